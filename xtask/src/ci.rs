@@ -1,0 +1,37 @@
+//! `cargo xtask test` and `cargo xtask ci`.
+
+use std::{
+    env,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result};
+
+use crate::dataset::workspace;
+
+/// All tests of all crates, in release mode: numeric code, and programs that tests start, are too slow otherwise, and one
+/// profile means one build.
+pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(Command::new(cargo)
+        .args(["test", "--workspace", "--release"])
+        .args(rest))
+}
+
+/// The same script that the CI service runs.
+pub(crate) fn ci() -> Result<ExitCode> {
+    run(&mut Command::new(workspace().join(".ci/run")))
+}
+
+fn run(command: &mut Command) -> Result<ExitCode> {
+    let status = command
+        .current_dir(workspace())
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    Ok(ExitCode::from(
+        status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(1),
+    ))
+}
