@@ -1,0 +1,350 @@
+//! Sliding-window inference, as nnU-Net does it, on images of any size.
+//!
+//! The image is padded with zeros to at least one patch, windows overlap by half a patch by default, and each window's
+//! logits count with a Gaussian weight that favours its centre. Memory beside the image and one forward pass: 4 (K + 1)
+//! bytes per voxel for the weighted sums of K classes, and as much again for the result while it is made.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+
+/// A network as inference sees it: images `[n, C, *patch]` to logits `[n, K, *patch]`.
+pub type Predict<'a> = dyn FnMut(&Tensor) -> Result<Tensor> + 'a;
+
+/// How an image is cut into windows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlidingWindow {
+    /// Size of a window in voxels (D, H, W): the patch size of training.
+    pub patch: [usize; 3],
+    /// Step between windows as a fraction of the patch, in (0, 1]. nnU-Net: 0.5.
+    pub step: f64,
+    /// Axes (D, H, W) along which windows are also predicted mirrored, the logits of all flips averaged: 2^n forward
+    /// passes for n axes. Use only axes that were mirrored in training.
+    pub mirror: [bool; 3],
+    /// Windows per forward pass. More use more memory; results differ by rounding at most.
+    pub windows_per_forward: usize,
+}
+
+impl SlidingWindow {
+    /// Half-patch steps, no mirroring, one window at a time.
+    pub fn new(patch: [usize; 3]) -> Self {
+        Self {
+            patch,
+            step: 0.5,
+            mirror: [false; 3],
+            windows_per_forward: 1,
+        }
+    }
+
+    /// Number of windows of an image of `shape` (D, H, W).
+    pub fn num_windows(&self, shape: [usize; 3]) -> usize {
+        let axes = 0..3;
+        axes.map(|a| window_starts(shape[a], self.patch[a], self.step).len())
+            .product()
+    }
+
+    /// Logits `[1, K, D, H, W]` (F32, on the CPU) of `image` `[1, C, D, H, W]`: the mean over `models` (folds).
+    ///
+    /// `progress(done, total)` is called after every forward pass with numbers of windows.
+    ///
+    /// ```
+    /// use adw_search::infer::SlidingWindow;
+    /// use candle_core::{Device, Tensor};
+    ///
+    /// let image = Tensor::randn(0f32, 1., (1, 1, 10, 9, 7), &Device::Cpu)?;
+    /// let mut double = |x: &Tensor| Ok((x * 2.0)?);
+    /// let logits = SlidingWindow::new([4, 4, 4]).logits(&image, &mut [&mut double], &mut |_, _| {})?;
+    /// let difference = (logits - (image * 2.0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    /// assert!(difference < 1e-5);
+    /// # Ok::<(), adw_search::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no model, a model fails or returns another shape than announced, or the logits are not finite.
+    pub fn logits(
+        &self,
+        image: &Tensor,
+        models: &mut [&mut Predict<'_>],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor> {
+        self.check()?;
+        let shape = match *image.dims() {
+            [1, _, d, h, w] => [d, h, w],
+            ref other => return Err(shape_error("image", "[1, C, D, H, W]", other)),
+        };
+        if models.is_empty() {
+            return Err(shape_error("models", "at least one", &[0]));
+        }
+        let (padded, before) = self.pad(image, shape)?;
+        let padded_shape = [padded.dim(2)?, padded.dim(3)?, padded.dim(4)?];
+        let starts: Vec<[usize; 3]> = self.windows(padded_shape);
+        let mut sums = WeightedSums::new(padded_shape, self.patch)?;
+        let mut done = 0;
+        for group in starts.chunks(self.windows_per_forward) {
+            let cut = |s: &[usize; 3]| self.cut(&padded, *s);
+            let windows = group.iter().map(cut).collect::<Result<Vec<_>>>()?;
+            let windows = Tensor::cat(&windows, 0)?;
+            let mut mean = self.forward(&windows, &mut *models[0])?;
+            for model in &mut models[1..] {
+                mean = (mean + self.forward(&windows, &mut **model)?)?;
+            }
+            if models.len() > 1 {
+                mean = (mean / models.len() as f64)?;
+            }
+            sums.add(&mean, group)?;
+            done += group.len();
+            progress(done, starts.len());
+        }
+        sums.mean(before, shape)
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |key, value: String, expected| {
+            Err(Error::Config {
+                key,
+                value,
+                expected,
+            })
+        };
+        if self.patch.contains(&0) {
+            return bad(
+                "patch",
+                format!("{:?}", self.patch),
+                "three sizes of at least 1",
+            );
+        }
+        if !(self.step > 0.0 && self.step <= 1.0) {
+            return bad(
+                "step",
+                self.step.to_string(),
+                "a fraction of the patch above 0, at most 1",
+            );
+        }
+        if self.windows_per_forward == 0 {
+            return bad("windows_per_forward", "0".into(), "at least 1");
+        }
+        Ok(())
+    }
+
+    /// The image with zeros around it to at least a patch, an odd voxel after; and the voxels added before.
+    fn pad(&self, image: &Tensor, shape: [usize; 3]) -> Result<(Tensor, [usize; 3])> {
+        let mut padded = image.clone();
+        let mut before = [0; 3];
+        for axis in 0..3 {
+            let missing = self.patch[axis].saturating_sub(shape[axis]);
+            before[axis] = missing / 2;
+            if missing > 0 {
+                padded = padded.pad_with_zeros(2 + axis, before[axis], missing - before[axis])?;
+            }
+        }
+        Ok((padded, before))
+    }
+
+    fn windows(&self, shape: [usize; 3]) -> Vec<[usize; 3]> {
+        let [d, h, w] = [0, 1, 2].map(|a| window_starts(shape[a], self.patch[a], self.step));
+        let mut windows = Vec::with_capacity(d.len() * h.len() * w.len());
+        for &d in &d {
+            for &h in &h {
+                windows.extend(w.iter().map(|&w| [d, h, w]));
+            }
+        }
+        windows
+    }
+
+    fn cut(&self, image: &Tensor, start: [usize; 3]) -> Result<Tensor> {
+        let mut window = image.clone();
+        for axis in 0..3 {
+            window = window.narrow(2 + axis, start[axis], self.patch[axis])?;
+        }
+        Ok(window.contiguous()?)
+    }
+
+    /// Mean of `model`'s logits over all flips of the mirrored axes.
+    fn forward(&self, windows: &Tensor, model: &mut Predict<'_>) -> Result<Tensor> {
+        let mut sum = self.checked(windows, model)?;
+        let axes: Vec<usize> = (0..3).filter(|a| self.mirror[*a]).map(|a| a + 2).collect();
+        for subset in 1..1usize << axes.len() {
+            let flipped: Vec<usize> = (0..axes.len())
+                .filter(|i| subset >> i & 1 == 1)
+                .map(|i| axes[i])
+                .collect();
+            let logits = self.checked(&windows.flip(&flipped)?, model)?;
+            sum = (sum + logits.flip(&flipped)?)?;
+        }
+        if axes.is_empty() {
+            return Ok(sum);
+        }
+        Ok((sum / (1usize << axes.len()) as f64)?)
+    }
+
+    fn checked(&self, windows: &Tensor, model: &mut Predict<'_>) -> Result<Tensor> {
+        let logits = model(windows)?.detach();
+        let [d, h, w] = self.patch;
+        match *logits.dims() {
+            [n, _, ld, lh, lw] if n == windows.dim(0)? && [ld, lh, lw] == self.patch => Ok(logits),
+            ref other => {
+                let expected = format!("[{}, K, {d}, {h}, {w}]", windows.dim(0)?);
+                Err(shape_error("logits of a window", &expected, other))
+            }
+        }
+    }
+}
+
+fn shape_error(what: &str, expected: &str, got: &[usize]) -> Error {
+    Error::Shape {
+        what: what.into(),
+        expected: expected.into(),
+        got: format!("{got:?}"),
+    }
+}
+
+/// First voxels of the windows along one axis: k = ceil((size - patch) / (step patch)) + 1 windows, at
+/// round(i (size - patch) / (k - 1)), half to even. One window at 0 when `size <= patch`.
+pub fn window_starts(size: usize, patch: usize, step: f64) -> Vec<usize> {
+    let rest = size.saturating_sub(patch);
+    if rest == 0 {
+        return vec![0];
+    }
+    // Steps below a voxel, which only tiny patches ask for, would repeat windows.
+    let last = ((rest as f64 / (patch as f64 * step)).ceil() as usize).min(rest);
+    let spacing = rest as f64 / last as f64;
+    let start = |i: usize| (i as f64 * spacing).round_ties_even() as usize;
+    (0..=last).map(start).collect()
+}
+
+/// Weight of each voxel of a window, `[D, H, W]`: `10 prod_axes exp(-((i - p/2) / (p/8))^2 / 2)`, rounded to f16 as
+/// nnU-Net keeps it; what rounds to zero takes the smallest other value.
+pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
+    let axis = |p: usize| -> Vec<f64> {
+        let sigma = p as f64 / 8.0;
+        let at = |i: usize| (-0.5 * ((i as f64 - (p / 2) as f64) / sigma).powi(2)).exp();
+        (0..p).map(at).collect()
+    };
+    let [d, h, w] = patch.map(axis);
+    let mut weights = Vec::with_capacity(patch.iter().product());
+    for d in &d {
+        for h in &h {
+            weights.extend(w.iter().map(|w| 10.0 * d * h * w));
+        }
+    }
+    let rounded = Tensor::from_vec(weights, &patch, &Device::Cpu)?.to_dtype(DType::F16)?;
+    let mut values = rounded
+        .to_dtype(DType::F32)?
+        .flatten_all()?
+        .to_vec1::<f32>()?;
+    let nonzero = values.iter().copied().filter(|v| *v > 0.0);
+    let smallest = nonzero.fold(f32::INFINITY, f32::min);
+    for v in values.iter_mut().filter(|v| **v == 0.0) {
+        *v = smallest;
+    }
+    Ok(Tensor::from_vec(values, &patch, &Device::Cpu)?)
+}
+
+/// Sum of weighted logits and of weights at every voxel.
+struct WeightedSums {
+    shape: [usize; 3],
+    patch: [usize; 3],
+    window: Vec<f32>,
+    weights: Vec<f32>,
+    /// One map per class, sized at the first window.
+    logits: Vec<Vec<f32>>,
+}
+
+impl WeightedSums {
+    fn new(shape: [usize; 3], patch: [usize; 3]) -> Result<Self> {
+        Ok(Self {
+            shape,
+            patch,
+            window: gaussian_weights(patch)?.flatten_all()?.to_vec1()?,
+            weights: vec![0.0; shape.iter().product()],
+            logits: vec![],
+        })
+    }
+
+    /// Adds the logits `[n, K, *patch]` of windows that start at `starts`.
+    fn add(&mut self, logits: &Tensor, starts: &[[usize; 3]]) -> Result<()> {
+        let classes = logits.dim(1)?;
+        if self.logits.is_empty() {
+            self.logits = vec![vec![0.0; self.weights.len()]; classes];
+        } else if self.logits.len() != classes {
+            let known = self.logits.len().to_string();
+            return Err(shape_error("classes of a window", &known, &[classes]));
+        }
+        let values = logits
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let (shape, patch, window) = (self.shape, self.patch, &self.window);
+        for (start, values) in starts.iter().zip(values.chunks(classes * window.len())) {
+            let maps = self
+                .logits
+                .par_iter_mut()
+                .zip(values.par_chunks(window.len()));
+            maps.for_each(|(sum, values)| {
+                for_each_row(shape, patch, *start, |image, row| {
+                    let terms = values[row.clone()].iter().zip(&window[row]);
+                    for (s, (v, w)) in sum[image].iter_mut().zip(terms) {
+                        *s += v * w;
+                    }
+                });
+            });
+            let weights = &mut self.weights;
+            for_each_row(shape, patch, *start, |image, row| {
+                for (s, w) in weights[image].iter_mut().zip(&window[row]) {
+                    *s += w;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Weighted means in the part of `shape` that starts at `start`.
+    fn mean(mut self, start: [usize; 3], shape: [usize; 3]) -> Result<Tensor> {
+        let weights = &self.weights;
+        let finite = self.logits.par_iter_mut().all(|map| {
+            for (v, w) in map.iter_mut().zip(weights) {
+                *v /= w;
+            }
+            map.iter().all(|v| v.is_finite())
+        });
+        if !finite {
+            return Err(Error::Shape {
+                what: "logits".into(),
+                expected: "finite numbers".into(),
+                got: "NaN or infinity: the weights or the image hold such values".into(),
+            });
+        }
+        let mut out = Vec::with_capacity(self.logits.len() * shape.iter().product::<usize>());
+        for map in &self.logits {
+            for_each_row(self.shape, shape, start, |image, _| {
+                out.extend_from_slice(&map[image])
+            });
+        }
+        let [d, h, w] = shape;
+        Ok(Tensor::from_vec(
+            out,
+            (1, self.logits.len(), d, h, w),
+            &Device::Cpu,
+        )?)
+    }
+}
+
+/// Calls `f` with the flat ranges, in the image and in the box, of every row (along W) of a `size` box at `start`.
+fn for_each_row(
+    image: [usize; 3],
+    size: [usize; 3],
+    start: [usize; 3],
+    mut f: impl FnMut(std::ops::Range<usize>, std::ops::Range<usize>),
+) {
+    for d in 0..size[0] {
+        for h in 0..size[1] {
+            let at = ((start[0] + d) * image[1] + start[1] + h) * image[2] + start[2];
+            let row = (d * size[1] + h) * size[2];
+            f(at..at + size[2], row..row + size[2]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! Clipping of the global gradient norm.
+
+use candle_core::{DType, Storage, Tensor};
+use rayon::prelude::*;
+
+use super::in_place::Real;
+use crate::Result;
+
+/// L2 norm of all gradients together, summed in f64 over fixed chunks: the same bits for any number of threads.
+pub fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64> {
+    let mut sum = 0.0;
+    for gradient in gradients.iter().flatten() {
+        sum += squared_norm(&gradient.contiguous()?)?;
+    }
+    Ok(sum.sqrt())
+}
+
+/// What gradients of norm `norm` are multiplied by: `min(1, max_norm / (norm + 1e-6))`, as
+/// `torch.nn.utils.clip_grad_norm_`.
+pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
+    (max_norm / (norm + 1e-6)).min(1.0)
+}
+
+fn squared_norm(gradient: &Tensor) -> Result<f64> {
+    let (storage, layout) = gradient.storage_and_layout();
+    let range = layout.contiguous_offsets();
+    if let (Storage::Cpu(cpu), Some((start, end))) = (&*storage, range) {
+        match gradient.dtype() {
+            DType::F32 => return Ok(sum_of_squares(&cpu.as_slice::<f32>()?[start..end])),
+            DType::F64 => return Ok(sum_of_squares(&cpu.as_slice::<f64>()?[start..end])),
+            _ => {}
+        }
+    }
+    drop(storage);
+    let sum = gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?;
+    Ok(sum.to_scalar::<f64>()?)
+}
+
+fn sum_of_squares<T: Real + Into<f64>>(values: &[T]) -> f64 {
+    // Independent sums let the additions overlap; their number is part of the result's definition.
+    const LANES: usize = 8;
+    let chunk_sum = |chunk: &[T]| {
+        let mut lanes = [0.0f64; LANES];
+        for group in chunk.chunks(LANES) {
+            for (lane, v) in lanes.iter_mut().zip(group) {
+                let v: f64 = (*v).into();
+                *lane += v * v;
+            }
+        }
+        lanes.iter().sum::<f64>()
+    };
+    let sums: Vec<f64> = values.par_chunks(1 << 15).map(chunk_sum).collect();
+    sums.iter().sum()
+}
