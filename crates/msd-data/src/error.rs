@@ -1,0 +1,257 @@
+//! What can be wrong with a dataset, a file or a request. Every message is one line that names the file and the
+//! value, and says what would be right.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong. The causes are part of the message, so `{error}` alone says everything.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write.
+    #[error("{path}: {cause}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
+    },
+    /// A JSON file does not parse.
+    #[error("{path}: not the JSON expected: {cause}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what was expected there.
+        cause: serde_json::Error,
+    },
+    /// The folder holds no dataset.
+    #[error(
+        "{path}: no dataset.json here; a dataset in Medical Segmentation Decathlon layout has one, beside imagesTr and labelsTr"
+    )]
+    NotADataset {
+        /// The folder that was asked for.
+        path: PathBuf,
+    },
+    /// `dataset.json` parses but says something impossible.
+    #[error("{path}: {problem}")]
+    DatasetJson {
+        /// The file.
+        path: PathBuf,
+        /// What it says and what would be right.
+        problem: String,
+    },
+    /// `dataset.json` lists files that are not there.
+    #[error("{listed_in} lists {}, which does not exist{}; restore the file or remove its entry", .path.display(), and_more(*.others))]
+    MissingFile {
+        /// The `dataset.json`.
+        listed_in: String,
+        /// The first missing file.
+        path: PathBuf,
+        /// How many further listed files are missing.
+        others: usize,
+    },
+    /// A NIfTI file cannot be read.
+    #[error("{path}: {problem}")]
+    Nifti {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: NiftiProblem,
+    },
+    /// Voxels are NaN or infinite.
+    #[error(
+        "{path}: {count} of {total} voxels are NaN or infinite; every voxel must be a finite number"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Number of such voxels.
+        count: usize,
+        /// Number of voxels in the file.
+        total: usize,
+    },
+    /// Image and label map do not lie on the same grid.
+    #[error("{}: shape {label_shape:?} (z, y, x) differs from that of its image {}, {image_shape:?}; they must be equal", .label.display(), .image.display())]
+    ShapeMismatch {
+        /// The image file.
+        image: PathBuf,
+        /// The label file.
+        label: PathBuf,
+        /// Voxels of the image, z, y, x.
+        image_shape: [usize; 3],
+        /// Voxels of the label map, z, y, x.
+        label_shape: [usize; 3],
+    },
+    /// Image and label map have different voxel sizes.
+    #[error("{}: voxel size {label_mm:?} mm (z, y, x) differs from that of its image {}, {image_mm:?}; they must be equal", .label.display(), .image.display())]
+    SpacingMismatch {
+        /// The image file.
+        image: PathBuf,
+        /// The label file.
+        label: PathBuf,
+        /// Voxel size of the image, millimetres.
+        image_mm: [f64; 3],
+        /// Voxel size of the label map, millimetres.
+        label_mm: [f64; 3],
+    },
+    /// An image has more or fewer channels than the dataset has modalities.
+    #[error("{path}: {found} channels, but the dataset has {expected} modalities")]
+    ChannelCount {
+        /// The image file.
+        path: PathBuf,
+        /// Channels in the file.
+        found: usize,
+        /// Modalities in `dataset.json`.
+        expected: usize,
+    },
+    /// A label map holds a value that `dataset.json` does not name.
+    #[error(
+        "{path}: {voxels} voxels have label {value}, which dataset.json does not name (it names {known})"
+    )]
+    UnknownLabel {
+        /// The label file.
+        path: PathBuf,
+        /// The value.
+        value: u16,
+        /// How many voxels have it.
+        voxels: usize,
+        /// The values that are named, as text.
+        known: String,
+    },
+    /// Cross-validation needs more cases.
+    #[error("{found} training cases, but five-fold cross-validation needs at least 5")]
+    TooFewCases {
+        /// Number of cases given.
+        found: usize,
+    },
+    /// No voxel of the whole dataset is labelled.
+    #[error("{dataset}: no voxel of any label map is foreground, so there is nothing to learn")]
+    NoForeground {
+        /// Name of the dataset.
+        dataset: String,
+    },
+    /// Arrays that should fit each other do not.
+    #[error("{what}: shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Which array.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that fits.
+        expected: Vec<usize>,
+    },
+    /// A request is impossible.
+    #[error("{0}")]
+    Invalid(String),
+    /// A file of predictions or references has no partner, or is no label map.
+    #[error("{folder}: {problem}")]
+    Evaluation {
+        /// The folder of predictions or references.
+        folder: String,
+        /// Which files, and what was expected.
+        problem: String,
+    },
+    /// A loader's worker panicked.
+    #[error("a data-loading thread panicked: {message}")]
+    WorkerPanic {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// What is wrong with a NIfTI file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NiftiProblem {
+    /// The name has neither ending.
+    #[error("the name must end in .nii or .nii.gz")]
+    Extension,
+    /// Not a NIfTI-1 single file.
+    #[error("not a NIfTI-1 file (header size {size}, magic {magic:?}; expected 348 and \"n+1\")")]
+    Magic {
+        /// The first field, 348 in NIfTI-1.
+        size: i32,
+        /// The last four bytes of the header, as text.
+        magic: String,
+    },
+    /// The file ends early, or its compressed stream is damaged.
+    #[error("truncated or damaged: {found} of {expected} bytes could be read{}", .cause.as_ref().map(|c| format!(" ({c})")).unwrap_or_default())]
+    Truncated {
+        /// Bytes that header and voxels need, uncompressed.
+        expected: u64,
+        /// Bytes that were there.
+        found: u64,
+        /// What the decompressor said.
+        cause: Option<String>,
+    },
+    /// The header claims more voxels than the file can hold.
+    #[error("the header claims {claimed}, but a file of {file_bytes} bytes cannot hold that")]
+    TooLarge {
+        /// The claim, as text.
+        claimed: String,
+        /// The size of the file.
+        file_bytes: u64,
+    },
+    /// Not the number of dimensions we can use.
+    #[error("dimensions {dim:?} (x, y, z, ...); expected {expected}")]
+    Dimensions {
+        /// The dimensions in the header.
+        dim: Vec<u16>,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// A voxel type without a single real value.
+    #[error(
+        "voxel type {code} (complex, colour, binary, 128-bit or unknown) is not supported; convert to an integer or float type"
+    )]
+    VoxelType {
+        /// The NIfTI-1 datatype code.
+        code: i16,
+    },
+    /// Voxel sizes that are no lengths.
+    #[error("voxel size {mm:?} (z, y, x); each must be a positive number")]
+    Spacing {
+        /// The sizes in the header.
+        mm: [f64; 3],
+    },
+    /// A label map with a value that is no label.
+    #[error(
+        "{count} voxels are no label values (e.g. {example}); labels are whole numbers from 0 to 65535"
+    )]
+    NotALabel {
+        /// How many.
+        count: usize,
+        /// One of them.
+        example: f64,
+    },
+    /// Anything else in the header.
+    #[error("unusable header: {0}")]
+    Header(String),
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |cause| Self::Io {
+            path: path.to_path_buf(),
+            cause,
+        }
+    }
+
+    pub(crate) fn nifti(path: &Path, problem: NiftiProblem) -> Self {
+        Self::Nifti {
+            path: path.to_path_buf(),
+            problem,
+        }
+    }
+}
+
+fn and_more(others: usize) -> String {
+    if others == 0 {
+        String::new()
+    } else {
+        format!(" (nor do {others} more)")
+    }
+}

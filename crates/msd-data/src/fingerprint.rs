@@ -1,0 +1,264 @@
+//! What a dataset looks like: shapes, voxel sizes and the intensities of its foreground.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::preprocess::crop::{nonzero_bounds, nonzero_mask};
+
+/// Facts about a training set that the planner needs. Triples are z, y, x as in the files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Voxel size of each case, millimetres.
+    pub spacings: Vec<[f64; 3]>,
+    /// Shape of each case after cropping to its nonzero region.
+    pub shapes_after_crop: Vec<[usize; 3]>,
+    /// Foreground intensities per channel, over all cases.
+    pub intensity: Vec<IntensityStatistics>,
+    /// Median over the cases of (voxels after cropping) / (voxels before).
+    pub median_relative_size_after_cropping: f64,
+}
+
+/// Statistics of the voxels of one channel whose label is not background; every case weighs the same.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct IntensityStatistics {
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub median: f64,
+    /// Population standard deviation.
+    pub std: f64,
+    /// Smallest value.
+    pub min: f64,
+    /// Largest value.
+    pub max: f64,
+    /// The value that 0.5 % of the voxels do not exceed.
+    pub percentile_00_5: f64,
+    /// The value that 99.5 % of the voxels do not exceed.
+    pub percentile_99_5: f64,
+}
+
+/// Computes the fingerprint of the training cases; reads every one of them, several at a time.
+///
+/// Deviation: nnU-Net draws `1e8 / num_cases` foreground voxels per case at random with replacement and computes
+/// statistics of the pool. Here every voxel of a case weighs `1 / (foreground voxels of the case)`, which is what
+/// that draw estimates, so the result is exact and has no seed.
+///
+/// # Errors
+/// Those of [`Dataset::load_case`]; [`Error::NoForeground`]; [`Error::Invalid`] without training cases.
+pub fn fingerprint(dataset: &Dataset) -> Result<Fingerprint> {
+    if dataset.training.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: dataset.json lists no training case",
+            dataset.root.display()
+        )));
+    }
+    // In order of the cases, so sums and the first error do not depend on threads.
+    let per_case: Vec<_> = dataset
+        .training
+        .par_iter()
+        .map(|case| look_at(dataset, case))
+        .collect();
+    let cases = per_case.into_iter().collect::<Result<Vec<_>>>()?;
+    let intensity = (0..dataset.modalities.len())
+        .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
+        .collect::<Option<_>>()
+        .ok_or_else(|| Error::NoForeground {
+            dataset: dataset.name.clone(),
+        })?;
+    let mut relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
+    Ok(Fingerprint {
+        spacings: cases.iter().map(|case| case.spacing_mm).collect(),
+        shapes_after_crop: cases.iter().map(|case| case.shape_after_crop).collect(),
+        intensity,
+        median_relative_size_after_cropping: percentile(&mut relative, 50.0),
+    })
+}
+
+struct CaseFacts {
+    spacing_mm: [f64; 3],
+    shape_after_crop: [usize; 3],
+    relative_size: f64,
+    /// Per channel.
+    foreground: Vec<Foreground>,
+}
+
+/// One channel of one case.
+struct Foreground {
+    mean: f64,
+    variance: f64,
+    /// At most `MAX_SAMPLES` values, sorted.
+    sorted: Vec<f32>,
+}
+
+/// Values kept per case and channel for the percentiles; organs with more voxels are thinned regularly. Bounds
+/// memory to some 100 MB for the largest task of the decathlon while moving a percentile by far less than noise.
+const MAX_SAMPLES: usize = 200_000;
+
+fn look_at(dataset: &Dataset, case: &crate::dataset::Case) -> Result<CaseFacts> {
+    let (image, labels) = dataset.load_case(case)?;
+    let bounds = nonzero_bounds(&nonzero_mask(&image.data.view()));
+    let shape_after_crop = bounds.map(|b| b.len());
+    let relative_size = shape_after_crop.iter().product::<usize>() as f64
+        / image.geometry.shape.iter().product::<usize>() as f64;
+    // Labelled voxels outside the crop are as much foreground to us; nnU-Net drops them, but an image that is zero
+    // where something is labelled is beyond both.
+    let foreground = image.data.outer_iter().map(|channel| {
+        let values = channel
+            .iter()
+            .zip(&labels.data)
+            .filter(|&(_, &label)| label > 0)
+            .map(|(&v, _)| v);
+        Foreground::of(values.collect())
+    });
+    let foreground = foreground.collect();
+    Ok(CaseFacts {
+        spacing_mm: image.geometry.spacing_mm,
+        shape_after_crop,
+        relative_size,
+        foreground,
+    })
+}
+
+impl Foreground {
+    fn of(mut values: Vec<f32>) -> Self {
+        let n = values.len().max(1) as f64;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let variance = values
+            .iter()
+            .map(|&v| (f64::from(v) - mean).powi(2))
+            .sum::<f64>()
+            / n;
+        values.sort_unstable_by(f32::total_cmp);
+        if values.len() > MAX_SAMPLES {
+            // Of the sorted values, so the extremes and every percentile stay where they are.
+            let last = values.len() - 1;
+            values = (0..MAX_SAMPLES)
+                .map(|i| values[i * last / (MAX_SAMPLES - 1)])
+                .collect();
+        }
+        Self {
+            mean,
+            variance,
+            sorted: values,
+        }
+    }
+}
+
+/// Statistics of the mixture of all cases with foreground, in equal parts; `None` if there is none.
+fn pool<'a>(cases: impl Iterator<Item = &'a Foreground>) -> Option<IntensityStatistics> {
+    let cases: Vec<_> = cases.filter(|case| !case.sorted.is_empty()).collect();
+    let n = cases.len() as f64;
+    let mean = cases.iter().map(|case| case.mean).sum::<f64>() / n;
+    let variance = cases
+        .iter()
+        .map(|case| case.variance + (case.mean - mean).powi(2))
+        .sum::<f64>()
+        / n;
+    let weighted = |case: &&Foreground| {
+        let weight = 1.0 / (n * case.sorted.len() as f64);
+        case.sorted.iter().map(|&v| (v, weight)).collect::<Vec<_>>()
+    };
+    let mut values: Vec<(f32, f64)> = cases.iter().flat_map(weighted).collect();
+    values.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let quantile = |q: f64| {
+        let mut below = 0.0;
+        let found = values.iter().find(|(_, weight)| {
+            below += weight;
+            below >= q
+        });
+        f64::from(found.or(values.last()).expect("some case has foreground").0)
+    };
+    let (min, max) = (values.first()?.0, values.last()?.0);
+    Some(IntensityStatistics {
+        mean,
+        median: quantile(0.5),
+        std: variance.sqrt(),
+        min: f64::from(min),
+        max: f64::from(max),
+        percentile_00_5: quantile(0.005),
+        percentile_99_5: quantile(0.995),
+    })
+}
+
+/// The `q`-th percentile with linear interpolation between ranks, as NumPy's default; sorts `values`.
+///
+/// # Panics
+/// On an empty slice.
+pub(crate) fn percentile(values: &mut [f64], q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let rank = q / 100.0 * (values.len() - 1) as f64;
+    let (low, part) = (rank.floor() as usize, rank.fract());
+    let high = (low + 1).min(values.len() - 1);
+    values[low] + (values[high] - values[low]) * part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    #[test]
+    fn percentiles_interpolate() {
+        let mut values = [4.0, 1.0, 3.0, 2.0];
+        assert_eq!(
+            [0.0, 50.0, 100.0].map(|q| percentile(&mut values, q)),
+            [1.0, 2.5, 4.0]
+        );
+        assert!((percentile(&mut values, 10.0) - 1.3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn cases_weigh_the_same_whatever_their_size() {
+        let (small, large) = (Foreground::of(vec![10.0]), Foreground::of(vec![0.0; 1000]));
+        let stats = pool([&small, &large, &Foreground::of(vec![])].into_iter()).unwrap();
+        assert_eq!(
+            (stats.mean, stats.std, stats.min, stats.max),
+            (5.0, 5.0, 0.0, 10.0)
+        );
+        assert!(pool([&Foreground::of(vec![])].into_iter()).is_none());
+    }
+
+    #[test]
+    fn equals_the_golden_fingerprints() {
+        for task in ["aniso_ct", "two_mr", "hippocampus"] {
+            let (Some(folder), Some(data)) = (golden::folder(task), golden::dataset(task)) else {
+                continue;
+            };
+            let text = std::fs::read_to_string(folder.join("dataset_fingerprint.json")).unwrap();
+            let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let found = fingerprint(&Dataset::open(&data).unwrap()).unwrap();
+            assert_eq!(
+                serde_json::to_value(&found.shapes_after_crop).unwrap(),
+                expected["shapes_after_crop"],
+                "{task}"
+            );
+            assert_eq!(
+                serde_json::to_value(&found.spacings).unwrap(),
+                expected["spacings"],
+                "{task}"
+            );
+            let relative = expected["median_relative_size_after_cropping"]
+                .as_f64()
+                .unwrap();
+            assert!((found.median_relative_size_after_cropping - relative).abs() < 1e-12);
+            for (c, stats) in found.intensity.iter().enumerate() {
+                let expected =
+                    &expected["foreground_intensity_properties_per_channel"][c.to_string()];
+                let found = serde_json::to_value(stats).unwrap();
+                for (name, expected) in expected.as_object().unwrap() {
+                    let (found, expected) =
+                        (found[name].as_f64().unwrap(), expected.as_f64().unwrap());
+                    // Theirs is a random sample: 1e8 draws leave a standard error of 1e-4 standard deviations in
+                    // the mean, and somewhat more in the percentiles of heavy tails.
+                    let tolerance = 1e-3 * stats.std.max(expected.abs());
+                    assert!(
+                        (found - expected).abs() <= tolerance,
+                        "{task} {c} {name}: {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}

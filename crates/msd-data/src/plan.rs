@@ -1,0 +1,350 @@
+//! From the facts about a dataset to voxel size, patch, strides and kernels: nnU-Net's planner for `3d_fullres`.
+//!
+//! Source: nnU-Net v2 (Isensee et al., Nature Methods 2021), `ExperimentPlanner`. All triples of a [`Plan`] are in
+//! network order: z, y, x moved so that the coarsest axis comes first ([`Plan::transpose_forward`]).
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::write_atomically;
+use crate::dataset::{Dataset, Label};
+use crate::error::{Error, Result};
+use crate::fingerprint::{Fingerprint, IntensityStatistics, percentile};
+
+mod topology;
+
+use topology::{Topology, fit_to_memory};
+
+/// Everything the data decide about training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Name of the dataset.
+    pub dataset_name: String,
+    /// Names of the image channels.
+    pub modalities: Vec<String>,
+    /// Labels by ascending value; the first is background.
+    pub labels: Vec<Label>,
+    /// Voxel size that cases are resampled to, millimetres.
+    pub spacing_mm: [f64; 3],
+    /// Median shape of the resampled cases, voxels (a median of an even number of cases may end in .5).
+    pub median_shape: [f64; 3],
+    /// Shape of the patches a network is trained on.
+    pub patch_size: [usize; 3],
+    /// Patches per batch.
+    pub batch_size: usize,
+    /// Stride of each pooling; P entries, one fewer than stages.
+    pub strides: Vec<[usize; 3]>,
+    /// Kernel of each stage; P + 1 entries, the last for the bottleneck.
+    pub kernels: Vec<[usize; 3]>,
+    /// How each channel is normalised.
+    pub normalization: Vec<Normalization>,
+    /// Whether each channel's statistics and normalisation leave out the region outside the nonzero mask.
+    pub use_mask_for_norm: Vec<bool>,
+    /// Foreground intensities of each channel.
+    pub intensity: Vec<IntensityStatistics>,
+    /// Whether Dice is summed over the batch before it is averaged.
+    pub batch_dice: bool,
+    /// Axis `i` of the network is axis `transpose_forward[i]` of the file's z, y, x.
+    pub transpose_forward: [usize; 3],
+    /// The inverse of `transpose_forward`.
+    pub transpose_backward: [usize; 3],
+}
+
+/// How intensities of a channel are brought to a common scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalization {
+    /// Clip to the foreground's 0.5 and 99.5 percentiles, subtract its mean, divide by its deviation: the same for
+    /// every case, since CT numbers have a physical meaning.
+    Ct,
+    /// Subtract the image's own mean, divide by its own deviation.
+    ZScore,
+    /// To 0..1 by the image's minimum and maximum.
+    RescaleToUnit,
+    /// Divide by 255.
+    RgbToUnit,
+    /// Leave as it is.
+    None,
+}
+
+impl Normalization {
+    /// What nnU-Net does for a channel of this name: `CT`, `noNorm`, `rescale_to_0_1`, `rgb_to_0_1` in any case, and
+    /// z-score for every other name.
+    pub fn for_modality(name: &str) -> Self {
+        match name.to_lowercase().as_str() {
+            "ct" => Self::Ct,
+            "nonorm" => Self::None,
+            "rescale_to_0_1" => Self::RescaleToUnit,
+            "rgb_to_0_1" => Self::RgbToUnit,
+            _ => Self::ZScore,
+        }
+    }
+}
+
+/// What a user may decide instead of the planner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlanOptions {
+    /// Memory that nnU-Net's own U-Net may take for training; scales patch and batch. nnU-Net plans for 8.
+    pub gpu_memory_gb: f64,
+    /// Voxel size in millimetres, z, y, x as in the files; by default from the fingerprint.
+    pub spacing_mm: Option<[f64; 3]>,
+    /// Patches per batch; by default from memory and the size of the dataset.
+    pub batch_size: Option<usize>,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self {
+            gpu_memory_gb: 8.0,
+            spacing_mm: None,
+            batch_size: None,
+        }
+    }
+}
+
+/// Plans training for a dataset.
+///
+/// # Errors
+/// [`Error::Invalid`] if an option is no positive number or the fingerprint is of no case.
+pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions) -> Result<Plan> {
+    check(fingerprint, options)?;
+    let spacing = options
+        .spacing_mm
+        .unwrap_or_else(|| target_spacing(fingerprint));
+    let median = median_resampled_shape(fingerprint, spacing);
+    let coarsest = first_argmax(spacing);
+    let mut transpose_forward = [coarsest, 0, 0];
+    for (slot, axis) in transpose_forward[1..]
+        .iter_mut()
+        .zip((0..3).filter(|&axis| axis != coarsest))
+    {
+        *slot = axis;
+    }
+    let mut transpose_backward = [0; 3];
+    for (i, &axis) in transpose_forward.iter().enumerate() {
+        transpose_backward[axis] = i;
+    }
+    let (spacing_mm, median_shape) = (
+        transpose_forward.map(|a| spacing[a]),
+        transpose_forward.map(|a| median[a]),
+    );
+
+    let network = NetworkPlan::of(
+        spacing_mm,
+        median_shape,
+        dataset.training.len(),
+        dataset.labels.len(),
+        options,
+    );
+    let normalization: Vec<_> = dataset
+        .modalities
+        .iter()
+        .map(|name| Normalization::for_modality(name))
+        .collect();
+    let mask = |n: &Normalization| {
+        *n == Normalization::ZScore && fingerprint.median_relative_size_after_cropping < 0.75
+    };
+    Ok(Plan {
+        dataset_name: dataset.name.clone(),
+        modalities: dataset.modalities.clone(),
+        labels: dataset.labels.clone(),
+        spacing_mm,
+        median_shape,
+        patch_size: network.topology.patch(),
+        batch_size: options.batch_size.unwrap_or(network.batch_size),
+        use_mask_for_norm: normalization.iter().map(mask).collect(),
+        normalization,
+        intensity: fingerprint.intensity.clone(),
+        batch_dice: network.low_resolution_exists,
+        strides: network.topology.strides,
+        kernels: network.topology.kernels,
+        transpose_forward,
+        transpose_backward,
+    })
+}
+
+impl Plan {
+    /// Reads a `plan.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(|cause| Error::Json {
+            path: path.to_path_buf(),
+            cause,
+        })
+    }
+
+    /// Writes a `plan.json`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+    }
+}
+
+/// What follows from the spacing: the network's shape and its batch.
+struct NetworkPlan {
+    topology: Topology,
+    batch_size: usize,
+    low_resolution_exists: bool,
+}
+
+impl NetworkPlan {
+    fn of(
+        spacing: [f64; 3],
+        median: [f64; 3],
+        num_cases: usize,
+        num_labels: usize,
+        options: &PlanOptions,
+    ) -> Self {
+        let reference = 560e6 * options.gpu_memory_gb / 8.0;
+        let (topology, elements) = fit_to_memory(spacing, median, num_labels, reference);
+        let patch_voxels = volume(topology.patch);
+        let by_memory = (2.0 * reference / elements).round_ties_even();
+        // No batch shows more than a twentieth of the dataset.
+        let by_dataset =
+            (0.05 * volume(median) * num_cases as f64 / patch_voxels).round_ties_even();
+        let batch_size = by_memory.min(by_dataset).max(2.0) as usize;
+        let low_resolution_exists =
+            low_resolution_exists(spacing, median, patch_voxels, |spacing, median| {
+                volume(
+                    fit_to_memory(spacing, median, num_labels, reference)
+                        .0
+                        .patch,
+                )
+            });
+        Self {
+            topology,
+            batch_size,
+            low_resolution_exists,
+        }
+    }
+}
+
+/// Whether nnU-Net would also plan a `3d_lowres`: the full-resolution patch sees less than a quarter of a case, and
+/// coarsening until a patch sees that much saves at least half of the voxels. Decides `batch_dice`.
+fn low_resolution_exists(
+    full_spacing: [f64; 3],
+    full_median: [f64; 3],
+    full_patch_voxels: f64,
+    patch_voxels: impl Fn([f64; 3], [f64; 3]) -> f64,
+) -> bool {
+    let (mut spacing, mut in_patch, mut in_case) =
+        (full_spacing, full_patch_voxels, volume(full_median));
+    while in_patch / in_case < 0.25 {
+        let coarsest = spacing.iter().copied().fold(f64::MIN, f64::max);
+        let anisotropic = spacing.iter().any(|s| coarsest / s > 2.0);
+        spacing = spacing.map(|s| {
+            if !anisotropic || coarsest / s > 2.0 {
+                s * 1.03
+            } else {
+                s
+            }
+        });
+        let median = [0, 1, 2].map(|i| full_spacing[i] / spacing[i] * full_median[i]);
+        in_case = volume(median);
+        in_patch = patch_voxels(spacing, median.map(f64::round_ties_even));
+    }
+    volume(full_median) / in_case >= 2.0
+}
+
+fn check(fingerprint: &Fingerprint, options: &PlanOptions) -> Result<()> {
+    let positive = |v: f64| v.is_finite() && v > 0.0;
+    if !positive(options.gpu_memory_gb) {
+        return Err(Error::Invalid(format!(
+            "gpu_memory_gb is {}; expected a positive number",
+            options.gpu_memory_gb
+        )));
+    }
+    if let Some(mm) = options
+        .spacing_mm
+        .filter(|mm| !mm.iter().all(|&v| positive(v)))
+    {
+        return Err(Error::Invalid(format!(
+            "spacing_mm is {mm:?}; expected three positive numbers"
+        )));
+    }
+    if options.batch_size == Some(0) {
+        return Err(Error::Invalid(
+            "batch_size is 0; expected at least 1".to_owned(),
+        ));
+    }
+    if fingerprint.spacings.is_empty()
+        || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len()
+    {
+        return Err(Error::Invalid(
+            "the fingerprint is of no case; expected one spacing and shape per case".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The median voxel size, except along an axis that is much coarser *and* much shorter than the others: there the
+/// 10th percentile, so that most cases are not thinned further.
+fn target_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
+    let along = |axis: usize| {
+        fingerprint
+            .spacings
+            .iter()
+            .map(|mm| mm[axis])
+            .collect::<Vec<_>>()
+    };
+    let mut target = [0, 1, 2].map(|axis| percentile(&mut along(axis), 50.0));
+    let sizes = [0, 1, 2].map(|axis| {
+        percentile(
+            &mut fingerprint
+                .shapes_after_crop
+                .iter()
+                .map(|s| s[axis] as f64)
+                .collect::<Vec<_>>(),
+            50.0,
+        )
+    });
+    let worst = first_argmax(target);
+    let others = [0, 1, 2].into_iter().filter(|&axis| axis != worst);
+    let coarsest_other = others
+        .clone()
+        .map(|axis| target[axis])
+        .fold(f64::MIN, f64::max);
+    let shortest_other = others.map(|axis| sizes[axis]).fold(f64::MAX, f64::min);
+    if target[worst] > 3.0 * coarsest_other && 3.0 * sizes[worst] < shortest_other {
+        let fine = percentile(&mut along(worst), 10.0);
+        target[worst] = if fine < coarsest_other {
+            coarsest_other + 1e-5
+        } else {
+            fine
+        };
+    }
+    target
+}
+
+fn median_resampled_shape(fingerprint: &Fingerprint, target: [f64; 3]) -> [f64; 3] {
+    [0, 1, 2].map(|axis| {
+        let cases = fingerprint
+            .spacings
+            .iter()
+            .zip(&fingerprint.shapes_after_crop);
+        let mut sizes: Vec<f64> = cases
+            .map(|(mm, shape)| (mm[axis] / target[axis] * shape[axis] as f64).round_ties_even())
+            .collect();
+        percentile(&mut sizes, 50.0)
+    })
+}
+
+fn first_argmax(v: [f64; 3]) -> usize {
+    (1..3).fold(0, |best, axis| if v[axis] > v[best] { axis } else { best })
+}
+
+fn volume(edges: [f64; 3]) -> f64 {
+    edges.iter().product()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! From a case as it lies on disk to what a network sees, and back.
+//!
+//! The order is nnU-Net's: transpose, crop to the nonzero region, normalise, resample. Normalising comes first, so
+//! its statistics are those of the scanner's own voxels.
+
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Slice};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::nifti::{LabelMap, Volume};
+use crate::plan::Plan;
+
+pub(crate) mod crop;
+mod locations;
+mod normalize;
+mod resample;
+mod restore;
+
+pub use locations::ClassLocations;
+
+/// A case ready for training or prediction. Spatial axes D, H, W are the plan's
+/// (z, y, x moved by [`Plan::transpose_forward`]).
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreparedCase {
+    /// Normalised intensities, `[C, D, H, W]`.
+    pub image: Array4<f32>,
+    /// Labels, `[D, H, W]`; -1 where nothing is labelled and every channel was 0.
+    pub labels: Option<Array3<i16>>,
+    /// For every label above 0 that occurs: where.
+    pub locations: Vec<ClassLocations>,
+    /// What is needed to bring a prediction back to the image's grid.
+    pub properties: CaseProperties,
+}
+
+/// How a case was cropped and resampled; undone by [`CaseProperties::restore_labels`] and
+/// [`CaseProperties::restore_logits`]. Triples are in network order unless noted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseProperties {
+    /// Voxel size of the image, millimetres.
+    pub spacing_mm: [f64; 3],
+    /// Voxel size after resampling, millimetres.
+    pub target_spacing_mm: [f64; 3],
+    /// Shape of the image.
+    pub shape_before_cropping: [usize; 3],
+    /// The part that was kept, first voxel and one past the last, per axis.
+    pub crop: [[usize; 2]; 3],
+    /// Shape after resampling: that of [`PreparedCase::image`].
+    pub shape: [usize; 3],
+    /// [`Plan::transpose_forward`].
+    pub transpose_forward: [usize; 3],
+}
+
+impl CaseProperties {
+    /// Shape of the part that was kept, before resampling.
+    pub fn shape_after_cropping(&self) -> [usize; 3] {
+        self.crop.map(|[start, end]| end - start)
+    }
+}
+
+/// Prepares one case as `plan` says: crop to the nonzero region, normalise, resample to the plan's voxel size, and
+/// remember where each label lies.
+///
+/// Images are resampled with interpolating cubic B-splines and clipped to their own range; labels by linear
+/// interpolation of each label's indicator. Cases whose voxels are more than three times longer along one axis are
+/// resampled in-plane, and nearest-neighbour across.
+///
+/// # Errors
+/// [`Error::Shape`] if image, labels and plan do not fit each other.
+pub fn preprocess(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<PreparedCase> {
+    check(image, labels, plan)?;
+    let forward = plan.transpose_forward;
+    let spacing_mm = forward.map(|a| image.geometry.spacing_mm[a]);
+    let data = image.data.view().permuted_axes([0, 1 + forward[0], 1 + forward[1], 1 + forward[2]]);
+    let mask = crop::nonzero_mask(&data);
+    let bounds = crop::nonzero_bounds(&mask);
+    let crop = bounds.clone().map(|b| [b.start, b.end]);
+    let mut cropped = crop_image(&data, crop);
+    // Without labels only the sign matters, to tell inside from outside.
+    let mut cropped_labels = match labels {
+        Some(labels) => crop_volume(&labels.data.view().permuted_axes(forward), crop).mapv(|v| v as i16),
+        None => Array3::zeros(bounds.map(|b| b.len())),
+    };
+    let inside = crop_volume(&mask.view(), crop);
+    cropped_labels.zip_mut_with(&inside, |label, &inside| {
+        if *label == 0 && !inside {
+            *label = -1;
+        }
+    });
+    for (c, mut channel) in cropped.outer_iter_mut().enumerate() {
+        let masked = plan.use_mask_for_norm[c].then(|| cropped_labels.view());
+        normalize::normalize(&mut channel, masked, plan.normalization[c], plan.intensity.get(c))?;
+    }
+
+    let target_mm = plan.spacing_mm;
+    let (d, h, w) = cropped_labels.dim();
+    let shape = resample::resampled_shape([d, h, w], spacing_mm, target_mm);
+    let separate = resample::separate_axis(spacing_mm, target_mm);
+    let properties = CaseProperties {
+        spacing_mm,
+        target_spacing_mm: target_mm,
+        shape_before_cropping: [mask.dim().0, mask.dim().1, mask.dim().2],
+        crop,
+        shape,
+        transpose_forward: forward,
+    };
+    let image = resample::resample_image(cropped, shape, separate);
+    let labels = labels.map(|_| resample::resample_labels(cropped_labels, shape, separate));
+    let locations = labels.as_ref().map(|l| locations::class_locations(&l.view())).unwrap_or_default();
+    Ok(PreparedCase { image, labels, locations, properties })
+}
+
+/// Reads and prepares training cases, several at a time; the result is in the order of `ids`.
+///
+/// # Errors
+/// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`].
+pub fn prepare_training_cases(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<Vec<PreparedCase>> {
+    let prepare = |id: &String| {
+        let (image, labels) = dataset.load_case(dataset.training_case(id)?)?;
+        preprocess(&image, Some(&labels), plan)
+    };
+    let cases: Vec<_> = ids.par_iter().map(prepare).collect();
+    cases.into_iter().collect()
+}
+
+fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<()> {
+    let shape = &image.data.shape()[1..];
+    if let Some(labels) = labels.filter(|l| l.data.shape() != shape) {
+        let found = labels.data.shape().to_vec();
+        return Err(Error::Shape { what: "label map", found, expected: shape.to_vec() });
+    }
+    let (channels, planned) = (image.data.shape()[0], plan.normalization.len());
+    if channels != planned || plan.use_mask_for_norm.len() != planned {
+        return Err(Error::Shape { what: "image channels", found: vec![channels], expected: vec![planned] });
+    }
+    Ok(())
+}
+
+fn crop_image(image: &ArrayView4<f32>, crop: [[usize; 2]; 3]) -> Array4<f32> {
+    let cropped = image.slice_each_axis(|ax| match ax.axis {
+        Axis(0) => Slice::from(..),
+        Axis(a) => Slice::from(crop[a - 1][0]..crop[a - 1][1]),
+    });
+    cropped.as_standard_layout().into_owned()
+}
+
+fn crop_volume<T: Clone>(volume: &ArrayView3<T>, crop: [[usize; 2]; 3]) -> Array3<T> {
+    let cropped = volume.slice_each_axis(|ax| Slice::from(crop[ax.axis.0][0]..crop[ax.axis.0][1]));
+    cropped.as_standard_layout().into_owned()
+}
+
+#[cfg(test)]
+mod tests;
