@@ -6,16 +6,22 @@
 
 mod atomic_file;
 mod batch;
+mod checkpoint;
 mod dice;
 mod error;
+mod events;
 pub mod infer;
 pub mod optim;
+mod run_files;
 pub mod schedule;
 mod tensor_file;
+mod training_loop;
 
 pub use batch::{Batch, BatchSource, BoxError, Part, Request, Requests};
 pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
+pub use events::{Event, IterationReport, OnEvent, Reaction};
+pub use run_files::RunOptions;
 
 /// Tensors by name, in the order of their names.
 pub type NamedTensors = std::collections::BTreeMap<String, candle_core::Tensor>;

@@ -1,0 +1,195 @@
+//! The state of a run in one file: parameters, optimisers, position, and which run it belongs to.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::tensor_file::{self, Metadata};
+use crate::{Error, NamedTensors, Result};
+
+const FORMAT: &str = "adw-checkpoint/1";
+
+/// How far a run has come: the next iteration to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) epoch: usize,
+    pub(crate) iteration: usize,
+}
+
+/// Running means of the epoch under way, by name.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Means(BTreeMap<String, (f64, u64)>);
+
+impl Means {
+    pub(crate) fn add(&mut self, values: &[(&'static str, f64)]) {
+        for (name, value) in values {
+            let (sum, count) = self.0.entry((*name).to_owned()).or_default();
+            *sum += value;
+            *count += 1;
+        }
+    }
+
+    /// The mean of `name`; none if it never occurred.
+    pub(crate) fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).map(|(sum, count)| sum / *count as f64)
+    }
+}
+
+/// All that a resumed run needs.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) position: Position,
+    pub(crate) means: Means,
+    pub(crate) tensors: NamedTensors,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    position: Position,
+    means: Means,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint of the run that `identity` describes, replacing `path` once it is complete.
+    pub(crate) fn write(&self, path: &Path, identity: &Value) -> Result<()> {
+        let progress = Progress {
+            position: self.position,
+            means: self.means.clone(),
+        };
+        let progress = serde_json::to_string(&progress)
+            .map_err(|e| Error::file(path, format!("progress cannot be written as JSON: {e}")))?;
+        let metadata = Metadata::from([
+            ("format".into(), FORMAT.into()),
+            ("identity".into(), identity.to_string()),
+            ("progress".into(), progress),
+        ]);
+        tensor_file::write(path, &self.tensors, &metadata)
+    }
+
+    /// Reads a checkpoint, which must be of the run that `identity` describes.
+    pub(crate) fn read(path: &Path, identity: &Value, device: &Device) -> Result<Self> {
+        const WHAT: &str = "a checkpoint of this program";
+        let (tensors, metadata) = tensor_file::read(path, WHAT, device)?;
+        let format = metadata.get("format").map_or("absent", String::as_str);
+        if format != FORMAT {
+            let reason = format!("not {WHAT} (format {format}, expected {FORMAT})");
+            return Err(Error::file(path, reason));
+        }
+        let json = |key: &str| metadata.get(key).map_or("null", String::as_str);
+        let bad = |e| Error::file(path, format!("not {WHAT} ({e})"));
+        let stored: Value = serde_json::from_str(json("identity")).map_err(bad)?;
+        if let Some(difference) = difference("", &stored, identity) {
+            return Err(Error::OtherRun {
+                path: path.to_owned(),
+                difference,
+            });
+        }
+        let progress: Progress = serde_json::from_str(json("progress")).map_err(bad)?;
+        Ok(Self {
+            position: progress.position,
+            means: progress.means,
+            tensors,
+        })
+    }
+}
+
+/// The first value that differs, as "key: X in the checkpoint, Y now".
+fn difference(at: &str, stored: &Value, now: &Value) -> Option<String> {
+    if let (Value::Object(stored), Value::Object(now)) = (stored, now) {
+        let keys = stored.keys().chain(now.keys());
+        let null = &Value::Null;
+        return keys
+            .filter_map(|key| {
+                let at = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
+                let of =
+                    |map: &serde_json::Map<String, Value>| map.get(key).unwrap_or(null).clone();
+                difference(&at, &of(stored), &of(now))
+            })
+            .next();
+    }
+    (stored != now).then(|| format!("{at}: {stored} in the checkpoint, {now} now"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Tensor;
+    use serde_json::json;
+
+    fn example() -> Checkpoint {
+        let mut means = Means::default();
+        means.add(&[("loss", 0.1), ("norm", 1.0 / 3.0)]);
+        means.add(&[("loss", 0.2)]);
+        let w = Tensor::new(&[0.1f32, -3.0], &Device::Cpu).unwrap();
+        Checkpoint {
+            position: Position {
+                epoch: 3,
+                iteration: 17,
+            },
+            means,
+            tensors: NamedTensors::from([("parameter.w".into(), w)]),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_bit_for_bit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("latest.safetensors");
+        let identity = json!({"kind": "search", "config": {"epochs": 5, "lr": 0.1}});
+        let saved = example();
+        saved.write(&path, &identity).unwrap();
+        let read = Checkpoint::read(&path, &identity, &Device::Cpu).unwrap();
+        assert_eq!((read.position, &read.means), (saved.position, &saved.means));
+        assert_eq!(read.means.get("loss"), Some((0.1 + 0.2) / 2.0));
+        assert_eq!(read.means.get("norm"), Some(1.0 / 3.0));
+        assert_eq!(read.means.get("absent"), None);
+        let w = read.tensors["parameter.w"].to_vec1::<f32>().unwrap();
+        assert_eq!(w, [0.1, -3.0]);
+    }
+
+    #[test]
+    fn another_runs_checkpoint_is_refused_with_the_setting_that_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("latest.safetensors");
+        example()
+            .write(&path, &json!({"config": {"epochs": 5, "lr": 0.1}}))
+            .unwrap();
+        let other = json!({"config": {"epochs": 6, "lr": 0.1}});
+        let message = Checkpoint::read(&path, &other, &Device::Cpu)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("(config.epochs: 5 in the checkpoint, 6 now)"),
+            "{message}"
+        );
+        let more = json!({"config": {"epochs": 5, "lr": 0.1}, "task": "heart"});
+        let message = Checkpoint::read(&path, &more, &Device::Cpu)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("(task: null in the checkpoint, \"heart\" now)"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("latest.safetensors");
+        tensor_file::write(&path, &NamedTensors::new(), &Metadata::new()).unwrap();
+        let message = Checkpoint::read(&path, &json!({}), &Device::Cpu)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("latest.safetensors: not a checkpoint of this program (format absent"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! What a search or training tells its caller while it runs, and what the caller answers.
+
+use std::path::Path;
+
+/// Something happened; `R` is the history row of the run, [`crate::SearchRow`] or [`crate::RetrainRow`].
+#[derive(Debug)]
+pub enum Event<'a, R> {
+    /// The first event: where the run starts, (0, 0) unless it resumes.
+    Started {
+        /// First epoch, from 0.
+        epoch: usize,
+        /// First iteration in it, from 0.
+        iteration: usize,
+        /// Epochs in all.
+        epochs: usize,
+        /// Iterations per epoch.
+        iterations_per_epoch: usize,
+    },
+    /// An iteration is done.
+    Iteration(IterationReport),
+    /// An epoch is done, its row appended to the history.
+    Epoch(&'a R),
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// One iteration's numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct IterationReport {
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// Iteration in the epoch, from 0.
+    pub iteration: usize,
+    /// Learning rate of the weights.
+    pub lr: f64,
+    /// Temperature; in a search only.
+    pub tau: Option<f64>,
+    /// Losses and gradient norms by name, as their means appear in the history row: `loss`, `grad_norm` of the weights'
+    /// step; in a search after its warm-up also `arch_loss_a`, `arch_loss_b`, `arch_grad_norm`.
+    pub values: Vec<(&'static str, f64)>,
+}
+
+/// The caller's answer to an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reaction {
+    /// Go on.
+    #[default]
+    Continue,
+    /// Write a checkpoint, then end with [`crate::Error::Stopped`]: for an interrupt by the user.
+    SaveAndStop,
+    /// End at once with [`crate::Error::Stopped`], as if killed.
+    Stop,
+}
+
+/// The caller's ear.
+pub type OnEvent<'a, R> = dyn FnMut(&Event<'_, R>) -> Reaction + 'a;
