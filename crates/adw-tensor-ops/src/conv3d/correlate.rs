@@ -1,0 +1,342 @@
+//! The one loop behind forward convolution, input gradient and transposed convolution.
+//!
+//! Per axis, output `q` (written at `q * out_step + out_offset`) reads input `q * step + offset` for every tap, and
+//! taps have consecutive offsets. A strided input gradient is one such loop per residue of the input position; a
+//! transposed convolution is the input gradient of a convolution.
+//!
+//! A task takes a block of output rows: it copies the input rows that the block needs into a zero-padded panel that
+//! fits the second-level cache (normalising them on the way, so that the normalised map never exists in memory), then
+//! runs register tiles over panel and packed weights. Channels lie innermost, so a run over `taps along W x input
+//! channels` is contiguous in the panel, and no im2col matrix is ever built.
+
+use super::tile::{
+    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row, run_tile,
+};
+use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of a panel: half of a common second-level cache, the other half is for weights and output.
+const PANEL_BYTES: usize = 384 << 10;
+/// Bytes of packed weights that one sweep over a block's rows works with: what stays in a first-level cache.
+const WEIGHT_BYTES: usize = 28 << 10;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tap {
+    pub(crate) offset: isize,
+    /// Index of the kernel element along this axis.
+    pub(crate) weight: usize,
+}
+
+/// One axis of a correlation.
+#[derive(Clone, Debug)]
+pub(crate) struct Axis {
+    pub(crate) input: usize,
+    pub(crate) step: usize,
+    /// Consecutive ascending offsets; may be empty, then the outputs are zero.
+    pub(crate) taps: Vec<Tap>,
+    pub(crate) count: usize,
+    pub(crate) output: usize,
+    pub(crate) out_step: usize,
+    pub(crate) out_offset: usize,
+}
+
+impl Axis {
+    fn first_offset(&self) -> isize {
+        self.taps.first().map_or(0, |t| t.offset)
+    }
+
+    /// Input positions from the first to the last that `outputs` neighbouring outputs read.
+    fn extent(&self, outputs: usize) -> usize {
+        (outputs - 1) * self.step + self.taps.len().max(1)
+    }
+
+    fn output_at(&self, q: usize) -> usize {
+        q * self.out_step + self.out_offset
+    }
+}
+
+/// How the elements `[k channel][lane channel][tap]` lie in a weight tensor, in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightLayout {
+    pub(crate) base: usize,
+    pub(crate) k_stride: usize,
+    pub(crate) lane_stride: usize,
+    pub(crate) tap_strides: [usize; 3],
+}
+
+pub(crate) struct Correlation<'a, T> {
+    pub(crate) set: InstructionSet,
+    pub(crate) batch: usize,
+    pub(crate) axes: [Axis; 3],
+    pub(crate) sources: &'a [Source<'a, T>],
+    pub(crate) out_channels: usize,
+    pub(crate) weight: &'a [T],
+    pub(crate) layout: WeightLayout,
+}
+
+/// Output channels `first..first + count`, `vectors` wide when packed.
+#[derive(Clone, Debug)]
+struct ChannelBlock {
+    first: usize,
+    count: usize,
+    vectors: usize,
+    /// Of its packed weights.
+    offset: usize,
+}
+
+struct VectorShape {
+    lanes: usize,
+    max_vectors: usize,
+}
+
+struct AskShape;
+impl<T: Element> Kernel<T> for AskShape {
+    type Output = VectorShape;
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) -> VectorShape {
+        VectorShape { lanes: S::LANES, max_vectors: max_vectors::<S>() }
+    }
+}
+
+/// Packed as `[block][tap d][tap h][tap w][k channel][lane]`, lanes without a channel zero.
+struct PackedWeight<T> {
+    data: Vec<T>,
+    blocks: Vec<ChannelBlock>,
+    lanes: usize,
+}
+
+impl<T: Element> Correlation<'_, T> {
+    fn k_channels(&self) -> usize {
+        self.sources.iter().map(|s| s.channels).sum()
+    }
+
+    fn pack_weight(&self) -> PackedWeight<T> {
+        let VectorShape { lanes, max_vectors } = dispatch::<T, _>(self.set, AskShape);
+        let taps = self.axes.each_ref().map(|a| a.taps.len());
+        let (k, num_taps) = (self.k_channels(), taps[0] * taps[1] * taps[2]);
+        let mut blocks = Vec::new();
+        let mut offset = 0;
+        for r in balanced(self.out_channels.div_ceil(lanes), max_vectors) {
+            let first = r.start * lanes;
+            let count = (r.end * lanes).min(self.out_channels) - first;
+            blocks.push(ChannelBlock { first, count, vectors: r.len(), offset });
+            offset += num_taps * k * r.len() * lanes;
+        }
+        let layout = self.layout;
+        let tap_offsets: Vec<usize> = self.axes[0]
+            .taps
+            .iter()
+            .flat_map(|d| {
+                self.axes[1].taps.iter().flat_map(move |h| {
+                    self.axes[2].taps.iter().map(move |w| {
+                        d.weight * layout.tap_strides[0] + h.weight * layout.tap_strides[1] + w.weight * layout.tap_strides[2]
+                    })
+                })
+            })
+            .collect();
+        const CHUNK: usize = 16;
+        let jobs: Vec<(&ChannelBlock, usize)> =
+            blocks.iter().flat_map(|b| (0..k.div_ceil(CHUNK)).map(move |i| (b, i * CHUNK))).collect();
+        // SAFETY: the jobs cover every block and k channel, and each writes all taps and lanes of its own.
+        let data = unsafe {
+            filled(offset, |out: SharedOut<T>| {
+                jobs.par_iter().for_each(|&(block, k0)| {
+                    let width = block.vectors * lanes;
+                    for kc in k0..(k0 + CHUNK).min(k) {
+                        for lane in 0..width {
+                            let src = (lane < block.count).then(|| {
+                                &self.weight[layout.base + kc * layout.k_stride + (block.first + lane) * layout.lane_stride..]
+                            });
+                            for (t, &tap) in tap_offsets.iter().enumerate() {
+                                let v = src.map_or(T::ZERO, |s| s[tap]);
+                                // SAFETY: inside the block's packed weights; no other job writes this (k, lane).
+                                out.ptr().add(block.offset + (t * k + kc) * width + lane).write(v);
+                            }
+                        }
+                    }
+                });
+            })
+        };
+        PackedWeight { data, blocks, lanes }
+    }
+
+    /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
+    fn block_rows(&self) -> [usize; 2] {
+        let [d, h, w] = &self.axes;
+        let row = w.extent(w.count) * self.k_channels() * size_of::<T>();
+        let fits = |nd: usize, nh: usize| d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
+        let mut nh = 1;
+        while nh < h.count && fits(1, nh + 1) {
+            nh += 1;
+        }
+        nh = h.count.div_ceil(h.count.div_ceil(nh));
+        let mut nd = 1;
+        while nh == h.count && nd < d.count && fits(nd + 1, nh) {
+            nd += 1;
+        }
+        nd = d.count.div_ceil(d.count.div_ceil(nd));
+        [nd, nh]
+    }
+
+    /// Writes the outputs of this correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of what
+    /// it wrote if `with_moments`.
+    ///
+    /// # Safety
+    /// `out` is valid for the whole output map, and nobody else accesses the positions that the axes name.
+    pub(crate) unsafe fn run(&self, out: SharedOut<T>, with_moments: bool) -> Vec<BlockMoments<T>> {
+        let [d, h, w] = &self.axes;
+        if self.batch * d.count * h.count * w.count == 0 {
+            return Vec::new();
+        }
+        let packed = self.pack_weight();
+        let [nd, nh] = self.block_rows();
+        let d_blocks: Vec<Range<usize>> = (0..d.count).step_by(nd).map(|i| i..(i + nd).min(d.count)).collect();
+        let h_blocks: Vec<Range<usize>> = (0..h.count).step_by(nh).map(|i| i..(i + nh).min(h.count)).collect();
+        let spatial = self.batch * d_blocks.len() * h_blocks.len();
+        // Layers with few voxels and many channels are split by channel as well.
+        let splits = 16usize.div_ceil(spatial).min(packed.blocks.len());
+        let mut tasks = Vec::with_capacity(spatial * splits);
+        for b in 0..self.batch {
+            for d in &d_blocks {
+                for h in &h_blocks {
+                    for channels in balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits)) {
+                        tasks.push(Task { batch_idx: b, d: d.clone(), h: h.clone(), blocks: channels });
+                    }
+                }
+            }
+        }
+        let moments: Vec<Vec<BlockMoments<T>>> = tasks
+            .into_par_iter()
+            .map_init(Vec::new, |panel, task| {
+                dispatch(self.set, RunTask { job: self, packed: &packed, task, out, with_moments, panel })
+            })
+            .collect();
+        moments.into_iter().flatten().collect()
+    }
+}
+
+struct Task {
+    batch_idx: usize,
+    d: Range<usize>,
+    h: Range<usize>,
+    blocks: Range<usize>,
+}
+
+struct RunTask<'a, T> {
+    job: &'a Correlation<'a, T>,
+    packed: &'a PackedWeight<T>,
+    task: Task,
+    out: SharedOut<T>,
+    with_moments: bool,
+    panel: &'a mut Vec<T>,
+}
+
+impl<T: Element> Kernel<T> for RunTask<'_, T> {
+    type Output = Vec<BlockMoments<T>>;
+
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) -> Self::Output {
+        let Self { job, packed, task, out, with_moments, panel } = self;
+        let [d, h, w] = &job.axes;
+        let k = job.k_channels();
+        let (panel_d, panel_h, panel_w) = (d.extent(task.d.len()), h.extent(task.h.len()), w.extent(w.count));
+        let (d0, h0) = (
+            (task.d.start * d.step) as isize + d.first_offset(),
+            (task.h.start * h.step) as isize + h.first_offset(),
+        );
+        let row_len = panel_w * k;
+        panel.resize(panel_d * panel_h * row_len, T::ZERO);
+        let inside = |at: isize, n: usize| at >= 0 && (at as usize) < n;
+        for pd in 0..panel_d {
+            for ph in 0..panel_h {
+                let (id, ih) = (d0 + pd as isize, h0 + ph as isize);
+                if inside(id, d.input) && inside(ih, h.input) {
+                    let row = (task.batch_idx * d.input + id as usize) * h.input + ih as usize;
+                    // SAFETY: the panel has panel_d * panel_h rows of row_len elements.
+                    unsafe {
+                        pack_row(
+                            panel.as_mut_ptr().add((pd * panel_h + ph) * row_len),
+                            job.sources,
+                            task.batch_idx,
+                            row,
+                            w.input,
+                            -w.first_offset(),
+                            panel_w,
+                            k,
+                        );
+                    }
+                }
+            }
+        }
+
+        let run_len = w.taps.len() * k;
+        let num_taps = if w.taps.is_empty() { 0 } else { d.taps.len() * h.taps.len() };
+        let mut moments = Vec::new();
+        let mut segments = Vec::with_capacity(num_taps);
+        for block in &packed.blocks[task.blocks.clone()] {
+            let width = block.vectors * packed.lanes;
+            let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1)).clamp(1, num_taps.max(1));
+            // Whether a row has been written by an earlier group of taps.
+            let mut started = vec![false; task.d.len() * task.h.len()];
+            for group_start in (0..num_taps.max(1)).step_by(group) {
+                let is_last_group = group_start + group >= num_taps;
+                for (row, (qd, qh)) in task.d.clone().flat_map(|qd| task.h.clone().map(move |qh| (qd, qh))).enumerate() {
+                    segments.clear();
+                    for t in group_start..(group_start + group).min(num_taps) {
+                        let (td, th) = (t / h.taps.len(), t % h.taps.len());
+                        let (pd, ph) = ((qd - task.d.start) * d.step + td, (qh - task.h.start) * h.step + th);
+                        if inside(d0 + pd as isize, d.input) && inside(h0 + ph as isize, h.input) {
+                            segments.push(Segment { a: (pd * panel_h + ph) * row_len, b: t * run_len * width });
+                        }
+                    }
+                    if segments.is_empty() && (started[row] || !is_last_group) {
+                        continue;
+                    }
+                    let accumulate = std::mem::replace(&mut started[row], true);
+                    let out_row = ((task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh)) * w.output;
+                    for voxels in balanced(w.count, max_rows::<S>(block.vectors)) {
+                        let at = (out_row + w.output_at(voxels.start)) * job.out_channels + block.first;
+                        // SAFETY: panel and packed weights were laid out for these segments; the output rows of this
+                        // task's blocks belong to it alone.
+                        unsafe {
+                            run_tile::<S>(
+                                voxels.len(),
+                                block.vectors,
+                                Operands {
+                                    a: panel.as_ptr().add(voxels.start * w.step * k),
+                                    a_row: w.step * k,
+                                    a_step: 1,
+                                    b: packed.data.as_ptr().add(block.offset),
+                                    b_step: width,
+                                    len: run_len,
+                                    c: out.ptr().add(at),
+                                    c_row: w.out_step * job.out_channels,
+                                    tail: block.count - (block.vectors - 1) * packed.lanes,
+                                    accumulate,
+                                },
+                                &segments,
+                            );
+                        }
+                    }
+                }
+            }
+            if with_moments {
+                let rows = task.d.clone().flat_map(|qd| {
+                    task.h.clone().map(move |qh| {
+                        let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
+                        // Only this block's channels are looked at: other tasks may be writing the rest.
+                        out.ptr().cast_const().wrapping_add(row * w.output * job.out_channels + block.first)
+                    })
+                });
+                // SAFETY: this task has just written these channels of these rows.
+                moments.push(unsafe {
+                    let channels = block.first..block.first + block.count;
+                    block_moments(rows, w.output, job.out_channels, channels, task.batch_idx)
+                });
+            }
+        }
+        moments
+    }
+}

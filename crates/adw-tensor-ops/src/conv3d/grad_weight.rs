@@ -1,0 +1,237 @@
+//! The weight gradient of a convolution:
+//!
+//! ```text
+//! dW[co][ci][kd][kh][kw] = sum over b, od, oh, ow:
+//!     x[b][od sd + kd - pd][oh sh + kh - ph][ow sw + kw - pw][ci] * grad_output[b][od][oh][ow][co]
+//! ```
+//! Rows of the register tile are `(kw, ci)`, contiguous in the padded input panel; the sum runs over voxels. Voxels are
+//! split into a number of groups that depends on the shape alone, each with its own partial sum; within a group, tasks
+//! take tiles. So the bits do not depend on the number of threads.
+
+use super::Conv3dGeometry;
+use super::tile::{
+    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row, run_tile,
+};
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of the panel of input rows.
+const PANEL_BYTES: usize = 256 << 10;
+/// Bytes that all partial sums together may take.
+const PARTIAL_BYTES: usize = 8 << 20;
+
+pub(crate) struct GradWeight<'a, T> {
+    pub(crate) set: InstructionSet,
+    pub(crate) batch: usize,
+    pub(crate) input: [usize; 3],
+    pub(crate) output: [usize; 3],
+    pub(crate) sources: &'a [Source<'a, T>],
+    /// One map; the geometry's outputs.
+    pub(crate) grad_output: Source<'a, T>,
+    pub(crate) geometry: Conv3dGeometry,
+}
+
+/// How the gradient is written: element `(co, ci, tap)` at `co * co_stride + ci * ci_stride + tap`.
+#[derive(Clone, Copy)]
+pub(crate) struct GradLayout {
+    pub(crate) co_stride: usize,
+    pub(crate) ci_stride: usize,
+}
+
+impl<T: Element> GradWeight<'_, T> {
+    fn in_channels(&self) -> usize {
+        self.sources.iter().map(|s| s.channels).sum()
+    }
+
+    pub(crate) fn run(&self, layout: GradLayout) -> Vec<T> {
+        let [kd, kh, kw] = self.geometry.kernel;
+        let (ci, co) = (self.in_channels(), self.grad_output.channels);
+        let lanes = dispatch::<T, _>(self.set, AskLanes);
+        let co_padded = co.next_multiple_of(lanes);
+        let m = kw * ci;
+        let partial_len = kd * kh * m * co_padded;
+        let slabs = self.batch * self.output[0];
+        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()).max(1)).clamp(1, 16).min(slabs.max(1));
+        let tile_splits = 8usize.div_ceil(groups);
+        let tasks: Vec<(usize, Range<usize>, Range<usize>)> = balanced(slabs, slabs.div_ceil(groups).max(1))
+            .enumerate()
+            .flat_map(|(g, slabs)| {
+                let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
+                pieces.map(move |rows| (g, slabs.clone(), rows))
+            })
+            .collect();
+        let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
+        // SAFETY: the tasks cover every group and every row of the partial sums, and each starts by zeroing its own.
+        let partials = unsafe {
+            filled(num_groups * partial_len, |out: SharedOut<T>| {
+                tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (group, slabs, rows)| {
+                    let out = out.ptr().wrapping_add(group * partial_len + rows.start * co_padded);
+                    dispatch(self.set, RunTask { job: self, slabs, rows, co_padded, out, scratch });
+                });
+            })
+        };
+        // Sum of the groups in their order, and from [kd][kh][kw][ci][co] to the tensor's order.
+        let taps = kd * kh * kw;
+        // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
+        unsafe {
+            filled(co * ci * taps, |out: SharedOut<T>| {
+                const CHUNK: usize = 16;
+                (0..ci.div_ceil(CHUNK)).into_par_iter().for_each(|chunk| {
+                    for ci_idx in chunk * CHUNK..((chunk + 1) * CHUNK).min(ci) {
+                        for tap in 0..taps {
+                            let row = (tap * ci + ci_idx) * co_padded;
+                            for co_idx in 0..co {
+                                let mut sum = T::ZERO;
+                                for g in 0..num_groups {
+                                    sum += partials[g * partial_len + row + co_idx];
+                                }
+                                out.ptr().add(co_idx * layout.co_stride + ci_idx * layout.ci_stride + tap).write(sum);
+                            }
+                        }
+                    }
+                });
+            })
+        }
+    }
+}
+
+struct AskLanes;
+impl<T: Element> Kernel<T> for AskLanes {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) -> usize {
+        S::LANES
+    }
+}
+
+struct Scratch<T> {
+    panel: Vec<T>,
+    grad: Vec<T>,
+}
+
+impl<T> Default for Scratch<T> {
+    fn default() -> Self {
+        Self { panel: Vec::new(), grad: Vec::new() }
+    }
+}
+
+struct RunTask<'a, T> {
+    job: &'a GradWeight<'a, T>,
+    /// Of `batch * output depth`.
+    slabs: Range<usize>,
+    /// Of `(kd, kh, kw, ci)`.
+    rows: Range<usize>,
+    co_padded: usize,
+    /// `[rows][co_padded]`
+    out: *mut T,
+    scratch: &'a mut Scratch<T>,
+}
+
+impl<T: Element> Kernel<T> for RunTask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) {
+        let Self { job, slabs, rows, co_padded, out, scratch } = self;
+        let [kd, kh, kw] = job.geometry.kernel;
+        let [sd, sh, sw] = job.geometry.stride;
+        let [pd, ph, pw] = job.geometry.padding;
+        let [_, oh, ow] = job.output;
+        let (ci, co) = (job.in_channels(), job.grad_output.channels);
+        let m = kw * ci;
+        // SAFETY: `out` is this task's own part of the partial sums.
+        unsafe { std::slice::from_raw_parts_mut(out, rows.len() * co_padded).fill(T::ZERO) };
+
+        let panel_w = (ow - 1) * sw + kw;
+        let row_len = panel_w * ci;
+        let panel_bytes = |n: usize| kd * ((n - 1) * sh + kh) * row_len * size_of::<T>();
+        let mut nh = 1;
+        while nh < oh && panel_bytes(nh + 1) <= PANEL_BYTES {
+            nh += 1;
+        }
+        let nh = oh.div_ceil(oh.div_ceil(nh));
+        let panel_h = |n: usize| (n - 1) * sh + kh;
+        let inside = |at: isize, n: usize| at >= 0 && (at as usize) < n;
+        let mut segments = Vec::with_capacity(nh);
+        scratch.panel.resize(kd * panel_h(nh) * row_len, T::ZERO);
+
+        for slab in slabs {
+            let (b, od) = (slab / job.output[0], slab % job.output[0]);
+            let id0 = (od * sd) as isize - pd as isize;
+            for h0 in (0..oh).step_by(nh) {
+                let h1 = (h0 + nh).min(oh);
+                let ih0 = (h0 * sh) as isize - ph as isize;
+                let panel_h = panel_h(h1 - h0);
+                for z in 0..kd {
+                    for y in 0..panel_h {
+                        let (id, ih) = (id0 + z as isize, ih0 + y as isize);
+                        if inside(id, job.input[0]) && inside(ih, job.input[1]) {
+                            let row = (b * job.input[0] + id as usize) * job.input[1] + ih as usize;
+                            // SAFETY: the panel has kd * panel_h rows of row_len elements.
+                            unsafe {
+                                let dst = scratch.panel.as_mut_ptr().add((z * panel_h + y) * row_len);
+                                pack_row(dst, job.sources, b, row, job.input[2], pw as isize, panel_w, ci);
+                            }
+                        }
+                    }
+                }
+                // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.
+                let first_row = slab * oh + h0;
+                let grad: *const T = if co == co_padded && job.grad_output.norm.is_none() {
+                    job.grad_output.data[first_row * ow * co..].as_ptr()
+                } else {
+                    scratch.grad.resize(nh * ow * co_padded, T::ZERO);
+                    for q in 0..h1 - h0 {
+                        // SAFETY: scratch.grad has nh >= h1 - h0 rows of ow voxels, co_padded elements each.
+                        unsafe {
+                            let dst = scratch.grad.as_mut_ptr().add(q * ow * co_padded);
+                            pack_row(dst, &[job.grad_output], b, first_row + q, ow, 0, ow, co_padded);
+                        }
+                    }
+                    scratch.grad.as_ptr()
+                };
+                for tap in rows.start / m..rows.end.div_ceil(m) {
+                    let (z, y) = (tap / kh, tap % kh);
+                    if !inside(id0 + z as isize, job.input[0]) {
+                        continue;
+                    }
+                    segments.clear();
+                    for q in 0..h1 - h0 {
+                        if inside(ih0 + (q * sh + y) as isize, job.input[1]) {
+                            segments.push(Segment { a: (z * panel_h + q * sh + y) * row_len, b: q * ow * co_padded });
+                        }
+                    }
+                    let first = rows.start.max(tap * m);
+                    let last = rows.end.min((tap + 1) * m);
+                    for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
+                        for tile in balanced(last - first, max_rows::<S>(vectors.len())) {
+                            let row = first + tile.start;
+                            // SAFETY: segments name packed rows of the panel and rows of the gradient, `ow` voxels each;
+                            // the rows of `out` are this task's own.
+                            unsafe {
+                                run_tile::<S>(
+                                    tile.len(),
+                                    vectors.len(),
+                                    Operands {
+                                        a: scratch.panel.as_ptr().add(row - tap * m),
+                                        a_row: 1,
+                                        a_step: sw * ci,
+                                        b: grad.add(vectors.start * S::LANES),
+                                        b_step: co_padded,
+                                        len: ow,
+                                        c: out.add((row - rows.start) * co_padded + vectors.start * S::LANES),
+                                        c_row: co_padded,
+                                        tail: S::LANES,
+                                        accumulate: true,
+                                    },
+                                    &segments,
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

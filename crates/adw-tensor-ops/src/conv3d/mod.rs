@@ -1,0 +1,405 @@
+//! 3D convolution: forward, input gradient, weight gradient.
+//!
+//! [`conv3d`] is the op for everyone: tensors in candle's usual order `[B, C, D, H, W]`, gradients through candle's
+//! `backward`. Maps are computed and returned *channels last* (the result is a `[B, C, D, H, W]` view of memory in the
+//! order `[B, D, H, W, C]`), so a chain of these ops converts nothing.
+//!
+//! [`forward`], [`grad_input`] and [`grad_weight`] are the parts it is made of, for networks that write their backward
+//! pass out: they take `[B, D, H, W, C]` maps, several of them side by side as channels of one input, each optionally
+//! normalised while it is read.
+
+mod correlate;
+mod grad_weight;
+pub(crate) mod tile;
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Error, Result};
+use crate::geometry::Conv3dGeometry;
+use crate::norm_act::cpu::{self as norm_cpu};
+use crate::norm_act::{Moments, NormCoefficients};
+use crate::simd::{Element, InstructionSet};
+use crate::storage::{cpu_slice, read, tensor, with_element};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
+use correlate::{Axis, Correlation, Tap, WeightLayout};
+use std::ops::Range;
+use tile::{Norm, Source, filled};
+
+/// A map that a convolution reads.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// `[B, D, H, W, C]`, contiguous.
+    pub map: &'a Tensor,
+    /// Read `leaky(scale * x + shift)` instead of `x`.
+    pub norm: Option<&'a NormCoefficients>,
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    fn from(map: &'a Tensor) -> Self {
+        Self { map, norm: None }
+    }
+}
+
+/// Batch and spatial size of channels-last maps that are read side by side, and their channels.
+fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], usize)> {
+    let mut found: Option<(usize, [usize; 3])> = None;
+    let mut channels = 0;
+    for input in inputs {
+        let (b, size, c) = map_dims(op, "input", input.map)?;
+        if found.is_some_and(|f| f != (b, size)) {
+            return Err(Error::Shape {
+                op,
+                what: "input",
+                got: input.map.shape().clone(),
+                expected: format!("batch and size {found:?}, as the input beside it"),
+            });
+        }
+        found = Some((b, size));
+        channels += c;
+    }
+    let (b, size) = found.ok_or(Error::Argument { op, what: "no input, expected at least one".into() })?;
+    Ok((b, size, channels))
+}
+
+pub(crate) fn map_dims(op: &'static str, what: &'static str, map: &Tensor) -> Result<(usize, [usize; 3], usize)> {
+    match *map.dims() {
+        [b, d, h, w, c] => Ok((b, [d, h, w], c)),
+        _ => Err(Error::Shape { op, what, got: map.shape().clone(), expected: "[B, D, H, W, C]".into() }),
+    }
+}
+
+/// Runs `f` with the inputs as slices.
+pub(crate) fn with_sources<T: Element, R>(
+    op: &'static str,
+    inputs: &[Input],
+    f: impl FnOnce(&[Source<T>]) -> Result<R>,
+) -> Result<R> {
+    let mut locks = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let norm = match input.norm {
+            None => None,
+            Some(n) => Some((read(op, "scale", &n.scale)?, read(op, "shift", &n.shift)?, n.slope)),
+        };
+        locks.push((read(op, "input", input.map)?, norm));
+    }
+    let mut sources = Vec::with_capacity(inputs.len());
+    for ((map, norm), input) in locks.iter().zip(inputs) {
+        let (b, _, channels) = map_dims(op, "input", input.map)?;
+        let norm = match norm {
+            None => None,
+            Some((scale, shift, slope)) => {
+                let (scale, shift) = (scale.slice::<T>()?, shift.slice::<T>()?);
+                if scale.len() != b * channels || shift.len() != b * channels {
+                    return Err(Error::Argument {
+                        op,
+                        what: format!("scale and shift have {} and {} elements, expected [{b}, {channels}]", scale.len(), shift.len()),
+                    });
+                }
+                Some(Norm { scale, shift, slope: T::from_f64(*slope) })
+            }
+        };
+        sources.push(Source { data: map.slice()?, channels, norm });
+    }
+    f(&sources)
+}
+
+fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Result<()> {
+    if weight.dims() == expected {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: format!("{expected:?}") })
+}
+
+fn weight_channels(op: &'static str, weight: &Tensor) -> Result<usize> {
+    match *weight.dims() {
+        [co, _, _, _, _] => Ok(co),
+        _ => Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: "[Cout, Cin, kD, kH, kW]".into() }),
+    }
+}
+
+/// `y[b, o, co] = sum over ci, k: x[b, o * stride + k - padding, ci] * weight[co, ci, k]`, and the mean and variance of
+/// every channel of every sample of `y`, taken while it is written.
+///
+/// `inputs`: maps `[B, D, H, W, Ci]`, their channels side by side; `weight`: `[Cout, sum Ci, kD, kH, kW]`. Returns
+/// `[B, D', H', W', Cout]`. No gradient is recorded.
+///
+/// # Errors
+/// If shapes or element types do not fit together.
+pub fn forward(inputs: &[Input], weight: &Tensor, geometry: Conv3dGeometry) -> Result<(Tensor, Moments)> {
+    let (y, moments) = forward_impl(inputs, weight, geometry, true)?;
+    Ok((y, moments.expect("asked for")))
+}
+
+/// [`forward`] without the moments.
+///
+/// # Errors
+/// If shapes or element types do not fit together.
+pub fn forward_plain(inputs: &[Input], weight: &Tensor, geometry: Conv3dGeometry) -> Result<Tensor> {
+    Ok(forward_impl(inputs, weight, geometry, false)?.0)
+}
+
+fn forward_impl(
+    inputs: &[Input],
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+    with_moments: bool,
+) -> Result<(Tensor, Option<Moments>)> {
+    const OP: &str = "conv3d";
+    let (batch, size, ci) = input_dims(OP, inputs)?;
+    let co = weight_channels(OP, weight)?;
+    let [kd, kh, kw] = geometry.kernel;
+    check_weight(OP, weight, [co, ci, kd, kh, kw])?;
+    let out = geometry.output_size(OP, size)?;
+    with_element!(OP, weight, T => with_sources::<T, _>(OP, inputs, |sources| {
+        let weight = read(OP, "weight", weight)?;
+        let set = InstructionSet::detect();
+        let (y, moments) = forward_cpu(set, sources, batch, size, weight.slice::<T>()?, co, geometry, with_moments)?;
+        let moments = match moments {
+            None => None,
+            Some(m) => Some(Moments { mean: tensor(m.mean, (batch, co))?, variance: tensor(m.variance, (batch, co))? }),
+        };
+        Ok((tensor(y, (batch, out[0], out[1], out[2], co))?, moments))
+    }))
+}
+
+pub(crate) fn forward_cpu<T: Element>(
+    set: InstructionSet,
+    sources: &[Source<T>],
+    batch: usize,
+    size: [usize; 3],
+    weight: &[T],
+    co: usize,
+    geometry: Conv3dGeometry,
+    with_moments: bool,
+) -> Result<(Vec<T>, Option<norm_cpu::Moments<T>>)> {
+    let out = geometry.output_size("conv3d", size)?;
+    let [_, kh, kw] = geometry.kernel;
+    let taps = geometry.kernel.iter().product::<usize>();
+    let ci: usize = sources.iter().map(|s| s.channels).sum();
+    let axes = [0, 1, 2].map(|i| Axis {
+        input: size[i],
+        step: geometry.stride[i],
+        taps: (0..geometry.kernel[i])
+            .map(|k| Tap { offset: k as isize - geometry.padding[i] as isize, weight: k })
+            .collect(),
+        count: out[i],
+        output: out[i],
+        out_step: 1,
+        out_offset: 0,
+    });
+    let layout = WeightLayout { base: 0, k_stride: taps, lane_stride: ci * taps, tap_strides: [kh * kw, kw, 1] };
+    let job = Correlation { set, batch, axes, sources, out_channels: co, weight, layout };
+    let mut moments = None;
+    // SAFETY: with output step 1, the correlation writes every element.
+    let y = unsafe {
+        filled(batch * out[0] * out[1] * out[2] * co, |o| {
+            let blocks = job.run(o, with_moments);
+            moments = with_moments.then(|| norm_cpu::join_moments(&blocks, batch, co));
+        })
+    };
+    Ok((y, moments))
+}
+
+/// The gradient of [`forward`] for the input channels `channels`, of spatial size `size`: `[B, D, H, W, len]`.
+///
+/// `grad_output`: `[B, D', H', W', Cout]`; `weight`: `[Cout, Cin, kD, kH, kW]`.
+///
+/// # Errors
+/// If shapes or element types do not fit together.
+pub fn grad_input(
+    grad_output: Input,
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+    size: [usize; 3],
+    channels: Range<usize>,
+) -> Result<Tensor> {
+    const OP: &str = "conv3d input gradient";
+    let (batch, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
+    let [kd, kh, kw] = geometry.kernel;
+    let ci = weight.dims().get(1).copied().unwrap_or(0);
+    check_weight(OP, weight, [co, ci, kd, kh, kw])?;
+    if geometry.output_size(OP, size)? != out {
+        return Err(Error::Shape {
+            op: OP,
+            what: "grad_output",
+            got: grad_output.map.shape().clone(),
+            expected: format!("the output size of an input of {size:?}"),
+        });
+    }
+    if channels.is_empty() || channels.end > ci {
+        return Err(Error::Argument { op: OP, what: format!("channels {channels:?} of {ci} input channels") });
+    }
+    with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
+        let weight = read(OP, "weight", weight)?;
+        let set = InstructionSet::detect();
+        let n = channels.len();
+        let data = grad_input_cpu(set, sources, batch, out, weight.slice::<T>()?, ci, geometry, size, channels.clone());
+        tensor(data, (batch, size[0], size[1], size[2], n))
+    }))
+}
+
+pub(crate) fn grad_input_cpu<T: Element>(
+    set: InstructionSet,
+    sources: &[Source<T>],
+    batch: usize,
+    out: [usize; 3],
+    weight: &[T],
+    ci: usize,
+    geometry: Conv3dGeometry,
+    size: [usize; 3],
+    channels: Range<usize>,
+) -> Vec<T> {
+    let [_, kh, kw] = geometry.kernel;
+    let taps = geometry.kernel.iter().product::<usize>();
+    let layout = WeightLayout {
+        base: channels.start * taps,
+        k_stride: ci * taps,
+        lane_stride: taps,
+        tap_strides: [kh * kw, kw, 1],
+    };
+    // Input positions i = residue + stride q. Output o reaches i through tap k iff o = q + (residue + padding - k) / stride.
+    let axis = |i: usize, residue: usize| {
+        let (s, p) = (geometry.stride[i], geometry.padding[i]);
+        Axis {
+            input: out[i],
+            step: 1,
+            taps: (0..geometry.kernel[i])
+                .rev()
+                .filter(|k| (residue + p + s * geometry.kernel[i] - k).is_multiple_of(s))
+                .map(|k| Tap { offset: (residue as isize + p as isize - k as isize) / s as isize, weight: k })
+                .collect(),
+            count: size[i].saturating_sub(residue).div_ceil(s),
+            output: size[i],
+            out_step: s,
+            out_offset: residue,
+        }
+    };
+    // SAFETY: the residues of the three axes together name every position of the input.
+    unsafe {
+        filled(batch * size[0] * size[1] * size[2] * channels.len(), |o| {
+            for rd in 0..geometry.stride[0] {
+                for rh in 0..geometry.stride[1] {
+                    for rw in 0..geometry.stride[2] {
+                        let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
+                        let job = Correlation { set, batch, axes, sources, out_channels: channels.len(), weight, layout };
+                        job.run(o, false);
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// The gradient of [`forward`] for the weight: `[Cout, Cin, kD, kH, kW]`.
+///
+/// `inputs`: as in the forward pass; `grad_output`: `[B, D', H', W', Cout]`.
+///
+/// # Errors
+/// If shapes or element types do not fit together.
+pub fn grad_weight(inputs: &[Input], grad_output: Input, geometry: Conv3dGeometry) -> Result<Tensor> {
+    const OP: &str = "conv3d weight gradient";
+    let (batch, size, ci) = input_dims(OP, inputs)?;
+    let (b, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
+    if b != batch || geometry.output_size(OP, size)? != out {
+        return Err(Error::Shape {
+            op: OP,
+            what: "grad_output",
+            got: grad_output.map.shape().clone(),
+            expected: format!("batch {batch} and the output size of an input of {size:?}"),
+        });
+    }
+    let [kd, kh, kw] = geometry.kernel;
+    let taps = kd * kh * kw;
+    with_element!(OP, grad_output.map, T => with_sources::<T, _>(OP, inputs, |sources| {
+        with_sources::<T, _>(OP, &[grad_output], |grad| {
+            let job = grad_weight::GradWeight {
+                set: InstructionSet::detect(), batch, input: size, output: out, sources, grad_output: grad[0], geometry,
+            };
+            let data = job.run(grad_weight::GradLayout { co_stride: ci * taps, ci_stride: taps });
+            tensor(data, (co, ci, kd, kh, kw))
+        })
+    }))
+}
+
+/// 3D convolution with gradients: `x [B, Cin, D, H, W]`, `weight [Cout, Cin, kD, kH, kW]` to `[B, Cout, D', H', W']`.
+///
+/// The same as PyTorch's `conv3d` without bias and dilation, in one group. Channels-last inputs (such as this op's
+/// results) are taken as they lie; others are copied once.
+///
+/// # Errors
+/// If shapes or element types (f32 or f64, CPU) do not fit together.
+///
+/// ```
+/// use adw_tensor_ops::{Conv3dGeometry, conv3d};
+/// use candle_core::{Device, Tensor};
+///
+/// let x = Tensor::randn(0f32, 1., (2, 3, 8, 10, 6), &Device::Cpu)?;
+/// let weight = Tensor::randn(0f32, 1., (16, 3, 3, 3, 3), &Device::Cpu)?;
+/// let y = conv3d(&x, &weight, Conv3dGeometry::same([3, 3, 3], [2, 2, 2]))?;
+/// assert_eq!(y.dims(), [2, 16, 4, 5, 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn conv3d(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Tensor> {
+    let x = channels_last("conv3d", x)?;
+    let y = x.apply_op2(&weight.contiguous()?, Conv3d { geometry })?;
+    channels_first(&y)
+}
+
+/// `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`.
+pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
+    if x.rank() != 5 {
+        return Err(Error::Shape { op, what: "x", got: x.shape().clone(), expected: "[B, C, D, H, W]".into() });
+    }
+    Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
+}
+
+/// `[B, D, H, W, C]` seen as `[B, C, D, H, W]`.
+pub(crate) fn channels_first(y: &Tensor) -> Result<Tensor> {
+    Ok(y.permute((0, 4, 1, 2, 3))?)
+}
+
+struct Conv3d {
+    geometry: Conv3dGeometry,
+}
+
+impl CustomOp2 for Conv3d {
+    fn name(&self) -> &'static str {
+        "conv3d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        const OP: &str = "conv3d";
+        let (b, d, h, w, ci) = x_layout.shape().dims5()?;
+        let (co, wi, kd, kh, kw) = weight_layout.shape().dims5()?;
+        if wi != ci || [kd, kh, kw] != self.geometry.kernel {
+            let [kd, kh, kw] = self.geometry.kernel;
+            let expected = format!("[Cout, {ci}, {kd}, {kh}, {kw}]");
+            return Err(Error::Shape { op: OP, what: "weight", got: weight_layout.shape().clone(), expected }.into());
+        }
+        let out = self.geometry.output_size(OP, [d, h, w])?;
+        let storage = with_element!(OP, x, T => {
+            let source = Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
+            let weight = cpu_slice::<T>(OP, weight, weight_layout)?;
+            let set = InstructionSet::detect();
+            let (y, _) = forward_cpu(set, &[source], b, [d, h, w], weight, co, self.geometry, false)?;
+            Ok(T::to_cpu_storage_owned(y))
+        })?;
+        Ok((storage, (b, out[0], out[1], out[2], co).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad_y: &Tensor) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad_y = grad_y.contiguous()?;
+        let (_, size, c) = map_dims("conv3d", "x", x)?;
+        let grad_x = grad_input((&grad_y).into(), weight, self.geometry, size, 0..c)?;
+        let grad_weight = grad_weight(&[Input::from(x)], (&grad_y).into(), self.geometry)?;
+        Ok((Some(grad_x), Some(grad_weight)))
+    }
+}

@@ -1,0 +1,229 @@
+//! The register tile that all convolution passes are made of, and the packing of its operands.
+//!
+//! ```text
+//! c[r][j] += sum over segments s, k < len:  a[s.a + r * a_row + k * a_step] * b[s.b + k * b_step + j]
+//! ```
+//! `R` rows by `V` vectors stay in registers for the whole sum. Forward and input gradient: rows are output voxels,
+//! `k` runs over input channels (and taps along W), `j` over output channels. Weight gradient: rows are input
+//! channels, `k` runs over voxels. Every sum is taken in one fixed order, whatever the number of threads.
+
+use crate::simd::{Element, Simd};
+
+/// Where one run of `k` begins in the operands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) a: usize,
+    pub(super) b: usize,
+}
+
+/// Addresses and strides of a tile's operands, in elements.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<T> {
+    pub(super) a: *const T,
+    pub(super) a_row: usize,
+    pub(super) a_step: usize,
+    pub(super) b: *const T,
+    pub(super) b_step: usize,
+    pub(super) len: usize,
+    pub(super) c: *mut T,
+    pub(super) c_row: usize,
+    /// Lanes of the last vector that exist in `c`.
+    pub(super) tail: usize,
+    /// Add to `c` instead of overwriting it.
+    pub(super) accumulate: bool,
+}
+
+/// Most vectors a tile may be wide.
+pub(super) const fn max_vectors<S: Simd>() -> usize {
+    match S::REGISTERS {
+        32 => 4,
+        16 => 2,
+        _ => 1,
+    }
+}
+
+/// Most rows of a tile `vectors` wide: accumulators, one row of `b` and one splat fill the registers, and 12
+/// accumulators already hide the latency of two multiply-add units.
+pub(super) const fn max_rows<S: Simd>(vectors: usize) -> usize {
+    match (S::REGISTERS, vectors) {
+        (32, 1 | 2) => 12,
+        (32, 3) => 8,
+        (32, _) | (16, 2) => 6,
+        (16, 1) => 10,
+        _ => 4,
+    }
+}
+
+/// Splits `n` into parts of at most `max` that differ by at most one.
+pub(super) fn balanced(n: usize, max: usize) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+    let parts = n.div_ceil(max);
+    (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
+}
+
+/// # Safety
+/// All addresses that the formula at the head of the file names are valid: `a` and `b` for reading (`b` in whole
+/// vectors), `c` for writing (and for reading with `accumulate`), its last vector for `tail` elements.
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: Operands<S::Elem>, segments: &[Segment]) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let l = S::LANES;
+        let mut acc = [[S::splat(S::Elem::ZERO); V]; R];
+        if o.accumulate {
+            for (r, row) in acc.iter_mut().enumerate() {
+                let c = o.c.add(r * o.c_row);
+                for (v, x) in row.iter_mut().enumerate() {
+                    *x = if v + 1 == V { S::load_first(c.add(v * l), o.tail) } else { S::load(c.add(v * l)) };
+                }
+            }
+        }
+        for s in segments {
+            let (mut a, mut b) = (o.a.add(s.a), o.b.add(s.b));
+            for _ in 0..o.len {
+                let mut row = [S::splat(S::Elem::ZERO); V];
+                for (v, x) in row.iter_mut().enumerate() {
+                    *x = S::load(b.add(v * l));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = S::splat(*a.add(r * o.a_row));
+                    for (acc, &b) in acc.iter_mut().zip(&row) {
+                        *acc = S::mul_add(x, b, *acc);
+                    }
+                }
+                a = a.add(o.a_step);
+                b = b.add(o.b_step);
+            }
+        }
+        for (r, row) in acc.iter().enumerate() {
+            let c = o.c.add(r * o.c_row);
+            for (v, &x) in row.iter().enumerate() {
+                if v + 1 == V { S::store_first(c.add(v * l), x, o.tail) } else { S::store(c.add(v * l), x) }
+            }
+        }
+    }
+}
+
+/// [`tile`] with `rows` and `vectors` known at run time only.
+///
+/// # Safety
+/// As for [`tile`]; `1 <= vectors <= max_vectors` and `1 <= rows <= max_rows(vectors)`.
+#[inline(always)]
+pub(super) unsafe fn run_tile<S: Simd>(rows: usize, vectors: usize, o: Operands<S::Elem>, segments: &[Segment]) {
+    macro_rules! pick {
+        ($($v:literal: $($r:literal)*;)*) => {
+            match (vectors, rows) {
+                // The conditions are constants: tiles that this instruction set never asks for are not compiled.
+                // SAFETY: as the caller vouches.
+                $($(($v, $r) if $v <= max_vectors::<S>() && $r <= max_rows::<S>($v) => unsafe { tile::<S, $r, $v>(o, segments) },)*)*
+                _ => unreachable!("a tile of {rows} rows by {vectors} vectors"),
+            }
+        };
+    }
+    pick! {
+        1: 1 2 3 4 5 6 7 8 9 10 11 12;
+        2: 1 2 3 4 5 6 7 8 9 10 11 12;
+        3: 1 2 3 4 5 6 7 8;
+        4: 1 2 3 4 5 6;
+    }
+}
+
+/// A map that a convolution reads: `[B, D, H, W, channels]`, as it is or normalised while it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) channels: usize,
+    /// `x -> leaky(scale[b][c] * x + shift[b][c])`
+    pub(crate) norm: Option<Norm<'a, T>>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a, T> {
+    pub(crate) scale: &'a [T],
+    pub(crate) shift: &'a [T],
+    pub(crate) slope: T,
+}
+
+/// Writes one image row (voxels `0..width`, the channels of all sources side by side) to `dst`, with `before` voxels of
+/// zeros in front of it and zeros behind it up to `voxels` in all. `before` may be negative: then the row's first
+/// voxels are left out. Voxels past `voxels` are left out too. Voxels begin `pitch` elements apart; what lies between
+/// the channels of one and the next voxel is left as it was.
+///
+/// # Safety
+/// `dst` is valid for writing `voxels * pitch` elements; `pitch >=` the sum of all channels.
+#[inline(always)]
+pub(super) unsafe fn pack_row<T: Element>(
+    dst: *mut T,
+    sources: &[Source<T>],
+    batch_idx: usize,
+    row: usize,
+    width: usize,
+    before: isize,
+    voxels: usize,
+    pitch: usize,
+) {
+    let skip = (-before).max(0) as usize;
+    let first = before.max(0) as usize;
+    let count = width.saturating_sub(skip).min(voxels.saturating_sub(first));
+    // SAFETY: the caller vouches for the length.
+    let dst = unsafe { std::slice::from_raw_parts_mut(dst, voxels * pitch) };
+    dst[..first.min(voxels) * pitch].fill(T::ZERO);
+    if first + count < voxels {
+        dst[(first + count) * pitch..].fill(T::ZERO);
+    }
+    if count == 0 {
+        return;
+    }
+    let dst = &mut dst[first * pitch..(first + count) * pitch];
+    let mut at = 0;
+    for s in sources {
+        let n = s.channels;
+        let src = &s.data[(row * width + skip) * n..(row * width + skip + count) * n];
+        match s.norm {
+            None if n == pitch => dst.copy_from_slice(src),
+            None => {
+                for (d, x) in dst.chunks_exact_mut(pitch).zip(src.chunks_exact(n)) {
+                    d[at..at + n].copy_from_slice(x);
+                }
+            }
+            Some(norm) => {
+                let scale = &norm.scale[batch_idx * n..(batch_idx + 1) * n];
+                let shift = &norm.shift[batch_idx * n..(batch_idx + 1) * n];
+                for (d, x) in dst.chunks_exact_mut(pitch).zip(src.chunks_exact(n)) {
+                    let d = &mut d[at..at + n];
+                    for (((d, &x), &a), &b) in d.iter_mut().zip(x).zip(scale).zip(shift) {
+                        let v = a * x + b;
+                        *d = if v > T::ZERO { v } else { v * norm.slope };
+                    }
+                }
+            }
+        }
+        at += n;
+    }
+}
+
+/// A pointer that several threads write through, each to elements of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedOut<T>(*mut T);
+
+// SAFETY: whoever dereferences it keeps the threads' elements disjoint.
+unsafe impl<T: Send> Send for SharedOut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedOut<T> {}
+
+impl<T> SharedOut<T> {
+    pub(crate) fn ptr(self) -> *mut T {
+        self.0
+    }
+}
+
+/// Makes a vector of `n` elements that `fill` writes through the pointer, without zeroing it first.
+///
+/// # Safety
+/// `fill` writes every one of the `n` elements before it returns.
+pub(crate) unsafe fn filled<T>(n: usize, fill: impl FnOnce(SharedOut<T>)) -> Vec<T> {
+    let mut v = Vec::with_capacity(n);
+    fill(SharedOut(v.as_mut_ptr()));
+    // SAFETY: the capacity is there, and the caller vouches for the contents.
+    unsafe { v.set_len(n) };
+    v
+}

@@ -1,0 +1,24 @@
+//! Differentiable 3D operations for candle.
+#![doc = include_str!("../README.md")]
+
+pub mod conv3d;
+pub mod conv_transpose3d;
+mod error;
+mod geometry;
+pub mod gumbel_softmax;
+pub mod loss;
+pub mod norm_act;
+pub mod philox;
+mod simd;
+mod storage;
+#[cfg(test)]
+mod testing;
+pub mod width_mask;
+
+pub use conv_transpose3d::conv_transpose3d;
+pub use conv3d::conv3d;
+pub use error::{Error, Result};
+pub use geometry::Conv3dGeometry;
+pub use gumbel_softmax::gumbel_softmax;
+pub use norm_act::norm_act;
+pub use simd::InstructionSet;

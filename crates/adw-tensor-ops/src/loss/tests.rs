@@ -1,0 +1,92 @@
+use super::*;
+use crate::testing::{assert_close, finite_difference, numbers};
+use candle_core::{Device, Var};
+
+fn example(k: usize) -> (Var, Tensor) {
+    let (b, d, h, w) = (2, 3, 4, 5);
+    let logits = Var::from_vec(numbers(1, b * k * d * h * w), (b, k, d, h, w), &Device::Cpu).unwrap();
+    let target: Vec<u8> = (0..b * d * h * w).map(|i| (i * i % 7 % k) as u8).collect();
+    (logits, Tensor::from_vec(target, (b, d, h, w), &Device::Cpu).unwrap())
+}
+
+#[test]
+fn equals_its_definition() {
+    for (k, batch_dice) in [(2, true), (3, true), (3, false), (5, false)] {
+        let (logits, target) = example(k);
+        let config = DiceCe { batch_dice, ..Default::default() };
+        let x = logits.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let t = target.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let groups = if batch_dice { 1 } else { 2 };
+        let (mut ce, mut dice) = (0.0, 0.0);
+        let per_group = t.len() / groups;
+        for g in 0..groups {
+            let (mut i, mut p_sum, mut t_sum) = (vec![0.0; k], vec![0.0; k], vec![0.0; k]);
+            for v in g * per_group..(g + 1) * per_group {
+                let x = &x[v * k..(v + 1) * k];
+                let z: f64 = x.iter().map(|x| x.exp()).sum();
+                ce -= (x[t[v] as usize].exp() / z).ln() / t.len() as f64;
+                for c in 0..k {
+                    let hit = f64::from(u8::from(t[v] as usize == c));
+                    i[c] += x[c].exp() / z * hit;
+                    p_sum[c] += x[c].exp() / z;
+                    t_sum[c] += hit;
+                }
+            }
+            for c in 1..k {
+                dice += (2.0 * i[c] + 1e-5) / (p_sum[c] + t_sum[c] + 1e-5) / (groups * (k - 1)) as f64;
+            }
+        }
+        let got = dice_ce(&logits, &target, config).unwrap().to_scalar::<f64>().unwrap();
+        assert!((got - (ce - dice)).abs() < 1e-12, "{got} {}", ce - dice);
+        finite_difference("logits", &logits, |x| dice_ce(x, &target, config).unwrap());
+    }
+}
+
+#[test]
+fn deep_supervision() {
+    let (fine, target) = example(3);
+    let coarse = Var::from_vec(numbers(2, 2 * 3 * 2 * 2 * 3), (2, 3, 2, 2, 3), &Device::Cpu).unwrap();
+    let coarsest = Var::from_vec(numbers(3, 6), (2, 3, 1, 1, 1), &Device::Cpu).unwrap();
+    let config = DiceCe::default();
+    let outputs = |c: &Tensor| [fine.as_tensor().clone(), c.clone(), coarsest.as_tensor().clone()];
+    let total = deep_supervision_loss(&outputs(&coarse), &target, config).unwrap().to_scalar::<f64>().unwrap();
+    let small = resize_target(&target, [2, 2, 3]).unwrap();
+    // floor(i * in / out): depth 3 -> 2 reads 0, 1; height 4 -> 2 reads 0, 2; width 5 -> 3 reads 0, 1, 3.
+    let t = target.to_vec3_of_batch(1);
+    let s = small.to_vec3_of_batch(1);
+    assert_eq!(s[1][1], [t[1][2][0], t[1][2][1], t[1][2][3]]);
+    let one = |x: &Tensor, t: &Tensor| dice_ce(x, t, config).unwrap().to_scalar::<f64>().unwrap();
+    let expected = (one(&fine, &target) * 2.0 + one(&coarse, &small)) / 3.0;
+    assert!((total - expected).abs() < 1e-12);
+    finite_difference("coarse", &coarse, |c| deep_supervision_loss(&outputs(c), &target, config).unwrap());
+}
+
+trait BatchEntry {
+    fn to_vec3_of_batch(&self, b: usize) -> Vec<Vec<Vec<u8>>>;
+}
+impl BatchEntry for Tensor {
+    fn to_vec3_of_batch(&self, b: usize) -> Vec<Vec<Vec<u8>>> {
+        self.get(b).unwrap().to_vec3().unwrap()
+    }
+}
+
+#[test]
+fn gradient_carries_the_weight() {
+    let (logits, target) = example(3);
+    let last = logits.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap();
+    let config = DiceCe::default();
+    let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    let one = config.loss_and_gradient(&last, &target, 1.0).unwrap();
+    let third = config.loss_and_gradient(&last, &target, 1.0 / 3.0).unwrap();
+    assert_eq!(one.loss, third.loss);
+    let expected: Vec<f64> = flat(one.grad_logits).iter().map(|g| g / 3.0).collect();
+    assert_close("gradient", &flat(third.grad_logits), &expected, 1e-14);
+}
+
+#[test]
+fn wrong_labels_are_named() {
+    let (logits, target) = example(3);
+    let target = (target + 1.0).unwrap();
+    let message = dice_ce(&logits, &target, DiceCe::default()).unwrap_err().to_string();
+    assert!(message.contains("label 3"), "{message}");
+}

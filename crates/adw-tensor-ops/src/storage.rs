@@ -1,0 +1,60 @@
+//! From candle tensors to slices and back, for ops that take more tensors than candle's custom ops can.
+
+use crate::error::{Error, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Device, Layout, Shape, Storage, StorageRef, Tensor, WithDType};
+
+/// A contiguous tensor, locked for reading.
+pub(crate) struct Reader<'a> {
+    op: &'static str,
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+/// Locks `t` for reading; it must be contiguous.
+pub(crate) fn read<'a>(op: &'static str, what: &'static str, t: &'a Tensor) -> Result<Reader<'a>> {
+    let (storage, layout) = t.storage_and_layout();
+    if !layout.is_contiguous() {
+        return Err(Error::Shape { op, what, got: t.shape().clone(), expected: "a contiguous tensor".into() });
+    }
+    Ok(Reader { op, storage, layout })
+}
+
+impl Reader<'_> {
+    pub(crate) fn slice<T: WithDType>(&self) -> Result<&[T]> {
+        match &*self.storage {
+            Storage::Cpu(cpu) => cpu_slice(self.op, cpu, self.layout),
+            _ => Err(Error::Device { op: self.op }),
+        }
+    }
+}
+
+/// The elements of a contiguous tensor, as a custom op gets it.
+pub(crate) fn cpu_slice<'a, T: WithDType>(op: &'static str, cpu: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let data = cpu.as_slice::<T>().map_err(|_| Error::DType { op, got: cpu.dtype() })?;
+    let (start, end) = layout.contiguous_offsets().ok_or(Error::Argument { op, what: "a tensor is not contiguous".into() })?;
+    Ok(&data[start..end])
+}
+
+/// A tensor that takes over `data` without copying it.
+pub(crate) fn tensor<T: WithDType>(data: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
+}
+
+/// Calls `$body` with the type alias `$t` set to the element type of `$x`.
+macro_rules! with_element {
+    ($op:expr, $x:expr, $t:ident => $body:expr) => {
+        match $x.dtype() {
+            candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            got => Err($crate::error::Error::DType { op: $op, got }),
+        }
+    };
+}
+pub(crate) use with_element;
