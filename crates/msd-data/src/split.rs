@@ -38,8 +38,7 @@ pub fn five_folds(ids: &[String]) -> Result<Vec<Fold>> {
     ids.sort();
     if let Some([id, _]) = ids.array_windows().find(|[a, b]| a == b) {
         return Err(Error::Invalid(format!(
-            "case {} occurs twice; case ids must be unique",
-            id
+            "case {id} occurs twice; case ids must be unique"
         )));
     }
     let n = ids.len();

@@ -21,8 +21,16 @@ pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
     for ((d, h, w), &label) in labels.indexed_iter().filter(|&(_, &label)| label > 0) {
         all[label as usize].push([d as u32, h as u32, w as u32]);
     }
-    let found = all.into_iter().enumerate().filter(|(_, voxels)| !voxels.is_empty());
-    found.map(|(label, voxels)| ClassLocations { label: label as u16, voxels: thin(voxels, label) }).collect()
+    let found = all
+        .into_iter()
+        .enumerate()
+        .filter(|(_, voxels)| !voxels.is_empty());
+    found
+        .map(|(label, voxels)| ClassLocations {
+            label: label as u16,
+            voxels: thin(voxels, label),
+        })
+        .collect()
 }
 
 fn thin(mut voxels: Vec<[u32; 3]>, label: usize) -> Vec<[u32; 3]> {
@@ -55,13 +63,21 @@ mod tests {
             _ => 2,
         });
         let locations = class_locations(&labels.view());
-        assert_eq!(locations.iter().map(|l| l.label).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(
+            locations.iter().map(|l| l.label).collect::<Vec<_>>(),
+            [2, 5]
+        );
         assert_eq!(locations[0].voxels.len(), 10_000);
         assert_eq!(locations[1].voxels, [[29, 39, 48], [29, 39, 49]]);
         assert!(locations[0].voxels.is_sorted());
         for pair in locations[0].voxels.windows(2) {
             assert_ne!(pair[0], pair[1], "without replacement");
         }
-        assert!(locations[0].voxels.iter().all(|&[z, y, x]| labels[[z as usize, y as usize, x as usize]] == 2));
+        assert!(
+            locations[0]
+                .voxels
+                .iter()
+                .all(|&[z, y, x]| labels[[z as usize, y as usize, x as usize]] == 2)
+        );
     }
 }

@@ -68,18 +68,27 @@ impl CaseProperties {
 ///
 /// # Errors
 /// [`Error::Shape`] if image, labels and plan do not fit each other.
-pub fn preprocess(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<PreparedCase> {
+pub fn preprocess(
+    image: &Volume<f32>,
+    labels: Option<&LabelMap>,
+    plan: &Plan,
+) -> Result<PreparedCase> {
     check(image, labels, plan)?;
     let forward = plan.transpose_forward;
     let spacing_mm = forward.map(|a| image.geometry.spacing_mm[a]);
-    let data = image.data.view().permuted_axes([0, 1 + forward[0], 1 + forward[1], 1 + forward[2]]);
+    let data = image
+        .data
+        .view()
+        .permuted_axes([0, 1 + forward[0], 1 + forward[1], 1 + forward[2]]);
     let mask = crop::nonzero_mask(&data);
     let bounds = crop::nonzero_bounds(&mask);
     let crop = bounds.clone().map(|b| [b.start, b.end]);
     let mut cropped = crop_image(&data, crop);
     // Without labels only the sign matters, to tell inside from outside.
     let mut cropped_labels = match labels {
-        Some(labels) => crop_volume(&labels.data.view().permuted_axes(forward), crop).mapv(|v| v as i16),
+        Some(labels) => {
+            crop_volume(&labels.data.view().permuted_axes(forward), crop).mapv(|v| v as i16)
+        }
         None => Array3::zeros(bounds.map(|b| b.len())),
     };
     let inside = crop_volume(&mask.view(), crop);
@@ -90,7 +99,12 @@ pub fn preprocess(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -
     });
     for (c, mut channel) in cropped.outer_iter_mut().enumerate() {
         let masked = plan.use_mask_for_norm[c].then(|| cropped_labels.view());
-        normalize::normalize(&mut channel, masked, plan.normalization[c], plan.intensity.get(c))?;
+        normalize::normalize(
+            &mut channel,
+            masked,
+            plan.normalization[c],
+            plan.intensity.get(c),
+        )?;
     }
 
     let target_mm = plan.spacing_mm;
@@ -107,15 +121,27 @@ pub fn preprocess(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -
     };
     let image = resample::resample_image(cropped, shape, separate);
     let labels = labels.map(|_| resample::resample_labels(cropped_labels, shape, separate));
-    let locations = labels.as_ref().map(|l| locations::class_locations(&l.view())).unwrap_or_default();
-    Ok(PreparedCase { image, labels, locations, properties })
+    let locations = labels
+        .as_ref()
+        .map(|l| locations::class_locations(&l.view()))
+        .unwrap_or_default();
+    Ok(PreparedCase {
+        image,
+        labels,
+        locations,
+        properties,
+    })
 }
 
 /// Reads and prepares training cases, several at a time; the result is in the order of `ids`.
 ///
 /// # Errors
 /// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`].
-pub fn prepare_training_cases(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<Vec<PreparedCase>> {
+pub fn prepare_training_cases(
+    dataset: &Dataset,
+    ids: &[String],
+    plan: &Plan,
+) -> Result<Vec<PreparedCase>> {
     let prepare = |id: &String| {
         let (image, labels) = dataset.load_case(dataset.training_case(id)?)?;
         preprocess(&image, Some(&labels), plan)
@@ -128,11 +154,19 @@ fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<
     let shape = &image.data.shape()[1..];
     if let Some(labels) = labels.filter(|l| l.data.shape() != shape) {
         let found = labels.data.shape().to_vec();
-        return Err(Error::Shape { what: "label map", found, expected: shape.to_vec() });
+        return Err(Error::Shape {
+            what: "label map",
+            found,
+            expected: shape.to_vec(),
+        });
     }
     let (channels, planned) = (image.data.shape()[0], plan.normalization.len());
     if channels != planned || plan.use_mask_for_norm.len() != planned {
-        return Err(Error::Shape { what: "image channels", found: vec![channels], expected: vec![planned] });
+        return Err(Error::Shape {
+            what: "image channels",
+            found: vec![channels],
+            expected: vec![planned],
+        });
     }
     Ok(())
 }

@@ -21,12 +21,16 @@ pub(crate) fn normalize(
         Normalization::None => {}
         Normalization::RgbToUnit => channel.mapv_inplace(|v| v / 255.0),
         Normalization::RescaleToUnit => {
-            let (min, max) = channel.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+            let (min, max) = channel
+                .iter()
+                .fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
             let range = (max - min).max(1e-8);
             channel.mapv_inplace(|v| (v - min) / range);
         }
         Normalization::Ct => {
-            let missing = || Error::Invalid("the plan has no intensity statistics for a CT channel".to_owned());
+            let missing = || {
+                Error::Invalid("the plan has no intensity statistics for a CT channel".to_owned())
+            };
             let stats = dataset.ok_or_else(missing)?;
             let (low, high) = (stats.percentile_00_5 as f32, stats.percentile_99_5 as f32);
             let (mean, std) = (stats.mean as f32, stats.std.max(1e-8) as f32);
@@ -36,11 +40,13 @@ pub(crate) fn normalize(
             None => z_score(channel.iter_mut().collect()),
             Some(labels) => {
                 let mut inside = Vec::new();
-                Zip::from(channel.view_mut()).and(labels).for_each(|v, &label| {
-                    if label >= 0 {
-                        inside.push(v);
-                    }
-                });
+                Zip::from(channel.view_mut())
+                    .and(labels)
+                    .for_each(|v, &label| {
+                        if label >= 0 {
+                            inside.push(v);
+                        }
+                    });
                 z_score(inside);
             }
         },
@@ -51,7 +57,11 @@ pub(crate) fn normalize(
 fn z_score(mut values: Vec<&mut f32>) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().map(|v| f64::from(**v)).sum::<f64>() / n;
-    let variance = values.iter().map(|v| (f64::from(**v) - mean).powi(2)).sum::<f64>() / n;
+    let variance = values
+        .iter()
+        .map(|v| (f64::from(**v) - mean).powi(2))
+        .sum::<f64>()
+        / n;
     let std = variance.sqrt().max(1e-8);
     for v in &mut values {
         **v = ((f64::from(**v) - mean) / std) as f32;
@@ -67,7 +77,13 @@ mod tests {
     #[test]
     fn z_score_inside_the_mask_leaves_the_outside_alone() {
         let mut image = arr3(&[[[0.0f32, 2.0, 4.0]]]);
-        normalize(&mut image.view_mut(), Some(arr3(&[[[-1i16, 0, 3]]]).view()), Normalization::ZScore, None).unwrap();
+        normalize(
+            &mut image.view_mut(),
+            Some(arr3(&[[[-1i16, 0, 3]]]).view()),
+            Normalization::ZScore,
+            None,
+        )
+        .unwrap();
         assert_eq!(image, arr3(&[[[0.0, -1.0, 1.0]]]));
         let mut constant = Array3::from_elem((2, 2, 2), 7.0f32);
         normalize(&mut constant.view_mut(), None, Normalization::ZScore, None).unwrap();
@@ -94,7 +110,13 @@ mod tests {
     #[test]
     fn unit_scales() {
         let mut image = arr3(&[[[51.0f32, 102.0, 153.0]]]);
-        normalize(&mut image.view_mut(), None, Normalization::RescaleToUnit, None).unwrap();
+        normalize(
+            &mut image.view_mut(),
+            None,
+            Normalization::RescaleToUnit,
+            None,
+        )
+        .unwrap();
         assert_eq!(image, arr3(&[[[0.0, 0.5, 1.0]]]));
         let mut image = arr3(&[[[51.0f32]]]);
         normalize(&mut image.view_mut(), None, Normalization::RgbToUnit, None).unwrap();

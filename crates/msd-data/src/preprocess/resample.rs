@@ -42,7 +42,11 @@ impl Voxel for f64 {
 }
 
 /// round(shape spacing / target) per axis.
-pub(crate) fn resampled_shape(shape: [usize; 3], spacing_mm: [f64; 3], target_mm: [f64; 3]) -> [usize; 3] {
+pub(crate) fn resampled_shape(
+    shape: [usize; 3],
+    spacing_mm: [f64; 3],
+    target_mm: [f64; 3],
+) -> [usize; 3] {
     // At least one voxel: a slice thinner than half a target voxel would vanish.
     let along = |a: usize| (spacing_mm[a] / target_mm[a] * shape[a] as f64).round_ties_even();
     [0, 1, 2].map(|a| along(a).max(1.0) as usize)
@@ -51,7 +55,10 @@ pub(crate) fn resampled_shape(shape: [usize; 3], spacing_mm: [f64; 3], target_mm
 /// The axis to be treated on its own: its voxels are more than three times longer than the finest, in the current
 /// grid or else in the target grid, and it alone is that long.
 pub(crate) fn separate_axis(current_mm: [f64; 3], target_mm: [f64; 3]) -> Option<usize> {
-    let extremes = |mm: [f64; 3]| mm.iter().fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+    let extremes = |mm: [f64; 3]| {
+        mm.iter()
+            .fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)))
+    };
     let anisotropic = |mm: &[f64; 3]| {
         let (min, max) = extremes(*mm);
         max / min > 3.0
@@ -64,7 +71,11 @@ pub(crate) fn separate_axis(current_mm: [f64; 3], target_mm: [f64; 3]) -> Option
 
 /// Resamples every channel with cubic splines, then clips it to the range it had (per slice where an axis is
 /// treated on its own). An image that has the shape already is returned as it is.
-pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Option<usize>) -> Array4<f32> {
+pub(crate) fn resample_image(
+    image: Array4<f32>,
+    shape: [usize; 3],
+    separate: Option<usize>,
+) -> Array4<f32> {
     if image.shape()[1..] == shape {
         return image;
     }
@@ -77,7 +88,11 @@ pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Op
 
 /// Resamples labels: per label in ascending order, -1 included, voxels whose indicator interpolates to at least one
 /// half get it; where none does, 0.
-pub(crate) fn resample_labels(labels: Array3<i16>, shape: [usize; 3], separate: Option<usize>) -> Array3<i16> {
+pub(crate) fn resample_labels(
+    labels: Array3<i16>,
+    shape: [usize; 3],
+    separate: Option<usize>,
+) -> Array3<i16> {
     if labels.shape() == shape {
         return labels;
     }
@@ -122,7 +137,10 @@ pub(crate) fn resample<T: Voxel>(
         match separate {
             None => clip(out.iter_mut(), volume.iter()),
             Some(axis) => {
-                for (mut slice, from) in out.axis_iter_mut(Axis(axis)).zip(volume.axis_iter(Axis(axis))) {
+                for (mut slice, from) in out
+                    .axis_iter_mut(Axis(axis))
+                    .zip(volume.axis_iter(Axis(axis)))
+                {
                     clip(slice.iter_mut(), from.iter());
                 }
             }
@@ -152,14 +170,19 @@ fn clip<'a, T: Voxel + 'a>(to: impl Iterator<Item = &'a mut T>, from: impl Itera
 fn nearest<T: Copy>(volume: &ArrayView3<T>, axis: usize, n_out: usize) -> Array3<T> {
     let n_in = volume.shape()[axis];
     let picked: Vec<usize> = (0..n_out)
-        .map(|i| ((source(i, n_in, n_out) + 0.5).floor().max(0.0) as usize).min(n_in - 1))
+        .map(|i| ((source(i, n_in, n_out) + 0.5).floor() as usize).min(n_in - 1))
         .collect();
     volume.select(Axis(axis), &picked)
 }
 
+/// Where output sample i lies in the input.
 fn source(i: usize, n_in: usize, n_out: usize) -> f64 {
     (i as f64 + 0.5) * (n_in as f64 / n_out as f64) - 0.5
 }
+
+/// For ratios such as 8 / 7 some samples lie exactly half way between two voxels, and of two labels there the last
+/// bit decides, which differs between builds of SciPy. Here the voxel of higher index wins.
+const TIE: f64 = 1e-12;
 
 fn along<T: Voxel>(volume: &ArrayView3<T>, axis: usize, n_out: usize, kernel: Kernel) -> Array3<T> {
     let n_in = volume.shape()[axis];
@@ -169,7 +192,7 @@ fn along<T: Voxel>(volume: &ArrayView3<T>, axis: usize, n_out: usize, kernel: Ke
     let taps = Taps::new(n_in, n_out, kernel);
     Zip::from(out.lanes_mut(Axis(axis)))
         .and(volume.lanes(Axis(axis)))
-        .par_for_each(|to, from| taps.apply(from, to));
+        .par_for_each(|to, from| taps.apply(&from, to));
     out
 }
 
@@ -199,16 +222,19 @@ impl Taps {
                 (start as usize - 1, weights)
             }
             Kernel::Linear => {
-                let x = source(i, n_in, n_out).clamp(0.0, (n_in - 1) as f64);
+                let x = (source(i, n_in, n_out) + TIE).clamp(0.0, (n_in - 1) as f64);
                 let start = (x.floor() as usize).min(n_in.saturating_sub(2));
                 let t = x - start as f64;
                 (start, [1.0 - t, t, 0.0, 0.0])
             }
         };
-        Self { kernel, taps: (0..n_out).map(tap).collect() }
+        Self {
+            kernel,
+            taps: (0..n_out).map(tap).collect(),
+        }
     }
 
-    fn apply<T: Voxel>(&self, from: ArrayView1<T>, to: ArrayViewMut1<T>) {
+    fn apply<T: Voxel>(&self, from: &ArrayView1<T>, to: ArrayViewMut1<T>) {
         match self.kernel {
             Kernel::Linear => {
                 let last = from.len() - 1;
@@ -229,7 +255,7 @@ impl Taps {
 
 /// Coefficients of the interpolating cubic B-spline through a line whose end values repeat `PAD` times and beyond
 /// (Unser, IEEE Signal Processing Magazine 1999).
-fn spline_coefficients<T: Voxel>(line: ArrayView1<T>) -> Vec<f64> {
+fn spline_coefficients<T: Voxel>(line: &ArrayView1<T>) -> Vec<f64> {
     let pole = 3f64.sqrt() - 2.0;
     let last = line.len() - 1;
     let mut c: Vec<f64> = (0..line.len() + 2 * PAD)
@@ -257,7 +283,7 @@ mod tests {
     #[test]
     fn splines_pass_through_their_points() {
         let line = Array1::from_iter([3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0]);
-        let c = spline_coefficients(line.view());
+        let c = spline_coefficients(&line.view());
         for (i, v) in line.iter().enumerate() {
             let at = (c[PAD + i - 1] + 4.0 * c[PAD + i] + c[PAD + i + 1]) / 6.0;
             assert!((at - v).abs() < 1e-6, "{i}: {at} {v}");
@@ -266,10 +292,12 @@ mod tests {
 
     #[test]
     fn cubic_resampling_is_exact_on_smooth_ramps_and_never_overshoots() {
-        let ramp = Array3::from_shape_fn((24, 5, 4), |(z, y, x)| (z as f32) + 10.0 * y as f32 - x as f32);
+        let ramp = Array3::from_shape_fn((24, 5, 4), |(z, y, x)| {
+            (z as f32) + 10.0 * y as f32 - x as f32
+        });
         let finer = resample(&ramp.view(), [48, 5, 4], None, Kernel::Cubic);
         for z in 16..32 {
-            let expected = (z as f32 + 0.5) / 2.0 - 0.5 + 20.0 - 1.0;
+            let expected = 0.5 * z as f32 - 0.25 + 20.0 - 1.0;
             assert!((finer[[z, 2, 1]] - expected).abs() < 1e-4, "{z}");
         }
         let step = Array3::from_shape_fn((8, 8, 8), |(z, ..)| f32::from(u8::from(z > 3)));
@@ -279,10 +307,26 @@ mod tests {
 
     #[test]
     fn separate_axes() {
-        assert_eq!(separate_axis([4.5, 0.8, 0.9], [1.0; 3]), Some(0), "current grid");
-        assert_eq!(separate_axis([1.0; 3], [1.0, 1.0, 3.1]), Some(2), "target grid");
-        assert_eq!(separate_axis([3.0, 1.0, 1.0], [1.0; 3]), None, "strictly more than three");
-        assert_eq!(separate_axis([4.0, 4.0, 1.0], [1.0; 3]), None, "two equally long axes");
+        assert_eq!(
+            separate_axis([4.5, 0.8, 0.9], [1.0; 3]),
+            Some(0),
+            "current grid"
+        );
+        assert_eq!(
+            separate_axis([1.0; 3], [1.0, 1.0, 3.1]),
+            Some(2),
+            "target grid"
+        );
+        assert_eq!(
+            separate_axis([3.0, 1.0, 1.0], [1.0; 3]),
+            None,
+            "strictly more than three"
+        );
+        assert_eq!(
+            separate_axis([4.0, 4.0, 1.0], [1.0; 3]),
+            None,
+            "two equally long axes"
+        );
     }
 
     #[test]
@@ -297,6 +341,9 @@ mod tests {
     fn across_a_separate_axis_slices_are_copied() {
         let volume = Array3::from_shape_fn((3, 2, 2), |(z, ..)| [0.0f32, 5.0, 7.0][z]);
         let finer = resample(&volume.view(), [6, 2, 2], Some(0), Kernel::Cubic);
-        assert_eq!(finer.lanes(Axis(0)).into_iter().next().unwrap().to_vec(), [0.0, 0.0, 5.0, 5.0, 7.0, 7.0]);
+        assert_eq!(
+            finer.lanes(Axis(0)).into_iter().next().unwrap().to_vec(),
+            [0.0, 0.0, 5.0, 5.0, 7.0, 7.0]
+        );
     }
 }

@@ -11,20 +11,45 @@ use crate::plan::{PlanOptions, plan};
 fn golden_case(path: &std::path::Path) -> (Array4<f32>, Array3<i16>) {
     let bytes = std::fs::read(path).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let (data, seg) = (tensors.tensor("data").unwrap(), tensors.tensor("seg").unwrap());
+    let (data, seg) = (
+        tensors.tensor("data").unwrap(),
+        tensors.tensor("seg").unwrap(),
+    );
     let shape: [usize; 4] = data.shape().try_into().unwrap();
-    let values = data.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-    let labels = seg.data().as_chunks().0.iter().map(|&b| i16::from_le_bytes(b)).collect();
+    let values = data
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect();
+    let labels = seg
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| i16::from_le_bytes(b))
+        .collect();
     let data = Array4::from_shape_vec(shape, values).unwrap();
-    (data, Array3::from_shape_vec([shape[1], shape[2], shape[3]], labels).unwrap())
+    (
+        data,
+        Array3::from_shape_vec([shape[1], shape[2], shape[3]], labels).unwrap(),
+    )
 }
 
 #[test]
 fn equals_the_golden_volumes() {
     for task in ["aniso_ct", "two_mr", "hippocampus"] {
-        let (Some(folder), Some(data)) = (golden::folder(task), golden::dataset(task)) else { continue };
+        let (Some(folder), Some(data)) = (golden::folder(task), golden::dataset(task)) else {
+            continue;
+        };
         let dataset = Dataset::open(&data).unwrap();
-        let plan = plan(&fingerprint(&dataset).unwrap(), &dataset, &PlanOptions::default()).unwrap();
+        let plan = plan(
+            &fingerprint(&dataset).unwrap(),
+            &dataset,
+            &PlanOptions::default(),
+        )
+        .unwrap();
         let mut compared = 0;
         for case in &dataset.training {
             let path = folder.join(format!("{}.safetensors", case.id));
@@ -35,12 +60,28 @@ fn equals_the_golden_volumes() {
             let found = preprocess(&image, Some(&labels), &plan).unwrap();
             let (expected, expected_labels) = golden_case(&path);
             assert_eq!(found.image.shape(), expected.shape(), "{task} {}", case.id);
-            let worst = found.image.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let worst = found
+                .image
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             let found_labels = found.labels.unwrap();
-            let wrong = found_labels.iter().zip(&expected_labels).filter(|(a, b)| a != b).count();
-            println!("{task} {}: image differs by at most {worst:.1e}, {wrong} labels differ", case.id);
+            let wrong = found_labels
+                .iter()
+                .zip(&expected_labels)
+                .filter(|(a, b)| a != b)
+                .count();
+            println!(
+                "{task} {}: image differs by at most {worst:.1e}, {wrong} labels differ",
+                case.id
+            );
             assert!(worst <= 1e-3, "{task} {}: {worst}", case.id);
-            assert!(wrong as f64 <= 1e-4 * expected_labels.len() as f64, "{task} {}: {wrong}", case.id);
+            assert!(
+                wrong as f64 <= 1e-4 * expected_labels.len() as f64,
+                "{task} {}: {wrong}",
+                case.id
+            );
             compared += 1;
         }
         assert!(compared > 3, "{task}: golden cases were compared");
@@ -60,15 +101,30 @@ fn test_plan(spacing_mm: [f64; 3], transpose_forward: [usize; 3]) -> Plan {
 /// An organ in a box of nonzero voxels, off-centre, in a black image.
 fn organ() -> (Volume<f32>, LabelMap) {
     let geometry = Geometry::new([14, 12, 16], [1.5, 1.0, 2.0]);
-    let inside = |z: usize, y: usize, x: usize| (2..12).contains(&z) && (3..12).contains(&y) && (1..13).contains(&x);
+    let inside = |z: usize, y: usize, x: usize| {
+        (2..12).contains(&z) && (3..12).contains(&y) && (1..13).contains(&x)
+    };
     let labels = Array3::from_shape_fn((14, 12, 16), |(z, y, x)| {
         let r = (z as f64 - 7.0).powi(2) + (y as f64 - 6.0).powi(2) + (x as f64 - 5.0).powi(2);
         u16::from(r < 16.0) + u16::from(r < 4.0)
     });
     let data = Array4::from_shape_fn((1, 14, 12, 16), |(_, z, y, x)| {
-        if inside(z, y, x) { 10.0 + f32::from(labels[[z, y, x]]) + x as f32 * 0.1 } else { 0.0 }
+        if inside(z, y, x) {
+            10.0 + f32::from(labels[[z, y, x]]) + x as f32 * 0.1
+        } else {
+            0.0
+        }
     });
-    (Volume { data, geometry: geometry.clone() }, LabelMap { data: labels, geometry })
+    (
+        Volume {
+            data,
+            geometry: geometry.clone(),
+        },
+        LabelMap {
+            data: labels,
+            geometry,
+        },
+    )
 }
 
 #[test]
@@ -79,8 +135,14 @@ fn labels_come_back_to_where_they_were() {
     assert_eq!(case.image.shape(), [1, 12, 10, 9], "cropped, x first");
     assert_eq!(case.properties.shape_before_cropping, [16, 14, 12]);
     let predicted = case.labels.as_ref().unwrap().mapv(|v| v.max(0) as u16);
-    assert_eq!(case.properties.restore_labels(&predicted.view()).unwrap(), labels.data);
-    assert_eq!(case.locations.iter().map(|l| l.label).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        case.properties.restore_labels(&predicted.view()).unwrap(),
+        labels.data
+    );
+    assert_eq!(
+        case.locations.iter().map(|l| l.label).collect::<Vec<_>>(),
+        [1, 2]
+    );
     let without_labels = preprocess(&image, None, &plan).unwrap();
     assert_eq!(without_labels.image, case.image);
     assert!(without_labels.labels.is_none() && without_labels.locations.is_empty());
@@ -101,12 +163,27 @@ fn logits_are_resampled_back() {
     assert_eq!(back.shape(), labels.data.shape());
     for value in [1, 2] {
         let count = |a: &Array3<u16>| a.iter().filter(|&&v| v == value).count() as f64;
-        let both = back.iter().zip(&labels.data).filter(|&(&a, &b)| a == value && b == value).count() as f64;
-        assert!(2.0 * both / (count(&back) + count(&labels.data)) > 0.85, "label {value}");
+        let both = back
+            .iter()
+            .zip(&labels.data)
+            .filter(|&(&a, &b)| a == value && b == value)
+            .count() as f64;
+        assert!(
+            2.0 * both / (count(&back) + count(&labels.data)) > 0.85,
+            "label {value}"
+        );
     }
-    let message = case.properties.restore_labels(&Array3::zeros((d, h, w)).view()).unwrap_err().to_string();
+    let message = case
+        .properties
+        .restore_labels(&Array3::zeros((d, h, w)).view())
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("restore its logits"), "{message}");
-    assert!(case.properties.restore_logits(&Array4::zeros((3, 1, 2, 3)).view()).is_err());
+    assert!(
+        case.properties
+            .restore_logits(&Array4::zeros((3, 1, 2, 3)).view())
+            .is_err()
+    );
 }
 
 #[test]
@@ -114,8 +191,21 @@ fn ill_fitting_cases_are_refused() {
     let (image, mut labels) = organ();
     let plan = test_plan([1.0; 3], [0, 1, 2]);
     labels.data = Array3::zeros((14, 12, 15));
-    let message = preprocess(&image, Some(&labels), &plan).unwrap_err().to_string();
-    assert_eq!(message, "label map: shape [14, 12, 15], expected [14, 12, 16]");
-    let two = Volume { data: Array4::ones((2, 14, 12, 16)), geometry: image.geometry };
-    assert!(preprocess(&two, None, &plan).unwrap_err().to_string().contains("image channels"));
+    let message = preprocess(&image, Some(&labels), &plan)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        message,
+        "label map: shape [14, 12, 15], expected [14, 12, 16]"
+    );
+    let two = Volume {
+        data: Array4::ones((2, 14, 12, 16)),
+        geometry: image.geometry,
+    };
+    assert!(
+        preprocess(&two, None, &plan)
+            .unwrap_err()
+            .to_string()
+            .contains("image channels")
+    );
 }

@@ -1,0 +1,194 @@
+//! Batches prepared ahead by threads, in the order they were asked for.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::sampler::{BatchKey, PatchSampler, SampledBatch};
+
+/// An iterator over the batches of a sequence of keys. Which thread prepares a batch, and when, changes nothing in
+/// it; at most `queue` batches wait to be fetched. The first error or panic of a worker is returned in its batch's
+/// place and ends the sequence. Dropping the loader stops its threads.
+///
+/// ```no_run
+/// # fn sampler() -> msd_data::PatchSampler { unimplemented!() }
+/// use msd_data::{BatchKey, Loader, Purpose};
+/// use std::sync::Arc;
+/// let keys = (0..250).map(|iteration| BatchKey { seed: 1, purpose: Purpose::Weights, epoch: 0, iteration });
+/// for batch in Loader::new(Arc::new(sampler()), keys, 2, 4) {
+///     let batch = batch?;
+///     println!("{:?}", batch.x_shape);
+/// }
+/// # Ok::<(), msd_data::Error>(())
+/// ```
+pub struct Loader<T = SampledBatch> {
+    shared: Arc<Shared<T>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Index of the batch to return next.
+    next: usize,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+    make: Box<dyn Fn(BatchKey) -> Result<T> + Send + Sync>,
+    queue: usize,
+}
+
+struct State<T> {
+    keys: Box<dyn Iterator<Item = BatchKey> + Send>,
+    /// Index that the next key gets.
+    started: usize,
+    /// Batches before this were fetched.
+    fetched: usize,
+    /// No key will come any more.
+    ended: bool,
+    ready: BTreeMap<usize, Result<T>>,
+}
+
+impl Loader<SampledBatch> {
+    /// Starts `num_threads` threads that prepare the batches of `keys`. With 0 threads each batch is prepared when it
+    /// is asked for.
+    pub fn new(
+        sampler: Arc<PatchSampler>,
+        keys: impl IntoIterator<Item = BatchKey, IntoIter: Send + 'static>,
+        num_threads: usize,
+        queue: usize,
+    ) -> Self {
+        Self::with_maker(move |key| Ok(sampler.batch(key)), keys, num_threads, queue)
+    }
+}
+
+impl<T: Send + 'static> Loader<T> {
+    /// As [`Loader::new`], with any function from a key to a batch.
+    pub fn with_maker(
+        make: impl Fn(BatchKey) -> Result<T> + Send + Sync + 'static,
+        keys: impl IntoIterator<Item = BatchKey, IntoIter: Send + 'static>,
+        num_threads: usize,
+        queue: usize,
+    ) -> Self {
+        let keys = Box::new(keys.into_iter());
+        let state = State {
+            keys,
+            started: 0,
+            fetched: 0,
+            ended: false,
+            ready: BTreeMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            make: Box::new(make),
+            queue: queue.max(1),
+        });
+        let work = |_| {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || while shared.work(true) {})
+        };
+        let threads = (0..num_threads).map(work).collect();
+        Self {
+            shared,
+            threads,
+            next: 0,
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Batches are made outside the lock and their panics are caught, so a poisoned lock has whole content.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares one batch; false if there is none left. Waits for room in the queue if `bounded`.
+    fn work(&self, bounded: bool) -> bool {
+        let mut state = self.lock();
+        while bounded && !state.ended && state.started >= state.fetched + self.queue {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        // The iterator of keys is a caller's code and may panic as well.
+        let next_key = AssertUnwindSafe(|| if state.ended { None } else { state.keys.next() });
+        let key = match catch_unwind(next_key) {
+            Ok(None) => {
+                state.ended = true;
+                self.changed.notify_all();
+                return false;
+            }
+            Ok(Some(key)) => Ok(key),
+            Err(panic) => Err(panic),
+        };
+        let index = state.started;
+        state.started += 1;
+        drop(state);
+        let made = key.and_then(|key| catch_unwind(AssertUnwindSafe(|| (self.make)(key))));
+        let result = made.unwrap_or_else(|panic| {
+            Err(Error::WorkerPanic {
+                message: message(panic.as_ref()),
+            })
+        });
+        let mut state = self.lock();
+        state.ended |= result.is_err();
+        state.ready.insert(index, result);
+        self.changed.notify_all();
+        true
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".to_owned())
+}
+
+impl<T> Iterator for Loader<T> {
+    type Item = Result<T>;
+
+    fn next(&mut self) -> Option<Result<T>> {
+        if self.threads.is_empty() {
+            self.shared.work(false);
+        }
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(result) = state.ready.remove(&self.next) {
+                self.next += 1;
+                state.fetched = self.next;
+                if result.is_err() {
+                    // Later batches may exist, but the sequence is over.
+                    state.ended = true;
+                    state.started = self.next;
+                    state.ready.clear();
+                }
+                self.shared.changed.notify_all();
+                return Some(result);
+            }
+            if state.ended && self.next >= state.started {
+                return None;
+            }
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl<T> Drop for Loader<T> {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            // A worker's panic was caught and reported where its batch was due.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

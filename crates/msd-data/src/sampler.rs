@@ -1,0 +1,198 @@
+//! Batches of patches drawn from prepared cases.
+
+use std::sync::Arc;
+
+use rand::RngExt;
+
+use crate::augment::{Augmentation, Patch, SpatialTransform};
+use crate::error::{Error, Result};
+use crate::preprocess::PreparedCase;
+use crate::random::{Purpose, rng};
+
+/// Names one batch. Equal keys give equal batches, whatever was drawn before, on any thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BatchKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// What the batch is for.
+    pub purpose: Purpose,
+    /// Epoch.
+    pub epoch: u64,
+    /// Iteration within the epoch.
+    pub iteration: u64,
+}
+
+/// A batch in memory order, ready to become tensors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledBatch {
+    /// Images, `[B, C, D, H, W]`.
+    pub x: Vec<f32>,
+    /// Labels, `[B, D, H, W]`.
+    pub target: Vec<u8>,
+    /// Shape of `x`.
+    pub x_shape: [usize; 5],
+    /// Shape of `target`.
+    pub target_shape: [usize; 4],
+    /// For each sample the index of its case.
+    pub cases: Vec<usize>,
+}
+
+/// Draws augmented patches from labelled cases, as nnU-Net's data loader: cases uniformly with replacement, the last
+/// third of each batch centred on foreground, patches that may reach beyond the image (padded with 0 and background).
+#[derive(Debug, Clone)]
+pub struct PatchSampler {
+    cases: Vec<Arc<PreparedCase>>,
+    patch_size: [usize; 3],
+    batch_size: usize,
+    augmentation: Augmentation,
+    /// Channels that are 0 outside the nonzero mask ([`crate::Plan::use_mask_for_norm`]).
+    masked_channels: Vec<bool>,
+    /// Part of a batch whose patches must show foreground.
+    forced_foreground: f64,
+}
+
+impl PatchSampler {
+    /// A sampler over `cases`. `masked_channels` is [`crate::Plan::use_mask_for_norm`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] without cases, for a case without labels or with a label above 255, for an empty patch or
+    /// batch, for a probability outside 0..=1. [`Error::Shape`] if cases differ in their number of channels.
+    pub fn new(
+        cases: Vec<Arc<PreparedCase>>,
+        patch_size: [usize; 3],
+        batch_size: usize,
+        augmentation: Augmentation,
+        masked_channels: &[bool],
+    ) -> Result<Self> {
+        augmentation.check()?;
+        if patch_size.contains(&0) || batch_size == 0 {
+            return Err(Error::Invalid(format!(
+                "patch size {patch_size:?} and batch size {batch_size}; each must be at least 1"
+            )));
+        }
+        if cases.is_empty() {
+            return Err(Error::Invalid("no case to draw patches from".to_owned()));
+        }
+        for case in &cases {
+            let labels = case.labels.as_ref();
+            let labels = labels.ok_or_else(|| {
+                Error::Invalid("a case to draw patches from has no labels".to_owned())
+            })?;
+            if labels.shape() != &case.image.shape()[1..] {
+                let (found, expected) = (labels.shape().to_vec(), case.image.shape()[1..].to_vec());
+                return Err(Error::Shape {
+                    what: "labels of a prepared case",
+                    found,
+                    expected,
+                });
+            }
+            if let Some(label) = labels.iter().find(|&&v| v > 255) {
+                return Err(Error::Invalid(format!(
+                    "label {label}; batches hold labels up to 255"
+                )));
+            }
+            if case.image.shape()[0] != masked_channels.len() {
+                let (found, expected) = (vec![case.image.shape()[0]], vec![masked_channels.len()]);
+                return Err(Error::Shape {
+                    what: "channels of a prepared case",
+                    found,
+                    expected,
+                });
+            }
+        }
+        let masked_channels = masked_channels.to_vec();
+        Ok(Self {
+            cases,
+            patch_size,
+            batch_size,
+            augmentation,
+            masked_channels,
+            forced_foreground: 0.33,
+        })
+    }
+
+    /// The batch named by `key`.
+    pub fn batch(&self, key: BatchKey) -> SampledBatch {
+        let [d, h, w] = self.patch_size;
+        let (b, c) = (self.batch_size, self.masked_channels.len());
+        let mut batch = SampledBatch {
+            x: Vec::with_capacity(b * c * d * h * w),
+            target: Vec::with_capacity(b * d * h * w),
+            x_shape: [b, c, d, h, w],
+            target_shape: [b, d, h, w],
+            cases: Vec::with_capacity(b),
+        };
+        for sample in 0..b {
+            let (case, patch) = self.sample(key, sample);
+            batch.x.extend(patch.image);
+            // -1, outside of the image or its nonzero region, has served its purpose.
+            batch
+                .target
+                .extend(patch.labels.iter().map(|&label| label.max(0) as u8));
+            batch.cases.push(case);
+        }
+        batch
+    }
+
+    fn sample(&self, key: BatchKey, sample: usize) -> (usize, Patch) {
+        let rng = &mut rng(
+            key.seed,
+            key.purpose,
+            key.epoch,
+            key.iteration,
+            sample as u32,
+        );
+        let case_idx = rng.random_range(0..self.cases.len());
+        let case = &self.cases[case_idx];
+        let enlarged = self.augmentation.enlarged_patch(self.patch_size);
+        // Rounding makes this every second sample of a batch of two, and none of a batch of one.
+        let unforced =
+            (self.batch_size as f64 * (1.0 - self.forced_foreground)).round_ties_even() as usize;
+        let shape = [
+            case.image.shape()[1],
+            case.image.shape()[2],
+            case.image.shape()[3],
+        ];
+        let focus = (sample >= unforced)
+            .then(|| foreground_voxel(case, rng))
+            .flatten();
+        let start = corner(shape, enlarged, self.patch_size, focus, rng);
+        let spatial = SpatialTransform::draw(&self.augmentation, self.patch_size, rng);
+        let mut patch = spatial.extract(case, start, enlarged, self.patch_size);
+        self.augmentation.apply(&mut patch, rng);
+        patch.clear_outside(&self.masked_channels);
+        (case_idx, patch)
+    }
+}
+
+/// A voxel of a label drawn uniformly among those present.
+fn foreground_voxel(case: &PreparedCase, rng: &mut impl rand::Rng) -> Option<[u32; 3]> {
+    if case.locations.is_empty() {
+        return None;
+    }
+    let class = &case.locations[rng.random_range(0..case.locations.len())];
+    Some(class.voxels[rng.random_range(0..class.voxels.len())])
+}
+
+/// First voxel of the enlarged patch; may be negative. The final patch can reach beyond the image by half of what the
+/// enlargement adds; around a focus it may go further at the far end, but not at the near one.
+fn corner(
+    shape: [usize; 3],
+    enlarged: [usize; 3],
+    patch: [usize; 3],
+    focus: Option<[u32; 3]>,
+    rng: &mut impl rand::Rng,
+) -> [isize; 3] {
+    [0, 1, 2].map(|a| {
+        let margin = (enlarged[a] - patch[a]).max(enlarged[a].saturating_sub(shape[a]));
+        let lowest = -(margin.div_ceil(2) as isize);
+        let highest = (shape[a] + margin.div_ceil(2)) as isize - enlarged[a] as isize;
+        match focus {
+            Some(voxel) => lowest.max(voxel[a] as isize - (enlarged[a] / 2) as isize),
+            None => rng.random_range(lowest as i64..=highest as i64) as isize,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;
