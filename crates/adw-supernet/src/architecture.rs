@@ -1,0 +1,225 @@
+//! The result of a search: the depth of every block and the width of every layer, as a file.
+
+use crate::error::{Error, Result};
+use crate::space::{check_plan, stage_max_width, stage_of_block};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::Path;
+
+/// The `format` of an architecture file.
+pub const FORMAT: &str = "adw-architecture/1";
+
+/// A discrete 3D U-Net. Written by the search, read by every later command, and meant to be edited by hand too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// [`FORMAT`].
+    pub format: String,
+    /// Image channels (modalities).
+    pub in_channels: usize,
+    /// Classes, background included.
+    pub num_classes: usize,
+    /// Stride of every pooling, fine to coarse; D, H, W.
+    pub strides: Vec<[usize; 3]>,
+    /// Kernel of every stage, fine to coarse: one more than strides.
+    pub kernels: Vec<[usize; 3]>,
+    /// Output channels of each layer; encoder blocks fine to coarse, then decoder blocks coarse to fine.
+    pub blocks: Vec<Vec<usize>>,
+    /// Where it comes from; free-form.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub provenance: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Architecture {
+    /// An architecture without provenance.
+    ///
+    /// # Errors
+    /// If these values make no network.
+    pub fn new(
+        in_channels: usize,
+        num_classes: usize,
+        strides: Vec<[usize; 3]>,
+        kernels: Vec<[usize; 3]>,
+        blocks: Vec<Vec<usize>>,
+    ) -> Result<Self> {
+        let a = Self { format: FORMAT.into(), in_channels, num_classes, strides, kernels, blocks, provenance: serde_json::Map::new() };
+        a.check()?;
+        Ok(a)
+    }
+
+    /// A plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width` channels at
+    /// the finest stage, doubling per stage up to `cap_stage`. nnU-Net's network is `base_width` 32, `depth` 2.
+    ///
+    /// # Errors
+    /// If these values make no network.
+    ///
+    /// ```
+    /// use adw_supernet::Architecture;
+    ///
+    /// let a = Architecture::uniform(1, 3, vec![[2; 3]; 3], vec![[3; 3]; 4], 16, 2, 3)?;
+    /// assert_eq!(a.blocks, [[16, 16], [32, 32], [64, 64], [128, 128], [64, 64], [32, 32], [16, 16]]);
+    /// # Ok::<(), adw_supernet::Error>(())
+    /// ```
+    pub fn uniform(
+        in_channels: usize,
+        num_classes: usize,
+        strides: Vec<[usize; 3]>,
+        kernels: Vec<[usize; 3]>,
+        base_width: usize,
+        depth: usize,
+        cap_stage: usize,
+    ) -> Result<Self> {
+        let poolings = strides.len();
+        let blocks = (0..=2 * poolings)
+            .map(|i| vec![stage_max_width(base_width, stage_of_block(poolings, i), cap_stage); depth])
+            .collect();
+        Self::new(in_channels, num_classes, strides, kernels, blocks)
+    }
+
+    /// Poolings, P.
+    pub fn poolings(&self) -> usize {
+        self.strides.len()
+    }
+
+    /// Output channels of a block.
+    pub fn out_width(&self, block: usize) -> usize {
+        self.blocks[block].last().copied().unwrap_or(0)
+    }
+
+    /// Output channels of the transposed convolution in front of decoder step `u` (coarse to fine): as many as the skip
+    /// that its result is put beside. (Deviation: in the supernet, where widths are not decided yet, it is the stage's
+    /// greatest width.)
+    pub fn up_width(&self, u: usize) -> usize {
+        self.out_width(self.poolings() - 1 - u)
+    }
+
+    /// # Errors
+    /// If no network can be built from these values; the message says which and why.
+    pub fn check(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::Architecture(message));
+        if self.format != FORMAT {
+            return fail(format!("format is {:?}, expected {FORMAT:?}", self.format));
+        }
+        check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Architecture)?;
+        let expected = 2 * self.poolings() + 1;
+        if self.blocks.len() != expected {
+            return fail(format!("{} blocks for {} strides, expected {expected}", self.blocks.len(), self.poolings()));
+        }
+        for (i, block) in self.blocks.iter().enumerate() {
+            if block.is_empty() {
+                return fail(format!("block {i} has no layer, expected at least one"));
+            }
+            if let Some(w) = block.iter().find(|w| !(1..=65_536).contains(*w)) {
+                return fail(format!("block {i} has a layer of {w} channels, expected 1 to 65536"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and checks an architecture file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not a valid architecture.
+    pub fn load(path: &Path) -> Result<Self> {
+        let fail = |message: String| Error::File { path: path.into(), message };
+        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let a: Self = serde_json::from_str(&text).map_err(|e| fail(format!("not an architecture file: {e}")))?;
+        a.check().map_err(|e| fail(e.to_string()))?;
+        Ok(a)
+    }
+
+    /// Writes the file: aside, then renamed.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let write = || {
+            let aside = path.with_extension("json.tmp");
+            let mut file = std::fs::File::create(&aside)?;
+            file.write_all(self.to_text().as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&aside, path)
+        };
+        write().map_err(|e| Error::File { path: path.into(), message: e.to_string() })
+    }
+
+    /// The file's text: one line per field.
+    pub fn to_text(&self) -> String {
+        let json = |v: serde_json::Result<String>| v.expect("numbers and strings always serialise");
+        let mut lines = vec![
+            format!("\"format\": {}", json(serde_json::to_string(&self.format))),
+            format!("\"in_channels\": {}, \"num_classes\": {}", self.in_channels, self.num_classes),
+            format!("\"strides\": {}", json(serde_json::to_string(&self.strides))),
+            format!("\"kernels\": {}", json(serde_json::to_string(&self.kernels))),
+            format!("\"blocks\": {}", json(serde_json::to_string(&self.blocks))),
+        ];
+        if !self.provenance.is_empty() {
+            lines.push(format!("\"provenance\": {}", json(serde_json::to_string(&self.provenance))));
+        }
+        format!("{{{}}}\n", lines.join(",\n "))
+    }
+}
+
+impl std::fmt::Display for Architecture {
+    /// `48-40 96-80-96 192 | 192-160 96`: widths, blocks apart by spaces, encoder and decoder by a bar.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, block) in self.blocks.iter().enumerate() {
+            match i {
+                0 => {}
+                _ if i == self.poolings() + 1 => f.write_str(" | ")?,
+                _ => f.write_str(" ")?,
+            }
+            for (l, w) in block.iter().enumerate() {
+                if l > 0 {
+                    f.write_str("-")?;
+                }
+                write!(f, "{w}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Architecture {
+        let mut a = Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[1, 3, 3], [3; 3], [3; 3]], 8, 2, 3).unwrap();
+        a.blocks[1] = vec![12];
+        a.provenance.insert("seed".into(), 1.into());
+        a
+    }
+
+    #[test]
+    fn text_and_back() {
+        let a = example();
+        let back: Architecture = serde_json::from_str(&a.to_text()).unwrap();
+        assert_eq!(a, back);
+        assert_eq!(a.to_string(), "8-8 12 32-32 | 16-16 8-8");
+        assert_eq!((a.up_width(0), a.up_width(1)), (12, 8));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let mut wrong = vec![];
+        for (change, word) in [
+            (Box::new(|a: &mut Architecture| a.format = "x".into()) as Box<dyn Fn(&mut Architecture)>, "format"),
+            (Box::new(|a: &mut Architecture| a.blocks[2].clear()), "block 2"),
+            (Box::new(|a: &mut Architecture| a.blocks[3][1] = 0), "block 3"),
+            (Box::new(|a: &mut Architecture| drop(a.blocks.pop())), "4 blocks"),
+            (Box::new(|a: &mut Architecture| drop(a.kernels.pop())), "kernels"),
+            (Box::new(|a: &mut Architecture| a.strides[0][1] = 0), "stride"),
+            (Box::new(|a: &mut Architecture| a.kernels[0][1] = 2), "kernel"),
+            (Box::new(|a: &mut Architecture| a.num_classes = 1), "num_classes"),
+        ] {
+            let mut a = example();
+            change(&mut a);
+            let message = a.check().unwrap_err().to_string();
+            if !message.contains(word) {
+                wrong.push((message, word));
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+}

@@ -1,0 +1,244 @@
+//! What a network costs: exactly for a discrete one, in expectation and differentiably for the supernet.
+//!
+//! For one sample of a given patch, counted over convolutions, transposed convolutions and heads:
+//! multiply-accumulates, parameters (gamma and beta included), and bytes of f32 outputs (one raw map per layer, as the
+//! training keeps them). In the supernet, with `E[w_l]` the expected width of layer l of a block and `h` its depth
+//! probabilities, layer l exists with probability `sum_(j >= l) h_j`, and the block is expected to be
+//! `sum_l h_l E[w_l]` wide; choices are independent, so expectations of products of neighbouring widths are products of
+//! expectations.
+
+use crate::architecture::Architecture;
+use crate::error::{Error, Result};
+use crate::parameters::Gradients;
+use crate::space::{stage_of_block, width_options};
+use crate::supernet::{GumbelSample, Supernet};
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CostUnit {
+    /// Multiply-accumulates of one forward pass of one patch.
+    Macs,
+    /// Numbers to be trained.
+    Parameters,
+    /// Bytes of the maps that a training pass of one patch keeps, f32.
+    ActivationBytes,
+}
+
+/// The cost of a discrete network for one patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Multiply-accumulates of one forward pass.
+    pub macs: u64,
+    /// Numbers to be trained.
+    pub parameters: u64,
+    /// Bytes of the maps that a training pass keeps, f32.
+    pub activation_bytes: u64,
+}
+
+impl Cost {
+    /// One of the three.
+    pub fn get(&self, unit: CostUnit) -> u64 {
+        match unit {
+            CostUnit::Macs => self.macs,
+            CostUnit::Parameters => self.parameters,
+            CostUnit::ActivationBytes => self.activation_bytes,
+        }
+    }
+}
+
+/// Numbers that costs are computed in: exact, or with a gradient.
+trait Width: Clone {
+    fn plus(&self, other: &Self) -> Result<Self>;
+    fn times(&self, other: &Self) -> Result<Self>;
+    fn scaled(&self, by: f64) -> Result<Self>;
+}
+
+impl Width for f64 {
+    fn plus(&self, other: &Self) -> Result<Self> {
+        Ok(self + other)
+    }
+    fn times(&self, other: &Self) -> Result<Self> {
+        Ok(self * other)
+    }
+    fn scaled(&self, by: f64) -> Result<Self> {
+        Ok(self * by)
+    }
+}
+
+impl Width for Tensor {
+    fn plus(&self, other: &Self) -> Result<Self> {
+        Ok((self + other)?)
+    }
+    fn times(&self, other: &Self) -> Result<Self> {
+        Ok((self * other)?)
+    }
+    fn scaled(&self, by: f64) -> Result<Self> {
+        Ok((self * by)?)
+    }
+}
+
+/// A layer's width, and the probability that the layer exists.
+struct LayerWidth<W> {
+    width: W,
+    exists: Option<W>,
+}
+
+struct BlockWidths<W> {
+    layers: Vec<LayerWidth<W>>,
+    out: W,
+}
+
+/// The geometry that all costs share.
+struct Geometry<'a> {
+    patch: [usize; 3],
+    strides: &'a [[usize; 3]],
+    kernels: &'a [[usize; 3]],
+    in_channels: usize,
+    num_classes: usize,
+}
+
+impl Geometry<'_> {
+    fn voxels(&self, stage: usize) -> f64 {
+        let mut size = self.patch;
+        for s in &self.strides[..stage] {
+            for (n, s) in size.iter_mut().zip(s) {
+                *n = n.div_ceil(*s);
+            }
+        }
+        size.iter().product::<usize>() as f64
+    }
+
+    /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.
+    fn total<W: Width>(&self, unit: CostUnit, blocks: &[BlockWidths<W>], number: impl Fn(f64) -> Result<W>, up_width: impl Fn(usize) -> W) -> Result<W> {
+        let poolings = self.strides.len();
+        let mut total = number(0.0)?;
+        // One convolution: `taps` products per pair of channels and output voxel.
+        let conv = |c_in: &W, c_out: &W, taps: f64, voxels: f64, affine: bool| -> Result<W> {
+            match unit {
+                CostUnit::Macs => c_in.times(c_out)?.scaled(taps * voxels),
+                CostUnit::Parameters => {
+                    let weight = c_in.times(c_out)?.scaled(taps)?;
+                    if affine { weight.plus(&c_out.scaled(2.0)?) } else { Ok(weight) }
+                }
+                CostUnit::ActivationBytes => c_out.scaled(4.0 * voxels),
+            }
+        };
+        for (i, block) in blocks.iter().enumerate() {
+            let stage = stage_of_block(poolings, i);
+            let voxels = self.voxels(stage);
+            let mut c_in = match i {
+                0 => number(self.in_channels as f64)?,
+                _ if i <= poolings => blocks[i - 1].out.clone(),
+                _ => {
+                    let up = up_width(i - poolings - 1);
+                    let stride = self.strides[stage].iter().product::<usize>() as f64;
+                    // Every output voxel of a transposed convolution with kernel = stride has one tap.
+                    let (macs_taps, taps) = (1.0, stride);
+                    let taps = if unit == CostUnit::Macs { macs_taps } else { taps };
+                    total = total.plus(&conv(&blocks[i - 1].out, &up, taps, voxels, false)?)?;
+                    up.plus(&blocks[stage].out)?
+                }
+            };
+            let taps = self.kernels[stage].iter().product::<usize>() as f64;
+            for layer in &block.layers {
+                let cost = conv(&c_in, &layer.width, taps, voxels, true)?;
+                total = total.plus(&match &layer.exists {
+                    None => cost,
+                    Some(p) => cost.times(p)?,
+                })?;
+                c_in = layer.width.clone();
+            }
+            if i > poolings {
+                total = total.plus(&conv(&block.out, &number(self.num_classes as f64)?, 1.0, voxels, false)?)?;
+            }
+        }
+        Ok(total)
+    }
+}
+
+impl Architecture {
+    /// What this network costs for one patch `[D, H, W]`.
+    pub fn cost(&self, patch: [usize; 3]) -> Cost {
+        let blocks: Vec<BlockWidths<f64>> = self
+            .blocks
+            .iter()
+            .map(|b| BlockWidths {
+                layers: b.iter().map(|&w| LayerWidth { width: w as f64, exists: None }).collect(),
+                out: b.last().map_or(0.0, |&w| w as f64),
+            })
+            .collect();
+        let geometry = Geometry {
+            patch,
+            strides: &self.strides,
+            kernels: &self.kernels,
+            in_channels: self.in_channels,
+            num_classes: self.num_classes,
+        };
+        let total = |unit| {
+            // f64 counts exactly up to 2^53.
+            geometry.total(unit, &blocks, Ok, |u| self.up_width(u) as f64).expect("f64 arithmetic does not fail") as u64
+        };
+        Cost {
+            macs: total(CostUnit::Macs),
+            parameters: total(CostUnit::Parameters),
+            activation_bytes: total(CostUnit::ActivationBytes),
+        }
+    }
+}
+
+impl Supernet {
+    /// The expected cost of the architecture under this pass's probabilities, for one patch `[D, H, W]`, and its
+    /// gradient by alpha and beta. Transposed convolutions are counted as wide as the skip beside them is expected to
+    /// be, as in the discrete network.
+    ///
+    /// # Errors
+    /// If a tensor cannot be made on the device.
+    pub fn expected_cost(&self, patch: [usize; 3], unit: CostUnit, sample: &GumbelSample) -> Result<(f64, Gradients)> {
+        let config = self.config();
+        let max = config.max_depth;
+        let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &candle_core::Device::Cpu)?) };
+        let mut blocks = Vec::new();
+        for (i, p) in self.probabilities(sample)?.iter().enumerate() {
+            let options = width_options(config.block_max_width(i)).map(|w| w as f64);
+            let widths = (p.width.iter())
+                .map(|g| match g {
+                    None => number(config.block_max_width(i) as f64),
+                    Some(g) => {
+                        let g = g.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?;
+                        Ok((g * Tensor::new(&options, &candle_core::Device::Cpu)?)?.sum_all()?)
+                    }
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let depth = match &p.depth {
+                None => None,
+                Some(h) => Some(h.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?),
+            };
+            let out = match &depth {
+                None => widths[max - 1].clone(),
+                Some(h) => (Tensor::stack(&widths, 0)? * h)?.sum_all()?,
+            };
+            let layers = (widths.into_iter().enumerate())
+                .map(|(l, width)| {
+                    let exists = depth.as_ref().map(|h| Ok::<_, Error>(h.narrow(0, l, max - l)?.sum_all()?)).transpose()?;
+                    Ok(LayerWidth { width, exists })
+                })
+                .collect::<Result<_>>()?;
+            blocks.push(BlockWidths { layers, out });
+        }
+        let geometry = Geometry {
+            patch,
+            strides: &config.strides,
+            kernels: &config.kernels,
+            in_channels: config.in_channels,
+            num_classes: config.num_classes,
+        };
+        let poolings = config.poolings();
+        let total = geometry.total(unit, &blocks, number, |u| blocks[poolings - 1 - u].out.clone())?;
+        let mut gradients = vec![None; self.parameters().len()];
+        self.differentiate(&total, &mut gradients)?;
+        Ok((total.to_scalar()?, gradients))
+    }
+}

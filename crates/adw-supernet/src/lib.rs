@@ -1,0 +1,22 @@
+#![forbid(unsafe_code)]
+#![doc = include_str!("../README.md")]
+
+mod architecture;
+mod cost;
+mod error;
+mod network;
+mod parameters;
+mod space;
+mod supernet;
+mod unet;
+
+#[cfg(test)]
+mod tests;
+
+pub use architecture::{Architecture, FORMAT};
+pub use cost::{Cost, CostUnit};
+pub use error::{Error, Result};
+pub use parameters::{Gradients, Parameter, Role};
+pub use space::{MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options};
+pub use supernet::{BlockNoise, BlockPreference, GumbelSample, NoiseKey, Supernet};
+pub use unet::Unet;

@@ -1,0 +1,71 @@
+//! Parameters of a network, and their gradients.
+
+use crate::error::Result;
+use adw_tensor_ops::philox::{Purpose, Stream};
+use candle_core::{DType, Device, Shape, Tensor, Var};
+
+/// What a parameter is for, and so which optimiser moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Convolution weights, gamma, beta.
+    Weight,
+    /// The choice of widths and depths.
+    Architecture,
+}
+
+/// A named parameter.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Unique within the network; the tensor's name in files.
+    pub name: String,
+    /// Which optimiser moves it.
+    pub role: Role,
+    /// Its value.
+    pub var: Var,
+}
+
+/// One entry per parameter, in the order of `parameters()`. `None` where no gradient was asked for, or the loss does not
+/// depend on the parameter: optimisers leave such a parameter alone, as PyTorch's do.
+pub type Gradients = Vec<Option<Tensor>>;
+
+/// Collects the parameters of a network that is being built.
+pub(crate) struct Builder<'a> {
+    pub(crate) parameters: Vec<Parameter>,
+    seed: u64,
+    dtype: DType,
+    device: &'a Device,
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(seed: u64, dtype: DType, device: &'a Device) -> Self {
+        Self { parameters: Vec::new(), seed, dtype, device }
+    }
+
+    fn push(&mut self, name: String, role: Role, value: &Tensor) -> Result<usize> {
+        self.parameters.push(Parameter { name, role, var: Var::from_tensor(&value.to_dtype(self.dtype)?)? });
+        Ok(self.parameters.len() - 1)
+    }
+
+    pub(crate) fn constant(&mut self, name: String, role: Role, n: usize, value: f64) -> Result<usize> {
+        let t = Tensor::full(value, n, self.device)?;
+        self.push(name, role, &t)
+    }
+
+    /// He initialisation for LeakyReLU(0.01): normal with variance `2 / (1.0001 fan_in)` (PyTorch's `kaiming_normal_`,
+    /// as nnU-Net uses it). The fan is that of the weight's second dimension, also for transposed convolutions.
+    pub(crate) fn he_normal(&mut self, name: String, shape: impl Into<Shape>) -> Result<usize> {
+        let shape = shape.into();
+        let fan_in = shape.elem_count() / shape.dims()[0];
+        let std = (2.0 / (1.0 + 0.01f64.powi(2)) / fan_in as f64).sqrt();
+        let stream = Stream {
+            seed: self.seed,
+            purpose: Purpose::Initialisation,
+            epoch: 0,
+            iteration: 0,
+            index: self.parameters.len() as u32,
+        };
+        let values: Vec<f32> = stream.normal().take(shape.elem_count()).map(|x| (x * std) as f32).collect();
+        let t = Tensor::from_vec(values, shape, self.device)?;
+        self.push(name, Role::Weight, &t)
+    }
+}

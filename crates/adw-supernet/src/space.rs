@@ -1,0 +1,150 @@
+//! The search space: which networks there are to choose from.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Candidate widths per layer.
+pub const NUM_WIDTHS: usize = 5;
+
+/// Where the width gate stands relative to the instance normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskPosition {
+    /// In front of it: the published method. The normalisation undoes most of the gate.
+    PreNorm,
+    /// Behind it: masked channels are zero and gradients are real.
+    PostNorm,
+}
+
+/// What the search decides; the paper's ablation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SearchSpace {
+    /// Depth of every block and width of every layer.
+    Joint,
+    /// Width only; every block has `max_depth` layers.
+    WidthOnly,
+    /// Depth only; every layer has its stage's greatest width.
+    DepthOnly,
+}
+
+impl SearchSpace {
+    /// Whether widths are searched.
+    pub fn searches_width(self) -> bool {
+        self != Self::DepthOnly
+    }
+
+    /// Whether depths are searched.
+    pub fn searches_depth(self) -> bool {
+        self != Self::WidthOnly
+    }
+}
+
+/// Everything that determines a supernet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SupernetConfig {
+    /// Image channels (modalities).
+    pub in_channels: usize,
+    /// Classes, background included.
+    pub num_classes: usize,
+    /// Stride of every pooling, fine to coarse; D, H, W.
+    pub strides: Vec<[usize; 3]>,
+    /// Kernel of every stage, fine to coarse: one more than strides.
+    pub kernels: Vec<[usize; 3]>,
+    /// Greatest width of the finest stage; doubles per stage up to `cap_stage`. Paper: 48. A multiple of 6.
+    pub max_width: usize,
+    /// Layers of the deepest block. Paper: 3.
+    pub max_depth: usize,
+    /// Last stage at which widths double. Paper: 3.
+    pub cap_stage: usize,
+    /// Position of the width gate. Paper: `pre_norm`.
+    pub mask: MaskPosition,
+    /// What is searched. Paper: both.
+    pub space: SearchSpace,
+}
+
+/// The greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
+pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
+    max_width << stage.min(cap_stage)
+}
+
+/// The candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
+///
+/// ```
+/// assert_eq!(adw_supernet::width_options(48), [16, 24, 32, 40, 48]);
+/// ```
+pub fn width_options(max_width: usize) -> [usize; NUM_WIDTHS] {
+    [2, 3, 4, 5, 6].map(|k| max_width * k / 6)
+}
+
+impl SupernetConfig {
+    /// Poolings, P.
+    pub fn poolings(&self) -> usize {
+        self.strides.len()
+    }
+
+    /// P + 1 encoder blocks and P decoder blocks.
+    pub fn num_blocks(&self) -> usize {
+        2 * self.strides.len() + 1
+    }
+
+    /// The stage (0 = finest) of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.
+    pub fn stage_of_block(&self, block: usize) -> usize {
+        stage_of_block(self.strides.len(), block)
+    }
+
+    /// The greatest width of a block's layers.
+    pub fn block_max_width(&self, block: usize) -> usize {
+        stage_max_width(self.max_width, self.stage_of_block(block), self.cap_stage)
+    }
+
+    /// # Errors
+    /// If no supernet can be built from these values; the message says which and why.
+    pub fn check(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::Config(message));
+        check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Config)?;
+        if self.max_width == 0 || !self.max_width.is_multiple_of(6) {
+            return fail(format!("max_width is {}, expected a multiple of 6 (candidate widths are sixths of it)", self.max_width));
+        }
+        if self.cap_stage > 16 {
+            return fail(format!("cap_stage is {}, expected at most 16", self.cap_stage));
+        }
+        if !(1..=16).contains(&self.max_depth) {
+            return fail(format!("max_depth is {}, expected 1 to 16", self.max_depth));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
+    if block <= poolings { block } else { 2 * poolings - block }
+}
+
+/// What supernet and discrete network demand of their geometry.
+pub(crate) fn check_plan(
+    in_channels: usize,
+    num_classes: usize,
+    strides: &[[usize; 3]],
+    kernels: &[[usize; 3]],
+) -> std::result::Result<(), String> {
+    if in_channels == 0 {
+        return Err("in_channels is 0, expected at least 1".into());
+    }
+    if !(2..=255).contains(&num_classes) {
+        return Err(format!("num_classes is {num_classes}, expected 2 to 255 (background included)"));
+    }
+    if strides.is_empty() {
+        return Err("strides is empty, expected at least one pooling".into());
+    }
+    if kernels.len() != strides.len() + 1 {
+        return Err(format!("{} kernels for {} strides, expected one more kernel than strides", kernels.len(), strides.len()));
+    }
+    if let Some(s) = strides.iter().find(|s| s.contains(&0)) {
+        return Err(format!("stride {s:?}, expected at least 1 on every axis"));
+    }
+    if let Some(k) = kernels.iter().find(|k| k.iter().any(|k| k % 2 == 0)) {
+        return Err(format!("kernel {k:?}, expected odd numbers"));
+    }
+    Ok(())
+}
