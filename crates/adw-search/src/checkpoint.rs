@@ -99,20 +99,17 @@ impl Checkpoint {
 /// The first value that differs, as "key: X in the checkpoint, Y now".
 fn difference(at: &str, stored: &Value, now: &Value) -> Option<String> {
     if let (Value::Object(stored), Value::Object(now)) = (stored, now) {
-        let keys = stored.keys().chain(now.keys());
+        let mut keys = stored.keys().chain(now.keys());
         let null = &Value::Null;
-        return keys
-            .filter_map(|key| {
-                let at = if at.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{at}.{key}")
-                };
-                let of =
-                    |map: &serde_json::Map<String, Value>| map.get(key).unwrap_or(null).clone();
-                difference(&at, &of(stored), &of(now))
-            })
-            .next();
+        return keys.find_map(|key| {
+            let at = if at.is_empty() {
+                key.clone()
+            } else {
+                format!("{at}.{key}")
+            };
+            let of = |map: &serde_json::Map<String, Value>| map.get(key).unwrap_or(null).clone();
+            difference(&at, &of(stored), &of(now))
+        });
     }
     (stored != now).then(|| format!("{at}: {stored} in the checkpoint, {now} now"))
 }
@@ -147,7 +144,7 @@ mod tests {
         saved.write(&path, &identity).unwrap();
         let read = Checkpoint::read(&path, &identity, &Device::Cpu).unwrap();
         assert_eq!((read.position, &read.means), (saved.position, &saved.means));
-        assert_eq!(read.means.get("loss"), Some((0.1 + 0.2) / 2.0));
+        assert_eq!(read.means.get("loss"), Some(f64::midpoint(0.1, 0.2)));
         assert_eq!(read.means.get("norm"), Some(1.0 / 3.0));
         assert_eq!(read.means.get("absent"), None);
         let w = read.tensors["parameter.w"].to_vec1::<f32>().unwrap();

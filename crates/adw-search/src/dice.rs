@@ -5,6 +5,9 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
+/// Voxels per parallel task.
+const CHUNK: usize = 1 << 14;
+
 /// The class of every voxel: argmax over K of `logits` `[B, K, D, H, W]`, the lowest class on ties; B * D * H * W
 /// values in C order.
 ///
@@ -26,7 +29,6 @@ pub fn argmax_labels(logits: &Tensor) -> Result<Vec<u16>> {
         .flatten_all()?
         .to_vec1::<f32>()?;
     let mut labels = vec![0u16; batch * voxels];
-    const CHUNK: usize = 1 << 14;
     for (labels, values) in labels
         .chunks_mut(voxels.max(1))
         .zip(values.chunks((classes * voxels).max(1)))
@@ -146,7 +148,7 @@ mod tests {
         counts.add(&logits(&[1, 2], 4), &target(&[1, 0])).unwrap();
         // class 1: tp 2, fp 1, fn 1; class 2: tp 1, fp 1, fn 1; class 3: absent everywhere.
         assert_eq!(counts.dice(), [Some(4.0 / 6.0), Some(2.0 / 4.0), None]);
-        assert_eq!(mean(&counts.dice()), Some((4.0 / 6.0 + 0.5) / 2.0));
+        assert_eq!(mean(&counts.dice()), Some(f64::midpoint(4.0 / 6.0, 0.5)));
         assert_eq!(mean(&[None]), None);
     }
 

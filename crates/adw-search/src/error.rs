@@ -13,6 +13,9 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// A network could not be built or run.
+    #[error(transparent)]
+    Supernet(#[from] adw_supernet::Error),
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -47,10 +50,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// A setting has a value that makes no sense.
-    #[error("{key} = {value}: {expected}")]
+    #[error("{key} = {value}: expected {expected}")]
     Config {
         /// The setting, dotted.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: String,
         /// What would be right.

@@ -100,9 +100,9 @@ impl SlidingWindow {
     }
 
     fn check(&self) -> Result<()> {
-        let bad = |key, value: String, expected| {
+        let bad = |key: &str, value: String, expected| {
             Err(Error::Config {
-                key,
+                key: key.into(),
                 value,
                 expected,
             })
@@ -154,8 +154,8 @@ impl SlidingWindow {
 
     fn cut(&self, image: &Tensor, start: [usize; 3]) -> Result<Tensor> {
         let mut window = image.clone();
-        for axis in 0..3 {
-            window = window.narrow(2 + axis, start[axis], self.patch[axis])?;
+        for (axis, (start, size)) in start.into_iter().zip(self.patch).enumerate() {
+            window = window.narrow(2 + axis, start, size)?;
         }
         Ok(window.contiguous()?)
     }
@@ -318,7 +318,7 @@ impl WeightedSums {
         let mut out = Vec::with_capacity(self.logits.len() * shape.iter().product::<usize>());
         for map in &self.logits {
             for_each_row(self.shape, shape, start, |image, _| {
-                out.extend_from_slice(&map[image])
+                out.extend_from_slice(&map[image]);
             });
         }
         let [d, h, w] = shape;

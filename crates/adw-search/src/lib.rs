@@ -1,27 +1,40 @@
-//! Architecture search, training and inference for candle 3D segmentation networks.
-//!
-//! Data arrives through the [`BatchSource`] trait, so the crate knows no file of any dataset. See the crate's README
-//! for a first example.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod atomic_file;
 mod batch;
+mod bilevel;
+mod budget;
 mod checkpoint;
+pub mod config;
 mod dice;
 mod error;
 mod events;
 pub mod infer;
+mod model_file;
 pub mod optim;
+mod parameters;
+mod retrain;
 mod run_files;
 pub mod schedule;
+mod search;
 mod tensor_file;
 mod training_loop;
 
 pub use batch::{Batch, BatchSource, BoxError, Part, Request, Requests};
+pub use bilevel::{
+    BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step,
+    bilevel_step, weight_step,
+};
+pub use budget::CostPenalty;
+pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
 pub use events::{Event, IterationReport, OnEvent, Reaction};
+pub use model_file::ModelFile;
+pub use retrain::{RetrainRow, Trained, retrain};
 pub use run_files::RunOptions;
+pub use search::{Phase, SearchRow, search};
 
 /// Tensors by name, in the order of their names.
 pub type NamedTensors = std::collections::BTreeMap<String, candle_core::Tensor>;

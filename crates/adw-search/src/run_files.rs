@@ -130,9 +130,10 @@ impl Paths {
             }
             return Ok(None);
         }
-        let checkpoint = match found {
-            true => Some(Checkpoint::read(&self.checkpoint, identity, device)?),
-            false => None,
+        let checkpoint = if found {
+            Some(Checkpoint::read(&self.checkpoint, identity, device)?)
+        } else {
+            None
         };
         self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
         Ok(checkpoint)

@@ -189,7 +189,7 @@ fn folds_are_averaged_and_progress_reaches_the_end() {
     let mut seen = vec![];
     let got = window
         .logits(&image, &mut [&mut one, &mut three], &mut |d, t| {
-            seen.push((d, t))
+            seen.push((d, t));
         })
         .unwrap();
     assert!(largest_difference(&got, &(&image * 2.0).unwrap()) < 2e-5);

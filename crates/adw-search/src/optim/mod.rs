@@ -1,7 +1,7 @@
 //! Optimisers that update candle variables in place.
 //!
 //! A step walks `gradients`, one entry per parameter in the order the optimiser was built with. A parameter whose
-//! gradient is `None` is left alone entirely, without decay or momentum, as in PyTorch. All arithmetic is elementwise in
+//! gradient is `None` is left alone entirely, without decay or momentum, as `PyTorch` does. All arithmetic is elementwise in
 //! the parameter's dtype (F32 or F64), so results do not depend on the number of threads.
 
 mod adam;

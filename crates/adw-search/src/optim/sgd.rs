@@ -74,7 +74,7 @@ impl Optimizer for Sgd {
                 &slot.var,
                 &InPlace(Velocity {
                     momentum,
-                    weight_decay,
+                    decay: weight_decay,
                     scale,
                 }),
             )?;
@@ -84,7 +84,7 @@ impl Optimizer for Sgd {
                 &InPlace(Weight {
                     lr,
                     momentum,
-                    weight_decay,
+                    decay: weight_decay,
                     scale,
                 }),
             )?;
@@ -111,14 +111,14 @@ impl Optimizer for Sgd {
 /// v <- momentum v + (scale g + decay w)
 struct Velocity {
     momentum: f64,
-    weight_decay: f64,
+    decay: f64,
     scale: f64,
 }
 
 impl Update3 for Velocity {
     const NAME: &'static str = "sgd-velocity";
     fn apply<T: Real>(&self, v: T, g: T, w: T) -> T {
-        T::of(self.momentum) * v + (g * T::of(self.scale) + T::of(self.weight_decay) * w)
+        T::of(self.momentum) * v + (g * T::of(self.scale) + T::of(self.decay) * w)
     }
 }
 
@@ -126,14 +126,14 @@ impl Update3 for Velocity {
 struct Weight {
     lr: f64,
     momentum: f64,
-    weight_decay: f64,
+    decay: f64,
     scale: f64,
 }
 
 impl Update3 for Weight {
     const NAME: &'static str = "sgd-weight";
     fn apply<T: Real>(&self, w: T, g: T, v: T) -> T {
-        let g = g * T::of(self.scale) + T::of(self.weight_decay) * w;
+        let g = g * T::of(self.scale) + T::of(self.decay) * w;
         w - T::of(self.lr) * (g + T::of(self.momentum) * v)
     }
 }

@@ -20,6 +20,10 @@ fn values(t: &Tensor) -> Vec<f64> {
         .unwrap()
 }
 
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "the form in which optimisers take gradients"
+)]
 fn gradient(values: &[f64], dtype: DType) -> Option<Tensor> {
     Some(
         Tensor::new(values, &Device::Cpu)

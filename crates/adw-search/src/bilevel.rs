@@ -1,0 +1,180 @@
+//! One iteration of the bilevel search: architecture steps, then a weight step.
+
+use adw_supernet::{GumbelSample, Role, Supernet};
+use candle_core::Tensor;
+
+use crate::config::{ArchBatches, Half, SearchConfig};
+use crate::optim::{Optimizer, OptimizerConfig, clip_scale, global_norm};
+use crate::{Batch, CostPenalty, Result, parameters};
+
+/// The two optimisers of a search, over all parameters of its network; each updates those of its own role.
+pub struct BilevelOptimizers {
+    /// Of alpha and beta.
+    pub arch: Box<dyn Optimizer>,
+    /// Of the weights.
+    pub weights: Box<dyn Optimizer>,
+}
+
+impl BilevelOptimizers {
+    /// The optimisers that `config` names, for the parameters of `net`.
+    pub fn new(net: &Supernet, config: &SearchConfig) -> Self {
+        let arch = OptimizerConfig::Adam(config.arch_optimizer.clone());
+        Self {
+            arch: arch.build(parameters::named(net.parameters())),
+            weights: config.optimizer.build(parameters::named(net.parameters())),
+        }
+    }
+}
+
+/// What one optimiser step saw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Loss before the step, without the cost penalty.
+    pub loss: f64,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// One iteration's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BilevelSettings {
+    /// Learning rate of alpha and beta.
+    pub arch_lr: f64,
+    /// Learning rate of the weights.
+    pub lr: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Temperature, used by the penalty; the samples bring their own.
+    pub tau: f64,
+    /// Which batch the weights are trained on.
+    pub weights_on: Half,
+    /// Which batches the architecture is updated on.
+    pub arch_batches: ArchBatches,
+    /// Cost term.
+    pub penalty: Option<CostPenalty>,
+}
+
+/// The batches of one iteration.
+#[derive(Debug, Clone, Copy)]
+pub struct HalfBatches<'a> {
+    /// From half A.
+    pub a: &'a Batch,
+    /// From half B.
+    pub b: &'a Batch,
+}
+
+impl HalfBatches<'_> {
+    fn of(&self, half: Half) -> &Batch {
+        match half {
+            Half::A => self.a,
+            Half::B => self.b,
+        }
+    }
+}
+
+/// What [`bilevel_step`] saw, pass by pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BilevelReport {
+    /// Architecture step on A, if done.
+    pub arch_a: Option<StepReport>,
+    /// Architecture step on B.
+    pub arch_b: StepReport,
+    /// Weight step.
+    pub weights: StepReport,
+}
+
+/// One iteration after the warm-up: alpha and beta on a batch of A, alpha and beta on a batch of B, weights on the batch
+/// of `weights_on`. `sample(pass)` gives the noise of passes 0 (arch, A), 1 (arch, B) and 2 (weights).
+pub fn bilevel_step(
+    net: &Supernet,
+    optimizers: &mut BilevelOptimizers,
+    settings: &BilevelSettings,
+    batches: HalfBatches<'_>,
+    sample: &mut dyn FnMut(usize) -> Result<GumbelSample>,
+) -> Result<BilevelReport> {
+    let arch_a = match settings.arch_batches {
+        ArchBatches::AAndB => Some(arch_step(
+            net,
+            optimizers,
+            settings,
+            batches.a,
+            &sample(0)?,
+        )?),
+        ArchBatches::BOnly => None,
+    };
+    let arch_b = arch_step(net, optimizers, settings, batches.b, &sample(1)?)?;
+    let weights = weight_step(
+        net,
+        optimizers,
+        settings,
+        batches.of(settings.weights_on),
+        &sample(2)?,
+    )?;
+    Ok(BilevelReport {
+        arch_a,
+        arch_b,
+        weights,
+    })
+}
+
+/// One step of alpha and beta.
+pub fn arch_step(
+    net: &Supernet,
+    optimizers: &mut BilevelOptimizers,
+    settings: &BilevelSettings,
+    batch: &Batch,
+    sample: &GumbelSample,
+) -> Result<StepReport> {
+    let (loss, mut gradients) =
+        net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Architecture)?;
+    if let Some(penalty) = &settings.penalty {
+        let (_, pull) = penalty.value_and_gradients(net, settings.tau)?;
+        for (gradient, pull) in gradients.iter_mut().zip(pull) {
+            *gradient = match (gradient.take(), pull) {
+                (Some(g), Some(p)) => Some((g + p)?),
+                (one, other) => one.or(other),
+            };
+        }
+    }
+    clipped_step(
+        &mut *optimizers.arch,
+        &gradients,
+        settings.arch_lr,
+        settings.clip,
+        loss,
+    )
+}
+
+/// One step of the weights.
+pub fn weight_step(
+    net: &Supernet,
+    optimizers: &mut BilevelOptimizers,
+    settings: &BilevelSettings,
+    batch: &Batch,
+    sample: &GumbelSample,
+) -> Result<StepReport> {
+    let (loss, gradients) =
+        net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Weight)?;
+    clipped_step(
+        &mut *optimizers.weights,
+        &gradients,
+        settings.lr,
+        settings.clip,
+        loss,
+    )
+}
+
+/// Clips, then steps. Numbers that are not finite are reported, not stepped on.
+pub(crate) fn clipped_step(
+    optimizer: &mut dyn Optimizer,
+    gradients: &[Option<Tensor>],
+    lr: f64,
+    clip: f64,
+    loss: f64,
+) -> Result<StepReport> {
+    let grad_norm = global_norm(gradients)?;
+    if loss.is_finite() && grad_norm.is_finite() {
+        optimizer.step(gradients, lr, clip_scale(grad_norm, clip))?;
+    }
+    Ok(StepReport { loss, grad_norm })
+}

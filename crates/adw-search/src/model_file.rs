@@ -1,0 +1,107 @@
+//! A trained network in one file: `model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use adw_supernet::{Architecture, Unet};
+use candle_core::{DType, Device};
+
+use crate::tensor_file::{self, Metadata};
+use crate::{Error, NamedTensors, Result, parameters};
+
+const FORMAT: &str = "adw-model/1";
+const WHAT: &str = "a model file of this program";
+
+/// Weights, architecture and whatever the caller needs to predict on new images (plan, label names).
+///
+/// On disk a safetensors file with tensors `block.{i}.conv.{l}.weight`, `block.{i}.conv.{l}.gamma|beta`,
+/// `up.{u}.weight`, `head.{u}.weight`, and as metadata `format`, `architecture` (JSON) and the entries of `info`. Equal
+/// models give equal bytes.
+#[derive(Debug, Clone)]
+pub struct ModelFile {
+    /// The network's depths and widths.
+    pub architecture: Architecture,
+    /// Its parameters by name.
+    pub weights: NamedTensors,
+    /// Anything else, opaque to this crate. Keys other than `format` and `architecture`.
+    pub info: BTreeMap<String, String>,
+}
+
+impl ModelFile {
+    /// Writes the file, replacing `path` once it is complete.
+    ///
+    /// # Errors
+    /// When the weights do not fit the architecture, `info` uses a reserved key, or the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        for reserved in ["format", "architecture"] {
+            if self.info.contains_key(reserved) {
+                return Err(Error::file(
+                    path,
+                    format!("metadata key {reserved} is reserved"),
+                ));
+            }
+        }
+        self.network(DType::F32, &Device::Cpu)?;
+        let architecture = serde_json::to_string(&self.architecture).map_err(|e| {
+            Error::file(path, format!("architecture cannot be written as JSON: {e}"))
+        })?;
+        let mut metadata: Metadata = self.info.clone();
+        metadata.insert("format".into(), FORMAT.into());
+        metadata.insert("architecture".into(), architecture);
+        tensor_file::write(path, &self.weights, &metadata)
+    }
+
+    /// Reads a file and checks that its weights fit its architecture.
+    ///
+    /// # Errors
+    /// One message that names the file, for anything that is not a whole model file.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let (weights, mut info) = tensor_file::read(path, WHAT, device)?;
+        let bad = |reason: String| Error::file(path, format!("not {WHAT} ({reason})"));
+        let format = info.remove("format").unwrap_or_else(|| "absent".into());
+        if format != FORMAT {
+            return Err(bad(format!("format {format}, expected {FORMAT}")));
+        }
+        let architecture = info
+            .remove("architecture")
+            .ok_or_else(|| bad("no architecture".into()))?;
+        let architecture: Architecture =
+            serde_json::from_str(&architecture).map_err(|e| bad(format!("architecture: {e}")))?;
+        let model = Self {
+            architecture,
+            weights,
+            info,
+        };
+        model
+            .network(DType::F32, &Device::Cpu)
+            .map_err(|e| bad(e.to_string()))?;
+        Ok(model)
+    }
+
+    /// The network with these weights.
+    ///
+    /// # Errors
+    /// When the weights do not fit the architecture.
+    pub fn network(&self, dtype: DType, device: &Device) -> Result<Unet> {
+        let net = Unet::new(&self.architecture, 0, dtype, device)?;
+        parameters::set(net.parameters(), &self.weights)?;
+        let known = net.parameters().len();
+        if self.weights.len() != known {
+            let names: Vec<&str> = net.parameters().iter().map(|p| p.name.as_str()).collect();
+            let extra = self.weights.keys().find(|k| !names.contains(&k.as_str()));
+            return Err(Error::Shape {
+                what: "weights".into(),
+                expected: format!("{known} tensors"),
+                got: format!(
+                    "{}, among them {}",
+                    self.weights.len(),
+                    extra.map_or("", String::as_str)
+                ),
+            });
+        }
+        Ok(net)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Training of a discrete network from scratch.
+
+use adw_supernet::{Architecture, Unet};
+use serde::{Deserialize, Serialize};
+
+use crate::bilevel::clipped_step;
+use crate::checkpoint::Position;
+use crate::config::RetrainConfig;
+use crate::dice::{self, DiceCounts};
+use crate::events::{IterationReport, OnEvent};
+use crate::optim::{Ema, Optimizer};
+use crate::parameters::{self, Groups};
+use crate::run_files::{RunFiles, RunOptions};
+use crate::training_loop::{self, Agenda, NextBatch, Summary, Task};
+use crate::{Batch, BatchSource, NamedTensors, Part, Result};
+
+/// One epoch of a training, a line of `history.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RetrainRow {
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// Learning rate in the first iteration.
+    pub lr: f64,
+    /// Mean loss.
+    pub loss: Option<f64>,
+    /// Mean gradient norm, before clipping.
+    pub grad_norm: Option<f64>,
+    /// Pseudo-Dice per foreground class on patches of the fold's validation cases; of the averaged weights if there is
+    /// an average. A report only: nothing is chosen by it.
+    pub dice: Vec<Option<f64>>,
+    /// Its mean over classes.
+    pub mean_dice: Option<f64>,
+    /// Seconds of this epoch (after a resume: since the resume). Not reproducible, unlike all else.
+    pub wall_s: f64,
+}
+
+/// The weights a training ends with.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// What to use: the average of the weights if one was kept, else the last weights. The network holds them too.
+    pub weights: NamedTensors,
+    /// The weights of the last step.
+    pub last_weights: NamedTensors,
+}
+
+/// Trains `net` in place. Batches come from [`Part::Train`], validation from [`Part::Validation`].
+///
+/// As for [`crate::search`], a training that was killed and resumed ends with the bits of one that was not.
+///
+/// # Errors
+/// When a setting makes no sense, the source fails, training diverges, a file cannot be written, the folder holds
+/// another run, or the callback stops it.
+pub fn retrain(
+    net: &Unet,
+    config: &RetrainConfig,
+    options: &RunOptions,
+    source: &mut dyn BatchSource,
+    on_event: &mut OnEvent<'_, RetrainRow>,
+) -> Result<Trained> {
+    config.check()?;
+    let settings = Settings {
+        kind: "retrain",
+        architecture: net.architecture(),
+        config: RetrainConfig {
+            // These change nothing but files.
+            checkpoint_every_epochs: 1,
+            checkpoint_every_iterations: 0,
+            ..config.clone()
+        },
+    };
+    let device = parameters::device(net.parameters());
+    let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
+    let named = || parameters::named(net.parameters());
+    let mut task = RetrainTask {
+        net,
+        config,
+        optimizer: config.optimizer.build(named()),
+        ema: config
+            .ema
+            .clone()
+            .map(|ema| Ema::new(named(), ema))
+            .transpose()?,
+    };
+    let agenda = Agenda {
+        epochs: config.epochs,
+        iterations: config.iterations_per_epoch,
+        warmup_epochs: 0,
+        warmup_parts: vec![],
+        parts: vec![Part::Train],
+        validation_part: Part::Validation,
+        validation_batches: config.validation_batches,
+        save_every_epochs: config.checkpoint_every_epochs,
+        save_every_iterations: config.checkpoint_every_iterations,
+    };
+    training_loop::run(&mut task, &agenda, &files, checkpoint, source, on_event)?;
+    let last_weights = parameters::values(net.parameters())?;
+    if let Some(ema) = &task.ema {
+        ema.store_in_parameters()?;
+    }
+    Ok(Trained {
+        weights: parameters::values(net.parameters())?,
+        last_weights,
+    })
+}
+
+/// What a checkpoint must agree with.
+#[derive(Serialize)]
+struct Settings<'a> {
+    kind: &'static str,
+    architecture: &'a Architecture,
+    config: RetrainConfig,
+}
+
+struct RetrainTask<'a> {
+    net: &'a Unet,
+    config: &'a RetrainConfig,
+    optimizer: Box<dyn Optimizer>,
+    ema: Option<Ema>,
+}
+
+impl RetrainTask<'_> {
+    fn lr(&self, Position { epoch, iteration }: Position) -> f64 {
+        let c = self.config;
+        c.lr.at(epoch, iteration, c.epochs, c.iterations_per_epoch)
+    }
+}
+
+impl Task for RetrainTask<'_> {
+    type Row = RetrainRow;
+
+    fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
+        let lr = self.lr(at);
+        let (loss, gradients) = self
+            .net
+            .loss_and_gradients(&batches[0].x, &batches[0].target)?;
+        let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update()?;
+        }
+        let values = vec![("loss", step.loss), ("grad_norm", step.grad_norm)];
+        Ok(IterationReport {
+            epoch: at.epoch,
+            iteration: at.iteration,
+            lr,
+            tau: None,
+            values,
+        })
+    }
+
+    fn validate(&mut self, _: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
+        let net = self.net;
+        let mut count = || {
+            let mut counts = DiceCounts::default();
+            while let Some(batch) = next()? {
+                counts.add(&net.predict(&batch.x)?, &batch.target)?;
+            }
+            Ok(counts)
+        };
+        match &self.ema {
+            Some(ema) if self.config.validation_batches > 0 => ema.with_average(count),
+            _ => count(),
+        }
+    }
+
+    fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<RetrainRow> {
+        Ok(RetrainRow {
+            epoch,
+            lr: self.lr(Position {
+                epoch,
+                iteration: 0,
+            }),
+            loss: summary.means.get("loss"),
+            grad_norm: summary.means.get("grad_norm"),
+            mean_dice: dice::mean(&summary.dice),
+            dice: summary.dice,
+            wall_s: summary.wall_s,
+        })
+    }
+
+    fn state(&self) -> Result<NamedTensors> {
+        let mut groups = Groups::default();
+        groups.insert("parameter", parameters::values(self.net.parameters())?);
+        groups.insert("optimizer", self.optimizer.state()?);
+        if let Some(ema) = &self.ema {
+            groups.insert("ema", ema.state()?);
+        }
+        Ok(groups.0)
+    }
+
+    fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
+        parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
+        self.optimizer
+            .load_state(&Groups::get(state, "optimizer"))?;
+        match &mut self.ema {
+            Some(ema) => ema.load_state(&Groups::get(state, "ema")),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The architecture search: warm-up, then bilevel iterations, then the argmax.
+
+use adw_supernet::{Architecture, CostUnit, NoiseKey, Supernet, SupernetConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
+use crate::budget::CostPenalty;
+use crate::checkpoint::Position;
+use crate::config::{ArchBatches, Budget, Half, SearchConfig};
+use crate::dice::{self, DiceCounts};
+use crate::events::{IterationReport, OnEvent};
+use crate::parameters::{self, Groups};
+use crate::run_files::{RunFiles, RunOptions};
+use crate::training_loop::{self, Agenda, NextBatch, Summary, Task};
+use crate::{Batch, BatchSource, NamedTensors, Part, Result};
+
+/// Whether alpha and beta are being updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Weights only.
+    Warmup,
+    /// Weights and architecture.
+    Search,
+}
+
+/// One epoch of a search, a line of `history.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SearchRow {
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// Warm-up or search.
+    pub phase: Phase,
+    /// Learning rate of the weights in the first iteration.
+    pub lr: f64,
+    /// Temperature.
+    pub tau: f64,
+    /// Mean loss of the weight steps.
+    pub loss: Option<f64>,
+    /// Mean gradient norm of the weight steps, before clipping.
+    pub grad_norm: Option<f64>,
+    /// Mean loss of the architecture steps on A.
+    pub arch_loss_a: Option<f64>,
+    /// Mean loss of the architecture steps on B.
+    pub arch_loss_b: Option<f64>,
+    /// Mean gradient norm of the architecture steps, cost penalty included, before clipping.
+    pub arch_grad_norm: Option<f64>,
+    /// Pseudo-Dice per foreground class on unaugmented patches of B, without noise.
+    pub dice: Vec<Option<f64>>,
+    /// Its mean over classes.
+    pub mean_dice: Option<f64>,
+    /// Output channels of each conv of the present argmax architecture.
+    pub blocks: Vec<Vec<usize>>,
+    /// Mean entropy of softmax(alpha), 1 for uniform, 0 for decided.
+    pub width_entropy: Option<f64>,
+    /// Mean entropy of softmax(beta), 1 for uniform, 0 for decided.
+    pub depth_entropy: Option<f64>,
+    /// Unit of the two costs: that of the cost term, else MACs.
+    pub cost_unit: CostUnit,
+    /// Cost of the argmax architecture for one patch.
+    pub cost: u64,
+    /// Expected cost under softmax(alpha / tau), softmax(beta / tau).
+    pub expected_cost: f64,
+    /// Seconds of this epoch (after a resume: since the resume). Not reproducible, unlike all else.
+    pub wall_s: f64,
+}
+
+/// Searches the depths and widths of a U-Net with `net`, whose parameters are updated in place, and returns the argmax.
+///
+/// Epochs below `warmup_epochs` train the weights alone; then each iteration does one [`bilevel_step`]. Temperature,
+/// learning rate, batches and noise are functions of (seed, epoch, iteration), and everything else is in the
+/// checkpoint: a search that was killed and resumed ends with the bits of one that was not. `patch` is the size of the
+/// batches' patches (D, H, W), for which costs are counted.
+///
+/// Cases of the fold's validation part are never asked for: validation runs on [`Part::TrainBPlain`].
+///
+/// # Errors
+/// When a setting makes no sense, the source fails, training diverges, a file cannot be written, the folder holds
+/// another run, or the callback stops it.
+pub fn search(
+    net: &Supernet,
+    patch: [usize; 3],
+    config: &SearchConfig,
+    options: &RunOptions,
+    source: &mut dyn BatchSource,
+    on_event: &mut OnEvent<'_, SearchRow>,
+) -> Result<Architecture> {
+    config.check()?;
+    let settings = Settings {
+        kind: "search",
+        patch,
+        network: net.config(),
+        config: determining(config),
+    };
+    let device = parameters::device(net.parameters());
+    let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
+    let mut task = SearchTask {
+        net,
+        patch,
+        config,
+        penalty: penalty(net, patch, config)?,
+        optimizers: BilevelOptimizers::new(net, config),
+    };
+    training_loop::run(
+        &mut task,
+        &agenda(config),
+        &files,
+        checkpoint,
+        source,
+        on_event,
+    )?;
+    let mut architecture = net.architecture()?;
+    let cost = architecture.cost(patch);
+    let about = |key: &str, value: serde_json::Value| (key.to_owned(), value);
+    architecture.provenance.extend(
+        options
+            .identity
+            .iter()
+            .map(|(k, v)| about(k, v.clone().into()))
+            .chain([
+                about("seed", config.seed.into()),
+                about("epochs", config.epochs.into()),
+                about("macs_per_patch", cost.macs.into()),
+                about("parameters", cost.parameters.into()),
+            ]),
+    );
+    Ok(architecture)
+}
+
+/// What a checkpoint must agree with.
+#[derive(Serialize)]
+struct Settings<'a> {
+    kind: &'static str,
+    patch: [usize; 3],
+    network: &'a SupernetConfig,
+    config: SearchConfig,
+}
+
+/// The settings without those that change nothing but files.
+fn determining(config: &SearchConfig) -> SearchConfig {
+    SearchConfig {
+        checkpoint_every_epochs: 1,
+        checkpoint_every_iterations: 0,
+        ..config.clone()
+    }
+}
+
+fn agenda(config: &SearchConfig) -> Agenda {
+    let half = match config.weights_on {
+        Half::A => Part::TrainA,
+        Half::B => Part::TrainB,
+    };
+    let a_is_used = config.weights_on == Half::A || config.arch_batches == ArchBatches::AAndB;
+    Agenda {
+        epochs: config.epochs,
+        iterations: config.iterations_per_epoch,
+        warmup_epochs: config.warmup_epochs,
+        warmup_parts: vec![half],
+        parts: if a_is_used {
+            vec![Part::TrainA, Part::TrainB]
+        } else {
+            vec![Part::TrainB]
+        },
+        validation_part: Part::TrainBPlain,
+        validation_batches: config.validation_batches,
+        save_every_epochs: config.checkpoint_every_epochs,
+        save_every_iterations: config.checkpoint_every_iterations,
+    }
+}
+
+fn penalty(
+    net: &Supernet,
+    patch: [usize; 3],
+    config: &SearchConfig,
+) -> Result<Option<CostPenalty>> {
+    let Some(cost) = &config.cost else {
+        return Ok(None);
+    };
+    let budget = match cost.budget {
+        Budget::Absolute(budget) => budget,
+        Budget::Fraction(f) => f * largest(net.config())?.cost(patch).get(cost.unit) as f64,
+    };
+    Ok(Some(CostPenalty {
+        unit: cost.unit,
+        weight: cost.weight,
+        budget,
+        patch,
+    }))
+}
+
+struct SearchTask<'a> {
+    net: &'a Supernet,
+    patch: [usize; 3],
+    config: &'a SearchConfig,
+    penalty: Option<CostPenalty>,
+    optimizers: BilevelOptimizers,
+}
+
+impl SearchTask<'_> {
+    fn phase(&self, epoch: usize) -> Phase {
+        if epoch < self.config.warmup_epochs {
+            Phase::Warmup
+        } else {
+            Phase::Search
+        }
+    }
+
+    fn tau(&self, epoch: usize) -> f64 {
+        self.config.tau.at(epoch, self.config.warmup_epochs)
+    }
+
+    fn lr(&self, Position { epoch, iteration }: Position) -> f64 {
+        let c = self.config;
+        c.lr.at(epoch, iteration, c.epochs, c.iterations_per_epoch)
+    }
+}
+
+/// The largest network of the space.
+fn largest(c: &SupernetConfig) -> Result<Architecture> {
+    Ok(Architecture::uniform(
+        c.in_channels,
+        c.num_classes,
+        c.strides.clone(),
+        c.kernels.clone(),
+        c.max_width,
+        c.max_depth,
+        c.cap_stage,
+    )?)
+}
+
+/// Mean entropy of distributions, each in units of its largest possible: 1 for uniform, 0 for decided; none where there
+/// is nothing to choose.
+fn mean_entropy<'a>(distributions: impl Iterator<Item = &'a Vec<f64>>) -> Option<f64> {
+    let entropy = |p: &Vec<f64>| {
+        let terms = p.iter().filter(|p| **p > 0.0);
+        terms.map(|p| -p * p.ln()).sum::<f64>() / (p.len() as f64).ln()
+    };
+    let entropies: Vec<f64> = distributions.filter(|p| p.len() > 1).map(entropy).collect();
+    let count = entropies.len();
+    (count > 0).then(|| entropies.iter().sum::<f64>() / count as f64)
+}
+
+impl Task for SearchTask<'_> {
+    type Row = SearchRow;
+
+    fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
+        let Position { epoch, iteration } = at;
+        let (net, tau, lr) = (self.net, self.tau(epoch), self.lr(at));
+        let seed = self.config.seed;
+        let mut sample = |pass: usize| {
+            let key = NoiseKey {
+                seed,
+                epoch: epoch as u32,
+                iteration: iteration as u32,
+                pass: pass as u32,
+            };
+            Ok(net.sample(key, tau)?)
+        };
+        let settings = BilevelSettings {
+            arch_lr: self.config.arch_lr,
+            lr,
+            clip: self.config.clip,
+            tau,
+            weights_on: self.config.weights_on,
+            arch_batches: self.config.arch_batches,
+            penalty: self.penalty.clone(),
+        };
+        let values = match self.phase(epoch) {
+            Phase::Warmup => {
+                let step = weight_step(
+                    net,
+                    &mut self.optimizers,
+                    &settings,
+                    &batches[0],
+                    &sample(2)?,
+                )?;
+                vec![("loss", step.loss), ("grad_norm", step.grad_norm)]
+            }
+            Phase::Search => {
+                // Where A is not asked for, nothing uses it either.
+                let halves = HalfBatches {
+                    a: &batches[0],
+                    b: &batches[batches.len() - 1],
+                };
+                let report =
+                    bilevel_step(net, &mut self.optimizers, &settings, halves, &mut sample)?;
+                let mut values = vec![
+                    ("loss", report.weights.loss),
+                    ("grad_norm", report.weights.grad_norm),
+                    ("arch_loss_b", report.arch_b.loss),
+                    ("arch_grad_norm", report.arch_b.grad_norm),
+                ];
+                if let Some(a) = report.arch_a {
+                    values.extend([("arch_loss_a", a.loss), ("arch_grad_norm", a.grad_norm)]);
+                }
+                values
+            }
+        };
+        Ok(IterationReport {
+            epoch,
+            iteration,
+            lr,
+            tau: Some(tau),
+            values,
+        })
+    }
+
+    fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
+        let sample = self.net.no_noise(self.tau(epoch))?;
+        let mut counts = DiceCounts::default();
+        while let Some(batch) = next()? {
+            let logits = self.net.predict(&batch.x, &sample)?;
+            counts.add(&logits, &batch.target)?;
+        }
+        Ok(counts)
+    }
+
+    fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<SearchRow> {
+        let tau = self.tau(epoch);
+        let architecture = self.net.architecture()?;
+        let preferences = self.net.preferences()?;
+        let cost_unit = self.config.cost.as_ref().map_or(CostUnit::Macs, |c| c.unit);
+        let (expected_cost, _) =
+            self.net
+                .expected_cost(self.patch, cost_unit, &self.net.no_noise(tau)?)?;
+        Ok(SearchRow {
+            epoch,
+            phase: self.phase(epoch),
+            lr: self.lr(Position {
+                epoch,
+                iteration: 0,
+            }),
+            tau,
+            loss: summary.means.get("loss"),
+            grad_norm: summary.means.get("grad_norm"),
+            arch_loss_a: summary.means.get("arch_loss_a"),
+            arch_loss_b: summary.means.get("arch_loss_b"),
+            arch_grad_norm: summary.means.get("arch_grad_norm"),
+            mean_dice: dice::mean(&summary.dice),
+            dice: summary.dice,
+            width_entropy: mean_entropy(preferences.iter().flat_map(|p| p.width.iter().flatten())),
+            depth_entropy: mean_entropy(preferences.iter().filter_map(|p| p.depth.as_ref())),
+            cost_unit,
+            cost: architecture.cost(self.patch).get(cost_unit),
+            expected_cost,
+            blocks: architecture.blocks,
+            wall_s: summary.wall_s,
+        })
+    }
+
+    fn state(&self) -> Result<NamedTensors> {
+        let mut groups = Groups::default();
+        groups.insert("parameter", parameters::values(self.net.parameters())?);
+        groups.insert("arch_optimizer", self.optimizers.arch.state()?);
+        groups.insert("optimizer", self.optimizers.weights.state()?);
+        Ok(groups.0)
+    }
+
+    fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
+        parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
+        self.optimizers
+            .arch
+            .load_state(&Groups::get(state, "arch_optimizer"))?;
+        self.optimizers
+            .weights
+            .load_state(&Groups::get(state, "optimizer"))
+    }
+}

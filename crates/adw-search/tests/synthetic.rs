@@ -1,0 +1,439 @@
+//! Whole searches and trainings on a tiny synthetic problem.
+#![allow(clippy::unwrap_used, reason = "in a test, a failure with its place is what is wanted")]
+
+mod cubes;
+
+use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
+use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
+use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
+use adw_search::{
+    Error, Event, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain, search,
+};
+use adw_supernet::{Architecture, CostUnit, Parameter, Role, Supernet, Unet};
+use candle_core::{DType, Device};
+use cubes::{Cubes, PATCH, supernet_config};
+
+fn search_config() -> SearchConfig {
+    SearchConfig {
+        epochs: 3,
+        iterations_per_epoch: 3,
+        warmup_epochs: 1,
+        validation_batches: 1,
+        arch_lr: 0.05,
+        tau: Temperature {
+            start: 2.0,
+            decay: 0.8,
+        },
+        checkpoint_every_iterations: 2,
+        seed: 7,
+        ..SearchConfig::paper()
+    }
+}
+
+fn retrain_config() -> RetrainConfig {
+    RetrainConfig {
+        epochs: 3,
+        iterations_per_epoch: 4,
+        lr: LearningRate {
+            peak: 1e-2,
+            decay: Decay::Cosine { last: 0.0 },
+            warmup_epochs: 0.5,
+            set_every: Granularity::Iteration,
+        },
+        optimizer: OptimizerConfig::Adam(AdamConfig::default()),
+        ema: Some(EmaConfig { decay: 0.9 }),
+        validation_batches: 1,
+        checkpoint_every_iterations: 3,
+        ..RetrainConfig::paper()
+    }
+}
+
+fn supernet() -> Supernet {
+    Supernet::new(supernet_config(), 3, DType::F32, &Device::Cpu).unwrap()
+}
+
+fn unet() -> Unet {
+    let architecture = supernet().architecture().unwrap();
+    Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap()
+}
+
+/// All parameters of a role (or of both), bit by bit.
+fn bits(parameters: &[Parameter], role: Option<Role>) -> Vec<(String, Vec<u32>)> {
+    let of_role = parameters
+        .iter()
+        .filter(|p| role.is_none_or(|r| p.role == r));
+    let values = |p: &Parameter| p.var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let bits = |p: &Parameter| values(p).into_iter().map(f32::to_bits).collect();
+    of_role.map(|p| (p.name.clone(), bits(p))).collect()
+}
+
+/// Runs a search; the `stop`th event is answered with `reaction`.
+fn run_search(
+    net: &Supernet,
+    config: &SearchConfig,
+    options: &RunOptions,
+    stop: usize,
+    reaction: Reaction,
+) -> Result<(Architecture, Vec<SearchRow>), Error> {
+    let (mut rows, mut events) = (vec![], 0);
+    let mut on_event = |event: &Event<'_, SearchRow>| {
+        if let Event::Epoch(row) = event {
+            rows.push((*row).clone());
+        }
+        events += 1;
+        if events == stop {
+            reaction
+        } else {
+            Reaction::Continue
+        }
+    };
+    let architecture = search(
+        net,
+        PATCH,
+        config,
+        options,
+        &mut Cubes::new(2),
+        &mut on_event,
+    )?;
+    Ok((architecture, rows))
+}
+
+fn run_retrain(
+    net: &Unet,
+    config: &RetrainConfig,
+    options: &RunOptions,
+    stop: usize,
+    reaction: Reaction,
+) -> Result<(Trained, Vec<RetrainRow>), Error> {
+    let (mut rows, mut events) = (vec![], 0);
+    let mut on_event = |event: &Event<'_, RetrainRow>| {
+        if let Event::Epoch(row) = event {
+            rows.push((*row).clone());
+        }
+        events += 1;
+        if events == stop {
+            reaction
+        } else {
+            Reaction::Continue
+        }
+    };
+    let trained = retrain(net, config, options, &mut Cubes::new(2), &mut on_event)?;
+    Ok((trained, rows))
+}
+
+fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
+    RunOptions {
+        directory: Some(dir.path().into()),
+        resume,
+        identity: [("task".to_string(), "cubes".to_string())].into(),
+    }
+}
+
+/// The history without its wall times.
+fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(dir.path().join("history.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        row["wall_s"].take();
+        row
+    };
+    text.lines().map(row).collect()
+}
+
+#[test]
+fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
+    let whole_dir = tempfile::tempdir().unwrap();
+    let whole = supernet();
+    let (architecture, rows) = run_search(
+        &whole,
+        &search_config(),
+        &options(&whole_dir, false),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
+    assert_eq!(rows.len(), 3);
+    for (stop, reaction) in [
+        (3, Reaction::Stop),
+        (8, Reaction::Stop),
+        (10, Reaction::SaveAndStop),
+        (13, Reaction::Stop),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = run_search(
+            &supernet(),
+            &search_config(),
+            &options(&dir, false),
+            stop,
+            reaction,
+        );
+        assert!(
+            matches!(stopped, Err(Error::Stopped { .. })),
+            "event {stop}"
+        );
+        let resumed = supernet();
+        let (again, _) = run_search(
+            &resumed,
+            &search_config(),
+            &options(&dir, true),
+            0,
+            Reaction::Continue,
+        )
+        .unwrap();
+        assert_eq!(again, architecture, "event {stop}");
+        assert_eq!(
+            bits(resumed.parameters(), None),
+            bits(whole.parameters(), None),
+            "event {stop}"
+        );
+        assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
+    }
+}
+
+#[test]
+fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
+    let whole_dir = tempfile::tempdir().unwrap();
+    let whole = unet();
+    run_retrain(
+        &whole,
+        &retrain_config(),
+        &options(&whole_dir, false),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
+    for (stop, reaction) in [
+        (4, Reaction::Stop),
+        (7, Reaction::SaveAndStop),
+        (12, Reaction::Stop),
+        (17, Reaction::Stop),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = run_retrain(
+            &unet(),
+            &retrain_config(),
+            &options(&dir, false),
+            stop,
+            reaction,
+        );
+        assert!(
+            matches!(stopped, Err(Error::Stopped { .. })),
+            "event {stop}"
+        );
+        let resumed = unet();
+        run_retrain(
+            &resumed,
+            &retrain_config(),
+            &options(&dir, true),
+            0,
+            Reaction::Continue,
+        )
+        .unwrap();
+        assert_eq!(
+            bits(resumed.parameters(), None),
+            bits(whole.parameters(), None),
+            "event {stop}"
+        );
+        assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_does_not() {
+    let run = |threads: usize, seed: u64| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| {
+            let net = supernet();
+            let config = SearchConfig {
+                seed,
+                ..search_config()
+            };
+            run_search(&net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+            bits(net.parameters(), None)
+        })
+    };
+    let one = run(1, 7);
+    assert_eq!(one, run(1, 7));
+    assert_eq!(one, run(3, 7));
+    assert_ne!(one, run(1, 8), "the seed reaches the noise");
+}
+
+#[test]
+fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
+    let net = supernet();
+    let before = bits(net.parameters(), Some(Role::Architecture));
+    let weights = bits(net.parameters(), Some(Role::Weight));
+    let warmup = SearchConfig {
+        epochs: 1,
+        ..search_config()
+    };
+    let (_, rows) =
+        run_search(&net, &warmup, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    assert_eq!(bits(net.parameters(), Some(Role::Architecture)), before);
+    assert_ne!(bits(net.parameters(), Some(Role::Weight)), weights);
+    assert_eq!(rows[0].phase, Phase::Warmup);
+    assert_eq!((rows[0].arch_loss_a, rows[0].arch_loss_b), (None, None));
+    assert!(
+        (rows[0].width_entropy.unwrap() - 1.0).abs() < 1e-6,
+        "alpha starts uniform"
+    );
+
+    let b_only = SearchConfig {
+        warmup_epochs: 0,
+        arch_batches: ArchBatches::BOnly,
+        weights_on: Half::B,
+        ..warmup
+    };
+    let (architecture, rows) =
+        run_search(&net, &b_only, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
+    assert_eq!(rows[0].phase, Phase::Search);
+    assert!(rows[0].arch_loss_a.is_none() && rows[0].arch_loss_b.is_some());
+    assert!(rows[0].width_entropy.unwrap() < 1.0 && rows[0].depth_entropy.unwrap() < 1.0);
+    assert_eq!(rows[0].blocks, architecture.blocks);
+    architecture.check().unwrap();
+}
+
+#[test]
+fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
+    let search = |cost| {
+        let config = SearchConfig {
+            epochs: 2,
+            iterations_per_epoch: 20,
+            warmup_epochs: 0,
+            validation_batches: 0,
+            cost,
+            ..search_config()
+        };
+        let quiet = (RunOptions::default(), 0, Reaction::Continue);
+        let (_, mut rows) = run_search(&supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
+        rows.swap_remove(1)
+    };
+    let largest = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
+    let budget = (0.25 * largest.cost(PATCH).macs as f64) as u64;
+    let free = search(None);
+    assert!(
+        free.cost > budget,
+        "the test needs a budget that binds: {free:?}"
+    );
+    let cost = CostConfig {
+        unit: CostUnit::Macs,
+        weight: 10.0,
+        budget: Budget::Fraction(0.25),
+    };
+    let bound = search(Some(cost.clone()));
+    assert!(bound.cost <= budget, "{budget} {bound:?}");
+    let budget = Budget::Fraction(1.0);
+    let slack = search(Some(CostConfig { budget, ..cost }));
+    assert_eq!((slack.cost, slack.loss), (free.cost, free.loss));
+}
+
+#[test]
+fn training_learns_the_problem_and_delivers_the_average() {
+    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
+    let net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
+    let config = RetrainConfig {
+        epochs: 4,
+        iterations_per_epoch: 40,
+        lr: LearningRate {
+            peak: 3e-2,
+            ..retrain_config().lr
+        },
+        ..retrain_config()
+    };
+    let (trained, rows) =
+        run_retrain(&net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (first, last) = (&rows[0], &rows[3]);
+    assert!(
+        last.loss.unwrap() < first.loss.unwrap() - 0.3,
+        "{first:?} {last:?}"
+    );
+    assert!(last.mean_dice.unwrap() > 0.8, "{last:?}");
+    for p in net.parameters() {
+        let held = p.var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(
+            held,
+            trained.weights[&p.name]
+                .flatten_all()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+        );
+    }
+    let head = |w: &adw_search::NamedTensors| {
+        w["head.0.weight"]
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+    };
+    assert_ne!(head(&trained.weights), head(&trained.last_weights));
+}
+
+#[test]
+fn a_search_learns_the_problem_too() {
+    let config = SearchConfig {
+        epochs: 3,
+        iterations_per_epoch: 25,
+        ..search_config()
+    };
+    let (_, rows) = run_search(
+        &supernet(),
+        &config,
+        &RunOptions::default(),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
+    assert!(
+        rows[2].loss.unwrap() < rows[0].loss.unwrap() - 0.7,
+        "{rows:?}"
+    );
+}
+
+#[test]
+fn a_checkpoint_of_another_network_or_configuration_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    run_search(
+        &supernet(),
+        &search_config(),
+        &options(&dir, false),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
+    let changed = SearchConfig {
+        arch_lr: 0.1,
+        ..search_config()
+    };
+    let error = run_search(
+        &supernet(),
+        &changed,
+        &options(&dir, true),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("settings.config.arch_lr: 0.05 in the checkpoint, 0.1 now"),
+        "{error}"
+    );
+    // How often checkpoints are written changes nothing else.
+    let often = SearchConfig {
+        checkpoint_every_iterations: 1,
+        ..search_config()
+    };
+    run_search(
+        &supernet(),
+        &often,
+        &options(&dir, true),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
+}
