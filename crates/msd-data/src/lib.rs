@@ -12,7 +12,9 @@ mod geometry;
 #[cfg(test)]
 mod golden;
 pub mod loader;
+pub mod metrics;
 pub mod nifti;
+pub mod phantom;
 pub mod plan;
 pub mod preprocess;
 mod random;
@@ -27,6 +29,8 @@ pub use error::{Error, NiftiProblem, Result};
 pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint};
 pub use geometry::Geometry;
 pub use loader::Loader;
+pub use metrics::{EvaluationOptions, Report, evaluate_folder};
+pub use phantom::{PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use preprocess::{
     CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess,

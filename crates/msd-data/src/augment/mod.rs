@@ -12,6 +12,8 @@ mod filter;
 mod intensity;
 mod spatial;
 
+pub(crate) use filter::blur;
+pub(crate) use intensity::add_noise;
 pub(crate) use spatial::SpatialTransform;
 
 /// How often each transform is applied to a patch; each has its own coin.

@@ -1,0 +1,387 @@
+//! A folder of predictions against a folder of references.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{overlap, surface_distances};
+use crate::atomic_file::write_atomically;
+use crate::dataset::case_id;
+use crate::error::{Error, Result};
+use crate::nifti::{LabelMap, read_labels};
+
+/// How to evaluate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluationOptions {
+    /// Labels to report; by default every value above 0 that occurs anywhere.
+    pub labels: Option<Vec<u16>>,
+    /// Tolerance of the normalised surface Dice, millimetres.
+    pub tolerance_mm: f64,
+    /// Whether a reference without a prediction is an error; by default it is listed in the report, so that the
+    /// predictions of one fold can be held against all labels.
+    pub require_all: bool,
+}
+
+impl Default for EvaluationOptions {
+    fn default() -> Self {
+        Self {
+            labels: None,
+            tolerance_mm: 1.0,
+            require_all: false,
+        }
+    }
+}
+
+/// Metrics of one label in one case. In JSON, NaN and infinity are `null`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LabelMetrics {
+    /// 2 TP / (2 TP + FP + FN)
+    #[serde(rename = "Dice", deserialize_with = "nan_if_null")]
+    pub dice: f64,
+    /// TP / (TP + FP + FN)
+    #[serde(rename = "IoU", deserialize_with = "nan_if_null")]
+    pub iou: f64,
+    /// 95 % Hausdorff distance, millimetres.
+    #[serde(rename = "HD95", deserialize_with = "nan_if_null")]
+    pub hd95_mm: f64,
+    /// Normalised surface Dice at the report's tolerance.
+    #[serde(rename = "NSD", deserialize_with = "nan_if_null")]
+    pub nsd: f64,
+    /// True positives, voxels.
+    #[serde(rename = "TP")]
+    pub true_positives: u64,
+    /// False positives, voxels.
+    #[serde(rename = "FP")]
+    pub false_positives: u64,
+    /// False negatives, voxels.
+    #[serde(rename = "FN")]
+    pub false_negatives: u64,
+    /// True negatives, voxels.
+    #[serde(rename = "TN")]
+    pub true_negatives: u64,
+    /// Voxels of the prediction.
+    pub n_pred: u64,
+    /// Voxels of the reference.
+    pub n_ref: u64,
+}
+
+/// Metrics of one case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseReport {
+    /// The prediction.
+    pub prediction_file: PathBuf,
+    /// The reference.
+    pub reference_file: PathBuf,
+    /// By label.
+    pub metrics: BTreeMap<u16, LabelMetrics>,
+}
+
+/// Means over cases (or over labels of such means). In JSON, NaN is `null`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MeanMetrics {
+    /// Mean over the cases where it is a number.
+    #[serde(rename = "Dice", deserialize_with = "nan_if_null")]
+    pub dice: f64,
+    /// Mean over the cases where it is a number.
+    #[serde(rename = "IoU", deserialize_with = "nan_if_null")]
+    pub iou: f64,
+    /// Mean over the cases where it is finite; the others are counted in `HD95_infinite`.
+    #[serde(rename = "HD95", deserialize_with = "nan_if_null")]
+    pub hd95_mm: f64,
+    /// Mean over the cases where it is a number.
+    #[serde(rename = "NSD", deserialize_with = "nan_if_null")]
+    pub nsd: f64,
+    /// Cases where only one of prediction and reference has the label, so that no distance exists.
+    #[serde(rename = "HD95_infinite")]
+    pub hd95_infinite: usize,
+}
+
+/// The result of [`evaluate_folder`]. The JSON is nnU-Net's `summary.json` with HD95 and NSD added.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Plain mean over the labels of their means: NaN if one label occurs nowhere.
+    pub foreground_mean: MeanMetrics,
+    /// By label.
+    pub mean: BTreeMap<u16, MeanMetrics>,
+    /// By case, sorted by file name.
+    pub metric_per_case: Vec<CaseReport>,
+    /// Tolerance of the normalised surface Dice, millimetres.
+    pub nsd_tolerance_mm: f64,
+    /// References that have no prediction.
+    pub references_without_prediction: Vec<String>,
+}
+
+impl Report {
+    /// Writes the report as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+    }
+}
+
+/// Compares every label map in `predictions` with the one of the same name in `references`, several at a time.
+///
+/// # Errors
+/// [`Error::Evaluation`] if there are no predictions, predictions without reference or of another shape (all are
+/// listed); those of [`read_labels`].
+pub fn evaluate_folder(
+    predictions: &Path,
+    references: &Path,
+    options: &EvaluationOptions,
+) -> Result<Report> {
+    let (predicted, known) = (label_maps(predictions)?, label_maps(references)?);
+    let wrong = |folder: &Path, problem| Error::Evaluation {
+        folder: folder.display().to_string(),
+        problem,
+    };
+    if predicted.is_empty() {
+        return Err(wrong(
+            predictions,
+            "no .nii or .nii.gz file to evaluate".to_owned(),
+        ));
+    }
+    let strangers: Vec<&str> = predicted
+        .keys()
+        .filter(|id| !known.contains_key(*id))
+        .map(String::as_str)
+        .collect();
+    if !strangers.is_empty() {
+        let problem = format!(
+            "no reference in {} for {}",
+            references.display(),
+            list(&strangers)
+        );
+        return Err(wrong(predictions, problem));
+    }
+    let missing: Vec<String> = known
+        .keys()
+        .filter(|id| !predicted.contains_key(*id))
+        .cloned()
+        .collect();
+    if options.require_all && !missing.is_empty() {
+        return Err(wrong(
+            predictions,
+            format!("no prediction for {}", list(&missing)),
+        ));
+    }
+    let pairs: Vec<_> = predicted
+        .iter()
+        .map(|(id, file)| (file, &known[id]))
+        .collect();
+    let compared: Vec<Result<_>> = pairs
+        .par_iter()
+        .map(|(prediction, reference)| compare(prediction, reference, options))
+        .collect();
+    let mut compared = compared.into_iter().collect::<Result<Vec<_>>>()?;
+    let labels: BTreeSet<u16> = match &options.labels {
+        Some(labels) => labels.iter().copied().collect(),
+        None => compared
+            .iter()
+            .flat_map(|case| case.metrics.keys().copied())
+            .collect(),
+    };
+    if labels.is_empty() {
+        return Err(wrong(
+            references,
+            "no voxel above 0 in any reference or prediction".to_owned(),
+        ));
+    }
+    for case in &mut compared {
+        for &label in &labels {
+            case.metrics.entry(label).or_insert(case.absent);
+        }
+    }
+    let metric_per_case: Vec<_> = compared.into_iter().map(Compared::report).collect();
+    let over_cases =
+        |label: &u16| mean_over_cases(&metric_per_case.iter().map(|case| case.metrics[label]));
+    let mean: BTreeMap<_, _> = labels
+        .iter()
+        .map(|label| (*label, over_cases(label)))
+        .collect();
+    Ok(Report {
+        foreground_mean: mean_over_labels(&mean),
+        mean,
+        metric_per_case,
+        nsd_tolerance_mm: options.tolerance_mm,
+        references_without_prediction: missing,
+    })
+}
+
+/// One case, with what holds for labels that neither map has.
+struct Compared {
+    prediction_file: PathBuf,
+    reference_file: PathBuf,
+    metrics: BTreeMap<u16, LabelMetrics>,
+    absent: LabelMetrics,
+}
+
+impl Compared {
+    fn report(self) -> CaseReport {
+        let Self {
+            prediction_file,
+            reference_file,
+            metrics,
+            ..
+        } = self;
+        CaseReport {
+            prediction_file,
+            reference_file,
+            metrics,
+        }
+    }
+}
+
+fn compare(
+    prediction_file: &Path,
+    reference_file: &Path,
+    options: &EvaluationOptions,
+) -> Result<Compared> {
+    let (prediction, reference) = (read_labels(prediction_file)?, read_labels(reference_file)?);
+    if prediction.data.shape() != reference.data.shape() {
+        let problem = format!(
+            "shape {:?} (z, y, x) differs from that of its reference {}, {:?}",
+            prediction.data.shape(),
+            reference_file.display(),
+            reference.data.shape()
+        );
+        return Err(Error::Evaluation {
+            folder: prediction_file.display().to_string(),
+            problem,
+        });
+    }
+    let present: BTreeSet<u16> = prediction
+        .data
+        .iter()
+        .chain(&reference.data)
+        .copied()
+        .filter(|&v| v > 0)
+        .collect();
+    let wanted = |label: &u16| {
+        options
+            .labels
+            .as_ref()
+            .is_none_or(|labels| labels.contains(label))
+    };
+    let mut metrics = BTreeMap::new();
+    for label in present.into_iter().filter(wanted) {
+        metrics.insert(
+            label,
+            measure(&prediction, &reference, label, options.tolerance_mm)?,
+        );
+    }
+    let nan = f64::NAN;
+    let true_negatives = reference.data.len() as u64;
+    let absent = LabelMetrics {
+        dice: nan,
+        iou: nan,
+        hd95_mm: nan,
+        nsd: nan,
+        true_positives: 0,
+        false_positives: 0,
+        false_negatives: 0,
+        true_negatives,
+        n_pred: 0,
+        n_ref: 0,
+    };
+    let (prediction_file, reference_file) =
+        (prediction_file.to_path_buf(), reference_file.to_path_buf());
+    Ok(Compared {
+        prediction_file,
+        reference_file,
+        metrics,
+        absent,
+    })
+}
+
+fn measure(
+    prediction: &LabelMap,
+    reference: &LabelMap,
+    label: u16,
+    tolerance_mm: f64,
+) -> Result<LabelMetrics> {
+    let spacing_mm = reference.geometry.spacing_mm;
+    let (prediction, reference) = (prediction.data.view(), reference.data.view());
+    let overlap = overlap(&prediction, &reference, label)?;
+    let distances = surface_distances(&prediction, &reference, label, spacing_mm)?;
+    Ok(LabelMetrics {
+        dice: overlap.dice(),
+        iou: overlap.iou(),
+        hd95_mm: distances.hd95_mm(),
+        nsd: distances.nsd(tolerance_mm),
+        true_positives: overlap.true_positives,
+        false_positives: overlap.false_positives,
+        false_negatives: overlap.false_negatives,
+        true_negatives: overlap.true_negatives,
+        n_pred: overlap.true_positives + overlap.false_positives,
+        n_ref: overlap.true_positives + overlap.false_negatives,
+    })
+}
+
+fn mean_over_cases(cases: &(impl Iterator<Item = LabelMetrics> + Clone)) -> MeanMetrics {
+    let mean = |value: fn(&LabelMetrics) -> f64| {
+        let finite: Vec<f64> = cases
+            .clone()
+            .map(|m| value(&m))
+            .filter(|v| v.is_finite())
+            .collect();
+        finite.iter().sum::<f64>() / finite.len() as f64
+    };
+    MeanMetrics {
+        dice: mean(|m| m.dice),
+        iou: mean(|m| m.iou),
+        hd95_mm: mean(|m| m.hd95_mm),
+        nsd: mean(|m| m.nsd),
+        hd95_infinite: cases.clone().filter(|m| m.hd95_mm.is_infinite()).count(),
+    }
+}
+
+fn mean_over_labels(labels: &BTreeMap<u16, MeanMetrics>) -> MeanMetrics {
+    let mean = |value: fn(&MeanMetrics) -> f64| {
+        labels.values().map(value).sum::<f64>() / labels.len() as f64
+    };
+    MeanMetrics {
+        dice: mean(|m| m.dice),
+        iou: mean(|m| m.iou),
+        hd95_mm: mean(|m| m.hd95_mm),
+        nsd: mean(|m| m.nsd),
+        hd95_infinite: labels.values().map(|m| m.hd95_infinite).sum(),
+    }
+}
+
+/// NIfTI files by case id.
+fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".nii") || name.ends_with(".nii.gz") {
+            found.extend(case_id(&path).map(|id| (id, path.clone())));
+        }
+    }
+    Ok(found)
+}
+
+/// The first names and how many more.
+fn list(names: &[impl AsRef<str>]) -> String {
+    let shown = names
+        .iter()
+        .take(5)
+        .map(AsRef::as_ref)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let more = names.len().saturating_sub(5);
+    if more == 0 {
+        shown
+    } else {
+        format!("{shown} and {more} more")
+    }
+}
+
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}

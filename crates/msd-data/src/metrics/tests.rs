@@ -1,0 +1,197 @@
+use std::fs;
+
+use ndarray::{Array3, arr3};
+
+use super::*;
+use crate::geometry::Geometry;
+use crate::nifti::write_labels;
+
+fn cube(shape: [usize; 3], from: [usize; 3], to: [usize; 3]) -> Array3<u16> {
+    Array3::from_shape_fn(shape, |(z, y, x)| {
+        u16::from((0..3).all(|a| ([z, y, x][a] >= from[a]) && ([z, y, x][a] < to[a])))
+    })
+}
+
+#[test]
+fn overlap_and_its_special_cases() {
+    let (a, b, none) = (
+        arr3(&[[[1u16, 1, 0, 0]]]),
+        arr3(&[[[0u16, 1, 1, 0]]]),
+        Array3::zeros((1, 1, 4)),
+    );
+    let o = overlap(&a.view(), &b.view(), 1).unwrap();
+    assert_eq!(
+        (
+            o.true_positives,
+            o.false_positives,
+            o.false_negatives,
+            o.true_negatives
+        ),
+        (1, 1, 1, 1)
+    );
+    assert_eq!((o.dice(), o.iou()), (0.5, 1.0 / 3.0));
+    assert!(dice(&none.view(), &none.view(), 1).unwrap().is_nan());
+    assert_eq!(dice(&a.view(), &none.view(), 1).unwrap(), 0.0);
+    assert_eq!(dice(&none.view(), &a.view(), 1).unwrap(), 0.0);
+    let other = Array3::zeros((1, 4, 1));
+    assert!(matches!(
+        overlap(&a.view(), &other.view(), 1),
+        Err(Error::Shape { .. })
+    ));
+}
+
+#[test]
+fn surface_distances_are_in_millimetres() {
+    // A cube and the same cube moved by 2 voxels along z, 3 mm each.
+    let a = cube([14, 8, 8], [2, 2, 2], [6, 6, 6]);
+    let b = cube([14, 8, 8], [4, 2, 2], [8, 6, 6]);
+    let d = surface_distances(&a.view(), &b.view(), 1, [3.0, 1.0, 1.0]).unwrap();
+    assert_eq!(
+        d.prediction_to_reference_mm.len(),
+        4 * 16 - 2 * 4,
+        "a 4-cube has an inner 2-cube"
+    );
+    // Of 56 surface voxels 16 lie 6 mm away, 12 at 3 mm at most (beside), the rest at most 1 mm.
+    assert_eq!(d.hd95_mm(), 6.0);
+    let same = surface_distances(&a.view(), &a.view(), 1, [3.0, 1.0, 1.0]).unwrap();
+    assert_eq!((same.hd95_mm(), same.nsd(0.0)), (0.0, 1.0));
+    let at = |tolerance| d.nsd(tolerance);
+    assert_eq!(at(6.0), 1.0);
+    assert!(
+        at(0.0) < at(1.0) && at(1.0) < at(5.9) && at(5.9) < 1.0,
+        "{} {} {}",
+        at(0.0),
+        at(1.0),
+        at(5.9)
+    );
+    let none = Array3::zeros((14, 8, 8));
+    assert_eq!(
+        hd95_mm(&a.view(), &none.view(), 1, [1.0; 3]).unwrap(),
+        f64::INFINITY
+    );
+    assert_eq!(nsd(&none.view(), &a.view(), 1, [1.0; 3], 1.0).unwrap(), 0.0);
+    assert!(
+        hd95_mm(&none.view(), &none.view(), 1, [1.0; 3])
+            .unwrap()
+            .is_nan()
+    );
+    assert!(
+        nsd(&none.view(), &none.view(), 1, [1.0; 3], 1.0)
+            .unwrap()
+            .is_nan()
+    );
+}
+
+#[test]
+fn two_points_by_hand() {
+    let mut a = Array3::zeros((1, 1, 40));
+    let mut b = a.clone();
+    (a[[0, 0, 0]], b[[0, 0, 30]]) = (1, 1);
+    b[[0, 0, 1]] = 1;
+    // From a: 1 voxel. From b: 30 and 1; the 95th percentile between ranks is 1 + 0.95 29.
+    let d = surface_distances(&a.view(), &b.view(), 1, [1.0, 1.0, 0.5]).unwrap();
+    assert!((d.hd95_mm() - 0.5 * (1.0 + 0.95 * 29.0)).abs() < 1e-12);
+    assert_eq!(d.nsd(0.5), 2.0 / 3.0);
+}
+
+#[test]
+fn masks_at_the_border_have_a_surface_there() {
+    let whole = Array3::from_elem((4, 4, 4), 1u16);
+    let d = surface_distances(&whole.view(), &whole.view(), 1, [1.0; 3]).unwrap();
+    assert_eq!(d.prediction_to_reference_mm.len(), 64 - 8);
+}
+
+/// Writes label maps of 4 x 4 x 4 voxels: (folder, name, values of the first voxels).
+fn write(dir: &std::path::Path, folder: &str, name: &str, values: &[u16]) {
+    fs::create_dir_all(dir.join(folder)).unwrap();
+    let mut labels = Array3::zeros((4, 4, 4));
+    for (voxel, value) in labels.iter_mut().zip(values) {
+        *voxel = *value;
+    }
+    let geometry = Geometry::new([4, 4, 4], [1.0; 3]);
+    write_labels(dir.join(folder).join(name), &labels.view(), &geometry).unwrap();
+}
+
+#[test]
+fn folders_are_evaluated_as_nnunet_does() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "p", "a.nii.gz", &[1, 1, 0, 2]);
+    write(dir.path(), "r", "a.nii.gz", &[1, 1, 1, 0]);
+    write(dir.path(), "p", "b.nii", &[1, 0]);
+    write(dir.path(), "r", "b.nii.gz", &[1, 0]);
+    write(dir.path(), "r", "c.nii.gz", &[1, 0]);
+    fs::write(dir.path().join("p/metrics.json"), "{}").unwrap();
+    fs::write(dir.path().join("p/._a.nii.gz"), "junk").unwrap();
+    let (p, r) = (dir.path().join("p"), dir.path().join("r"));
+    let report = evaluate_folder(&p, &r, &EvaluationOptions::default()).unwrap();
+    assert_eq!(report.references_without_prediction, ["c"]);
+    assert_eq!(report.metric_per_case.len(), 2);
+    let first = &report.metric_per_case[0].metrics;
+    assert_eq!(
+        (first[&1].dice, first[&1].n_pred, first[&1].n_ref),
+        (0.8, 2, 3)
+    );
+    assert_eq!((first[&2].dice, first[&2].hd95_mm), (0.0, f64::INFINITY));
+    assert!(
+        report.metric_per_case[1].metrics[&2].dice.is_nan(),
+        "neither has label 2"
+    );
+    assert!((report.mean[&1].dice - 0.9).abs() < 1e-12);
+    assert_eq!(
+        (report.mean[&2].dice, report.mean[&2].hd95_infinite),
+        (0.0, 1)
+    );
+    assert!((report.foreground_mean.dice - 0.45).abs() < 1e-12);
+
+    let file = dir.path().join("metrics.json");
+    report.save(&file).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    for key in [
+        "foreground_mean",
+        "metric_per_case",
+        "\"Dice\"",
+        "\"HD95\"",
+        "\"NSD\"",
+        "n_ref",
+        "null",
+    ] {
+        assert!(text.contains(key), "{key}");
+    }
+    let back: Report = serde_json::from_str(&text).unwrap();
+    assert_eq!(back.mean[&1], report.mean[&1]);
+    assert!(back.metric_per_case[0].metrics[&2].hd95_mm.is_nan());
+}
+
+#[test]
+fn odd_folders_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (p, r) = (dir.path().join("p"), dir.path().join("r"));
+    write(dir.path(), "r", "a.nii.gz", &[1]);
+    let options = EvaluationOptions {
+        require_all: true,
+        ..EvaluationOptions::default()
+    };
+    let fails = |says: &str| {
+        let message = evaluate_folder(&p, &r, &options).unwrap_err().to_string();
+        assert!(
+            message.contains(says) && !message.contains('\n'),
+            "{message}"
+        );
+    };
+    fails("No such file");
+    fs::create_dir_all(&p).unwrap();
+    fails("no .nii or .nii.gz file to evaluate");
+    for i in 0..7 {
+        write(dir.path(), "p", &format!("x{i}.nii.gz"), &[1]);
+    }
+    fails("for x0, x1, x2, x3, x4 and 2 more");
+    fs::remove_dir_all(&p).unwrap();
+    write(dir.path(), "p", "b.nii.gz", &[1]);
+    write(dir.path(), "r", "b.nii.gz", &[1]);
+    fails("no prediction for a");
+    let large = Geometry::new([4, 4, 5], [1.0; 3]);
+    write_labels(p.join("a.nii.gz"), &Array3::ones((4, 4, 5)).view(), &large).unwrap();
+    fails("shape [4, 4, 5] (z, y, x) differs from that of its reference");
+    fs::write(p.join("a.nii.gz"), "not a volume").unwrap();
+    fails("truncated");
+}

@@ -1,0 +1,470 @@
+//! Synthetic datasets: anatomy-like volumes with known labels, to try things on and to test with.
+//!
+//! Structures are ellipsoids bent by a smooth random deformation. They come in pairs, alternately *adjacent* (one
+//! organ cut in two, like the anterior and posterior hippocampus) and *nested* (a core in a shell, like a tumour in
+//! an organ). The two halves of an adjacent pair are equally bright, and blobs of the same brightness are strewn
+//! about without label, so intensity alone does not tell the labels: place and shape do. The images have partial
+//! volume blur, a bias field and noise.
+
+use std::f32::consts::TAU;
+use std::fs;
+use std::path::Path;
+
+use ndarray::{Array3, Array4, Axis};
+use rand::{Rng, RngExt};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::write_atomically;
+use crate::augment::{add_noise, blur};
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::nifti::{write_image, write_labels};
+use crate::random::{Purpose, rng};
+
+/// What to generate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PhantomOptions {
+    /// Labelled cases.
+    pub num_cases: usize,
+    /// Test cases; their labels go to `labelsTs`, which is not part of the MSD layout, to score predictions with.
+    pub num_test: usize,
+    /// Typical shape, voxels along z, y, x; cases vary by a tenth.
+    pub shape: [usize; 3],
+    /// Voxel size along z, y, x, millimetres.
+    pub spacing_mm: [f64; 3],
+    /// Labels besides the background.
+    pub num_labels: usize,
+    /// Image channels.
+    pub num_modalities: usize,
+    /// Equal seeds give equal files.
+    pub seed: u64,
+}
+
+impl Default for PhantomOptions {
+    /// 20 cases much like the hippocampus task: two adjacent labels at 1 mm.
+    fn default() -> Self {
+        Self {
+            num_cases: 20,
+            num_test: 4,
+            shape: [40, 48, 40],
+            spacing_mm: [1.0; 3],
+            num_labels: 2,
+            num_modalities: 1,
+            seed: 1,
+        }
+    }
+}
+
+/// Writes a dataset in MSD layout to `dir`, which is created if need be; `dataset.json` comes last.
+///
+/// ```
+/// let dir = tempfile::tempdir().unwrap();
+/// let options = msd_data::PhantomOptions { num_cases: 5, num_test: 0, shape: [12, 14, 12], ..Default::default() };
+/// msd_data::write_phantom(dir.path(), &options)?;
+/// assert_eq!(msd_data::Dataset::open(dir.path())?.training.len(), 5);
+/// # Ok::<(), msd_data::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Invalid`] for options that describe no volume; [`Error::Io`].
+pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
+    check(options)?;
+    for folder in ["imagesTr", "labelsTr", "imagesTs", "labelsTs"] {
+        let folder = dir.join(folder);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    }
+    let anatomy = Anatomy::new(options);
+    let total = options.num_cases + options.num_test;
+    let written: Vec<Result<()>> = (0..total)
+        .into_par_iter()
+        .map(|i| {
+            let (image, labels, geometry) = anatomy.case(options, i);
+            let set = if i < options.num_cases { "Tr" } else { "Ts" };
+            write_image(
+                dir.join(format!("images{set}/{}", file_name(i))),
+                &image.view(),
+                &geometry,
+            )?;
+            write_labels(
+                dir.join(format!("labels{set}/{}", file_name(i))),
+                &labels.view(),
+                &geometry,
+            )
+        })
+        .collect();
+    written.into_iter().collect::<Result<()>>()?;
+    let numbered = |names: Vec<String>| -> serde_json::Map<_, _> {
+        names
+            .into_iter()
+            .enumerate()
+            .map(|(i, name)| (i.to_string(), name.into()))
+            .collect()
+    };
+    let modalities = match options.num_modalities {
+        1 => vec!["MRI".to_owned()],
+        n => (1..=n).map(|i| format!("MR{i}")).collect(),
+    };
+    let labels = std::iter::once("background".to_owned())
+        .chain((1..=options.num_labels).map(|i| format!("organ {i}")));
+    let image = |set: &str, i| format!("./images{set}/{}", file_name(i));
+    let training = (0..options.num_cases).map(|i| {
+        serde_json::json!({"image": image("Tr", i), "label": format!("./labelsTr/{}", file_name(i))})
+    });
+    let json = serde_json::json!({
+        "name": "Phantom",
+        "description": "Synthetic volumes; no patient data",
+        "licence": "CC0",
+        "tensorImageSize": if options.num_modalities == 1 { "3D" } else { "4D" },
+        "modality": numbered(modalities),
+        "labels": numbered(labels.collect()),
+        "numTraining": options.num_cases,
+        "numTest": options.num_test,
+        "training": training.collect::<Vec<_>>(),
+        "test": (options.num_cases..total).map(|i| image("Ts", i)).collect::<Vec<_>>(),
+    });
+    write_atomically(&dir.join("dataset.json"), |file| {
+        Ok(serde_json::to_writer_pretty(file, &json)?)
+    })
+}
+
+fn file_name(case: usize) -> String {
+    format!("phantom_{case:03}.nii.gz")
+}
+
+fn check(options: &PhantomOptions) -> Result<()> {
+    let wrong = |what: String| Err(Error::Invalid(format!("phantom: {what}")));
+    if options.shape.iter().any(|n| !(4..=1024).contains(n)) {
+        return wrong(format!(
+            "shape {:?}; each edge from 4 to 1024 voxels",
+            options.shape
+        ));
+    }
+    if options
+        .spacing_mm
+        .iter()
+        .any(|mm| !mm.is_finite() || *mm <= 0.0)
+    {
+        return wrong(format!(
+            "spacing_mm {:?}; each must be a positive number",
+            options.spacing_mm
+        ));
+    }
+    if !(1..=100).contains(&options.num_labels) || !(1..=16).contains(&options.num_modalities) {
+        let (labels, modalities) = (options.num_labels, options.num_modalities);
+        return wrong(format!(
+            "{labels} labels and {modalities} modalities; possible are 1 to 100 and 1 to 16"
+        ));
+    }
+    Ok(())
+}
+
+/// A point or extent in the unit cube -1..1, z, y, x.
+type Point = [f32; 3];
+
+/// What all cases share.
+struct Anatomy {
+    organs: Vec<Organ>,
+    /// Per modality: the brightness of tissue, then of each label.
+    brightness: Vec<Vec<f32>>,
+}
+
+/// One ellipsoid and how its voxels are labelled.
+#[derive(Clone, Copy)]
+struct Organ {
+    centre: Point,
+    radii: Point,
+    first_label: u16,
+    parts: Parts,
+}
+
+#[derive(Clone, Copy)]
+enum Parts {
+    Whole,
+    /// Cut across its longest axis, z.
+    Adjacent,
+    /// A core of 0.55 of the radii.
+    Nested,
+}
+
+impl Anatomy {
+    fn new(options: &PhantomOptions) -> Self {
+        let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, u32::MAX);
+        let num_organs = options.num_labels.div_ceil(2);
+        // On a spiral over a sphere, so that any number of organs finds room; one alone sits in the middle.
+        let spread = if num_organs == 1 { 0.0 } else { 0.55 };
+        let size = 1.0 / (num_organs as f32).cbrt();
+        let organs = (0..num_organs).map(|i| {
+            let z = 1.0 - (2.0 * i as f32 + 1.0) / num_organs as f32;
+            let (angle, ring) = (2.4 * i as f32, (1.0 - z * z).sqrt());
+            Organ {
+                centre: [z, ring * angle.cos(), ring * angle.sin()].map(|v| v * spread),
+                radii: [0.6, 0.34, 0.28].map(|r| r * size),
+                first_label: 2 * i as u16 + 1,
+                parts: match (2 * i + 2 <= options.num_labels, i % 2) {
+                    (false, _) => Parts::Whole,
+                    (true, 0) => Parts::Adjacent,
+                    (true, _) => Parts::Nested,
+                },
+            }
+        });
+        let organs: Vec<Organ> = organs.collect();
+        let brightness = (0..options.num_modalities).map(|_| {
+            let mut levels = vec![100.0];
+            for organ in &organs {
+                let contrast =
+                    rng.random_range(25.0..45.0) * if rng.random_bool(0.5) { 1.0 } else { -1.0 };
+                levels.push(100.0 + contrast);
+                // Halves differ by less than the noise; a core stands out.
+                let step = if matches!(organ.parts, Parts::Nested) {
+                    -0.8 * contrast
+                } else {
+                    0.05 * contrast
+                };
+                levels.push(100.0 + contrast + step);
+            }
+            levels
+        });
+        let brightness = brightness.collect();
+        Self { organs, brightness }
+    }
+
+    fn case(&self, options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
+        let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
+        let shape = options
+            .shape
+            .map(|n| ((n as f32 * rng.random_range(0.9..1.1)).round() as usize).max(4));
+        let deformation = Waves::new(0.045, 3.0, rng);
+        let organs: Vec<Organ> = self.organs.iter().map(|organ| organ.vary(rng)).collect();
+        let blobs: Vec<Organ> = (0..=2 * organs.len())
+            .map(|_| Organ::blob(&organs, rng))
+            .collect();
+        let mut labels = Array3::zeros(shape);
+        // The label whose brightness a voxel has; differs from its label in blobs.
+        let mut tissue = Array3::<u16>::zeros(shape);
+        for ((z, y, x), label) in labels.indexed_iter_mut() {
+            let p = [0, 1, 2].map(|a| (2.0 * [z, y, x][a] as f32 + 1.0) / shape[a] as f32 - 1.0);
+            let bend = deformation.at(p);
+            let p = [0, 1, 2].map(|a| p[a] + bend[a]);
+            *label = organs.iter().find_map(|organ| organ.label(p)).unwrap_or(0);
+            let blob = || blobs.iter().find_map(|blob| blob.label(p)).unwrap_or(0);
+            tissue[[z, y, x]] = if *label > 0 { *label } else { blob() };
+        }
+        let bias = Waves::new(0.12, 1.0, rng);
+        let mut image = Array4::zeros((options.num_modalities, shape[0], shape[1], shape[2]));
+        for (mut channel, levels) in image.axis_iter_mut(Axis(0)).zip(&self.brightness) {
+            let gain = rng.random_range(0.85f32..1.15);
+            channel.assign(&tissue.mapv(|t| levels[usize::from(t)]));
+            let values = channel
+                .as_slice_mut()
+                .expect("a channel of a new array is contiguous");
+            blur(values, shape, [0.7; 3]);
+            for (i, v) in values.iter_mut().enumerate() {
+                let zyx = [
+                    i / (shape[1] * shape[2]),
+                    i / shape[2] % shape[1],
+                    i % shape[2],
+                ];
+                let p = [0, 1, 2].map(|a| (2.0 * zyx[a] as f32 + 1.0) / shape[a] as f32 - 1.0);
+                *v *= gain * (1.0 + bias.at(p)[0]);
+            }
+            add_noise(values, 5.0, rng);
+        }
+        (image, labels, Geometry::new(shape, options.spacing_mm))
+    }
+}
+
+impl Organ {
+    /// Another individual's: moved and resized by some percent.
+    fn vary(&self, rng: &mut impl Rng) -> Self {
+        let centre = self.centre.map(|c| c + rng.random_range(-0.07..0.07));
+        let radii = self.radii.map(|r| r * rng.random_range(0.85..1.15));
+        Self {
+            centre,
+            radii,
+            ..*self
+        }
+    }
+
+    /// A small ball as bright as one of `organs`, without a label of its own.
+    fn blob(organs: &[Self], rng: &mut impl Rng) -> Self {
+        let like = organs[rng.random_range(0..organs.len())];
+        let radius = like.radii[2] * rng.random_range(0.4..0.8);
+        let centre = [0; 3].map(|_| rng.random_range(-0.95..0.95));
+        Self {
+            centre,
+            radii: [radius; 3],
+            first_label: like.first_label,
+            parts: Parts::Whole,
+        }
+    }
+
+    fn label(&self, p: Point) -> Option<u16> {
+        let q = [0, 1, 2].map(|a| (p[a] - self.centre[a]) / self.radii[a]);
+        let r = q.iter().map(|v| v * v).sum::<f32>();
+        let second = match self.parts {
+            Parts::Whole => false,
+            Parts::Adjacent => q[0] > 0.1,
+            Parts::Nested => r < 0.55 * 0.55,
+        };
+        (r < 1.0).then_some(self.first_label + u16::from(second))
+    }
+}
+
+/// A smooth random vector field: a few long sine waves.
+struct Waves(Vec<(Point, f32, Point)>);
+
+impl Waves {
+    /// Each wave has up to `amplitude` and `frequency` half-periods across the volume.
+    fn new(amplitude: f32, frequency: f32, rng: &mut impl Rng) -> Self {
+        let wave = |_| {
+            let direction = [0; 3].map(|_| rng.random_range(-frequency..frequency) * TAU / 4.0);
+            let phase = rng.random_range(0.0..TAU);
+            (
+                direction,
+                phase,
+                [0; 3].map(|_| rng.random_range(-amplitude..amplitude)),
+            )
+        };
+        Self((0..5).map(wave).collect())
+    }
+
+    fn at(&self, p: Point) -> Point {
+        self.0
+            .iter()
+            .fold([0.0; 3], |sum, (direction, phase, amplitude)| {
+                let angle: f32 = direction.iter().zip(p).map(|(d, p)| d * p).sum::<f32>() + phase;
+                let s = angle.sin();
+                [0, 1, 2].map(|a| sum[a] + amplitude[a] * s)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::Dataset;
+    use crate::fingerprint::fingerprint;
+    use crate::plan::{PlanOptions, plan};
+
+    #[test]
+    fn is_a_real_dataset_with_every_label_in_every_case() {
+        let options = PhantomOptions {
+            num_cases: 6,
+            num_test: 2,
+            shape: [24, 40, 36],
+            spacing_mm: [2.0, 1.0, 1.2],
+            num_labels: 5,
+            num_modalities: 2,
+            seed: 3,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        write_dataset(dir.path(), &options).unwrap();
+        let dataset = Dataset::open(dir.path()).unwrap();
+        assert_eq!(
+            (
+                dataset.training.len(),
+                dataset.test.len(),
+                dataset.labels.len()
+            ),
+            (6, 2, 6)
+        );
+        assert_eq!(dataset.modalities, ["MR1", "MR2"]);
+        for case in &dataset.training {
+            let (image, labels) = dataset.load_case(case).unwrap();
+            assert!((image.geometry.spacing_mm[2] - 1.2).abs() < 1e-6);
+            let mut counts = [0; 6];
+            labels
+                .data
+                .iter()
+                .for_each(|&l| counts[usize::from(l)] += 1);
+            assert!(counts.iter().all(|&n| n > 30), "{} {counts:?}", case.id);
+        }
+        let plan = plan(
+            &fingerprint(&dataset).unwrap(),
+            &dataset,
+            &PlanOptions::default(),
+        )
+        .unwrap();
+        assert!(
+            !plan.strides.is_empty() && plan.patch_size.iter().all(|&n| n >= 16),
+            "{plan:?}"
+        );
+    }
+
+    #[test]
+    fn brightness_alone_does_not_tell_the_labels() {
+        let options = PhantomOptions::default();
+        let (image, labels, _) = Anatomy::new(&options).case(&options, 0);
+        let mean = |label| {
+            let values: Vec<f32> = image
+                .iter()
+                .zip(&labels)
+                .filter(|(_, l)| **l == label)
+                .map(|(v, _)| *v)
+                .collect();
+            values.iter().sum::<f32>() / values.len() as f32
+        };
+        let [background, first, second] = [mean(0), mean(1), mean(2)];
+        assert!(
+            (first - background).abs() > 15.0,
+            "an organ can be seen: {first} {background}"
+        );
+        assert!(
+            (first - second).abs() < 15.0,
+            "its halves look alike: {first} {second}"
+        );
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_files() {
+        let options = PhantomOptions {
+            num_cases: 2,
+            num_test: 0,
+            shape: [10, 12, 14],
+            ..PhantomOptions::default()
+        };
+        let bytes = |options: &PhantomOptions| {
+            let dir = tempfile::tempdir().unwrap();
+            write_dataset(dir.path(), options).unwrap();
+            fs::read(dir.path().join("imagesTr/phantom_001.nii.gz")).unwrap()
+        };
+        assert_eq!(bytes(&options), bytes(&options));
+        assert_ne!(
+            bytes(&options),
+            bytes(&PhantomOptions { seed: 2, ..options })
+        );
+    }
+
+    #[test]
+    fn impossible_options_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for options in [
+            PhantomOptions {
+                shape: [2, 20, 20],
+                ..PhantomOptions::default()
+            },
+            PhantomOptions {
+                spacing_mm: [0.0, 1.0, 1.0],
+                ..PhantomOptions::default()
+            },
+            PhantomOptions {
+                num_labels: 0,
+                ..PhantomOptions::default()
+            },
+        ] {
+            assert!(
+                write_dataset(dir.path(), &options)
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("phantom: ")
+            );
+        }
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "nothing was written"
+        );
+    }
+}
