@@ -11,7 +11,8 @@ use crate::Result;
 /// penalty = weight * max(0, C / B - 1),    gradient = weight / B * dE / d(alpha, beta)  while C > B, else 0
 /// ```
 /// Forward through the argmax, backward through its relaxation (straight-through): in short searches the softmax stays
-/// nearly uniform, so that E says little about the network that will be derived; C is that network's cost.
+/// nearly uniform, so that E says little about the network that will be derived; C is that network's cost. A pull, not a promise: the last
+/// steps may carry C a little over B.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CostPenalty {
     /// What is counted.

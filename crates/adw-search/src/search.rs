@@ -119,6 +119,7 @@ pub fn search(
             .map(|(k, v)| about(k, v.clone().into()))
             .chain([
                 about("seed", config.seed.into()),
+                about("mask", serde_json::json!(net.config().mask)),
                 about("epochs", config.epochs.into()),
                 about("macs_per_patch", cost.macs.into()),
                 about("parameters", cost.parameters.into()),

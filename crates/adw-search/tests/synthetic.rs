@@ -1,5 +1,8 @@
 //! Whole searches and trainings on a tiny synthetic problem.
-#![allow(clippy::unwrap_used, reason = "in a test, a failure with its place is what is wanted")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test, a failure with its place is what is wanted"
+)]
 
 mod cubes;
 
@@ -7,7 +10,8 @@ use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, S
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{
-    Error, Event, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain, search,
+    Error, Event, Part, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain,
+    search,
 };
 use adw_supernet::{Architecture, CostUnit, Parameter, Role, Supernet, Unet};
 use candle_core::{DType, Device};
@@ -436,4 +440,37 @@ fn a_checkpoint_of_another_network_or_configuration_is_refused() {
         Reaction::Continue,
     )
     .unwrap();
+}
+
+#[test]
+fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_them() {
+    let mut source = Cubes::new(1);
+    let mut ignore = |_: &Event<'_, SearchRow>| Reaction::Continue;
+    let (net, options) = (supernet(), RunOptions::default());
+    search(
+        &net,
+        PATCH,
+        &search_config(),
+        &options,
+        &mut source,
+        &mut ignore,
+    )
+    .unwrap();
+    assert_eq!(
+        source.asked,
+        [Part::TrainA, Part::TrainB, Part::TrainBPlain].into()
+    );
+
+    let mut source = Cubes::new(1);
+    let mut ignore = |_: &Event<'_, RetrainRow>| Reaction::Continue;
+    let with = |validation_batches| RetrainConfig {
+        epochs: 1,
+        validation_batches,
+        ..retrain_config()
+    };
+    let (one, other) = (unet(), unet());
+    retrain(&one, &with(1), &options, &mut source, &mut ignore).unwrap();
+    assert_eq!(source.asked, [Part::Train, Part::Validation].into());
+    retrain(&other, &with(0), &options, &mut source, &mut ignore).unwrap();
+    assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
 }

@@ -1,5 +1,7 @@
 //! A synthetic segmentation problem: find noisy bright boxes of two kinds.
 
+use std::collections::BTreeSet;
+
 use adw_search::{Batch, BatchSource, BoxError, Part, Request};
 use adw_supernet::{MaskPosition, SearchSpace, SupernetConfig};
 use adw_tensor_ops::philox::{Purpose, Stream};
@@ -24,16 +26,22 @@ pub(crate) fn supernet_config() -> SupernetConfig {
 
 pub(crate) struct Cubes {
     batch_size: usize,
+    /// Parts asked for so far.
+    pub(crate) asked: BTreeSet<Part>,
 }
 
 impl Cubes {
     pub(crate) fn new(batch_size: usize) -> Self {
-        Self { batch_size }
+        Self {
+            batch_size,
+            asked: BTreeSet::new(),
+        }
     }
 }
 
 impl BatchSource for Cubes {
     fn batch(&mut self, request: Request) -> Result<Batch, BoxError> {
+        self.asked.insert(request.part);
         let part = match request.part {
             Part::TrainA => 1,
             Part::TrainB => 2,
