@@ -1,6 +1,6 @@
 //! Synthetic datasets: anatomy-like volumes with known labels, to try things on and to test with.
 //!
-//! Structures are ellipsoids bent by a smooth random deformation. They come in pairs, alternately *adjacent* (one
+//! Structures are curved ellipsoids, bent further by a smooth random deformation. They come in pairs, alternately *adjacent* (one
 //! organ cut in two, like the anterior and posterior hippocampus) and *nested* (a core in a shell, like a tumour in
 //! an organ). The two halves of an adjacent pair are equally bright, and blobs of the same brightness are strewn
 //! about without label, so intensity alone does not tell the labels: place and shape do. The images have partial
@@ -170,7 +170,7 @@ struct Anatomy {
     brightness: Vec<Vec<f32>>,
 }
 
-/// One ellipsoid and how its voxels are labelled.
+/// One ellipsoid, curved if it has parts, and how its voxels are labelled.
 #[derive(Clone, Copy)]
 struct Organ {
     centre: Point,
@@ -200,7 +200,7 @@ impl Anatomy {
             let (angle, ring) = (2.4 * i as f32, (1.0 - z * z).sqrt());
             Organ {
                 centre: [z, ring * angle.cos(), ring * angle.sin()].map(|v| v * spread),
-                radii: [0.6, 0.34, 0.28].map(|r| r * size),
+                radii: [0.7, 0.42, 0.34].map(|r| r * size),
                 first_label: 2 * i as u16 + 1,
                 parts: match (2 * i + 2 <= options.num_labels, i % 2) {
                     (false, _) => Parts::Whole,
@@ -235,7 +235,7 @@ impl Anatomy {
         let shape = options
             .shape
             .map(|n| ((n as f32 * rng.random_range(0.9..1.1)).round() as usize).max(4));
-        let deformation = Waves::new(0.045, 3.0, rng);
+        let deformation = Waves::new(0.09, 3.5, rng);
         let organs: Vec<Organ> = self.organs.iter().map(|organ| organ.vary(rng)).collect();
         let blobs: Vec<Organ> = (0..=2 * organs.len())
             .map(|_| Organ::blob(&organs, rng))
@@ -301,7 +301,10 @@ impl Organ {
     }
 
     fn label(&self, p: Point) -> Option<u16> {
-        let q = [0, 1, 2].map(|a| (p[a] - self.centre[a]) / self.radii[a]);
+        let mut q = [0, 1, 2].map(|a| (p[a] - self.centre[a]) / self.radii[a]);
+        if !matches!(self.parts, Parts::Whole) {
+            q[1] += 0.6 * (q[0] * q[0] - 0.4); // curved like a bean
+        }
         let r = q.iter().map(|v| v * v).sum::<f32>();
         let second = match self.parts {
             Parts::Whole => false,
@@ -342,129 +345,4 @@ impl Waves {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataset::Dataset;
-    use crate::fingerprint::fingerprint;
-    use crate::plan::{PlanOptions, plan};
-
-    #[test]
-    fn is_a_real_dataset_with_every_label_in_every_case() {
-        let options = PhantomOptions {
-            num_cases: 6,
-            num_test: 2,
-            shape: [24, 40, 36],
-            spacing_mm: [2.0, 1.0, 1.2],
-            num_labels: 5,
-            num_modalities: 2,
-            seed: 3,
-        };
-        let dir = tempfile::tempdir().unwrap();
-        write_dataset(dir.path(), &options).unwrap();
-        let dataset = Dataset::open(dir.path()).unwrap();
-        assert_eq!(
-            (
-                dataset.training.len(),
-                dataset.test.len(),
-                dataset.labels.len()
-            ),
-            (6, 2, 6)
-        );
-        assert_eq!(dataset.modalities, ["MR1", "MR2"]);
-        for case in &dataset.training {
-            let (image, labels) = dataset.load_case(case).unwrap();
-            assert!((image.geometry.spacing_mm[2] - 1.2).abs() < 1e-6);
-            let mut counts = [0; 6];
-            labels
-                .data
-                .iter()
-                .for_each(|&l| counts[usize::from(l)] += 1);
-            assert!(counts.iter().all(|&n| n > 30), "{} {counts:?}", case.id);
-        }
-        let plan = plan(
-            &fingerprint(&dataset).unwrap(),
-            &dataset,
-            &PlanOptions::default(),
-        )
-        .unwrap();
-        assert!(
-            !plan.strides.is_empty() && plan.patch_size.iter().all(|&n| n >= 16),
-            "{plan:?}"
-        );
-    }
-
-    #[test]
-    fn brightness_alone_does_not_tell_the_labels() {
-        let options = PhantomOptions::default();
-        let (image, labels, _) = Anatomy::new(&options).case(&options, 0);
-        let mean = |label| {
-            let values: Vec<f32> = image
-                .iter()
-                .zip(&labels)
-                .filter(|(_, l)| **l == label)
-                .map(|(v, _)| *v)
-                .collect();
-            values.iter().sum::<f32>() / values.len() as f32
-        };
-        let [background, first, second] = [mean(0), mean(1), mean(2)];
-        assert!(
-            (first - background).abs() > 15.0,
-            "an organ can be seen: {first} {background}"
-        );
-        assert!(
-            (first - second).abs() < 15.0,
-            "its halves look alike: {first} {second}"
-        );
-    }
-
-    #[test]
-    fn equal_seeds_give_equal_files() {
-        let options = PhantomOptions {
-            num_cases: 2,
-            num_test: 0,
-            shape: [10, 12, 14],
-            ..PhantomOptions::default()
-        };
-        let bytes = |options: &PhantomOptions| {
-            let dir = tempfile::tempdir().unwrap();
-            write_dataset(dir.path(), options).unwrap();
-            fs::read(dir.path().join("imagesTr/phantom_001.nii.gz")).unwrap()
-        };
-        assert_eq!(bytes(&options), bytes(&options));
-        assert_ne!(
-            bytes(&options),
-            bytes(&PhantomOptions { seed: 2, ..options })
-        );
-    }
-
-    #[test]
-    fn impossible_options_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        for options in [
-            PhantomOptions {
-                shape: [2, 20, 20],
-                ..PhantomOptions::default()
-            },
-            PhantomOptions {
-                spacing_mm: [0.0, 1.0, 1.0],
-                ..PhantomOptions::default()
-            },
-            PhantomOptions {
-                num_labels: 0,
-                ..PhantomOptions::default()
-            },
-        ] {
-            assert!(
-                write_dataset(dir.path(), &options)
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with("phantom: ")
-            );
-        }
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "nothing was written"
-        );
-    }
-}
+mod tests;

@@ -111,6 +111,16 @@ impl PatchSampler {
         })
     }
 
+    /// The sampler with another part of each batch (0 to 1, by default nnU-Net's 0.33) that must show foreground.
+    /// Of `batch_size` samples the last are forced, from round(`batch_size` (1 - `part`)) on.
+    #[must_use]
+    pub fn with_forced_foreground(self, part: f64) -> Self {
+        Self {
+            forced_foreground: part.clamp(0.0, 1.0),
+            ..self
+        }
+    }
+
     /// The batch named by `key`.
     pub fn batch(&self, key: BatchKey) -> SampledBatch {
         let [d, h, w] = self.patch_size;

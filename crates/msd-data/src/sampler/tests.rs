@@ -85,6 +85,21 @@ fn forced_patches_contain_their_voxel_without_augmentation() {
 }
 
 #[test]
+fn the_forced_part_can_be_chosen() {
+    let whole = |part| {
+        let cases = vec![case([30, 30, 30], [3, 20, 11])];
+        let sampler =
+            PatchSampler::new(cases, [6, 6, 6], 1, Augmentation::none(), &[false]).unwrap();
+        let sampler = sampler.with_forced_foreground(part);
+        (0..20)
+            .filter(|&i| sampler.batch(key(i)).target.contains(&2))
+            .count()
+    };
+    assert_eq!(whole(1.0), 20);
+    assert!(whole(0.0) < 10);
+}
+
+#[test]
 fn patches_larger_than_the_image_are_padded() {
     let sampler = PatchSampler::new(
         vec![case([5, 6, 7], [2, 3, 3])],
