@@ -87,6 +87,33 @@ impl Dataset {
     /// # Errors
     /// [`Error::NotADataset`], [`Error::Json`], [`Error::DatasetJson`], [`Error::MissingFile`].
     pub fn open(dir: &Path) -> Result<Self> {
+        let dataset = Self::parse(dir)?;
+        let missing: Vec<_> = dataset
+            .listed_files()
+            .filter(|file| !file.is_file())
+            .collect();
+        if let Some((&first, others)) = missing.split_first() {
+            let listed_in = dir.join("dataset.json").display().to_string();
+            return Err(Error::MissingFile {
+                listed_in,
+                path: first.clone(),
+                others: others.len(),
+            });
+        }
+        Ok(dataset)
+    }
+
+    /// Every file that `dataset.json` lists.
+    pub(crate) fn listed_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let training = self
+            .training
+            .iter()
+            .flat_map(|case| [&case.image, &case.label]);
+        training.chain(self.test.iter().map(|case| &case.image))
+    }
+
+    /// What `dataset.json` says, whether its files exist or not.
+    pub(crate) fn parse(dir: &Path) -> Result<Self> {
         let path = dir.join("dataset.json");
         if !path.is_file() {
             return Err(Error::NotADataset {
@@ -149,19 +176,6 @@ impl Dataset {
                 "training lists case {} twice; each case must be listed once",
                 twice.id
             )));
-        }
-        let listed = training
-            .iter()
-            .flat_map(|c| [&c.image, &c.label])
-            .chain(test.iter().map(|c| &c.image));
-        let missing: Vec<_> = listed.filter(|file| !file.is_file()).collect();
-        if let Some((&first, others)) = missing.split_first() {
-            let listed_in = path.display().to_string();
-            return Err(Error::MissingFile {
-                listed_in,
-                path: first.clone(),
-                others: others.len(),
-            });
         }
         let labels = labels.collect();
         let name = dataset_name(dir, &json.name);

@@ -50,6 +50,73 @@ impl Geometry {
         geometry
     }
 
+    /// Where voxels lie in the scanner, rows x, y, z: millimetres = `affine` (i, j, k, 1) with i along x. The sform if
+    /// the file has one, else the qform, else the voxel sizes alone.
+    pub fn affine(&self) -> [[f64; 4]; 3] {
+        let [dz, dy, dx] = self.spacing_mm;
+        if self.i16_at(254) > 0 {
+            return [280, 296, 312]
+                .map(|row| [0, 4, 8, 12].map(|column| self.f32_at(row + column)));
+        }
+        if self.i16_at(252) <= 0 {
+            return [
+                [dx, 0.0, 0.0, 0.0],
+                [0.0, dy, 0.0, 0.0],
+                [0.0, 0.0, dz, 0.0],
+            ];
+        }
+        let [b, c, d, ox, oy, oz] =
+            [256, 260, 264, 268, 272, 276].map(|offset| self.f32_at(offset));
+        let a = (1.0 - b * b - c * c - d * d).max(0.0).sqrt();
+        let dz = if self.f32_at(76) < 0.0 { -dz } else { dz };
+        let row = |r: [f64; 3], origin| [r[0] * dx, r[1] * dy, r[2] * dz, origin];
+        [
+            row(
+                [
+                    a * a + b * b - c * c - d * d,
+                    2.0 * (b * c - a * d),
+                    2.0 * (b * d + a * c),
+                ],
+                ox,
+            ),
+            row(
+                [
+                    2.0 * (b * c + a * d),
+                    a * a + c * c - b * b - d * d,
+                    2.0 * (c * d - a * b),
+                ],
+                oy,
+            ),
+            row(
+                [
+                    2.0 * (b * d - a * c),
+                    2.0 * (c * d + a * b),
+                    a * a + d * d - b * b - c * c,
+                ],
+                oz,
+            ),
+        ]
+    }
+
+    fn i16_at(&self, offset: usize) -> i16 {
+        let bytes = [self.header[offset], self.header[offset + 1]];
+        if self.endianness == Endianness::Big {
+            i16::from_be_bytes(bytes)
+        } else {
+            i16::from_le_bytes(bytes)
+        }
+    }
+
+    fn f32_at(&self, offset: usize) -> f64 {
+        let bytes = [0, 1, 2, 3].map(|i| self.header[offset + i]);
+        let v = if self.endianness == Endianness::Big {
+            f32::from_be_bytes(bytes)
+        } else {
+            f32::from_le_bytes(bytes)
+        };
+        f64::from(v)
+    }
+
     /// The geometry of a parsed header and its bytes.
     pub(crate) fn from_header(
         header: &NiftiHeader,
@@ -114,5 +181,36 @@ impl Geometry {
 
     fn put<const N: usize>(&mut self, offset: usize, values: &[[u8; N]]) {
         self.header[offset..offset + N * values.len()].copy_from_slice(values.as_flattened());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qform_and_sform_agree_on_a_rotated_grid() {
+        let mut geometry = Geometry::new([4, 5, 6], [3.0, 2.0, 1.0]);
+        let expected = [
+            [0.0, -2.0, 0.0, 7.0],
+            [1.0, 0.0, 0.0, 8.0],
+            [0.0, 0.0, -3.0, 9.0],
+        ];
+        for (row, offset) in expected.iter().zip([280, 296, 312]) {
+            geometry.put(offset, &row.map(|v| (v as f32).to_le_bytes()));
+        }
+        assert_eq!(geometry.affine(), expected, "sform");
+        geometry.put(254, &[0i16.to_le_bytes()]);
+        // A quarter turn about z: (a, b, c, d) = (cos 45, 0, 0, sin 45); qfac -1 flips the third axis.
+        let quaternion = [0.0, 0.0, 0.5f32.sqrt(), 7.0, 8.0, 9.0];
+        geometry.put(256, &quaternion.map(f32::to_le_bytes));
+        geometry.put(76, &[(-1f32).to_le_bytes()]);
+        for (row, expected) in geometry.affine().iter().zip(expected) {
+            for (found, expected) in row.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-6, "qform: {found} {expected}");
+            }
+        }
+        geometry.put(252, &[0i16.to_le_bytes()]);
+        assert_eq!(geometry.affine()[1], [0.0, 2.0, 0.0, 0.0], "neither");
     }
 }

@@ -5,6 +5,7 @@
 
 mod atomic_file;
 pub mod augment;
+pub mod check;
 pub mod dataset;
 mod error;
 mod fingerprint;
@@ -16,6 +17,7 @@ pub mod metrics;
 pub mod nifti;
 pub mod phantom;
 pub mod plan;
+pub mod postprocess;
 pub mod preprocess;
 mod random;
 pub mod sampler;
@@ -24,6 +26,7 @@ pub mod split;
 pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, write_labels};
 pub use atomic_file::write_atomically;
 pub use augment::Augmentation;
+pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};
 pub use error::{Error, NiftiProblem, Result};
 pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint};
@@ -32,6 +35,7 @@ pub use loader::Loader;
 pub use metrics::{EvaluationOptions, Report, evaluate_folder};
 pub use phantom::{PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
+pub use postprocess::Postprocessing;
 pub use preprocess::{
     CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess,
 };

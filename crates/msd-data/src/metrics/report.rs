@@ -134,45 +134,17 @@ pub fn evaluate_folder(
     references: &Path,
     options: &EvaluationOptions,
 ) -> Result<Report> {
-    let (predicted, known) = (label_maps(predictions)?, label_maps(references)?);
+    let MatchedFiles { pairs, missing } = matched_files(predictions, references)?;
     let wrong = |folder: &Path, problem| Error::Evaluation {
         folder: folder.display().to_string(),
         problem,
     };
-    if predicted.is_empty() {
-        return Err(wrong(
-            predictions,
-            "no .nii or .nii.gz file to evaluate".to_owned(),
-        ));
-    }
-    let strangers: Vec<&str> = predicted
-        .keys()
-        .filter(|id| !known.contains_key(*id))
-        .map(String::as_str)
-        .collect();
-    if !strangers.is_empty() {
-        let problem = format!(
-            "no reference in {} for {}",
-            references.display(),
-            list(&strangers)
-        );
-        return Err(wrong(predictions, problem));
-    }
-    let missing: Vec<String> = known
-        .keys()
-        .filter(|id| !predicted.contains_key(*id))
-        .cloned()
-        .collect();
     if options.require_all && !missing.is_empty() {
         return Err(wrong(
             predictions,
             format!("no prediction for {}", list(&missing)),
         ));
     }
-    let pairs: Vec<_> = predicted
-        .iter()
-        .map(|(id, file)| (file, &known[id]))
-        .collect();
     let compared: Vec<Result<_>> = pairs
         .par_iter()
         .map(|(prediction, reference)| compare(prediction, reference, options))
@@ -351,6 +323,47 @@ fn mean_over_labels(labels: &BTreeMap<u16, MeanMetrics>) -> MeanMetrics {
         nsd: mean(|m| m.nsd),
         hd95_infinite: labels.values().map(|m| m.hd95_infinite).sum(),
     }
+}
+
+/// Predictions with their references.
+pub(crate) struct MatchedFiles {
+    /// Prediction and reference, sorted by case id.
+    pub(crate) pairs: Vec<(PathBuf, PathBuf)>,
+    /// Ids of references without prediction.
+    missing: Vec<String>,
+}
+
+/// Matches the label maps of two folders by case id.
+pub(crate) fn matched_files(predictions: &Path, references: &Path) -> Result<MatchedFiles> {
+    let (predicted, mut known) = (label_maps(predictions)?, label_maps(references)?);
+    let wrong = |problem| {
+        Err(Error::Evaluation {
+            folder: predictions.display().to_string(),
+            problem,
+        })
+    };
+    if predicted.is_empty() {
+        return wrong("no .nii or .nii.gz file to evaluate".to_owned());
+    }
+    let strangers: Vec<&String> = predicted
+        .keys()
+        .filter(|id| !known.contains_key(*id))
+        .collect();
+    if !strangers.is_empty() {
+        return wrong(format!(
+            "no reference in {} for {}",
+            references.display(),
+            list(&strangers)
+        ));
+    }
+    let pairs = predicted
+        .into_iter()
+        .filter_map(|(id, prediction)| Some((prediction, known.remove(&id)?)))
+        .collect();
+    Ok(MatchedFiles {
+        pairs,
+        missing: known.into_keys().collect(),
+    })
 }
 
 /// NIfTI files by case id.

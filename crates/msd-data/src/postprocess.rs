@@ -1,0 +1,178 @@
+//! Removing all but the largest connected component, where cross-validation shows that it helps.
+//!
+//! nnU-Net's rule: first the union of all foreground, accepted if the mean Dice over labels rises and no label's
+//! falls; then, with several labels, each label by itself, accepted if its own mean Dice rises.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ndarray::Array3;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::write_atomically;
+use crate::error::{Error, Result};
+use crate::metrics::dice;
+use crate::metrics::report::matched_files;
+use crate::nifti::read_labels;
+
+/// What keeps its largest component only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Structure {
+    /// All labels above 0 taken together.
+    Foreground,
+    /// One label.
+    Label(u16),
+}
+
+/// Steps that are applied to every prediction, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postprocessing {
+    /// The structures of which only the largest component is kept.
+    pub keep_largest: Vec<Structure>,
+}
+
+impl Postprocessing {
+    /// Applies the steps to a label map, `[z, y, x]`.
+    pub fn apply(&self, labels: &mut Array3<u16>) {
+        for &structure in &self.keep_largest {
+            keep_largest_component(labels, structure);
+        }
+    }
+
+    /// Finds the steps that raise Dice on `predictions` (cases the networks were not trained on) against the files of
+    /// the same name in `references`. Reads the files once per candidate, so memory does not grow with their number.
+    ///
+    /// # Errors
+    /// As [`crate::evaluate_folder`].
+    pub fn find(predictions: &Path, references: &Path, labels: &[u16]) -> Result<Self> {
+        let files = matched_files(predictions, references)?.pairs;
+        let mut found = Self::default();
+        let mut best = found.mean_dice(&files, labels)?;
+        let candidates = labels
+            .iter()
+            .filter(|_| labels.len() > 1)
+            .map(|&label| Structure::Label(label));
+        for candidate in std::iter::once(Structure::Foreground).chain(candidates) {
+            let mut tried = found.clone();
+            tried.keep_largest.push(candidate);
+            let dice = tried.mean_dice(&files, labels)?;
+            let mean = |dice: &BTreeMap<u16, f64>| dice.values().sum::<f64>() / dice.len() as f64;
+            let helps = match candidate {
+                Structure::Foreground => {
+                    mean(&dice) > mean(&best) && labels.iter().all(|l| dice[l] >= best[l])
+                }
+                Structure::Label(label) => dice[&label] > best[&label],
+            };
+            if helps {
+                (found, best) = (tried, dice);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Mean Dice of each label over the cases where it is a number.
+    fn mean_dice(
+        &self,
+        files: &[(PathBuf, PathBuf)],
+        labels: &[u16],
+    ) -> Result<BTreeMap<u16, f64>> {
+        let case = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<Vec<f64>> {
+            let (mut prediction, reference) =
+                (read_labels(prediction)?.data, read_labels(reference)?.data);
+            self.apply(&mut prediction);
+            labels
+                .iter()
+                .map(|&label| dice(&prediction.view(), &reference.view(), label))
+                .collect()
+        };
+        let cases: Vec<_> = files.par_iter().map(case).collect();
+        let cases = cases.into_iter().collect::<Result<Vec<_>>>()?;
+        let mean = |i: usize| {
+            let dice: Vec<f64> = cases
+                .iter()
+                .map(|case| case[i])
+                .filter(|dice| !dice.is_nan())
+                .collect();
+            // A label that occurs nowhere must not make every comparison with NaN false.
+            dice.iter().sum::<f64>() / dice.len().max(1) as f64
+        };
+        Ok(labels
+            .iter()
+            .enumerate()
+            .map(|(i, &label)| (label, mean(i)))
+            .collect())
+    }
+
+    /// Reads a `postprocessing.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`].
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        serde_json::from_str(&text).map_err(|cause| Error::Json {
+            path: path.to_path_buf(),
+            cause,
+        })
+    }
+
+    /// Writes a `postprocessing.json`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+    }
+}
+
+/// Sets to 0 every voxel of `structure` outside its largest component; voxels are neighbours if they share a face,
+/// an edge or a corner. Components of equal largest size are all kept.
+pub fn keep_largest_component(labels: &mut Array3<u16>, structure: Structure) {
+    let (d, h, w) = labels.dim();
+    let belongs = |label: u16| match structure {
+        Structure::Foreground => label > 0,
+        Structure::Label(wanted) => label == wanted,
+    };
+    // 0: not part of the structure or not visited yet; components count from 1.
+    let mut component = Array3::<u32>::zeros((d, h, w));
+    let mut sizes = vec![0usize];
+    let mut stack = Vec::new();
+    for (start, _) in labels.indexed_iter().filter(|(_, label)| belongs(**label)) {
+        if component[start] != 0 {
+            continue;
+        }
+        let id = sizes.len() as u32;
+        let mut size = 0;
+        component[start] = id;
+        stack.push(start);
+        while let Some((z, y, x)) = stack.pop() {
+            size += 1;
+            for nz in z.saturating_sub(1)..(z + 2).min(d) {
+                for ny in y.saturating_sub(1)..(y + 2).min(h) {
+                    for nx in x.saturating_sub(1)..(x + 2).min(w) {
+                        let next = (nz, ny, nx);
+                        if component[next] == 0 && belongs(labels[next]) {
+                            component[next] = id;
+                            stack.push(next);
+                        }
+                    }
+                }
+            }
+        }
+        sizes.push(size);
+    }
+    let largest = sizes.iter().copied().max().unwrap_or(0);
+    ndarray::Zip::from(labels)
+        .and(&component)
+        .for_each(|label, &id| {
+            if id != 0 && sizes[id as usize] < largest {
+                *label = 0;
+            }
+        });
+}
+
+#[cfg(test)]
+mod tests;
