@@ -4,7 +4,7 @@
 //! checkpoint knows and never misses one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,8 @@ pub(crate) struct RunFiles {
 struct Paths {
     history: PathBuf,
     checkpoint: PathBuf,
+    /// Held as long as the run lasts; the system lets go of it however the process ends.
+    _lock: Option<File>,
 }
 
 impl RunFiles {
@@ -66,6 +68,7 @@ impl RunFiles {
         let paths = Paths {
             history: directory.join("history.jsonl"),
             checkpoint: folder.join("latest.safetensors"),
+            _lock: lock(&folder)?,
         };
         let checkpoint = paths.resume(options.resume, &identity, device)?;
         Ok((
@@ -108,6 +111,22 @@ impl RunFiles {
         };
         checkpoint()?.write(path, &self.identity)?;
         Ok(Some(path))
+    }
+}
+
+/// Claims the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be
+/// locked (Windows, some network file systems) there is no such protection.
+fn lock(folder: &Path) -> Result<Option<File>> {
+    let Ok(handle) = File::open(folder) else {
+        return Ok(None);
+    };
+    match handle.try_lock() {
+        Ok(()) => Ok(Some(handle)),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::WouldBlock) => Err(Error::file(
+            folder,
+            "another process is running this search or training",
+        )),
     }
 }
 

@@ -309,6 +309,21 @@ fn a_folder_with_a_run_is_not_overwritten_and_another_runs_checkpoint_is_refused
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn a_folder_serves_one_run_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || RunFiles::open(&options(&dir, true), &json!({}), &Device::Cpu);
+    let first = open().unwrap();
+    let error = open().unwrap_err().to_string();
+    assert!(
+        error.contains("checkpoint: another process is running"),
+        "{error}"
+    );
+    drop(first);
+    open().unwrap();
+}
+
 #[test]
 fn batches_are_asked_for_by_phase_and_a_failing_source_is_named() {
     let mut source = Source::default();
