@@ -1,0 +1,207 @@
+//! The command line as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
+#[derive(Parser, Debug)]
+#[command(name = "adw", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// One step of the way from a dataset to label maps.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Show what a dataset says about patch size, poolings and normalisation
+    Plan(PlanArgs),
+    /// Search the architecture that fits a dataset
+    Search(SearchArgs),
+    /// Train the found architecture and score it on the fold's validation cases
+    Retrain(RetrainArgs),
+    /// Segment images with trained models
+    Predict(PredictArgs),
+    /// Compare label maps with reference label maps
+    Evaluate(EvaluateArgs),
+    /// Write a synthetic dataset in decathlon layout
+    Phantom(PhantomArgs),
+}
+
+/// How the program runs and speaks, the same for all commands.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Process {
+    /// Threads to use [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// auto or cpu
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+    /// Machine-readable lines on stdout, nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Refuse work that needs more memory than this, in GB [default: what the system has available]
+    #[arg(long, value_name = "GB")]
+    pub(crate) memory: Option<f64>,
+}
+
+/// Where a configuration comes from: a preset and changes to it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ConfigArgs {
+    /// quick, standard, paper, or a TOML file [default: quick]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) preset: Option<String>,
+    /// Override one value, e.g. `--set search.epochs=80`; repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Seed of every random draw [default: 1]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+/// `adw plan`
+#[derive(Args, Debug)]
+pub(crate) struct PlanArgs {
+    /// The dataset's folder, or the folder it lies in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Write the plan to this file as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw search`
+#[derive(Args, Debug)]
+pub(crate) struct SearchArgs {
+    /// The dataset's folder, or the folder it lies in [default with --resume: that of the run]
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    pub(crate) data: Option<PathBuf>,
+    /// Folder of the run
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Cross-validation fold, 0 to 4 [default: 0]
+    #[arg(long)]
+    pub(crate) fold: Option<usize>,
+    /// Go on with an interrupted search
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw retrain`
+#[derive(Args, Debug)]
+pub(crate) struct RetrainArgs {
+    /// Folder of the run; data, fold and settings are taken from it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// The dataset's folder, if it moved or if the run is new
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Cross-validation fold [default: that of the run's search]
+    #[arg(long)]
+    pub(crate) fold: Option<usize>,
+    /// Train this architecture instead of the found one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uniform_width", "uniform_depth"])]
+    pub(crate) architecture: Option<PathBuf>,
+    /// Train a plain U-Net with this many channels at full resolution instead of the found architecture
+    #[arg(long, value_name = "CHANNELS")]
+    pub(crate) uniform_width: Option<usize>,
+    /// Convolutions per block of the plain U-Net
+    #[arg(
+        long,
+        value_name = "CONVS",
+        default_value_t = 2,
+        requires = "uniform_width"
+    )]
+    pub(crate) uniform_depth: usize,
+    /// Keep the result in `retrain/NAME/fold_K` rather than `retrain/fold_K`: for several trainings of one run
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Go on with an interrupted training
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw predict`
+#[derive(Args, Debug)]
+pub(crate) struct PredictArgs {
+    /// Trained models; the logits of several are averaged
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) model: Vec<PathBuf>,
+    /// An image, or a folder of images (.nii, .nii.gz)
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) input: PathBuf,
+    /// Folder the label maps are written to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Average over all mirrorings of each patch: eight times the work, slightly better
+    #[arg(long)]
+    pub(crate) mirror: bool,
+    /// Distance of neighbouring windows as a fraction of the patch
+    #[arg(long, default_value_t = 0.5)]
+    pub(crate) step: f64,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw evaluate`
+#[derive(Args, Debug)]
+pub(crate) struct EvaluateArgs {
+    /// Folder of label maps to score
+    #[arg(long, value_name = "DIR")]
+    pub(crate) predictions: PathBuf,
+    /// Folder of reference label maps of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) references: PathBuf,
+    /// Write per-case and mean metrics to this JSON file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Surfaces closer than this count as equal in the normalised surface distance, in millimetres
+    #[arg(long, value_name = "MM", default_value_t = 1.0)]
+    pub(crate) tolerance_mm: f64,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw phantom`
+#[derive(Args, Debug)]
+pub(crate) struct PhantomArgs {
+    /// Folder of the new dataset
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Labelled cases
+    #[arg(long, default_value_t = 20)]
+    pub(crate) cases: usize,
+    /// Unlabelled cases
+    #[arg(long, default_value_t = 4)]
+    pub(crate) test: usize,
+    /// Voxels along z, y, x
+    #[arg(long, num_args = 3, value_names = ["D", "H", "W"], default_values_t = [40, 48, 40])]
+    pub(crate) shape: Vec<usize>,
+    /// Distance of voxels along z, y, x in millimetres
+    #[arg(long, num_args = 3, value_names = ["D", "H", "W"], default_values_t = [1.0, 1.0, 1.0])]
+    pub(crate) spacing_mm: Vec<f64>,
+    /// Structures to segment, besides the background
+    #[arg(long, default_value_t = 2)]
+    pub(crate) labels: usize,
+    /// Image channels
+    #[arg(long, default_value_t = 1)]
+    pub(crate) modalities: usize,
+    /// Seed of the random anatomy
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}

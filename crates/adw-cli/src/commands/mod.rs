@@ -1,0 +1,8 @@
+//! One file per command.
+
+pub(crate) mod evaluate;
+pub(crate) mod phantom;
+pub(crate) mod plan;
+pub(crate) mod predict;
+pub(crate) mod retrain;
+pub(crate) mod search;

@@ -1,0 +1,410 @@
+//! `adw retrain`: train an architecture, then segment and score the fold's validation cases.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use adw_search::{
+    Event, ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain,
+};
+use adw_supernet::{Architecture, Unet};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+use msd_data::{EvaluationOptions, Report, evaluate_folder, write_atomically, write_labels};
+use serde_json::json;
+
+use crate::{
+    args::RetrainArgs,
+    cases::Cases,
+    device,
+    failure::bad_input,
+    memory, model,
+    report::{
+        metrics,
+        progress::{Progress, emit, say},
+        training,
+    },
+    run::{Run, Wish},
+    run_config::{self, RunConfig},
+    run_folder::config_path,
+    segment::Segmenter,
+    source::{PatchSource, Sampling},
+};
+
+pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
+    let device = device::set_up(&args.process)?;
+    if let Some(name) = &args.name
+        && (name.is_empty()
+            || name.starts_with('.')
+            || name.starts_with("fold_")
+            || name.contains(['/', '\\']))
+    {
+        bad_input!(
+            "--name {name}: expected the name of a new folder, not beginning with `fold_` or a dot"
+        );
+    }
+    let wish = Wish {
+        root: &args.run,
+        data: args.data.as_deref(),
+        config: &args.config,
+        fold: args.fold,
+    };
+    let mut run = Run::open(&wish, "cpu", may_change)?;
+    let fold = run.fold;
+    let earlier = run
+        .existing_folder()
+        .map(|folder| folder.retrain(args.name.as_deref(), fold));
+    let earlier = earlier.filter(|directory| directory.exists());
+    if let Some(directory) = &earlier {
+        if !args.resume {
+            let finished = directory.join("metrics.json").is_file();
+            let (state, advice) = if finished {
+                ("is finished", "give another --name to train again")
+            } else {
+                ("was interrupted", "go on with --resume")
+            };
+            bad_input!("{} {state}: {advice}", directory.display());
+        }
+        keep_settings(&mut run, directory, args)?;
+    }
+    let architecture = choose_architecture(args, &run, earlier.as_deref())?;
+    let job = Job {
+        args,
+        architecture,
+        device,
+    };
+    let model_file = job.train(&mut run)?;
+    job.score(&mut run, &model_file)
+}
+
+/// A training of a run may be done otherwise than its preset says; a search is what it is.
+fn may_change(key: &str) -> bool {
+    ["retrain.", "predict.", "data.augmentation."]
+        .iter()
+        .any(|section| key.starts_with(section))
+}
+
+/// Settings that this training was started with, rather than the run's.
+fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<()> {
+    let path = config_path(directory);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let (_, stored) = run_config::load(&path)?;
+    let asked: RunConfig = stored.changed_by(&args.config)?;
+    if let Some((key, was, is)) = stored.difference(&asked, |_| true) {
+        bad_input!(
+            "{} was started with {key} = {was}, not {is}: leave that out, or give another --name",
+            directory.display()
+        );
+    }
+    run.config = stored;
+    Ok(())
+}
+
+/// The architecture of the command line, of the interrupted training, or of the search.
+fn choose_architecture(
+    args: &RetrainArgs,
+    run: &Run,
+    earlier: Option<&Path>,
+) -> Result<Architecture> {
+    let plan = &run.plan;
+    if let Some(width) = args.uniform_width {
+        let (classes, cap) = (plan.labels.len(), run.config.settings.network.cap_stage);
+        let (strides, kernels) = (plan.strides.clone(), plan.kernels.clone());
+        let mut architecture = Architecture::uniform(
+            plan.modalities.len(),
+            classes,
+            strides,
+            kernels,
+            width,
+            args.uniform_depth,
+            cap,
+        )?;
+        architecture
+            .provenance
+            .insert("task".into(), json!(plan.dataset_name));
+        architecture.provenance.insert(
+            "uniform".into(),
+            json!({ "width": width, "depth": args.uniform_depth }),
+        );
+        return Ok(architecture);
+    }
+    let path = match (&args.architecture, earlier.map(architecture_in)) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) if path.is_file() => path,
+        (None, _) => match run
+            .existing_folder()
+            .map(|folder| architecture_in(&folder.search(run.fold)))
+        {
+            Some(path) if path.is_file() => path,
+            _ => bad_input!(
+                "{} has no finished search of fold {}: run `adw search`, or give --architecture or --uniform-width",
+                args.run.display(),
+                run.fold
+            ),
+        },
+    };
+    let architecture = Architecture::load(&path)?;
+    check_fit(&architecture, run, &path)?;
+    Ok(architecture)
+}
+
+fn architecture_in(directory: &Path) -> PathBuf {
+    directory.join("architecture.json")
+}
+
+fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
+    let plan = &run.plan;
+    let file = path.display();
+    let (channels, classes) = (plan.modalities.len(), plan.labels.len());
+    if architecture.in_channels != channels {
+        bad_input!(
+            "{file}: in_channels = {}, but images of {} have {channels}",
+            architecture.in_channels,
+            plan.dataset_name
+        );
+    }
+    if architecture.num_classes != classes {
+        bad_input!(
+            "{file}: num_classes = {}, but {} has {classes} labels with the background",
+            architecture.num_classes,
+            plan.dataset_name
+        );
+    }
+    for axis in 0..3 {
+        let divisor: usize = architecture
+            .strides
+            .iter()
+            .map(|stride| stride[axis])
+            .product();
+        if !plan.patch_size[axis].is_multiple_of(divisor) {
+            bad_input!(
+                "{file}: strides divide the patch {:?} by {divisor} along axis {axis}, which leaves a rest",
+                plan.patch_size
+            );
+        }
+    }
+    Ok(())
+}
+
+/// One training and its scoring.
+struct Job<'a> {
+    args: &'a RetrainArgs,
+    architecture: Architecture,
+    device: Device,
+}
+
+impl Job<'_> {
+    fn directory(&self, run: &mut Run) -> Result<PathBuf> {
+        let fold = run.fold;
+        Ok(run.folder()?.retrain(self.args.name.as_deref(), fold))
+    }
+
+    /// Trains, unless that was done before, and leaves the model's file.
+    fn train(&self, run: &mut Run) -> Result<PathBuf> {
+        let settings = run.config.settings.clone();
+        let split = run.splits.fold(run.fold)?.clone();
+        if let Some(folder) = run.existing_folder() {
+            let path = model_in(&folder.retrain(self.args.name.as_deref(), run.fold));
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
+        let num_cases = split.train.len() + split.validation.len();
+        let batch_size = settings.retrain.batch_size;
+        let need = memory::Need::of(&self.architecture, &run.plan, batch_size, num_cases);
+        memory::check(
+            need,
+            run.plan.patch_size,
+            batch_size,
+            self.args.process.memory,
+        )?;
+        let mut cases = Cases::default();
+        let parts = vec![
+            (Part::Train, cases.prepare(run, &split.train)?),
+            (Part::Validation, cases.prepare(run, &split.validation)?),
+        ];
+        let sampling = Sampling {
+            plan: &run.plan,
+            batch_size,
+            augmentation: settings.data.augmentation,
+            seed: settings.seed,
+        };
+        let mut source = PatchSource::new(parts, sampling, &self.device)?;
+        let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
+
+        let directory = self.directory(run)?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        self.write_beginning(run, &directory)?;
+        let task = run.plan.dataset_name.clone();
+        let identity =
+            BTreeMap::from([("task".into(), task), ("fold".into(), run.fold.to_string())]);
+        // The folder was seen to be new, or --resume was given.
+        let options = RunOptions {
+            directory: Some(directory.clone()),
+            resume: true,
+            identity,
+        };
+        let (mut progress, mut known) = (None, training::Known::default());
+        let trained = retrain(
+            &net,
+            &settings.retrain,
+            &options,
+            &mut source,
+            &mut |event| {
+                report_event(event, &mut progress, &mut known, self.args.process.json);
+                Reaction::Continue
+            },
+        );
+        drop(progress);
+        let info = model::info(&run.plan, &settings, run.fold)?;
+        let model = ModelFile {
+            architecture: self.architecture.clone(),
+            weights: trained?.weights,
+            info,
+        };
+        let path = model_in(&directory);
+        model.save(&path)?;
+        Ok(path)
+    }
+
+    /// What was decided before the training, for whoever resumes it.
+    fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
+        let config = run_config::render(&run.facts, &run.config)?;
+        let path = config_path(directory);
+        write_atomically(&path, |file| {
+            std::io::Write::write_all(file, config.as_bytes())
+        })?;
+        self.architecture.save(&architecture_in(directory))?;
+        Ok(())
+    }
+
+    /// Segments the validation cases as new images, one file each, and scores the files.
+    fn score(&self, run: &mut Run, model_file: &Path) -> Result<()> {
+        let directory = self.directory(run)?;
+        let loaded = model::load(std::slice::from_ref(&model_file.to_owned()), &self.device)?;
+        let predict = &run.config.settings.predict;
+        let window = SlidingWindow {
+            step: predict.step,
+            mirror: if predict.mirror {
+                loaded.mirror_axes
+            } else {
+                [false; 3]
+            },
+            windows_per_forward: predict.windows_per_forward,
+            ..SlidingWindow::new(loaded.plan.patch_size)
+        };
+        let segmenter = Segmenter {
+            models: &loaded.networks,
+            window,
+            device: self.device.clone(),
+        };
+        let ids = run.splits.fold(run.fold)?.validation.clone();
+        let validation = directory.join("validation");
+        fs::create_dir_all(&validation)
+            .with_context(|| format!("cannot create {}", validation.display()))?;
+        let progress = Progress::new("validation", 0, ids.len() as u64, self.args.process.json);
+        for (done, id) in ids.iter().enumerate() {
+            progress.step(done as u64, || id.clone());
+            let path = validation.join(format!("{id}.nii.gz"));
+            if path.is_file() {
+                continue;
+            }
+            let case = run.dataset.training_case(id)?;
+            let image = run.dataset.load_image(&case.image)?;
+            let prepared = msd_data::preprocess(&image, None, &loaded.plan)?;
+            let labels = segmenter.segment(&prepared, &mut |_, _| {})?;
+            write_labels(&path, &labels.view(), &image.geometry)?;
+        }
+        drop(progress);
+        self.evaluate(run, &directory)
+    }
+
+    fn evaluate(&self, run: &Run, directory: &Path) -> Result<()> {
+        let ids = &run.splits.fold(run.fold)?.validation;
+        let references = match ids.first() {
+            Some(id) => run
+                .dataset
+                .training_case(id)?
+                .label
+                .parent()
+                .unwrap_or(&run.dataset.root)
+                .to_owned(),
+            None => bad_input!("fold {} has no validation case", run.fold),
+        };
+        let labels = run
+            .plan
+            .labels
+            .iter()
+            .map(|label| label.value)
+            .filter(|&value| value > 0)
+            .collect();
+        let options = EvaluationOptions {
+            labels: Some(labels),
+            ..EvaluationOptions::default()
+        };
+        let mut report = evaluate_folder(&directory.join("validation"), &references, &options)?;
+        // Those are the cases the network was trained on.
+        report.references_without_prediction.clear();
+        let file = directory.join("metrics.json");
+        report.save(&file)?;
+        self.report(run, &report, directory)
+    }
+
+    fn report(&self, run: &Run, report: &Report, directory: &Path) -> Result<()> {
+        if self.args.process.json {
+            let scores = json!({ "foreground_mean": report.foreground_mean, "mean": report.mean });
+            emit(
+                "metrics",
+                &json!({ "file": directory.join("metrics.json"), "metrics": scores }),
+            );
+        } else {
+            say(&metrics::table(report, &run.plan.labels));
+            say(&format!("{}\n", model_in(directory).display()));
+        }
+        Ok(())
+    }
+}
+
+fn model_in(directory: &Path) -> PathBuf {
+    directory.join("model.safetensors")
+}
+
+fn report_event(
+    event: &Event<'_, RetrainRow>,
+    progress: &mut Option<Progress>,
+    known: &mut training::Known,
+    json: bool,
+) {
+    match event {
+        Event::Started {
+            epoch,
+            iteration,
+            epochs,
+            iterations_per_epoch,
+        } => {
+            *progress = Some(training::start(
+                "retrain",
+                [*epoch, *iteration],
+                [*epochs, *iterations_per_epoch],
+                known,
+                json,
+            ));
+        }
+        Event::Iteration(report) => {
+            let Some(progress) = progress else { return };
+            known.iteration(report);
+            progress.step(known.steps_done(), || known.line());
+        }
+        Event::Epoch(row) => {
+            let Some(progress) = progress else { return };
+            known.epoch(row.mean_dice, String::new());
+            progress.milestone("epoch", row, || known.line());
+        }
+        Event::Saved(_) => {}
+    }
+}

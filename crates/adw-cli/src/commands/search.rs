@@ -1,0 +1,194 @@
+//! `adw search`: find the architecture.
+
+use std::{collections::BTreeMap, path::Path};
+
+use adw_search::{Event, Part, Reaction, RunOptions, SearchRow, search};
+use adw_supernet::{Architecture, Supernet, SupernetConfig};
+use anyhow::Result;
+use candle_core::DType;
+use serde_json::json;
+
+use crate::{
+    args::SearchArgs,
+    cases::Cases,
+    device,
+    failure::bad_input,
+    memory,
+    report::{
+        self,
+        progress::{Progress, emit, say},
+        training,
+    },
+    run::{Run, Wish},
+    source::{PatchSource, Sampling},
+};
+
+pub(crate) fn run(args: &SearchArgs) -> Result<()> {
+    let device = device::set_up(&args.process)?;
+    let wish = Wish {
+        root: &args.run,
+        data: args.data.as_deref(),
+        config: &args.config,
+        fold: args.fold,
+    };
+    let mut run = Run::open(&wish, "cpu", |_| false)?;
+    let (fold, settings) = (run.fold, run.config.settings.clone());
+    if let Some(folder) = run.existing_folder() {
+        let directory = folder.search(fold);
+        let result = directory.join("architecture.json");
+        match (result.is_file(), directory.exists(), args.resume) {
+            (true, _, true) => {
+                return report_found(
+                    &Architecture::load(&result)?,
+                    &run,
+                    &result,
+                    args.process.json,
+                );
+            }
+            (true, _, false) => bad_input!(
+                "{} is finished: to search again, choose another --run",
+                directory.display()
+            ),
+            (false, true, false) => bad_input!(
+                "{} was interrupted: go on with --resume",
+                directory.display()
+            ),
+            (false, _, _) => {}
+        }
+    }
+
+    let network = supernet_config(&run);
+    network.check()?;
+    let patch = run.plan.patch_size;
+    let split = run.splits.fold(fold)?.clone();
+    let largest = memory::largest(&network)?;
+    let need = memory::Need::of(
+        &largest,
+        &run.plan,
+        settings.search.batch_size,
+        split.train.len(),
+    );
+    memory::check(need, patch, settings.search.batch_size, args.process.memory)?;
+
+    let mut cases = Cases::default();
+    let train_a = cases.prepare(&run, &split.train_a)?;
+    let train_b = cases.prepare(&run, &split.train_b)?;
+    let sampling = Sampling {
+        plan: &run.plan,
+        batch_size: settings.search.batch_size,
+        augmentation: settings.data.augmentation,
+        seed: settings.seed,
+    };
+    let parts = vec![
+        (Part::TrainA, train_a),
+        (Part::TrainB, train_b.clone()),
+        (Part::TrainBPlain, train_b),
+    ];
+    let mut source = PatchSource::new(parts, sampling, &device)?;
+    let net = Supernet::new(network, settings.seed, DType::F32, &device)?;
+
+    let directory = run.folder()?.search(fold);
+    let identity = BTreeMap::from([
+        ("task".into(), run.plan.dataset_name.clone()),
+        ("fold".into(), fold.to_string()),
+    ]);
+    let options = RunOptions {
+        directory: Some(directory.clone()),
+        resume: args.resume,
+        identity,
+    };
+    let mut progress = None;
+    let mut known = training::Known::default();
+    let found = search(
+        &net,
+        patch,
+        &settings.search,
+        &options,
+        &mut source,
+        &mut |event: &Event<'_, SearchRow>| {
+            report_event(event, &mut progress, &mut known, args.process.json);
+            Reaction::Continue
+        },
+    );
+    drop(progress);
+    let mut architecture = found?;
+    architecture.provenance.insert("fold".into(), fold.into());
+    architecture
+        .provenance
+        .insert("mask".into(), json!(settings.network.mask));
+    let result = directory.join("architecture.json");
+    architecture.save(&result)?;
+    report_found(&architecture, &run, &result, args.process.json)
+}
+
+/// The search space that the plan and the settings span.
+fn supernet_config(run: &Run) -> SupernetConfig {
+    let network = &run.config.settings.network;
+    SupernetConfig {
+        in_channels: run.plan.modalities.len(),
+        num_classes: run.plan.labels.len(),
+        strides: run.plan.strides.clone(),
+        kernels: run.plan.kernels.clone(),
+        max_width: network.max_width,
+        max_depth: network.max_depth,
+        cap_stage: network.cap_stage,
+        mask: network.mask,
+        space: network.space,
+    }
+}
+
+fn report_event(
+    event: &Event<'_, SearchRow>,
+    progress: &mut Option<Progress>,
+    known: &mut training::Known,
+    json: bool,
+) {
+    match event {
+        Event::Started {
+            epoch,
+            iteration,
+            epochs,
+            iterations_per_epoch,
+        } => {
+            *progress = Some(training::start(
+                "search",
+                [*epoch, *iteration],
+                [*epochs, *iterations_per_epoch],
+                known,
+                json,
+            ));
+        }
+        Event::Iteration(report) => {
+            let Some(progress) = progress else { return };
+            known.iteration(report);
+            progress.step(known.steps_done(), || known.line());
+        }
+        Event::Epoch(row) => {
+            let Some(progress) = progress else { return };
+            known.epoch(row.mean_dice, report::architecture::line(&row.blocks));
+            progress.milestone("epoch", row, || known.line());
+        }
+        Event::Saved(_) => {}
+    }
+}
+
+fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool) -> Result<()> {
+    let patch = run.plan.patch_size;
+    let cost = architecture.cost(patch);
+    if json {
+        let costs = json!({ "macs_per_patch": cost.macs, "parameters": cost.parameters });
+        emit(
+            "architecture",
+            &json!({ "file": file, "architecture": architecture, "cost": costs }),
+        );
+    } else {
+        say(&report::architecture::table(architecture, patch).render());
+        say(&format!(
+            "{:.2} M parameters, {:.2} G multiply-adds per patch\n{}\n",
+            cost.parameters as f64 / 1e6,
+            cost.macs as f64 / 1e9,
+            file.display()
+        ));
+    }
+    Ok(())
+}

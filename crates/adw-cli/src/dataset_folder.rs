@@ -1,0 +1,76 @@
+//! The dataset that `--data` means.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use msd_data::Dataset;
+
+use crate::failure::bad_input;
+
+/// Opens the dataset in `dir`, or the only one among its subfolders.
+///
+/// # Errors
+/// None or several there; those of [`Dataset::open`].
+pub(crate) fn open(dir: &Path) -> Result<Dataset> {
+    Ok(Dataset::open(&find(dir)?)?)
+}
+
+fn find(dir: &Path) -> Result<PathBuf> {
+    if dir.join("dataset.json").is_file() {
+        return Ok(dir.to_owned());
+    }
+    if !dir.is_dir() {
+        bad_input!("--data {}: no such folder", dir.display());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry
+            .with_context(|| format!("cannot read {}", dir.display()))?
+            .path();
+        if path.join("dataset.json").is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.len() {
+        0 => bad_input!(
+            "--data {}: no dataset.json there or in a folder below",
+            dir.display()
+        ),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let names: Vec<_> = found
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            bad_input!(
+                "--data {}: several datasets, choose one: {}",
+                dir.display(),
+                names.join(", ")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_itself_or_the_only_one_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = || find(dir.path()).unwrap_err().to_string();
+        assert!(message().contains("no dataset.json"));
+        for name in ["A", "B"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("A/dataset.json"), "{}").unwrap();
+        assert_eq!(find(dir.path()).unwrap(), dir.path().join("A"));
+        assert_eq!(find(&dir.path().join("A")).unwrap(), dir.path().join("A"));
+        fs::write(dir.path().join("B/dataset.json"), "{}").unwrap();
+        assert!(message().contains("several datasets"));
+    }
+}

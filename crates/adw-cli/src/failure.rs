@@ -1,0 +1,122 @@
+//! From an error to one line on stderr and an exit code.
+
+use std::{error::Error, fmt, io};
+
+/// Something the person at the keyboard can put right.
+#[derive(Debug)]
+pub(crate) struct BadInput(String);
+
+impl BadInput {
+    /// `message` names the file or option, its value, and what would be right.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl fmt::Display for BadInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for BadInput {}
+
+/// Returns early with a [`BadInput`].
+macro_rules! bad_input {
+    ($($message:tt)*) => {
+        return Err($crate::failure::BadInput::new(format!($($message)*)).into())
+    };
+}
+pub(crate) use bad_input;
+
+/// 2 for what the person can put right: arguments, files, folders, a full disk. 1 for what only the program's authors
+/// can.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    let theirs = error.chain().any(|cause| {
+        cause.is::<BadInput>()
+            || cause.is::<io::Error>()
+            || cause.downcast_ref().is_some_and(data_is_bad)
+            || cause.downcast_ref().is_some_and(training_input_is_bad)
+            || cause.downcast_ref().is_some_and(network_is_bad)
+    });
+    if theirs { 2 } else { 1 }
+}
+
+fn data_is_bad(error: &msd_data::Error) -> bool {
+    !matches!(
+        error,
+        msd_data::Error::WorkerPanic { .. } | msd_data::Error::Shape { .. }
+    )
+}
+
+fn training_input_is_bad(error: &adw_search::Error) -> bool {
+    use adw_search::Error as E;
+    match error {
+        // Transparent, so the chain of causes does not show it.
+        E::Supernet(error) => network_is_bad(error),
+        E::Io { .. }
+        | E::File { .. }
+        | E::OtherRun { .. }
+        | E::AlreadyStarted { .. }
+        | E::Config { .. }
+        | E::NotFinite { .. }
+        | E::Stopped { .. } => true,
+        E::Tensor(_) | E::Batch { .. } | E::Shape { .. } => false,
+    }
+}
+
+fn network_is_bad(error: &adw_supernet::Error) -> bool {
+    use adw_supernet::Error as E;
+    matches!(error, E::Config(_) | E::Architecture(_) | E::File { .. })
+}
+
+/// The error and its causes on one line. A cause that an outer message already quotes is not repeated.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if line.is_empty() {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn what_the_person_can_put_right_exits_with_2_and_the_rest_with_1() {
+        let disk_full = io::Error::from(io::ErrorKind::StorageFull);
+        for (error, code) in [
+            (BadInput::new("no such fold").into(), 2),
+            (
+                anyhow::Error::from(disk_full).context("writing model.safetensors"),
+                2,
+            ),
+            (anyhow::anyhow!("an invariant broke"), 1),
+            (
+                adw_search::Error::Tensor(candle_core::Error::Msg("shape".into())).into(),
+                1,
+            ),
+        ] {
+            assert_eq!(exit_code(&error), code, "{error:#}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_line_without_repetition() {
+        let source = io::Error::other("no space\nleft");
+        let error: anyhow::Error = adw_search::Error::Io {
+            path: "a.txt".into(),
+            source,
+        }
+        .into();
+        let error = Err::<(), _>(error).context("saving").unwrap_err();
+        assert_eq!(one_line(&error), "saving: a.txt: no space left");
+    }
+}

@@ -1,0 +1,56 @@
+//! `adw`: find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
+#![forbid(unsafe_code)]
+
+mod args;
+mod cases;
+mod commands;
+mod dataset_folder;
+mod device;
+mod failure;
+mod memory;
+mod model;
+mod overrides;
+mod report;
+mod run;
+mod run_config;
+mod run_folder;
+mod segment;
+mod source;
+mod splits;
+
+use std::{panic, process::ExitCode};
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    // clap prints its own message and exits with 2.
+    let cli = Cli::parse();
+    // A broken invariant is reported like any other failure: one line.
+    panic::set_hook(Box::new(|info| {
+        eprintln!(
+            "error: internal: {}",
+            info.to_string()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        );
+    }));
+    let result = panic::catch_unwind(|| match &cli.command {
+        Command::Plan(args) => commands::plan::run(args),
+        Command::Search(args) => commands::search::run(args),
+        Command::Retrain(args) => commands::retrain::run(args),
+        Command::Predict(args) => commands::predict::run(args),
+        Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Phantom(args) => commands::phantom::run(args),
+    });
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {}", failure::one_line(&error));
+            ExitCode::from(failure::exit_code(&error))
+        }
+        Err(_panic) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,111 @@
+//! What a model's file says beside its weights, and models that are used together.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use adw_search::ModelFile;
+use adw_supernet::Unet;
+use anyhow::Result;
+use candle_core::{DType, Device};
+use msd_data::Plan;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::{failure::bad_input, run_config::Settings};
+
+/// Models whose logits can be averaged: of one plan.
+pub(crate) struct Models {
+    pub(crate) networks: Vec<Unet>,
+    pub(crate) plan: Plan,
+    /// Axes that were mirrored in the training of all of them.
+    pub(crate) mirror_axes: [bool; 3],
+}
+
+/// Everything but architecture and weights that prediction needs, and where the model comes from.
+pub(crate) fn info(
+    plan: &Plan,
+    settings: &Settings,
+    fold: usize,
+) -> Result<BTreeMap<String, String>> {
+    let labels: BTreeMap<u16, &str> = plan
+        .labels
+        .iter()
+        .map(|label| (label.value, label.name.as_str()))
+        .collect();
+    let mirrored = settings.data.augmentation.mirror > 0.0;
+    Ok(BTreeMap::from([
+        ("plan".to_owned(), serde_json::to_string(plan)?),
+        ("labels".to_owned(), serde_json::to_string(&labels)?),
+        (
+            "mirror_axes".to_owned(),
+            serde_json::to_string(&[mirrored; 3])?,
+        ),
+        (
+            "training".to_owned(),
+            json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed }).to_string(),
+        ),
+    ]))
+}
+
+/// Reads models that are to be averaged.
+///
+/// # Errors
+/// A file that is no model, or models of different plans.
+pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
+    let mut models: Option<Models> = None;
+    for path in paths {
+        let file = ModelFile::load(path, device)?;
+        let plan: Plan = entry(&file, "plan", path)?;
+        let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
+        let (architecture, channels, classes) =
+            (&file.architecture, plan.modalities.len(), plan.labels.len());
+        if (architecture.in_channels, architecture.num_classes) != (channels, classes) {
+            bad_input!(
+                "{}: its network does not fit its plan of {channels} channels and {classes} labels",
+                path.display()
+            );
+        }
+        let network = file.network(DType::F32, device)?;
+        match &mut models {
+            None => {
+                models = Some(Models {
+                    networks: vec![network],
+                    plan,
+                    mirror_axes,
+                })
+            }
+            Some(models) if models.plan == plan => {
+                models.networks.push(network);
+                models.mirror_axes =
+                    [0, 1, 2].map(|axis| models.mirror_axes[axis] && mirror_axes[axis]);
+            }
+            Some(models) => bad_input!(
+                "{}: its plan (of {}) differs from that of {} (of {}); only models of one plan can be averaged",
+                path.display(),
+                plan.dataset_name,
+                paths[0].display(),
+                models.plan.dataset_name
+            ),
+        }
+    }
+    match models {
+        Some(models) => Ok(models),
+        None => bad_input!("no model was given"),
+    }
+}
+
+/// A JSON value in a model's metadata.
+fn entry<T: DeserializeOwned>(file: &ModelFile, key: &str, path: &Path) -> Result<T> {
+    let Some(text) = file.info.get(key) else {
+        bad_input!(
+            "{}: no {key} in its metadata; was it written by `adw retrain`?",
+            path.display()
+        );
+    };
+    match serde_json::from_str(text) {
+        Ok(value) => Ok(value),
+        Err(error) => bad_input!("{}: {key} in its metadata: {error}", path.display()),
+    }
+}

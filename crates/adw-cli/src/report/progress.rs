@@ -1,0 +1,107 @@
+//! How far a long piece of work is: a bar for a person, JSON lines for a program, plain lines for a log file.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+
+/// Reports on one piece of work.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bar,
+    Json,
+    Lines,
+}
+
+impl Progress {
+    /// Work called `what` of `total` steps, of which `done` were done before this process.
+    pub(crate) fn new(what: &str, done: u64, total: u64, json: bool) -> Self {
+        let kind = match (json, io::stderr().is_terminal()) {
+            (true, _) => Kind::Json,
+            (false, true) => Kind::Bar,
+            (false, false) => Kind::Lines,
+        };
+        let target = match kind {
+            Kind::Bar => ProgressDrawTarget::stderr(),
+            Kind::Json | Kind::Lines => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_style(
+            ProgressStyle::with_template(
+                "{prefix:.bold} [{bar:24}] {pos}/{len} {elapsed} passed, {eta} left\n{wide_msg}",
+            )
+            .expect("the template is a constant")
+            .progress_chars("=> "),
+        );
+        bar.set_prefix(what.to_owned());
+        bar.set_position(done);
+        // Steps that another process did say nothing about this one's speed.
+        bar.reset_eta();
+        if kind == Kind::Bar {
+            bar.enable_steady_tick(Duration::from_millis(500));
+        }
+        Self { bar, kind }
+    }
+
+    /// `done` steps are done; `message` is what is known at the moment.
+    pub(crate) fn step(&self, done: u64, message: impl FnOnce() -> String) {
+        self.bar.set_position(done);
+        if self.kind == Kind::Bar {
+            self.bar.set_message(message());
+        }
+    }
+
+    /// A milestone: `event` for programs, `line` for people.
+    pub(crate) fn milestone(
+        &self,
+        name: &str,
+        event: &impl Serialize,
+        line: impl FnOnce() -> String,
+    ) {
+        match self.kind {
+            Kind::Bar => self.bar.set_message(line()),
+            Kind::Json => emit(name, event),
+            Kind::Lines => {
+                let eta = self.bar.eta().as_secs();
+                eprintln!(
+                    "{} {}, {}:{:02} left",
+                    self.bar.prefix(),
+                    line(),
+                    eta / 60,
+                    eta % 60
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// One JSON line on stdout: the fields of `event` after `"event": name`.
+pub(crate) fn emit(name: &str, event: &impl Serialize) {
+    let mut object = serde_json::Map::from_iter([("event".to_owned(), Value::from(name))]);
+    match serde_json::to_value(event) {
+        Ok(Value::Object(fields)) => object.extend(fields),
+        Ok(value) => drop(object.insert("value".to_owned(), value)),
+        Err(error) => drop(object.insert("error".to_owned(), error.to_string().into())),
+    }
+    say(&format!("{}\n", Value::Object(object)));
+}
+
+/// Text on stdout. A reader that went away is no reason to lose a training.
+pub(crate) fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

@@ -1,0 +1,184 @@
+//! A run as the commands see it: found on disk or about to be made.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use msd_data::{Dataset, Plan, PlanOptions, fingerprint};
+
+use crate::{
+    args::ConfigArgs,
+    dataset_folder,
+    failure::bad_input,
+    run_config::{self, RunConfig, RunFacts},
+    run_folder::{RunFolder, check_writable, config_path},
+    splits::Splits,
+};
+
+/// What is asked of a run on the command line.
+pub(crate) struct Wish<'a> {
+    /// `--run`
+    pub(crate) root: &'a Path,
+    /// `--data`
+    pub(crate) data: Option<&'a Path>,
+    pub(crate) config: &'a ConfigArgs,
+    /// `--fold`
+    pub(crate) fold: Option<usize>,
+}
+
+/// Everything that is the same for all folds and trainings of a run.
+pub(crate) struct Run {
+    pub(crate) facts: RunFacts,
+    pub(crate) config: RunConfig,
+    pub(crate) dataset: Dataset,
+    pub(crate) plan: Plan,
+    pub(crate) splits: Splits,
+    /// The fold this command works on.
+    pub(crate) fold: usize,
+    root: PathBuf,
+    folder: Option<RunFolder>,
+}
+
+impl Run {
+    /// The run in `wish.root` if there is one, else a new one, of which nothing is on disk until [`Run::folder`] is
+    /// called: bad data leaves no trace.
+    ///
+    /// An existing run keeps its settings; `may_change` names the keys that this command may have otherwise.
+    ///
+    /// # Errors
+    /// A root that cannot be written to, bad settings or data, settings other than those of the run.
+    pub(crate) fn open(
+        wish: &Wish<'_>,
+        device: &str,
+        may_change: fn(&str) -> bool,
+    ) -> Result<Self> {
+        if RunFolder::exists(wish.root) {
+            Self::existing(wish, may_change)
+        } else {
+            Self::new(wish, device)
+        }
+    }
+
+    fn new(wish: &Wish<'_>, device: &str) -> Result<Self> {
+        let Some(data) = wish.data else {
+            bad_input!(
+                "{} is not a run (it has no config.toml): to start one, name its dataset with --data",
+                wish.root.display()
+            );
+        };
+        let config = RunConfig::from_args(wish.config)?;
+        check_writable(wish.root)?;
+        let dataset = dataset_folder::open(data)?;
+        let fold = wish.fold.unwrap_or(0);
+        let splits = Splits::new(&dataset, config.settings.seed)?;
+        splits.fold(fold)?;
+        let plan = plan(&dataset, &config)?;
+        let facts = RunFacts {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: device.to_owned(),
+            data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
+            fold,
+        };
+        Ok(Self {
+            facts,
+            config,
+            dataset,
+            plan,
+            splits,
+            fold,
+            root: wish.root.to_owned(),
+            folder: None,
+        })
+    }
+
+    fn existing(wish: &Wish<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
+        let folder = RunFolder::open(wish.root)?;
+        let (facts, stored) = run_config::load(&config_path(wish.root))?;
+        let config = stored.changed_by(wish.config)?;
+        if let Some((key, was, is)) = stored.difference(&config, |key| !may_change(key)) {
+            bad_input!(
+                "{} was made with {key} = {was}, not {is}: leave that out, or choose another --run",
+                wish.root.display()
+            );
+        }
+        let data = wish.data.unwrap_or(&facts.data);
+        let dataset = dataset_folder::open(data)?;
+        let plan = Plan::load(&wish.root.join("plan.json"))?;
+        if plan.dataset_name != dataset.name
+            || plan.labels != dataset.labels
+            || plan.modalities != dataset.modalities
+        {
+            bad_input!(
+                "{} was planned for {}, {} is {} or names other labels or modalities: choose another --run",
+                wish.root.display(),
+                plan.dataset_name,
+                dataset.root.display(),
+                dataset.name
+            );
+        }
+        let splits = Splits::load(&wish.root.join("splits.json"))?;
+        let fold = wish.fold.unwrap_or(facts.fold);
+        splits.fold(fold)?;
+        Ok(Self {
+            facts,
+            config,
+            dataset,
+            plan,
+            splits,
+            fold,
+            root: wish.root.to_owned(),
+            folder: Some(folder),
+        })
+    }
+
+    /// The folder on disk, if the run was there before.
+    pub(crate) fn existing_folder(&self) -> Option<&RunFolder> {
+        self.folder.as_ref()
+    }
+
+    /// The folder on disk, created with its first files on the first call.
+    ///
+    /// # Errors
+    /// The disk is full or read-only, or another process was faster.
+    pub(crate) fn folder(&mut self) -> Result<&RunFolder> {
+        if self.folder.is_none() {
+            let plan = serde_json::to_string_pretty(&self.plan)?;
+            let splits = serde_json::to_string_pretty(&self.splits)?;
+            let config = run_config::render(&self.facts, &self.config)?;
+            let files = [
+                ("config.toml", config.as_str()),
+                ("plan.json", &plan),
+                ("splits.json", &splits),
+            ];
+            self.folder = Some(RunFolder::create(&self.root, &files)?);
+        }
+        Ok(self.folder.as_ref().expect("it was just created"))
+    }
+}
+
+/// Plans for a dataset, with the sizes that the settings fix.
+///
+/// # Errors
+/// Bad data; a patch that the poolings do not divide.
+pub(crate) fn plan(dataset: &Dataset, config: &RunConfig) -> Result<Plan> {
+    let data = &config.settings.data;
+    let options = PlanOptions {
+        gpu_memory_gb: data.gpu_memory_gb,
+        spacing_mm: data.spacing_mm,
+        batch_size: None,
+    };
+    let mut plan = msd_data::plan(&fingerprint(dataset)?, dataset, &options)?;
+    if let Some(patch) = data.patch_size {
+        for axis in 0..3 {
+            let divisor: usize = plan.strides.iter().map(|stride| stride[axis]).product();
+            if patch[axis] == 0 || !patch[axis].is_multiple_of(divisor) {
+                bad_input!(
+                    "data.patch_size = {patch:?}: the poolings of this dataset need a multiple of {divisor} along axis \
+                     {axis}, such as {}",
+                    patch[axis].next_multiple_of(divisor).max(divisor)
+                );
+            }
+        }
+        plan.patch_size = patch;
+    }
+    Ok(plan)
+}

@@ -1,0 +1,397 @@
+//! The settings of a run: a preset, overlaid by files and single values, checked, and kept in `config.toml`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use adw_search::{RetrainConfig, SearchConfig};
+use adw_supernet::{MaskPosition, SearchSpace};
+use anyhow::{Context, Result};
+use msd_data::Augmentation;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    args::ConfigArgs,
+    failure::{BadInput, bad_input},
+    overrides,
+};
+
+const PRESETS: [(&str, &str); 3] = [
+    ("quick", include_str!("../../../configs/quick.toml")),
+    ("standard", include_str!("../../../configs/standard.toml")),
+    ("paper", include_str!("../../../configs/paper.toml")),
+];
+
+/// Settings of the data path.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DataConfig {
+    /// Patch in voxels; the plan's if absent.
+    pub(crate) patch_size: Option<[usize; 3]>,
+    /// Voxel size that cases are resampled to; the plan's if absent.
+    pub(crate) spacing_mm: Option<[f64; 3]>,
+    /// GPU memory the planner plans for.
+    pub(crate) gpu_memory_gb: f64,
+    /// Probability of each transform.
+    pub(crate) augmentation: Augmentation,
+}
+
+/// The search space.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NetworkConfig {
+    pub(crate) max_width: usize,
+    pub(crate) cap_stage: usize,
+    pub(crate) max_depth: usize,
+    pub(crate) mask: MaskPosition,
+    pub(crate) space: SearchSpace,
+}
+
+/// Settings of the sliding window.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PredictConfig {
+    pub(crate) step: f64,
+    pub(crate) mirror: bool,
+    pub(crate) windows_per_forward: usize,
+}
+
+/// Settings with their types; see `configs/*.toml` for what they mean.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) seed: u64,
+    pub(crate) data: DataConfig,
+    pub(crate) network: NetworkConfig,
+    pub(crate) search: SearchConfig,
+    pub(crate) retrain: RetrainConfig,
+    pub(crate) predict: PredictConfig,
+}
+
+/// Settings and the table they were read from.
+#[derive(Clone, Debug)]
+pub(crate) struct RunConfig {
+    table: Table,
+    pub(crate) settings: Settings,
+}
+
+impl RunConfig {
+    /// The preset, then `--seed`, then every `--set`.
+    ///
+    /// # Errors
+    /// No such preset, an unknown key, a value of the wrong type or without sense.
+    pub(crate) fn from_args(args: &ConfigArgs) -> Result<Self> {
+        let mut table = preset(args.preset.as_deref().unwrap_or("quick"))?;
+        apply(&mut table, args)?;
+        Self::from_table(table)
+    }
+
+    /// This configuration with the changes that `args` ask for; a preset replaces all of it.
+    ///
+    /// # Errors
+    /// As [`RunConfig::from_args`].
+    pub(crate) fn changed_by(&self, args: &ConfigArgs) -> Result<Self> {
+        let mut table = match &args.preset {
+            Some(name) => preset(name)?,
+            None => self.table.clone(),
+        };
+        apply(&mut table, args)?;
+        Self::from_table(table)
+    }
+
+    /// The first key whose value differs in `other`, with both values, among those for which `concerns` holds.
+    pub(crate) fn difference(
+        &self,
+        other: &Self,
+        concerns: impl Fn(&str) -> bool,
+    ) -> Option<(String, Value, Value)> {
+        let theirs = overrides::leaves(&other.table);
+        let absent = || Value::String("absent".to_owned());
+        let value_in = |leaves: &[(String, Value)], key: &str| {
+            leaves
+                .iter()
+                .find(|(name, _)| name == key)
+                .map_or_else(absent, |(_, value)| value.clone())
+        };
+        let ours = overrides::leaves(&self.table);
+        ours.iter()
+            .chain(&theirs)
+            .map(|(key, _)| key)
+            .filter(|key| concerns(key))
+            .find_map(|key| {
+                let (a, b) = (value_in(&ours, key), value_in(&theirs, key));
+                (a != b).then(|| (key.clone(), a, b))
+            })
+    }
+
+    fn from_table(table: Table) -> Result<Self> {
+        let settings = settings(&table)?;
+        Ok(Self { table, settings })
+    }
+}
+
+/// Facts about a run that are no settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunFacts {
+    /// Of the program that started the run.
+    pub(crate) version: String,
+    pub(crate) device: String,
+    /// The dataset's folder.
+    pub(crate) data: PathBuf,
+    /// The fold the run was started for; further ones may have joined it.
+    pub(crate) fold: usize,
+}
+
+/// `config.toml`: the facts in `[run]`, then every setting.
+pub(crate) fn render(facts: &RunFacts, config: &RunConfig) -> Result<String> {
+    let mut table = Table::from_iter([("run".to_owned(), Value::try_from(facts)?)]);
+    table.extend(config.table.clone());
+    Ok(toml::to_string(&table)?)
+}
+
+/// Reads `config.toml`.
+///
+/// # Errors
+/// Not such a file; keys it lacks or that this version does not know.
+pub(crate) fn load(path: &Path) -> Result<(RunFacts, RunConfig)> {
+    let mut table = read(path)?;
+    let Some(facts) = table.remove("run") else {
+        bad_input!(
+            "{}: no section [run]; was it written by adw?",
+            path.display()
+        );
+    };
+    let in_file =
+        |error: &dyn std::fmt::Display| BadInput::new(format!("{}: {error}", path.display()));
+    let facts = facts.try_into().map_err(|error| in_file(&error))?;
+    let config = RunConfig::from_table(table).map_err(|error| in_file(&error))?;
+    Ok((facts, config))
+}
+
+/// A built-in preset, or a file that changes one: `base = "standard"` in its first line, quick by default.
+fn preset(name: &str) -> Result<Table> {
+    if let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
+        let mut table: Table = toml::from_str(text).context("a built-in preset")?;
+        table.entry("seed").or_insert(Value::Integer(1));
+        return Ok(table);
+    }
+    let path = Path::new(name);
+    if !path.is_file() {
+        bad_input!("--preset {name}: expected quick, standard, paper or a TOML file");
+    }
+    let mut changes = read(path)?;
+    let base = match changes.remove("base") {
+        None => "quick".to_owned(),
+        Some(Value::String(base)) => base,
+        Some(other) => bad_input!("{name}: base = {other}: expected quick, standard or paper"),
+    };
+    if !PRESETS.iter().any(|(preset, _)| *preset == base) {
+        bad_input!("{name}: base = {base:?}: expected quick, standard or paper");
+    }
+    let mut table = preset(&base)?;
+    overrides::overlay(&mut table, changes, name)?;
+    Ok(table)
+}
+
+fn read(path: &Path) -> Result<Table> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    match toml::from_str(&text) {
+        Ok(table) => Ok(table),
+        Err(error) => bad_input!("{}: not TOML: {}", path.display(), error.message()),
+    }
+}
+
+fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
+    if let Some(seed) = args.seed {
+        let Ok(seed) = i64::try_from(seed) else {
+            bad_input!("--seed {seed}: expected a number below 2^63")
+        };
+        table.insert("seed".to_owned(), Value::Integer(seed));
+    }
+    args.set
+        .iter()
+        .try_for_each(|assignment| overrides::set(table, assignment))
+}
+
+/// Gives the table its types and checks the values.
+fn settings(table: &Table) -> Result<Settings> {
+    let mut table = table.clone();
+    leave_out_words(&mut table);
+    // The one seed is everybody's.
+    let seed = table.get("seed").cloned();
+    for section in ["search", "retrain"] {
+        if let (Some(Value::Table(section)), Some(seed)) = (table.get_mut(section), &seed) {
+            section.insert("seed".to_owned(), seed.clone());
+        }
+    }
+    let settings: Settings = match table.try_into() {
+        Ok(settings) => settings,
+        Err(error) => bad_input!("configuration: {}", error.to_string().trim()),
+    };
+    in_section("search", settings.search.check())?;
+    in_section("retrain", settings.retrain.check())?;
+    let step = settings.predict.step;
+    if !(step > 0.0 && step <= 1.0) {
+        bad_input!("predict.step = {step}: expected a fraction of the patch above 0, at most 1");
+    }
+    Ok(settings)
+}
+
+/// Removes what is `"plan"` or `"none"`: TOML has no null.
+fn leave_out_words(table: &mut Table) {
+    table.retain(|_, value| !overrides::is_open(value));
+    for (_, value) in table.iter_mut() {
+        if let Value::Table(section) = value {
+            leave_out_words(section);
+        }
+    }
+}
+
+/// A library names its own keys; the person knows them by their section.
+fn in_section(section: &str, checked: adw_search::Result<()>) -> Result<()> {
+    match checked {
+        Err(adw_search::Error::Config {
+            key,
+            value,
+            expected,
+        }) => {
+            bad_input!("{section}.{key} = {value}: expected {expected}")
+        }
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(preset: Option<&str>, set: &[&str]) -> ConfigArgs {
+        ConfigArgs {
+            preset: preset.map(str::to_owned),
+            set: set.iter().map(ToString::to_string).collect(),
+            seed: Some(7),
+        }
+    }
+
+    fn message(set: &str) -> String {
+        RunConfig::from_args(&args(None, &[set]))
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn presets_are_complete_and_survive_config_toml() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        let facts = RunFacts {
+            version: "1".into(),
+            device: "cpu".into(),
+            data: "d".into(),
+            fold: 3,
+        };
+        for (name, _) in PRESETS {
+            let config = RunConfig::from_args(&args(Some(name), &[])).unwrap();
+            assert_eq!(
+                (config.settings.search.seed, config.settings.retrain.seed),
+                (7, 7)
+            );
+            fs::write(&path, render(&facts, &config).unwrap()).unwrap();
+            let (read_facts, read) = load(&path).unwrap();
+            assert_eq!(read_facts, facts);
+            assert_eq!(config.difference(&read, |_| true), None, "{name}");
+            assert_eq!(read.settings.search, config.settings.search);
+        }
+    }
+
+    #[test]
+    fn the_paper_preset_is_the_published_schedule() {
+        let paper = RunConfig::from_args(&args(Some("paper"), &[]))
+            .unwrap()
+            .settings;
+        let search = SearchConfig {
+            seed: 7,
+            ..SearchConfig::paper()
+        };
+        let every = paper.search.checkpoint_every_iterations;
+        assert_eq!(
+            paper.search,
+            SearchConfig {
+                checkpoint_every_iterations: every,
+                ..search
+            }
+        );
+        let every = paper.retrain.checkpoint_every_iterations;
+        let retrain = RetrainConfig {
+            seed: 7,
+            ..RetrainConfig::paper()
+        };
+        assert_eq!(
+            paper.retrain,
+            RetrainConfig {
+                checkpoint_every_iterations: every,
+                ..retrain
+            }
+        );
+        assert_eq!((paper.network.max_width, paper.network.max_depth), (48, 3));
+        assert_eq!(paper.network.mask, MaskPosition::PreNorm);
+    }
+
+    #[test]
+    fn optional_values_can_be_given_and_taken() {
+        let set = [
+            "data.patch_size=[8, 16, 8]",
+            "search.cost={unit=\"macs\", weight=1.0, budget={fraction=0.4}}",
+        ];
+        let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
+        assert_eq!(settings.data.patch_size, Some([8, 16, 8]));
+        assert!(settings.search.cost.is_some());
+        let settings = RunConfig::from_args(&args(None, &["retrain.ema=none"]))
+            .unwrap()
+            .settings;
+        assert!(settings.retrain.ema.is_none() && settings.data.patch_size.is_none());
+    }
+
+    #[test]
+    fn values_without_sense_are_named_with_their_section() {
+        assert_eq!(
+            message("search.epochs=0"),
+            "search.epochs = 0: expected at least 1"
+        );
+        assert!(message("network.mask=behind").contains("behind"));
+        assert!(message("predict.step=0").contains("predict.step = 0"));
+        assert!(message("data.patch_size=[1, 2]").contains("patch_size"));
+    }
+
+    #[test]
+    fn a_file_changes_a_preset() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        fs::write(
+            &path,
+            "base = \"paper\"\n[search]\nepochs = 3\nwarmup_epochs = 1\n",
+        )
+        .unwrap();
+        let config = RunConfig::from_args(&args(path.to_str(), &[])).unwrap();
+        assert_eq!(
+            (
+                config.settings.search.epochs,
+                config.settings.network.max_width
+            ),
+            (3, 48)
+        );
+        let paper = RunConfig::from_args(&args(Some("paper"), &[])).unwrap();
+        let (key, ours, theirs) = config.difference(&paper, |_| true).unwrap();
+        assert_eq!(
+            (key.as_str(), ours, theirs),
+            ("search.epochs", Value::Integer(3), Value::Integer(250))
+        );
+        assert_eq!(
+            config.difference(&paper, |key| key.starts_with("retrain.")),
+            None
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! From a prepared case to a label map on the image's own grid.
+
+use adw_search::infer::{Predict, SlidingWindow};
+use adw_supernet::Unet;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use msd_data::PreparedCase;
+use ndarray::{Array3, ArrayView4};
+
+/// Trained networks whose logits are averaged, and how they look at an image.
+pub(crate) struct Segmenter<'a> {
+    pub(crate) models: &'a [Unet],
+    pub(crate) window: SlidingWindow,
+    pub(crate) device: Device,
+}
+
+impl Segmenter<'_> {
+    /// The class of every voxel of the image that `case` was prepared from, `[z, y, x]`. `progress(done, total)` counts
+    /// windows.
+    ///
+    /// # Errors
+    /// A network fails, or its logits are not finite.
+    pub(crate) fn segment(
+        &self,
+        case: &PreparedCase,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Array3<u16>> {
+        let (c, d, h, w) = case.image.dim();
+        let voxels = case.image.as_standard_layout();
+        let voxels = voxels.as_slice().expect("standard layout is contiguous");
+        let image = Tensor::from_slice(voxels, (1, c, d, h, w), &self.device)?;
+        let mut networks: Vec<_> = self
+            .models
+            .iter()
+            .map(|model| |x: &Tensor| Ok(model.predict(x)?))
+            .collect();
+        let mut networks: Vec<&mut Predict<'_>> =
+            networks.iter_mut().map(|network| network as _).collect();
+        let logits = self.window.logits(&image, &mut networks, progress)?;
+        let (_, k, d, h, w) = logits.dims5()?;
+        let values = logits.flatten_all()?.to_vec1::<f32>()?;
+        let logits = ArrayView4::from_shape((k, d, h, w), &values).context("the logits' shape")?;
+        Ok(case.properties.restore_logits(&logits)?)
+    }
+}

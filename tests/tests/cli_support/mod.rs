@@ -1,0 +1,158 @@
+//! Running the `adw` binary from tests.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+/// The binary, built once per test process in the profile of the tests.
+pub fn adw() -> &'static Path {
+    static ADW: OnceLock<PathBuf> = OnceLock::new();
+    ADW.get_or_init(|| {
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--package", "adw-cli", "--bin", "adw"]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "adw does not build");
+        let messages = String::from_utf8(output.stdout).unwrap();
+        let executable = messages.lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(PathBuf::from((message["target"]["name"] == "adw").then(|| message["executable"].as_str())??))
+        });
+        executable.expect("cargo names the binary it built")
+    })
+}
+
+/// How a run of `adw` ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    #[track_caller]
+    pub fn assert_success(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+
+    /// Exit code 2 and one line on stderr that starts with `error: ` and holds each of `parts`.
+    #[track_caller]
+    pub fn assert_bad_input(&self, parts: &[&str]) {
+        assert_eq!(self.code, Some(2), "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
+        assert!(self.stderr.starts_with("error: "), "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in {:?}", self.stderr);
+        }
+    }
+}
+
+/// One command line of `adw`.
+#[derive(Clone, Debug, Default)]
+pub struct Adw(Vec<String>);
+
+impl Adw {
+    pub fn new<S: ToString>(arguments: impl IntoIterator<Item = S>) -> Self {
+        Self(arguments.into_iter().map(|argument| argument.to_string()).collect())
+    }
+
+    pub fn arg(mut self, argument: impl ToString) -> Self {
+        self.0.push(argument.to_string());
+        self
+    }
+
+    pub fn path(self, option: &str, path: &Path) -> Self {
+        self.arg(option).arg(path.display())
+    }
+
+    pub fn args<S: ToString>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.0.extend(arguments.into_iter().map(|argument| argument.to_string()));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(adw());
+        command.args(&self.0);
+        command
+    }
+
+    pub fn run(&self) -> Outcome {
+        let output = self.command().output().unwrap();
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn succeed(&self) -> Outcome {
+        self.run().assert_success()
+    }
+
+    /// Starts it, kills it with SIGKILL after `life` and returns whether it was still alive.
+    pub fn kill_after(&self, life: Duration) -> bool {
+        let mut child: Child = self.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(life);
+        let alive = child.try_wait().unwrap().is_none();
+        let _ = child.kill();
+        child.wait().unwrap();
+        alive
+    }
+}
+
+/// A small phantom dataset below `dir`.
+pub fn phantom(dir: &Path, cases: usize) -> PathBuf {
+    let folder = dir.join("Task00_Phantom");
+    Adw::new(["phantom", "--shape", "16", "20", "16", "--test", "2"])
+        .args(["--cases".into(), cases.to_string()])
+        .path("--output", &folder)
+        .succeed();
+    folder
+}
+
+/// A configuration that finishes in seconds: the quick preset's shape with a net and a schedule a hundredth of its size.
+pub const TINY: &[&str] = &[
+    "--set=network.max_width=6",
+    "--set=network.max_depth=2",
+    "--set=search.epochs=4",
+    "--set=search.warmup_epochs=1",
+    "--set=search.iterations_per_epoch=2",
+    "--set=retrain.epochs=3",
+    "--set=retrain.iterations_per_epoch=3",
+];
+
+/// Every file below `dir` with its content, except what carries times.
+pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push((path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The names in `dir`, hidden ones included.
+pub fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
