@@ -17,6 +17,8 @@ pub use architecture::{Architecture, FORMAT};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};
 pub use parameters::{Gradients, Parameter, Role};
-pub use space::{MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options};
+pub use space::{
+    MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options,
+};
 pub use supernet::{BlockNoise, BlockPreference, GumbelSample, NoiseKey, Supernet};
 pub use unet::Unet;

@@ -57,7 +57,10 @@ struct Feature {
 
 impl Feature {
     fn input(&self) -> Input<'_> {
-        Input { map: &self.map, norm: self.norm.as_ref() }
+        Input {
+            map: &self.map,
+            norm: self.norm.as_ref(),
+        }
     }
 }
 
@@ -118,11 +121,16 @@ impl Network {
             };
             let mut layers = Vec::new();
             for (l, &width) in layer_widths.iter().enumerate() {
-                let stride = if l == 0 && (1..=poolings).contains(&i) { strides[i - 1] } else { [1; 3] };
+                let stride = if l == 0 && (1..=poolings).contains(&i) {
+                    strides[i - 1]
+                } else {
+                    [1; 3]
+                };
                 let k = kernels[stage];
                 let name = format!("block.{i}.conv.{l}");
                 layers.push(Layer {
-                    weight: builder.he_normal(format!("{name}.weight"), (width, c_in, k[0], k[1], k[2]))?,
+                    weight: builder
+                        .he_normal(format!("{name}.weight"), (width, c_in, k[0], k[1], k[2]))?,
                     gamma: builder.constant(format!("{name}.gamma"), Role::Weight, width, 1.0)?,
                     beta: builder.constant(format!("{name}.beta"), Role::Weight, width, 0.0)?,
                     geometry: Conv3dGeometry::same(k, stride),
@@ -137,7 +145,10 @@ impl Network {
             let s = strides[poolings - 1 - u];
             let shape = (out_width(poolings + u), widths.ups[u], s[0], s[1], s[2]);
             ups.push(builder.he_normal(format!("up.{u}.weight"), shape)?);
-            heads.push(builder.he_normal(format!("head.{u}.weight"), (num_classes, out_width(poolings + 1 + u), 1, 1, 1))?);
+            heads.push(builder.he_normal(
+                format!("head.{u}.weight"),
+                (num_classes, out_width(poolings + 1 + u), 1, 1, 1),
+            )?);
         }
         Ok(Self {
             parameters: builder.parameters,
@@ -158,10 +169,16 @@ impl Network {
     /// `[B, C, D, H, W]` to `[B, D, H, W, C]`, checked.
     fn read_input(&self, x: &Tensor) -> Result<Tensor> {
         let &[_, c, d, h, w] = x.dims() else {
-            return Err(Error::Input(format!("shape {:?}, expected [B, C, D, H, W]", x.shape())));
+            return Err(Error::Input(format!(
+                "shape {:?}, expected [B, C, D, H, W]",
+                x.shape()
+            )));
         };
         if c != self.in_channels {
-            return Err(Error::Input(format!("{c} channels, but the network takes {}", self.in_channels)));
+            return Err(Error::Input(format!(
+                "{c} channels, but the network takes {}",
+                self.in_channels
+            )));
         }
         for (axis, n) in [d, h, w].into_iter().enumerate() {
             let multiple: usize = self.strides.iter().map(|s| s[axis]).product();
@@ -191,11 +208,22 @@ impl Network {
         };
         let mut layers: Vec<(Tensor, NormCoefficients)> = Vec::with_capacity(block.layers.len());
         for (l, layer) in block.layers.iter().enumerate() {
-            let last = layers.last().map(|(map, norm)| Input { map, norm: Some(norm) });
-            let sources = last.map_or_else(|| inputs.iter().map(Feature::input).collect(), |input| vec![input]);
+            let last = layers.last().map(|(map, norm)| Input {
+                map,
+                norm: Some(norm),
+            });
+            let sources = last.map_or_else(
+                || inputs.iter().map(Feature::input).collect(),
+                |input| vec![input],
+            );
             let (y, moments) = conv3d::forward(&sources, self.value(layer.weight), layer.geometry)?;
             let gate = choices.and_then(|c| gate_of(c, index, l));
-            let norm = self.norm.coefficients(&moments, self.value(layer.gamma), self.value(layer.beta), gate)?;
+            let norm = self.norm.coefficients(
+                &moments,
+                self.value(layer.gamma),
+                self.value(layer.beta),
+                gate,
+            )?;
             if trace.is_none() && depth.is_none() {
                 layers.clear(); // Inference of a discrete net holds one map at a time.
             }
@@ -204,11 +232,17 @@ impl Network {
         let out = match depth {
             None => {
                 let (map, norm) = layers.last().expect("blocks have layers");
-                Feature { map: map.clone(), norm: Some(norm.clone()) }
+                Feature {
+                    map: map.clone(),
+                    norm: Some(norm.clone()),
+                }
             }
             Some(h) => {
                 let maps: Vec<_> = layers.iter().map(|(map, norm)| (map, norm)).collect();
-                Feature { map: norm_act::weighted_sum(&maps, &h)?, norm: None }
+                Feature {
+                    map: norm_act::weighted_sum(&maps, &h)?,
+                    norm: None,
+                }
             }
         };
         if let Some(trace) = trace {
@@ -218,7 +252,11 @@ impl Network {
     }
 
     fn head(&self, u: usize, feature: &Feature) -> Result<Tensor> {
-        Ok(conv3d::forward_plain(&[feature.input()], self.value(self.heads[u]), HEAD)?)
+        Ok(conv3d::forward_plain(
+            &[feature.input()],
+            self.value(self.heads[u]),
+            HEAD,
+        )?)
     }
 
     fn forward_traced(&self, x: &Tensor, choices: Option<&Choices>) -> Result<Trace> {
@@ -228,7 +266,10 @@ impl Network {
         let mut logits = Vec::with_capacity(poolings);
         for i in 0..self.blocks.len() {
             let inputs = match i {
-                0 => vec![Feature { map: self.read_input(x)?, norm: None }],
+                0 => vec![Feature {
+                    map: self.read_input(x)?,
+                    norm: None,
+                }],
                 _ if i <= poolings => vec![outputs[i - 1].clone()],
                 _ => self.upsample(i, &outputs[i - 1], outputs[2 * poolings - i].clone())?,
             };
@@ -237,7 +278,11 @@ impl Network {
                 logits.push(self.head(i - poolings - 1, &outputs[i])?);
             }
         }
-        Ok(Trace { blocks, outputs, logits })
+        Ok(Trace {
+            blocks,
+            outputs,
+            logits,
+        })
     }
 
     /// The inputs of decoder block `i`: `[upsampled, skip]`.
@@ -249,22 +294,37 @@ impl Network {
 
     /// Logits fine to coarse, each `[B, K, D, H, W]`; only the finest if not `all_scales`. Keeps no map longer than the
     /// forward pass reads it.
-    pub(crate) fn forward(&self, x: &Tensor, choices: Option<&Choices>, all_scales: bool) -> Result<Vec<Tensor>> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        choices: Option<&Choices>,
+        all_scales: bool,
+    ) -> Result<Vec<Tensor>> {
         let poolings = self.strides.len();
-        let mut current = Feature { map: self.read_input(x)?, norm: None };
+        let mut current = Feature {
+            map: self.read_input(x)?,
+            norm: None,
+        };
         let mut skips = Vec::with_capacity(poolings);
         let mut logits = Vec::new();
         for i in 0..self.blocks.len() {
             let inputs = match i {
                 _ if i <= poolings => vec![current],
-                _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"))?,
+                _ => self.upsample(
+                    i,
+                    &current,
+                    skips.pop().expect("one skip per decoder block"),
+                )?,
             };
             current = self.forward_block(i, inputs, choices, None)?;
             if i < poolings {
                 skips.push(current.clone());
             }
             if i > poolings && (all_scales || i + 1 == self.blocks.len()) {
-                logits.push(self.head(i - poolings - 1, &current)?.permute((0, 4, 1, 2, 3))?);
+                logits.push(
+                    self.head(i - poolings - 1, &current)?
+                        .permute((0, 4, 1, 2, 3))?,
+                );
             }
         }
         logits.reverse();
@@ -280,15 +340,26 @@ impl Network {
         choices: Option<&Choices>,
         wanted: Role,
     ) -> Result<(f64, Gradients, Vec<ChoiceGradient>)> {
-        let Trace { blocks, outputs, logits } = self.forward_traced(x, choices)?;
+        let Trace {
+            blocks,
+            outputs,
+            logits,
+        } = self.forward_traced(x, choices)?;
         let poolings = self.strides.len();
         let mut loss = 0.0;
         let mut grad_logits: Vec<Option<Tensor>> = Vec::with_capacity(poolings);
         // Weights are listed fine to coarse, logits coarse to fine.
-        for (logits, weight) in logits.iter().zip(deep_supervision_weights(poolings).into_iter().rev()) {
+        for (logits, weight) in logits
+            .iter()
+            .zip(deep_supervision_weights(poolings).into_iter().rev())
+        {
             grad_logits.push(if weight > 0.0 {
                 let (_, d, h, w, _) = logits.dims5()?;
-                let part = self.loss.loss_and_gradient(logits, &resize_target(target, [d, h, w])?, weight)?;
+                let part = self.loss.loss_and_gradient(
+                    logits,
+                    &resize_target(target, [d, h, w])?,
+                    weight,
+                )?;
                 loss += weight * part.loss;
                 Some(part.grad_logits)
             } else {
@@ -301,17 +372,31 @@ impl Network {
             choices,
             wanted,
             gradients: vec![None; self.parameters.len()],
-            choice_gradients: (0..self.blocks.len()).map(|_| ChoiceGradient { gates: Vec::new(), depth: Vec::new() }).collect(),
+            choice_gradients: (0..self.blocks.len())
+                .map(|_| ChoiceGradient {
+                    gates: Vec::new(),
+                    depth: Vec::new(),
+                })
+                .collect(),
         };
         backward.run(blocks, outputs, grad_logits)?;
         Ok((loss, backward.gradients, backward.choice_gradients))
     }
 }
 
-const HEAD: Conv3dGeometry = Conv3dGeometry { kernel: [1; 3], stride: [1; 3], padding: [0; 3] };
+const HEAD: Conv3dGeometry = Conv3dGeometry {
+    kernel: [1; 3],
+    stride: [1; 3],
+    padding: [0; 3],
+};
 
 fn gate_of(choices: &Choices, block: usize, layer: usize) -> Option<Gate<'_>> {
-    choices.blocks[block].gates[layer].as_ref().map(|factor| Gate { factor, position: choices.position })
+    choices.blocks[block].gates[layer]
+        .as_ref()
+        .map(|factor| Gate {
+            factor,
+            position: choices.position,
+        })
 }
 
 pub(crate) fn vector_f64(t: &Tensor) -> Result<Vec<f64>> {
@@ -336,7 +421,12 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    fn run(&mut self, mut traces: Vec<BlockTrace>, mut outputs: Vec<Feature>, mut grad_logits: Vec<Option<Tensor>>) -> Result<()> {
+    fn run(
+        &mut self,
+        mut traces: Vec<BlockTrace>,
+        mut outputs: Vec<Feature>,
+        mut grad_logits: Vec<Option<Tensor>>,
+    ) -> Result<()> {
         let poolings = self.net.strides.len();
         // Of each encoder block's output: what the decoder sends along the skip.
         let mut grad_skips: Vec<Option<Tensor>> = vec![None; poolings];
@@ -352,9 +442,13 @@ impl Backward<'_> {
                     let (_, size, c) = dims(&out.map)?;
                     let head = self.net.heads[u];
                     if self.wanted == Role::Weight {
-                        self.gradients[head] = Some(conv3d::grad_weight(&[out.input()], (&g).into(), HEAD)?);
+                        self.gradients[head] =
+                            Some(conv3d::grad_weight(&[out.input()], (&g).into(), HEAD)?);
                     }
-                    accumulate(&mut grad_out, conv3d::grad_input((&g).into(), self.net.value(head), HEAD, size, 0..c)?)?;
+                    accumulate(
+                        &mut grad_out,
+                        conv3d::grad_input((&g).into(), self.net.value(head), HEAD, size, 0..c)?,
+                    )?;
                 }
             } else if i < poolings {
                 if let Some(g) = grad_skips[i].take() {
@@ -368,15 +462,23 @@ impl Backward<'_> {
             let mut grads = self.block(i, trace, grad_out)?.into_iter();
             if i > poolings {
                 let u = i - poolings - 1;
-                let grad_up = grads.next().expect("a decoder block reads the upsampled map");
+                let grad_up = grads
+                    .next()
+                    .expect("a decoder block reads the upsampled map");
                 grad_skips[2 * poolings - i] = grads.next();
                 let coarse = outputs.last().expect("the block before");
                 if self.wanted == Role::Weight {
                     let stride = self.net.strides[poolings - 1 - u];
-                    self.gradients[self.net.ups[u]] =
-                        Some(conv_transpose3d::grad_weight(coarse.input(), &grad_up, stride)?);
+                    self.gradients[self.net.ups[u]] = Some(conv_transpose3d::grad_weight(
+                        coarse.input(),
+                        &grad_up,
+                        stride,
+                    )?);
                 }
-                grad_next = Some(conv_transpose3d::grad_input(&grad_up, self.net.value(self.net.ups[u]))?);
+                grad_next = Some(conv_transpose3d::grad_input(
+                    &grad_up,
+                    self.net.value(self.net.ups[u]),
+                )?);
             } else {
                 grad_next = grads.next();
             }
@@ -395,7 +497,11 @@ impl Backward<'_> {
         };
         let mut gate_gradients = vec![None; layers.len()];
         let mut depth_gradients = vec![0.0; layers.len()];
-        let mut direct = if depth.is_none() { Some(grad_out.clone()) } else { None };
+        let mut direct = if depth.is_none() {
+            Some(grad_out.clone())
+        } else {
+            None
+        };
         let outer = depth.map(|h| (grad_out, h));
         let mut grad_inputs = Vec::new();
         for (l, layer) in block.layers.iter().enumerate().rev() {
@@ -412,10 +518,20 @@ impl Backward<'_> {
             drop(y);
             gate_gradients[l] = g.gate;
             depth_gradients[l] = g.weight;
-            let below = layers.last().map(|(map, norm)| Input { map, norm: Some(norm) });
-            let sources = below.map_or_else(|| inputs.iter().map(Feature::input).collect(), |input| vec![input]);
+            let below = layers.last().map(|(map, norm)| Input {
+                map,
+                norm: Some(norm),
+            });
+            let sources = below.map_or_else(
+                || inputs.iter().map(Feature::input).collect(),
+                |input| vec![input],
+            );
             if self.wanted == Role::Weight {
-                self.gradients[layer.weight] = Some(conv3d::grad_weight(&sources, (&g.y).into(), layer.geometry)?);
+                self.gradients[layer.weight] = Some(conv3d::grad_weight(
+                    &sources,
+                    (&g.y).into(),
+                    layer.geometry,
+                )?);
                 self.gradients[layer.gamma] = Some(g.gamma);
                 self.gradients[layer.beta] = Some(g.beta);
             }
@@ -425,7 +541,13 @@ impl Backward<'_> {
             let mut first = 0;
             for source in sources {
                 let (_, size, c) = dims(source.map)?;
-                let grad = conv3d::grad_input((&g.y).into(), net.value(layer.weight), layer.geometry, size, first..first + c)?;
+                let grad = conv3d::grad_input(
+                    (&g.y).into(),
+                    net.value(layer.weight),
+                    layer.geometry,
+                    size,
+                    first..first + c,
+                )?;
                 first += c;
                 if l > 0 {
                     direct = Some(grad);
@@ -434,7 +556,10 @@ impl Backward<'_> {
                 }
             }
         }
-        self.choice_gradients[index] = ChoiceGradient { gates: gate_gradients, depth: depth_gradients };
+        self.choice_gradients[index] = ChoiceGradient {
+            gates: gate_gradients,
+            depth: depth_gradients,
+        };
         Ok(grad_inputs)
     }
 }

@@ -103,12 +103,24 @@ impl SupernetConfig {
     /// If no supernet can be built from these values; the message says which and why.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Config(message));
-        check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Config)?;
+        check_plan(
+            self.in_channels,
+            self.num_classes,
+            &self.strides,
+            &self.kernels,
+        )
+        .map_err(Error::Config)?;
         if self.max_width == 0 || !self.max_width.is_multiple_of(6) {
-            return fail(format!("max_width is {}, expected a multiple of 6 (candidate widths are sixths of it)", self.max_width));
+            return fail(format!(
+                "max_width is {}, expected a multiple of 6 (candidate widths are sixths of it)",
+                self.max_width
+            ));
         }
         if self.cap_stage > 16 {
-            return fail(format!("cap_stage is {}, expected at most 16", self.cap_stage));
+            return fail(format!(
+                "cap_stage is {}, expected at most 16",
+                self.cap_stage
+            ));
         }
         if !(1..=16).contains(&self.max_depth) {
             return fail(format!("max_depth is {}, expected 1 to 16", self.max_depth));
@@ -118,7 +130,11 @@ impl SupernetConfig {
 }
 
 pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
-    if block <= poolings { block } else { 2 * poolings - block }
+    if block <= poolings {
+        block
+    } else {
+        2 * poolings - block
+    }
 }
 
 /// What supernet and discrete network demand of their geometry.
@@ -132,13 +148,19 @@ pub(crate) fn check_plan(
         return Err("in_channels is 0, expected at least 1".into());
     }
     if !(2..=255).contains(&num_classes) {
-        return Err(format!("num_classes is {num_classes}, expected 2 to 255 (background included)"));
+        return Err(format!(
+            "num_classes is {num_classes}, expected 2 to 255 (background included)"
+        ));
     }
     if strides.is_empty() {
         return Err("strides is empty, expected at least one pooling".into());
     }
     if kernels.len() != strides.len() + 1 {
-        return Err(format!("{} kernels for {} strides, expected one more kernel than strides", kernels.len(), strides.len()));
+        return Err(format!(
+            "{} kernels for {} strides, expected one more kernel than strides",
+            kernels.len(),
+            strides.len()
+        ));
     }
     if let Some(s) = strides.iter().find(|s| s.contains(&0)) {
         return Err(format!("stride {s:?}, expected at least 1 on every axis"));

@@ -79,7 +79,9 @@ impl Supernet {
         let width = |block: usize| config.block_max_width(block);
         let num_blocks = config.num_blocks();
         let widths = Widths {
-            blocks: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
+            blocks: (0..num_blocks)
+                .map(|i| vec![width(i); config.max_depth])
+                .collect(),
             ups: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
         let mut alphas = vec![vec![None; config.max_depth]; num_blocks];
@@ -96,11 +98,17 @@ impl Supernet {
                 match layer {
                     Some(l) if space.searches_width() => {
                         let name = format!("block.{i}.conv.{l}.alpha");
-                        alphas[i][l] = Some(builder.constant(name, Role::Architecture, NUM_WIDTHS, 0.0)?);
+                        alphas[i][l] =
+                            Some(builder.constant(name, Role::Architecture, NUM_WIDTHS, 0.0)?);
                     }
                     None if space.searches_depth() => {
                         let name = format!("block.{i}.depth");
-                        depths[i] = Some(builder.constant(name, Role::Architecture, config.max_depth, 0.0)?);
+                        depths[i] = Some(builder.constant(
+                            name,
+                            Role::Architecture,
+                            config.max_depth,
+                            0.0,
+                        )?);
                     }
                     _ => {}
                 }
@@ -108,9 +116,24 @@ impl Supernet {
             },
         )?;
         let masks = (0..num_blocks)
-            .map(|i| Ok(width_mask::masks(&width_options(width(i)), width(i), dtype, device)?))
+            .map(|i| {
+                Ok(width_mask::masks(
+                    &width_options(width(i)),
+                    width(i),
+                    dtype,
+                    device,
+                )?)
+            })
             .collect::<Result<_>>()?;
-        Ok(Self { network, config, alphas, depths, masks, dtype, device: device.clone() })
+        Ok(Self {
+            network,
+            config,
+            alphas,
+            depths,
+            masks,
+            dtype,
+            device: device.clone(),
+        })
     }
 
     /// What it was built from.
@@ -145,9 +168,17 @@ impl Supernet {
         let blocks = (0..self.config.num_blocks())
             .map(|i| {
                 let width = (0..depth)
-                    .map(|l| Ok(noise(stream(Purpose::WidthNoise, i * depth + l), NUM_WIDTHS)?))
+                    .map(|l| {
+                        Ok(noise(
+                            stream(Purpose::WidthNoise, i * depth + l),
+                            NUM_WIDTHS,
+                        )?)
+                    })
                     .collect::<Result<_>>()?;
-                Ok(BlockNoise { width, depth: noise(stream(Purpose::DepthNoise, i), depth)? })
+                Ok(BlockNoise {
+                    width,
+                    depth: noise(stream(Purpose::DepthNoise, i), depth)?,
+                })
             })
             .collect::<Result<_>>()?;
         Ok(GumbelSample { blocks, tau })
@@ -161,27 +192,44 @@ impl Supernet {
         let zeros = |n| Tensor::zeros(n, self.dtype, &self.device);
         let block = || -> Result<BlockNoise> {
             Ok(BlockNoise {
-                width: (0..self.config.max_depth).map(|_| zeros(NUM_WIDTHS)).collect::<candle_core::Result<_>>()?,
+                width: (0..self.config.max_depth)
+                    .map(|_| zeros(NUM_WIDTHS))
+                    .collect::<candle_core::Result<_>>()?,
                 depth: zeros(self.config.max_depth)?,
             })
         };
-        Ok(GumbelSample { blocks: (0..self.config.num_blocks()).map(|_| block()).collect::<Result<_>>()?, tau })
+        Ok(GumbelSample {
+            blocks: (0..self.config.num_blocks())
+                .map(|_| block())
+                .collect::<Result<_>>()?,
+            tau,
+        })
     }
 
     /// Every softmax of a pass, with candle's graph behind it.
     pub(crate) fn probabilities(&self, sample: &GumbelSample) -> Result<Vec<Probabilities>> {
         if sample.blocks.len() != self.config.num_blocks() {
             let (got, expected) = (sample.blocks.len(), self.config.num_blocks());
-            return Err(Error::Input(format!("noise for {got} blocks, but the supernet has {expected}")));
+            return Err(Error::Input(format!(
+                "noise for {got} blocks, but the supernet has {expected}"
+            )));
         }
         let softmax = |parameter: Option<usize>, noise: &Tensor| {
             let var = parameter.map(|p| self.network.parameters[p].var.as_tensor());
-            var.map(|logits| Ok::<_, Error>(gumbel_softmax(logits, noise, sample.tau)?)).transpose()
+            var.map(|logits| Ok::<_, Error>(gumbel_softmax(logits, noise, sample.tau)?))
+                .transpose()
         };
         (sample.blocks.iter().zip(&self.alphas).zip(&self.depths))
             .map(|((noise, alphas), &depth)| {
-                let width = alphas.iter().zip(&noise.width).map(|(&a, n)| softmax(a, n)).collect::<Result<_>>()?;
-                Ok(Probabilities { width, depth: softmax(depth, &noise.depth)? })
+                let width = alphas
+                    .iter()
+                    .zip(&noise.width)
+                    .map(|(&a, n)| softmax(a, n))
+                    .collect::<Result<_>>()?;
+                Ok(Probabilities {
+                    width,
+                    depth: softmax(depth, &noise.depth)?,
+                })
             })
             .collect()
     }
@@ -189,8 +237,15 @@ impl Supernet {
     fn choices(&self, probabilities: &[Probabilities]) -> Result<Choices> {
         let blocks = (probabilities.iter().zip(&self.masks))
             .map(|(p, masks)| {
-                let gate = |g: &Option<Tensor>| g.as_ref().map(|g| Ok(width_mask::gate(g, masks)?)).transpose();
-                Ok(Choice { gates: p.width.iter().map(gate).collect::<Result<_>>()?, depth: p.depth.clone() })
+                let gate = |g: &Option<Tensor>| {
+                    g.as_ref()
+                        .map(|g| Ok(width_mask::gate(g, masks)?))
+                        .transpose()
+                };
+                Ok(Choice {
+                    gates: p.width.iter().map(gate).collect::<Result<_>>()?,
+                    depth: p.depth.clone(),
+                })
             })
             .collect::<Result<_>>()?;
         let position = match self.config.mask {
@@ -215,7 +270,10 @@ impl Supernet {
     /// As [`Self::forward`].
     pub fn predict(&self, x: &Tensor, sample: &GumbelSample) -> Result<Tensor> {
         let choices = self.choices(&self.probabilities(sample)?)?;
-        Ok(self.network.forward(x, Some(&choices), false)?.swap_remove(0))
+        Ok(self
+            .network
+            .forward(x, Some(&choices), false)?
+            .swap_remove(0))
     }
 
     /// The deep-supervision loss and its gradients by the parameters of role `wanted`. `target`: `[B, D, H, W]`,
@@ -231,7 +289,9 @@ impl Supernet {
         wanted: Role,
     ) -> Result<(f64, Gradients)> {
         let choices = self.choices(&self.probabilities(sample)?)?;
-        let (loss, mut gradients, by_choice) = self.network.loss_and_gradients(x, target, Some(&choices), wanted)?;
+        let (loss, mut gradients, by_choice) =
+            self.network
+                .loss_and_gradients(x, target, Some(&choices), wanted)?;
         if wanted == Role::Architecture {
             self.architecture_gradients(&choices, &by_choice, &mut gradients)?;
         }
@@ -239,7 +299,12 @@ impl Supernet {
     }
 
     /// From gradients by gates and depth weights to those by alpha and beta, through candle's graph of the softmaxes.
-    fn architecture_gradients(&self, choices: &Choices, by_choice: &[ChoiceGradient], gradients: &mut Gradients) -> Result<()> {
+    fn architecture_gradients(
+        &self,
+        choices: &Choices,
+        by_choice: &[ChoiceGradient],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
         let mut terms = Vec::new();
         for (choice, gradient) in choices.blocks.iter().zip(by_choice) {
             for (gate, g) in choice.gates.iter().zip(&gradient.gates) {
@@ -248,7 +313,8 @@ impl Supernet {
                 }
             }
             if let Some(h) = &choice.depth {
-                let g = Tensor::new(gradient.depth.as_slice(), &self.device)?.to_dtype(self.dtype)?;
+                let g =
+                    Tensor::new(gradient.depth.as_slice(), &self.device)?.to_dtype(self.dtype)?;
                 terms.push((h * g)?.sum_all()?);
             }
         }
@@ -277,7 +343,10 @@ impl Supernet {
             .iter()
             .map(|p| {
                 let width = p.width.iter().map(softmax).collect::<Result<_>>()?;
-                Ok(BlockPreference { width, depth: softmax(&p.depth)? })
+                Ok(BlockPreference {
+                    width,
+                    depth: softmax(&p.depth)?,
+                })
             })
             .collect()
     }
@@ -293,15 +362,27 @@ impl Supernet {
             .enumerate()
             .map(|(i, p)| {
                 let options = width_options(self.config.block_max_width(i));
-                let depth = p.depth.as_ref().map_or(self.config.max_depth, |h| argmax(h) + 1);
+                let depth = p
+                    .depth
+                    .as_ref()
+                    .map_or(self.config.max_depth, |h| argmax(h) + 1);
                 p.width[..depth]
                     .iter()
-                    .map(|g| g.as_ref().map_or(self.config.block_max_width(i), |g| options[argmax(g)]))
+                    .map(|g| {
+                        g.as_ref()
+                            .map_or(self.config.block_max_width(i), |g| options[argmax(g)])
+                    })
                     .collect()
             })
             .collect();
         let c = &self.config;
-        Architecture::new(c.in_channels, c.num_classes, c.strides.clone(), c.kernels.clone(), blocks)
+        Architecture::new(
+            c.in_channels,
+            c.num_classes,
+            c.strides.clone(),
+            c.kernels.clone(),
+            blocks,
+        )
     }
 }
 

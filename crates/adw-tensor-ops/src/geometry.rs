@@ -14,12 +14,20 @@ pub struct Conv3dGeometry {
 impl Conv3dGeometry {
     /// Padding `(k - 1) / 2`: with an odd kernel and stride 1 the output is as large as the input.
     pub fn same(kernel: [usize; 3], stride: [usize; 3]) -> Self {
-        Self { kernel, stride, padding: kernel.map(|k| (k.max(1) - 1) / 2) }
+        Self {
+            kernel,
+            stride,
+            padding: kernel.map(|k| (k.max(1) - 1) / 2),
+        }
     }
 
     /// Kernel = stride, no padding: the geometry of the U-Net's transposed convolutions.
     pub fn non_overlapping(stride: [usize; 3]) -> Self {
-        Self { kernel: stride, stride, padding: [0; 3] }
+        Self {
+            kernel: stride,
+            stride,
+            padding: [0; 3],
+        }
     }
 
     /// `floor((n + 2 padding - kernel) / stride) + 1` per axis.
@@ -29,7 +37,11 @@ impl Conv3dGeometry {
     pub fn output_size(&self, op: &'static str, input: [usize; 3]) -> Result<[usize; 3]> {
         let mut out = [0; 3];
         for i in 0..3 {
-            let (k, s, padded) = (self.kernel[i], self.stride[i], input[i] + 2 * self.padding[i]);
+            let (k, s, padded) = (
+                self.kernel[i],
+                self.stride[i],
+                input[i] + 2 * self.padding[i],
+            );
             if k == 0 || s == 0 || k > padded {
                 return Err(Error::Argument {
                     op,

@@ -3,6 +3,7 @@
 //! A kernel is written once, generic over [`Simd`], as a [`Kernel`]; [`dispatch`] runs it compiled for the widest
 //! instruction set of the processor it finds itself on. The build needs no `RUSTFLAGS`.
 
+use crate::conv3d::tile::{self, Operands, Segment};
 use candle_core::WithDType;
 
 /// An element type that the ops compute in, and the vector types to do so with.
@@ -15,6 +16,8 @@ pub(crate) trait Element: WithDType + std::ops::Neg<Output = Self> {
     type Neon: Simd<Elem = Self>;
     type Portable: Simd<Elem = Self>;
 
+    /// Whether there is more than [`Portable`] for it.
+    const HAS_VECTORS: bool;
     const ZERO: Self;
     const ONE: Self;
 
@@ -31,6 +34,7 @@ impl Element for f32 {
     type Neon = arm::Neon;
     type Portable = Portable<f32>;
 
+    const HAS_VECTORS: bool = true;
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
 
@@ -42,7 +46,7 @@ impl Element for f32 {
     }
 }
 
-// f64 is there for gradient checks and golden tests: the portable code, compiled for whatever the processor has.
+// f64 is there for gradient checks and golden tests: portable code only.
 impl Element for f64 {
     #[cfg(target_arch = "x86_64")]
     type Avx512 = Portable<f64>;
@@ -52,6 +56,7 @@ impl Element for f64 {
     type Neon = Portable<f64>;
     type Portable = Portable<f64>;
 
+    const HAS_VECTORS: bool = false;
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
 
@@ -87,6 +92,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for writing `n <= LANES` elements.
     unsafe fn store_first(p: *mut Self::Elem, v: Self::Vector, n: usize);
+    /// [`tile::tile`], a function of its own compiled for this instruction set: inlined everywhere, the many sizes of
+    /// tiles would take minutes to compile.
+    /// # Safety
+    /// As for [`tile::tile`], and the processor has this instruction set.
+    unsafe fn tile<const R: usize, const V: usize>(o: &Operands<Self::Elem>, segments: &[Segment]);
 }
 
 /// Arrays of eight, which the compiler turns into whatever vectors there are.
@@ -137,15 +147,20 @@ impl<T: Element> Simd for Portable<T> {
             unsafe { *p.add(i) = v }
         }
     }
+    #[inline(never)]
+    unsafe fn tile<const R: usize, const V: usize>(o: &Operands<T>, segments: &[Segment]) {
+        // SAFETY: as the caller vouches.
+        unsafe { tile::tile::<Self, R, V>(o, segments) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Simd;
+    use super::{Operands, Segment, Simd, tile};
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps,
-        _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-        _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
+        _mm256_maskstore_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
     // SAFETY (of every block in this module that has no words of its own): the types are reached through `dispatch`
@@ -190,6 +205,11 @@ mod x86 {
             // SAFETY: see the head of the module; masked lanes are not written.
             unsafe { _mm512_mask_storeu_ps(p, ((1u32 << n) - 1) as u16, v) }
         }
+        #[target_feature(enable = "avx512f")]
+        unsafe fn tile<const R: usize, const V: usize>(o: &Operands<f32>, segments: &[Segment]) {
+            // SAFETY: as the caller vouches.
+            unsafe { tile::tile::<Self, R, V>(o, segments) }
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -227,19 +247,32 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
             // SAFETY: n <= 8, so the window lies inside LANE_MASK; masked lanes are not read.
-            unsafe { _mm256_maskload_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast())) }
+            unsafe {
+                _mm256_maskload_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()))
+            }
         }
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m256, n: usize) {
             // SAFETY: n <= 8, so the window lies inside LANE_MASK; masked lanes are not written.
-            unsafe { _mm256_maskstore_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()), v) }
+            unsafe {
+                _mm256_maskstore_ps(
+                    p,
+                    _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()),
+                    v,
+                )
+            }
+        }
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn tile<const R: usize, const V: usize>(o: &Operands<f32>, segments: &[Segment]) {
+            // SAFETY: as the caller vouches.
+            unsafe { tile::tile::<Self, R, V>(o, segments) }
         }
     }
 }
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
-    use super::Simd;
+    use super::{Operands, Segment, Simd, tile};
     use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
 
     #[derive(Clone, Copy)]
@@ -289,11 +322,17 @@ mod arm {
                 std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
             }
         }
+        #[inline(never)]
+        unsafe fn tile<const R: usize, const V: usize>(o: &Operands<f32>, segments: &[Segment]) {
+            // SAFETY: as the caller vouches.
+            unsafe { tile::tile::<Self, R, V>(o, segments) }
+        }
     }
 }
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum InstructionSet {
     /// 16 lanes of f32.
     #[cfg(target_arch = "x86_64")]
@@ -356,12 +395,12 @@ pub(crate) fn dispatch<T: Element, K: Kernel<T>>(set: InstructionSet, kernel: K)
     match set {
         // SAFETY: values of InstructionSet come from `available`, which has asked the processor.
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => unsafe { avx512(kernel) },
+        InstructionSet::Avx512 if const { T::HAS_VECTORS } => unsafe { avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx2 => unsafe { avx2(kernel) },
+        InstructionSet::Avx2 if const { T::HAS_VECTORS } => unsafe { avx2(kernel) },
         #[cfg(target_arch = "aarch64")]
-        InstructionSet::Neon => kernel.run::<T::Neon>(),
-        InstructionSet::Portable => kernel.run::<T::Portable>(),
+        InstructionSet::Neon if const { T::HAS_VECTORS } => kernel.run::<T::Neon>(),
+        _ => kernel.run::<T::Portable>(),
     }
 }

@@ -10,7 +10,8 @@
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
 use super::tile::{
-    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row, run_tile,
+    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row,
+    run_tile,
 };
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
@@ -96,7 +97,10 @@ impl<T: Element> Kernel<T> for AskShape {
     type Output = VectorShape;
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) -> VectorShape {
-        VectorShape { lanes: S::LANES, max_vectors: max_vectors::<S>() }
+        VectorShape {
+            lanes: S::LANES,
+            max_vectors: max_vectors::<S>(),
+        }
     }
 }
 
@@ -121,7 +125,12 @@ impl<T: Element> Correlation<'_, T> {
         for r in balanced(self.out_channels.div_ceil(lanes), max_vectors) {
             let first = r.start * lanes;
             let count = (r.end * lanes).min(self.out_channels) - first;
-            blocks.push(ChannelBlock { first, count, vectors: r.len(), offset });
+            blocks.push(ChannelBlock {
+                first,
+                count,
+                vectors: r.len(),
+                offset,
+            });
             offset += num_taps * k * r.len() * lanes;
         }
         let layout = self.layout;
@@ -131,14 +140,18 @@ impl<T: Element> Correlation<'_, T> {
             .flat_map(|d| {
                 self.axes[1].taps.iter().flat_map(move |h| {
                     self.axes[2].taps.iter().map(move |w| {
-                        d.weight * layout.tap_strides[0] + h.weight * layout.tap_strides[1] + w.weight * layout.tap_strides[2]
+                        d.weight * layout.tap_strides[0]
+                            + h.weight * layout.tap_strides[1]
+                            + w.weight * layout.tap_strides[2]
                     })
                 })
             })
             .collect();
         const CHUNK: usize = 16;
-        let jobs: Vec<(&ChannelBlock, usize)> =
-            blocks.iter().flat_map(|b| (0..k.div_ceil(CHUNK)).map(move |i| (b, i * CHUNK))).collect();
+        let jobs: Vec<(&ChannelBlock, usize)> = blocks
+            .iter()
+            .flat_map(|b| (0..k.div_ceil(CHUNK)).map(move |i| (b, i * CHUNK)))
+            .collect();
         // SAFETY: the jobs cover every block and k channel, and each writes all taps and lanes of its own.
         let data = unsafe {
             filled(offset, |out: SharedOut<T>| {
@@ -147,19 +160,27 @@ impl<T: Element> Correlation<'_, T> {
                     for kc in k0..(k0 + CHUNK).min(k) {
                         for lane in 0..width {
                             let src = (lane < block.count).then(|| {
-                                &self.weight[layout.base + kc * layout.k_stride + (block.first + lane) * layout.lane_stride..]
+                                &self.weight[layout.base
+                                    + kc * layout.k_stride
+                                    + (block.first + lane) * layout.lane_stride..]
                             });
                             for (t, &tap) in tap_offsets.iter().enumerate() {
                                 let v = src.map_or(T::ZERO, |s| s[tap]);
                                 // SAFETY: inside the block's packed weights; no other job writes this (k, lane).
-                                out.ptr().add(block.offset + (t * k + kc) * width + lane).write(v);
+                                out.ptr()
+                                    .add(block.offset + (t * k + kc) * width + lane)
+                                    .write(v);
                             }
                         }
                     }
                 });
             })
         };
-        PackedWeight { data, blocks, lanes }
+        PackedWeight {
+            data,
+            blocks,
+            lanes,
+        }
     }
 
     /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
@@ -192,8 +213,14 @@ impl<T: Element> Correlation<'_, T> {
         }
         let packed = self.pack_weight();
         let [nd, nh] = self.block_rows();
-        let d_blocks: Vec<Range<usize>> = (0..d.count).step_by(nd).map(|i| i..(i + nd).min(d.count)).collect();
-        let h_blocks: Vec<Range<usize>> = (0..h.count).step_by(nh).map(|i| i..(i + nh).min(h.count)).collect();
+        let d_blocks: Vec<Range<usize>> = (0..d.count)
+            .step_by(nd)
+            .map(|i| i..(i + nd).min(d.count))
+            .collect();
+        let h_blocks: Vec<Range<usize>> = (0..h.count)
+            .step_by(nh)
+            .map(|i| i..(i + nh).min(h.count))
+            .collect();
         let spatial = self.batch * d_blocks.len() * h_blocks.len();
         // Layers with few voxels and many channels are split by channel as well.
         let splits = 16usize.div_ceil(spatial).min(packed.blocks.len());
@@ -201,8 +228,15 @@ impl<T: Element> Correlation<'_, T> {
         for b in 0..self.batch {
             for d in &d_blocks {
                 for h in &h_blocks {
-                    for channels in balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits)) {
-                        tasks.push(Task { batch_idx: b, d: d.clone(), h: h.clone(), blocks: channels });
+                    for channels in
+                        balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits))
+                    {
+                        tasks.push(Task {
+                            batch_idx: b,
+                            d: d.clone(),
+                            h: h.clone(),
+                            blocks: channels,
+                        });
                     }
                 }
             }
@@ -210,7 +244,17 @@ impl<T: Element> Correlation<'_, T> {
         let moments: Vec<Vec<BlockMoments<T>>> = tasks
             .into_par_iter()
             .map_init(Vec::new, |panel, task| {
-                dispatch(self.set, RunTask { job: self, packed: &packed, task, out, with_moments, panel })
+                dispatch(
+                    self.set,
+                    RunTask {
+                        job: self,
+                        packed: &packed,
+                        task,
+                        out,
+                        with_moments,
+                        panel,
+                    },
+                )
             })
             .collect();
         moments.into_iter().flatten().collect()
@@ -238,10 +282,21 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) -> Self::Output {
-        let Self { job, packed, task, out, with_moments, panel } = self;
+        let Self {
+            job,
+            packed,
+            task,
+            out,
+            with_moments,
+            panel,
+        } = self;
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
-        let (panel_d, panel_h, panel_w) = (d.extent(task.d.len()), h.extent(task.h.len()), w.extent(w.count));
+        let (panel_d, panel_h, panel_w) = (
+            d.extent(task.d.len()),
+            h.extent(task.h.len()),
+            w.extent(w.count),
+        );
         let (d0, h0) = (
             (task.d.start * d.step) as isize + d.first_offset(),
             (task.h.start * h.step) as isize + h.first_offset(),
@@ -272,39 +327,58 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         }
 
         let run_len = w.taps.len() * k;
-        let num_taps = if w.taps.is_empty() { 0 } else { d.taps.len() * h.taps.len() };
+        let num_taps = if w.taps.is_empty() {
+            0
+        } else {
+            d.taps.len() * h.taps.len()
+        };
         let mut moments = Vec::new();
         let mut segments = Vec::with_capacity(num_taps);
         for block in &packed.blocks[task.blocks.clone()] {
             let width = block.vectors * packed.lanes;
-            let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1)).clamp(1, num_taps.max(1));
+            let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1))
+                .clamp(1, num_taps.max(1));
             // Whether a row has been written by an earlier group of taps.
             let mut started = vec![false; task.d.len() * task.h.len()];
             for group_start in (0..num_taps.max(1)).step_by(group) {
                 let is_last_group = group_start + group >= num_taps;
-                for (row, (qd, qh)) in task.d.clone().flat_map(|qd| task.h.clone().map(move |qh| (qd, qh))).enumerate() {
+                for (row, (qd, qh)) in task
+                    .d
+                    .clone()
+                    .flat_map(|qd| task.h.clone().map(move |qh| (qd, qh)))
+                    .enumerate()
+                {
                     segments.clear();
                     for t in group_start..(group_start + group).min(num_taps) {
                         let (td, th) = (t / h.taps.len(), t % h.taps.len());
-                        let (pd, ph) = ((qd - task.d.start) * d.step + td, (qh - task.h.start) * h.step + th);
+                        let (pd, ph) = (
+                            (qd - task.d.start) * d.step + td,
+                            (qh - task.h.start) * h.step + th,
+                        );
                         if inside(d0 + pd as isize, d.input) && inside(h0 + ph as isize, h.input) {
-                            segments.push(Segment { a: (pd * panel_h + ph) * row_len, b: t * run_len * width });
+                            segments.push(Segment {
+                                a: (pd * panel_h + ph) * row_len,
+                                b: t * run_len * width,
+                            });
                         }
                     }
                     if segments.is_empty() && (started[row] || !is_last_group) {
                         continue;
                     }
                     let accumulate = std::mem::replace(&mut started[row], true);
-                    let out_row = ((task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh)) * w.output;
+                    let out_row = ((task.batch_idx * d.output + d.output_at(qd)) * h.output
+                        + h.output_at(qh))
+                        * w.output;
                     for voxels in balanced(w.count, max_rows::<S>(block.vectors)) {
-                        let at = (out_row + w.output_at(voxels.start)) * job.out_channels + block.first;
+                        let at =
+                            (out_row + w.output_at(voxels.start)) * job.out_channels + block.first;
                         // SAFETY: panel and packed weights were laid out for these segments; the output rows of this
                         // task's blocks belong to it alone.
                         unsafe {
                             run_tile::<S>(
                                 voxels.len(),
                                 block.vectors,
-                                Operands {
+                                &Operands {
                                     a: panel.as_ptr().add(voxels.start * w.step * k),
                                     a_row: w.step * k,
                                     a_step: 1,
@@ -325,9 +399,12 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
             if with_moments {
                 let rows = task.d.clone().flat_map(|qd| {
                     task.h.clone().map(move |qh| {
-                        let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
+                        let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output
+                            + h.output_at(qh);
                         // Only this block's channels are looked at: other tasks may be writing the rest.
-                        out.ptr().cast_const().wrapping_add(row * w.output * job.out_channels + block.first)
+                        out.ptr()
+                            .cast_const()
+                            .wrapping_add(row * w.output * job.out_channels + block.first)
                     })
                 });
                 // SAFETY: this task has just written these channels of these rows.

@@ -10,7 +10,8 @@
 
 use super::Conv3dGeometry;
 use super::tile::{
-    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row, run_tile,
+    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row,
+    run_tile,
 };
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
@@ -52,23 +53,41 @@ impl<T: Element> GradWeight<'_, T> {
         let m = kw * ci;
         let partial_len = kd * kh * m * co_padded;
         let slabs = self.batch * self.output[0];
-        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()).max(1)).clamp(1, 16).min(slabs.max(1));
+        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()).max(1))
+            .clamp(1, 16)
+            .min(slabs.max(1));
         let tile_splits = 8usize.div_ceil(groups);
-        let tasks: Vec<(usize, Range<usize>, Range<usize>)> = balanced(slabs, slabs.div_ceil(groups).max(1))
-            .enumerate()
-            .flat_map(|(g, slabs)| {
-                let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
-                pieces.map(move |rows| (g, slabs.clone(), rows))
-            })
-            .collect();
+        let tasks: Vec<(usize, Range<usize>, Range<usize>)> =
+            balanced(slabs, slabs.div_ceil(groups).max(1))
+                .enumerate()
+                .flat_map(|(g, slabs)| {
+                    let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
+                    pieces.map(move |rows| (g, slabs.clone(), rows))
+                })
+                .collect();
         let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
         // SAFETY: the tasks cover every group and every row of the partial sums, and each starts by zeroing its own.
         let partials = unsafe {
             filled(num_groups * partial_len, |out: SharedOut<T>| {
-                tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (group, slabs, rows)| {
-                    let out = out.ptr().wrapping_add(group * partial_len + rows.start * co_padded);
-                    dispatch(self.set, RunTask { job: self, slabs, rows, co_padded, out, scratch });
-                });
+                tasks.into_par_iter().for_each_init(
+                    Scratch::default,
+                    |scratch, (group, slabs, rows)| {
+                        let out = out
+                            .ptr()
+                            .wrapping_add(group * partial_len + rows.start * co_padded);
+                        dispatch(
+                            self.set,
+                            RunTask {
+                                job: self,
+                                slabs,
+                                rows,
+                                co_padded,
+                                out,
+                                scratch,
+                            },
+                        );
+                    },
+                );
             })
         };
         // Sum of the groups in their order, and from [kd][kh][kw][ci][co] to the tensor's order.
@@ -86,7 +105,11 @@ impl<T: Element> GradWeight<'_, T> {
                                 for g in 0..num_groups {
                                     sum += partials[g * partial_len + row + co_idx];
                                 }
-                                out.ptr().add(co_idx * layout.co_stride + ci_idx * layout.ci_stride + tap).write(sum);
+                                out.ptr()
+                                    .add(
+                                        co_idx * layout.co_stride + ci_idx * layout.ci_stride + tap,
+                                    )
+                                    .write(sum);
                             }
                         }
                     }
@@ -112,7 +135,10 @@ struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self { panel: Vec::new(), grad: Vec::new() }
+        Self {
+            panel: Vec::new(),
+            grad: Vec::new(),
+        }
     }
 }
 
@@ -133,7 +159,14 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) {
-        let Self { job, slabs, rows, co_padded, out, scratch } = self;
+        let Self {
+            job,
+            slabs,
+            rows,
+            co_padded,
+            out,
+            scratch,
+        } = self;
         let [kd, kh, kw] = job.geometry.kernel;
         let [sd, sh, sw] = job.geometry.stride;
         let [pd, ph, pw] = job.geometry.padding;
@@ -170,8 +203,18 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                             let row = (b * job.input[0] + id as usize) * job.input[1] + ih as usize;
                             // SAFETY: the panel has kd * panel_h rows of row_len elements.
                             unsafe {
-                                let dst = scratch.panel.as_mut_ptr().add((z * panel_h + y) * row_len);
-                                pack_row(dst, job.sources, b, row, job.input[2], pw as isize, panel_w, ci);
+                                let dst =
+                                    scratch.panel.as_mut_ptr().add((z * panel_h + y) * row_len);
+                                pack_row(
+                                    dst,
+                                    job.sources,
+                                    b,
+                                    row,
+                                    job.input[2],
+                                    pw as isize,
+                                    panel_w,
+                                    ci,
+                                );
                             }
                         }
                     }
@@ -186,7 +229,16 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                         // SAFETY: scratch.grad has nh >= h1 - h0 rows of ow voxels, co_padded elements each.
                         unsafe {
                             let dst = scratch.grad.as_mut_ptr().add(q * ow * co_padded);
-                            pack_row(dst, &[job.grad_output], b, first_row + q, ow, 0, ow, co_padded);
+                            pack_row(
+                                dst,
+                                &[job.grad_output],
+                                b,
+                                first_row + q,
+                                ow,
+                                0,
+                                ow,
+                                co_padded,
+                            );
                         }
                     }
                     scratch.grad.as_ptr()
@@ -199,7 +251,10 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                     segments.clear();
                     for q in 0..h1 - h0 {
                         if inside(ih0 + (q * sh + y) as isize, job.input[1]) {
-                            segments.push(Segment { a: (z * panel_h + q * sh + y) * row_len, b: q * ow * co_padded });
+                            segments.push(Segment {
+                                a: (z * panel_h + q * sh + y) * row_len,
+                                b: q * ow * co_padded,
+                            });
                         }
                     }
                     let first = rows.start.max(tap * m);
@@ -213,14 +268,17 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                                 run_tile::<S>(
                                     tile.len(),
                                     vectors.len(),
-                                    Operands {
+                                    &Operands {
                                         a: scratch.panel.as_ptr().add(row - tap * m),
                                         a_row: 1,
                                         a_step: sw * ci,
                                         b: grad.add(vectors.start * S::LANES),
                                         b_step: co_padded,
                                         len: ow,
-                                        c: out.add((row - rows.start) * co_padded + vectors.start * S::LANES),
+                                        c: out.add(
+                                            (row - rows.start) * co_padded
+                                                + vectors.start * S::LANES,
+                                        ),
                                         c_row: co_padded,
                                         tail: S::LANES,
                                         accumulate: true,

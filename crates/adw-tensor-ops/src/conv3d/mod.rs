@@ -59,14 +59,26 @@ fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], 
         found = Some((b, size));
         channels += c;
     }
-    let (b, size) = found.ok_or(Error::Argument { op, what: "no input, expected at least one".into() })?;
+    let (b, size) = found.ok_or(Error::Argument {
+        op,
+        what: "no input, expected at least one".into(),
+    })?;
     Ok((b, size, channels))
 }
 
-pub(crate) fn map_dims(op: &'static str, what: &'static str, map: &Tensor) -> Result<(usize, [usize; 3], usize)> {
+pub(crate) fn map_dims(
+    op: &'static str,
+    what: &'static str,
+    map: &Tensor,
+) -> Result<(usize, [usize; 3], usize)> {
     match *map.dims() {
         [b, d, h, w, c] => Ok((b, [d, h, w], c)),
-        _ => Err(Error::Shape { op, what, got: map.shape().clone(), expected: "[B, D, H, W, C]".into() }),
+        _ => Err(Error::Shape {
+            op,
+            what,
+            got: map.shape().clone(),
+            expected: "[B, D, H, W, C]".into(),
+        }),
     }
 }
 
@@ -80,7 +92,11 @@ pub(crate) fn with_sources<T: Element, R>(
     for input in inputs {
         let norm = match input.norm {
             None => None,
-            Some(n) => Some((read(op, "scale", &n.scale)?, read(op, "shift", &n.shift)?, n.slope)),
+            Some(n) => Some((
+                read(op, "scale", &n.scale)?,
+                read(op, "shift", &n.shift)?,
+                n.slope,
+            )),
         };
         locks.push((read(op, "input", input.map)?, norm));
     }
@@ -94,13 +110,25 @@ pub(crate) fn with_sources<T: Element, R>(
                 if scale.len() != b * channels || shift.len() != b * channels {
                     return Err(Error::Argument {
                         op,
-                        what: format!("scale and shift have {} and {} elements, expected [{b}, {channels}]", scale.len(), shift.len()),
+                        what: format!(
+                            "scale and shift have {} and {} elements, expected [{b}, {channels}]",
+                            scale.len(),
+                            shift.len()
+                        ),
                     });
                 }
-                Some(Norm { scale, shift, slope: T::from_f64(*slope) })
+                Some(Norm {
+                    scale,
+                    shift,
+                    slope: T::from_f64(*slope),
+                })
             }
         };
-        sources.push(Source { data: map.slice()?, channels, norm });
+        sources.push(Source {
+            data: map.slice()?,
+            channels,
+            norm,
+        });
     }
     f(&sources)
 }
@@ -109,13 +137,23 @@ fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Resu
     if weight.dims() == expected {
         return Ok(());
     }
-    Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: format!("{expected:?}") })
+    Err(Error::Shape {
+        op,
+        what: "weight",
+        got: weight.shape().clone(),
+        expected: format!("{expected:?}"),
+    })
 }
 
 fn weight_channels(op: &'static str, weight: &Tensor) -> Result<usize> {
     match *weight.dims() {
         [co, _, _, _, _] => Ok(co),
-        _ => Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: "[Cout, Cin, kD, kH, kW]".into() }),
+        _ => Err(Error::Shape {
+            op,
+            what: "weight",
+            got: weight.shape().clone(),
+            expected: "[Cout, Cin, kD, kH, kW]".into(),
+        }),
     }
 }
 
@@ -127,7 +165,11 @@ fn weight_channels(op: &'static str, weight: &Tensor) -> Result<usize> {
 ///
 /// # Errors
 /// If shapes or element types do not fit together.
-pub fn forward(inputs: &[Input], weight: &Tensor, geometry: Conv3dGeometry) -> Result<(Tensor, Moments)> {
+pub fn forward(
+    inputs: &[Input],
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+) -> Result<(Tensor, Moments)> {
     let (y, moments) = forward_impl(inputs, weight, geometry, true)?;
     Ok((y, moments.expect("asked for")))
 }
@@ -136,7 +178,11 @@ pub fn forward(inputs: &[Input], weight: &Tensor, geometry: Conv3dGeometry) -> R
 ///
 /// # Errors
 /// If shapes or element types do not fit together.
-pub fn forward_plain(inputs: &[Input], weight: &Tensor, geometry: Conv3dGeometry) -> Result<Tensor> {
+pub fn forward_plain(
+    inputs: &[Input],
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+) -> Result<Tensor> {
     Ok(forward_impl(inputs, weight, geometry, false)?.0)
 }
 
@@ -182,15 +228,31 @@ pub(crate) fn forward_cpu<T: Element>(
         input: size[i],
         step: geometry.stride[i],
         taps: (0..geometry.kernel[i])
-            .map(|k| Tap { offset: k as isize - geometry.padding[i] as isize, weight: k })
+            .map(|k| Tap {
+                offset: k as isize - geometry.padding[i] as isize,
+                weight: k,
+            })
             .collect(),
         count: out[i],
         output: out[i],
         out_step: 1,
         out_offset: 0,
     });
-    let layout = WeightLayout { base: 0, k_stride: taps, lane_stride: ci * taps, tap_strides: [kh * kw, kw, 1] };
-    let job = Correlation { set, batch, axes, sources, out_channels: co, weight, layout };
+    let layout = WeightLayout {
+        base: 0,
+        k_stride: taps,
+        lane_stride: ci * taps,
+        tap_strides: [kh * kw, kw, 1],
+    };
+    let job = Correlation {
+        set,
+        batch,
+        axes,
+        sources,
+        out_channels: co,
+        weight,
+        layout,
+    };
     let mut moments = None;
     // SAFETY: with output step 1, the correlation writes every element.
     let y = unsafe {
@@ -229,7 +291,10 @@ pub fn grad_input(
         });
     }
     if channels.is_empty() || channels.end > ci {
-        return Err(Error::Argument { op: OP, what: format!("channels {channels:?} of {ci} input channels") });
+        return Err(Error::Argument {
+            op: OP,
+            what: format!("channels {channels:?} of {ci} input channels"),
+        });
     }
     with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
         let weight = read(OP, "weight", weight)?;
@@ -268,7 +333,10 @@ pub(crate) fn grad_input_cpu<T: Element>(
             taps: (0..geometry.kernel[i])
                 .rev()
                 .filter(|k| (residue + p + s * geometry.kernel[i] - k).is_multiple_of(s))
-                .map(|k| Tap { offset: (residue as isize + p as isize - k as isize) / s as isize, weight: k })
+                .map(|k| Tap {
+                    offset: (residue as isize + p as isize - k as isize) / s as isize,
+                    weight: k,
+                })
                 .collect(),
             count: size[i].saturating_sub(residue).div_ceil(s),
             output: size[i],
@@ -283,7 +351,15 @@ pub(crate) fn grad_input_cpu<T: Element>(
                 for rh in 0..geometry.stride[1] {
                     for rw in 0..geometry.stride[2] {
                         let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
-                        let job = Correlation { set, batch, axes, sources, out_channels: channels.len(), weight, layout };
+                        let job = Correlation {
+                            set,
+                            batch,
+                            axes,
+                            sources,
+                            out_channels: channels.len(),
+                            weight,
+                            layout,
+                        };
                         job.run(o, false);
                     }
                 }
@@ -298,7 +374,11 @@ pub(crate) fn grad_input_cpu<T: Element>(
 ///
 /// # Errors
 /// If shapes or element types do not fit together.
-pub fn grad_weight(inputs: &[Input], grad_output: Input, geometry: Conv3dGeometry) -> Result<Tensor> {
+pub fn grad_weight(
+    inputs: &[Input],
+    grad_output: Input,
+    geometry: Conv3dGeometry,
+) -> Result<Tensor> {
     const OP: &str = "conv3d weight gradient";
     let (batch, size, ci) = input_dims(OP, inputs)?;
     let (b, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
@@ -350,7 +430,12 @@ pub fn conv3d(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<T
 /// `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`.
 pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
     if x.rank() != 5 {
-        return Err(Error::Shape { op, what: "x", got: x.shape().clone(), expected: "[B, C, D, H, W]".into() });
+        return Err(Error::Shape {
+            op,
+            what: "x",
+            got: x.shape().clone(),
+            expected: "[B, C, D, H, W]".into(),
+        });
     }
     Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
 }
@@ -382,7 +467,13 @@ impl CustomOp2 for Conv3d {
         if wi != ci || [kd, kh, kw] != self.geometry.kernel {
             let [kd, kh, kw] = self.geometry.kernel;
             let expected = format!("[Cout, {ci}, {kd}, {kh}, {kw}]");
-            return Err(Error::Shape { op: OP, what: "weight", got: weight_layout.shape().clone(), expected }.into());
+            return Err(Error::Shape {
+                op: OP,
+                what: "weight",
+                got: weight_layout.shape().clone(),
+                expected,
+            }
+            .into());
         }
         let out = self.geometry.output_size(OP, [d, h, w])?;
         let storage = with_element!(OP, x, T => {
@@ -395,7 +486,13 @@ impl CustomOp2 for Conv3d {
         Ok((storage, (b, out[0], out[1], out[2], co).into()))
     }
 
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, grad_y: &Tensor) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        grad_y: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let grad_y = grad_y.contiguous()?;
         let (_, size, c) = map_dims("conv3d", "x", x)?;
         let grad_x = grad_input((&grad_y).into(), weight, self.geometry, size, 0..c)?;

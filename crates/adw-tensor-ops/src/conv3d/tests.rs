@@ -11,8 +11,26 @@ struct Case {
     geometry: Conv3dGeometry,
 }
 
-const fn case(batch: usize, ci: usize, co: usize, size: [usize; 3], kernel: [usize; 3], stride: [usize; 3], padding: [usize; 3]) -> Case {
-    Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding } }
+const fn case(
+    batch: usize,
+    ci: usize,
+    co: usize,
+    size: [usize; 3],
+    kernel: [usize; 3],
+    stride: [usize; 3],
+    padding: [usize; 3],
+) -> Case {
+    Case {
+        batch,
+        ci,
+        co,
+        size,
+        geometry: Conv3dGeometry {
+            kernel,
+            stride,
+            padding,
+        },
+    }
 }
 
 const CASES: &[Case] = &[
@@ -41,15 +59,26 @@ fn for_every_product(c: &Case, out: [usize; 3], mut f: impl FnMut(usize, usize, 
                                 for kh in 0..g.kernel[1] {
                                     for kw in 0..g.kernel[2] {
                                         let at = |o: usize, k: usize, i: usize| {
-                                            (o * g.stride[i] + k).checked_sub(g.padding[i]).filter(|&p| p < c.size[i])
+                                            (o * g.stride[i] + k)
+                                                .checked_sub(g.padding[i])
+                                                .filter(|&p| p < c.size[i])
                                         };
-                                        let (Some(d), Some(h), Some(w)) = (at(od, kd, 0), at(oh, kh, 1), at(ow, kw, 2)) else {
+                                        let (Some(d), Some(h), Some(w)) =
+                                            (at(od, kd, 0), at(oh, kh, 1), at(ow, kw, 2))
+                                        else {
                                             continue;
                                         };
                                         f(
-                                            (((b * c.size[0] + d) * c.size[1] + h) * c.size[2] + w) * c.ci + ci,
-                                            (((co * c.ci + ci) * g.kernel[0] + kd) * g.kernel[1] + kh) * g.kernel[2] + kw,
-                                            (((b * out[0] + od) * out[1] + oh) * out[2] + ow) * c.co + co,
+                                            (((b * c.size[0] + d) * c.size[1] + h) * c.size[2] + w)
+                                                * c.ci
+                                                + ci,
+                                            (((co * c.ci + ci) * g.kernel[0] + kd) * g.kernel[1]
+                                                + kh)
+                                                * g.kernel[2]
+                                                + kw,
+                                            (((b * out[0] + od) * out[1] + oh) * out[2] + ow)
+                                                * c.co
+                                                + co,
                                         );
                                     }
                                 }
@@ -78,20 +107,36 @@ fn expected(c: &Case) -> Expected {
     let x = numbers(1, voxels(c.size) * c.ci);
     let weight = numbers(2, c.co * c.ci * c.geometry.kernel.iter().product::<usize>());
     let grad_y = numbers(3, voxels(out) * c.co);
-    let (mut y, mut grad_x, mut grad_weight) = (vec![0.0; grad_y.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
+    let (mut y, mut grad_x, mut grad_weight) = (
+        vec![0.0; grad_y.len()],
+        vec![0.0; x.len()],
+        vec![0.0; weight.len()],
+    );
     for_every_product(c, out, |xi, wi, yi| {
         y[yi] += x[xi] * weight[wi];
         grad_x[xi] += grad_y[yi] * weight[wi];
         grad_weight[wi] += x[xi] * grad_y[yi];
     });
-    Expected { x, weight, grad_y, out, y, grad_x, grad_weight }
+    Expected {
+        x,
+        weight,
+        grad_y,
+        out,
+        y,
+        grad_x,
+        grad_weight,
+    }
 }
 
 fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
     let e = expected(c);
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
-    let source = |data, channels| Source::<T> { data, channels, norm: None };
+    let source = |data, channels| Source::<T> {
+        data,
+        channels,
+        norm: None,
+    };
     let what = format!("{c:?} {set:?}");
     // The input once whole and once as two maps side by side.
     let split = c.ci / 2;
@@ -106,7 +151,10 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
     }
     let taps = c.geometry.kernel.iter().product::<usize>();
     for sources in &inputs {
-        let (y, moments) = forward_cpu(set, sources, c.batch, c.size, &weight, c.co, c.geometry, true).unwrap();
+        let (y, moments) = forward_cpu(
+            set, sources, c.batch, c.size, &weight, c.co, c.geometry, true,
+        )
+        .unwrap();
         assert_close(&format!("forward {what}"), &y, &e.y, tolerance);
         let moments = moments.unwrap();
         let n = e.y.len() / c.batch / c.co;
@@ -115,8 +163,15 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
                 let v = (0..n).map(|i| e.y[(b * n + i) * c.co + co]);
                 let mean = v.clone().sum::<f64>() / n as f64;
                 let variance = v.map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
-                assert!((moments.mean[b * c.co + co].to_f64() - mean).abs() < 20.0 * tolerance, "mean {what}");
-                assert!((moments.variance[b * c.co + co].to_f64() - variance).abs() < 50.0 * tolerance * (1.0 + variance), "variance {what}");
+                assert!(
+                    (moments.mean[b * c.co + co].to_f64() - mean).abs() < 20.0 * tolerance,
+                    "mean {what}"
+                );
+                assert!(
+                    (moments.variance[b * c.co + co].to_f64() - variance).abs()
+                        < 50.0 * tolerance * (1.0 + variance),
+                    "variance {what}"
+                );
             }
         }
         let job = grad_weight::GradWeight {
@@ -128,14 +183,41 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
             grad_output: source(&grad_y, c.co),
             geometry: c.geometry,
         };
-        let grad = job.run(grad_weight::GradLayout { co_stride: c.ci * taps, ci_stride: taps });
-        assert_close(&format!("weight gradient {what}"), &grad, &e.grad_weight, tolerance);
+        let grad = job.run(grad_weight::GradLayout {
+            co_stride: c.ci * taps,
+            ci_stride: taps,
+        });
+        assert_close(
+            &format!("weight gradient {what}"),
+            &grad,
+            &e.grad_weight,
+            tolerance,
+        );
     }
     let grads = [source(&grad_y, c.co)];
     for channels in [0..c.ci, split..c.ci] {
-        let grad = grad_input_cpu(set, &grads, c.batch, e.out, &weight, c.ci, c.geometry, c.size, channels.clone());
-        let part: Vec<f64> = e.grad_x.chunks_exact(c.ci).flat_map(|v| v[channels.clone()].to_vec()).collect();
-        assert_close(&format!("input gradient {what} {channels:?}"), &grad, &part, tolerance);
+        let grad = grad_input_cpu(
+            set,
+            &grads,
+            c.batch,
+            e.out,
+            &weight,
+            c.ci,
+            c.geometry,
+            c.size,
+            channels.clone(),
+        );
+        let part: Vec<f64> = e
+            .grad_x
+            .chunks_exact(c.ci)
+            .flat_map(|v| v[channels.clone()].to_vec())
+            .collect();
+        assert_close(
+            &format!("input gradient {what} {channels:?}"),
+            &grad,
+            &part,
+            tolerance,
+        );
     }
 }
 
@@ -171,21 +253,51 @@ proptest::proptest! {
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| {
             let c = case(2, 24, 40, [9, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 1]);
             let e = expected(&c);
             let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
             let (x, g) = (cast(&e.x), cast(&e.grad_y));
-            let sources = [Source { data: &x[..], channels: c.ci, norm: None }];
+            let sources = [Source {
+                data: &x[..],
+                channels: c.ci,
+                norm: None,
+            }];
             let set = InstructionSet::detect();
-            let (y, m) = forward_cpu(set, &sources, c.batch, c.size, &cast(&e.weight), c.co, c.geometry, true).unwrap();
-            let grad_output = Source { data: &g[..], channels: c.co, norm: None };
+            let (y, m) = forward_cpu(
+                set,
+                &sources,
+                c.batch,
+                c.size,
+                &cast(&e.weight),
+                c.co,
+                c.geometry,
+                true,
+            )
+            .unwrap();
+            let grad_output = Source {
+                data: &g[..],
+                channels: c.co,
+                norm: None,
+            };
             let job = grad_weight::GradWeight {
-                set, batch: c.batch, input: c.size, output: e.out, sources: &sources, grad_output, geometry: c.geometry,
+                set,
+                batch: c.batch,
+                input: c.size,
+                output: e.out,
+                sources: &sources,
+                grad_output,
+                geometry: c.geometry,
             };
             let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let gw = job.run(grad_weight::GradLayout { co_stride: c.ci * 27, ci_stride: 27 });
+            let gw = job.run(grad_weight::GradLayout {
+                co_stride: c.ci * 27,
+                ci_stride: 27,
+            });
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
@@ -200,9 +312,26 @@ fn candle_gradients() {
     let device = Device::Cpu;
     for c in CASES {
         let k = c.geometry.kernel;
-        let x = Var::from_vec(numbers(1, c.batch * c.ci * c.size.iter().product::<usize>()), (c.batch, c.ci, c.size[0], c.size[1], c.size[2]), &device).unwrap();
-        let w = Var::from_vec(numbers(2, c.co * c.ci * k.iter().product::<usize>()), (c.co, c.ci, k[0], k[1], k[2]), &device).unwrap();
-        let f = |x: &Tensor, w: &Tensor| conv3d(x, w, c.geometry).unwrap().sqr().unwrap().sum_all().unwrap();
+        let x = Var::from_vec(
+            numbers(1, c.batch * c.ci * c.size.iter().product::<usize>()),
+            (c.batch, c.ci, c.size[0], c.size[1], c.size[2]),
+            &device,
+        )
+        .unwrap();
+        let w = Var::from_vec(
+            numbers(2, c.co * c.ci * k.iter().product::<usize>()),
+            (c.co, c.ci, k[0], k[1], k[2]),
+            &device,
+        )
+        .unwrap();
+        let f = |x: &Tensor, w: &Tensor| {
+            conv3d(x, w, c.geometry)
+                .unwrap()
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+        };
         finite_difference(&format!("{c:?} x"), &x, |x| f(x, &w));
         finite_difference(&format!("{c:?} weight"), &w, |w| f(&x, w));
     }
@@ -213,28 +342,65 @@ fn normalised_on_load() {
     let device = Device::Cpu;
     let map = Tensor::from_vec(numbers(5, 2 * 4 * 5 * 6 * 3), (2, 4, 5, 6, 3), &device).unwrap();
     let weight = Tensor::from_vec(numbers(6, 7 * 3 * 27), (7, 3, 3, 3, 3), &device).unwrap();
-    let (gamma, beta) = (Tensor::new(&[1.5, -0.5, 0.7f64], &device).unwrap(), Tensor::new(&[0.1, 0.2, -0.3f64], &device).unwrap());
+    let (gamma, beta) = (
+        Tensor::new(&[1.5, -0.5, 0.7f64], &device).unwrap(),
+        Tensor::new(&[0.1, 0.2, -0.3f64], &device).unwrap(),
+    );
     let norm = crate::norm_act::NormAct::default();
-    let n = norm.coefficients(&crate::norm_act::moments(&map).unwrap(), &gamma, &beta, None).unwrap();
-    let lazy = Input { map: &map, norm: Some(&n) };
+    let n = norm
+        .coefficients(
+            &crate::norm_act::moments(&map).unwrap(),
+            &gamma,
+            &beta,
+            None,
+        )
+        .unwrap();
+    let lazy = Input {
+        map: &map,
+        norm: Some(&n),
+    };
     let z = crate::norm_act::weighted_sum(&[(&map, &n)], &[1.0]).unwrap();
     let g = Conv3dGeometry::same([3, 3, 3], [2, 1, 2]);
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let expected = forward_plain(&[(&z).into()], &weight, g).unwrap();
-    assert_close("forward", &flat(forward_plain(&[lazy], &weight, g).unwrap()), &flat(expected.clone()), 1e-14);
+    assert_close(
+        "forward",
+        &flat(forward_plain(&[lazy], &weight, g).unwrap()),
+        &flat(expected.clone()),
+        1e-14,
+    );
     let gw = flat(grad_weight(&[(&z).into()], (&expected).into(), g).unwrap());
-    assert_close("weight gradient", &flat(grad_weight(&[lazy], (&expected).into(), g).unwrap()), &gw, 1e-14);
+    assert_close(
+        "weight gradient",
+        &flat(grad_weight(&[lazy], (&expected).into(), g).unwrap()),
+        &gw,
+        1e-14,
+    );
 }
 
 #[test]
 fn wrong_arguments_are_named() {
     let x = Tensor::zeros((1, 3, 4, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
     let w = Tensor::zeros((8, 2, 3, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let message = conv3d(&x, &w, Conv3dGeometry::same([3; 3], [1; 3])).unwrap_err().to_string();
-    assert!(message.contains("weight") && message.contains("[Cout, 3, 3, 3, 3]"), "{message}");
+    let message = conv3d(&x, &w, Conv3dGeometry::same([3; 3], [1; 3]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("weight") && message.contains("[Cout, 3, 3, 3, 3]"),
+        "{message}"
+    );
     let w = Tensor::zeros((8, 3, 7, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let g = Conv3dGeometry { kernel: [7, 3, 3], stride: [1; 3], padding: [0; 3] };
-    assert!(conv3d(&x, &w, g).unwrap_err().to_string().contains("kernel"));
+    let g = Conv3dGeometry {
+        kernel: [7, 3, 3],
+        stride: [1; 3],
+        padding: [0; 3],
+    };
+    assert!(
+        conv3d(&x, &w, g)
+            .unwrap_err()
+            .to_string()
+            .contains("kernel")
+    );
     let half = x.to_dtype(candle_core::DType::F16).unwrap();
     let w = Tensor::zeros((8, 3, 3, 3, 3), candle_core::DType::F16, &Device::Cpu).unwrap();
     assert!(conv3d(&half, &w, Conv3dGeometry::same([3; 3], [1; 3])).is_err());

@@ -11,14 +11,14 @@ use crate::simd::{Element, Simd};
 
 /// Where one run of `k` begins in the operands.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub(super) a: usize,
     pub(super) b: usize,
 }
 
 /// Addresses and strides of a tile's operands, in elements.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<T> {
+pub(crate) struct Operands<T> {
     pub(super) a: *const T,
     pub(super) a_row: usize,
     pub(super) a_step: usize,
@@ -55,7 +55,10 @@ pub(super) const fn max_rows<S: Simd>(vectors: usize) -> usize {
 }
 
 /// Splits `n` into parts of at most `max` that differ by at most one.
-pub(super) fn balanced(n: usize, max: usize) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+pub(super) fn balanced(
+    n: usize,
+    max: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
     let parts = n.div_ceil(max);
     (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
 }
@@ -64,7 +67,10 @@ pub(super) fn balanced(n: usize, max: usize) -> impl Iterator<Item = std::ops::R
 /// All addresses that the formula at the head of the file names are valid: `a` and `b` for reading (`b` in whole
 /// vectors), `c` for writing (and for reading with `accumulate`), its last vector for `tail` elements.
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: Operands<S::Elem>, segments: &[Segment]) {
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
+    o: &Operands<S::Elem>,
+    segments: &[Segment],
+) {
     // SAFETY: as the caller vouches.
     unsafe {
         let l = S::LANES;
@@ -73,7 +79,11 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: Operands<S::Elem>, se
             for (r, row) in acc.iter_mut().enumerate() {
                 let c = o.c.add(r * o.c_row);
                 for (v, x) in row.iter_mut().enumerate() {
-                    *x = if v + 1 == V { S::load_first(c.add(v * l), o.tail) } else { S::load(c.add(v * l)) };
+                    *x = if v + 1 == V {
+                        S::load_first(c.add(v * l), o.tail)
+                    } else {
+                        S::load(c.add(v * l))
+                    };
                 }
             }
         }
@@ -97,7 +107,11 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: Operands<S::Elem>, se
         for (r, row) in acc.iter().enumerate() {
             let c = o.c.add(r * o.c_row);
             for (v, &x) in row.iter().enumerate() {
-                if v + 1 == V { S::store_first(c.add(v * l), x, o.tail) } else { S::store(c.add(v * l), x) }
+                if v + 1 == V {
+                    S::store_first(c.add(v * l), x, o.tail)
+                } else {
+                    S::store(c.add(v * l), x)
+                }
             }
         }
     }
@@ -108,13 +122,22 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: Operands<S::Elem>, se
 /// # Safety
 /// As for [`tile`]; `1 <= vectors <= max_vectors` and `1 <= rows <= max_rows(vectors)`.
 #[inline(always)]
-pub(super) unsafe fn run_tile<S: Simd>(rows: usize, vectors: usize, o: Operands<S::Elem>, segments: &[Segment]) {
+pub(super) unsafe fn run_tile<S: Simd>(
+    rows: usize,
+    vectors: usize,
+    o: &Operands<S::Elem>,
+    segments: &[Segment],
+) {
     macro_rules! pick {
         ($($v:literal: $($r:literal)*;)*) => {
             match (vectors, rows) {
-                // The conditions are constants: tiles that this instruction set never asks for are not compiled.
-                // SAFETY: as the caller vouches.
-                $($(($v, $r) if $v <= max_vectors::<S>() && $r <= max_rows::<S>($v) => unsafe { tile::<S, $r, $v>(o, segments) },)*)*
+                $($(($v, $r) => {
+                    // Tiles that this instruction set never asks for are not even compiled.
+                    if const { $v <= max_vectors::<S>() && $r <= max_rows::<S>($v) } {
+                        // SAFETY: as the caller vouches.
+                        unsafe { S::tile::<$r, $v>(o, segments) }
+                    }
+                })*)*
                 _ => unreachable!("a tile of {rows} rows by {vectors} vectors"),
             }
         };

@@ -17,7 +17,12 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
 fn stride_of(op: &'static str, weight: &Tensor) -> Result<[usize; 3]> {
     match *weight.dims() {
         [_, _, d, h, w] => Ok([d, h, w]),
-        _ => Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: "[Cin, Cout, sD, sH, sW]".into() }),
+        _ => Err(Error::Shape {
+            op,
+            what: "weight",
+            got: weight.shape().clone(),
+            expected: "[Cin, Cout, sD, sH, sW]".into(),
+        }),
     }
 }
 
@@ -37,7 +42,13 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
     let stride = stride_of(OP, weight)?;
     let (_, size, _) = map_dims(OP, "x", x.map)?;
     let co = weight.dims()[1];
-    conv3d::grad_input(x, weight, Conv3dGeometry::non_overlapping(stride), upsampled(size, stride), 0..co)
+    conv3d::grad_input(
+        x,
+        weight,
+        Conv3dGeometry::non_overlapping(stride),
+        upsampled(size, stride),
+        0..co,
+    )
 }
 
 /// The gradient of [`forward`] for its input: `[B, D, H, W, Cin]`.
@@ -46,7 +57,11 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
 /// If shapes or element types do not fit together.
 pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let stride = stride_of("conv_transpose3d input gradient", weight)?;
-    conv3d::forward_plain(&[grad_output.into()], weight, Conv3dGeometry::non_overlapping(stride))
+    conv3d::forward_plain(
+        &[grad_output.into()],
+        weight,
+        Conv3dGeometry::non_overlapping(stride),
+    )
 }
 
 /// The gradient of [`forward`] for its weight: `[Cin, Cout, sD, sH, sW]`.
@@ -54,7 +69,11 @@ pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result<Tensor> {
-    conv3d::grad_weight(&[grad_output.into()], x, Conv3dGeometry::non_overlapping(stride))
+    conv3d::grad_weight(
+        &[grad_output.into()],
+        x,
+        Conv3dGeometry::non_overlapping(stride),
+    )
 }
 
 /// Transposed convolution with gradients: `x [B, Cin, D, H, W]`, `weight [Cin, Cout, sD, sH, sW]` to
@@ -87,7 +106,13 @@ impl CustomOp2 for ConvTranspose3d {
         let (wi, co, sd, sh, sw) = weight_layout.shape().dims5()?;
         if wi != ci {
             let expected = format!("[{ci}, Cout, sD, sH, sW]");
-            return Err(Error::Shape { op: OP, what: "weight", got: weight_layout.shape().clone(), expected }.into());
+            return Err(Error::Shape {
+                op: OP,
+                what: "weight",
+                got: weight_layout.shape().clone(),
+                expected,
+            }
+            .into());
         }
         let (size, stride) = ([d, h, w], [sd, sh, sw]);
         let out = upsampled(size, stride);
@@ -118,6 +143,9 @@ impl CustomOp2 for ConvTranspose3d {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let grad_y = grad_y.contiguous()?;
         let stride = stride_of("conv_transpose3d", weight)?;
-        Ok((Some(grad_input(&grad_y, weight)?), Some(grad_weight(x.into(), &grad_y, stride)?)))
+        Ok((
+            Some(grad_input(&grad_y, weight)?),
+            Some(grad_weight(x.into(), &grad_y, stride)?),
+        ))
     }
 }

@@ -23,9 +23,14 @@ fn equals_its_definition_and_its_gradients() {
                 for kd in 0..stride[0] {
                     for kh in 0..stride[1] {
                         for kw in 0..stride[2] {
-                            let (d, h, z) = (d_ * stride[0] + kd, h_ * stride[1] + kh, w_ * stride[2] + kw);
-                            y[(((b * co + o) * out[0] + d) * out[1] + h) * out[2] + z] +=
-                                x * w[(((c * co + o) * stride[0] + kd) * stride[1] + kh) * stride[2] + kw];
+                            let (d, h, z) = (
+                                d_ * stride[0] + kd,
+                                h_ * stride[1] + kh,
+                                w_ * stride[2] + kw,
+                            );
+                            y[(((b * co + o) * out[0] + d) * out[1] + h) * out[2] + z] += x
+                                * w[(((c * co + o) * stride[0] + kd) * stride[1] + kh) * stride[2]
+                                    + kw];
                         }
                     }
                 }
@@ -33,9 +38,21 @@ fn equals_its_definition_and_its_gradients() {
         }
         let x = Var::from_vec(x, (batch, ci, size[0], size[1], size[2]), &device).unwrap();
         let w = Var::from_vec(w, (ci, co, stride[0], stride[1], stride[2]), &device).unwrap();
-        let got = conv_transpose3d(&x, &w).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let got = conv_transpose3d(&x, &w)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f64>()
+            .unwrap();
         assert_close("forward", &got, &y, 1e-14);
-        let f = |x: &Tensor, w: &Tensor| conv_transpose3d(x, w).unwrap().sqr().unwrap().sum_all().unwrap();
+        let f = |x: &Tensor, w: &Tensor| {
+            conv_transpose3d(x, w)
+                .unwrap()
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+        };
         finite_difference("x", &x, |x| f(x, &w));
         finite_difference("weight", &w, |w| f(&x, w));
     }

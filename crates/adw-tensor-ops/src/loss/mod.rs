@@ -29,7 +29,10 @@ pub struct DiceCe {
 
 impl Default for DiceCe {
     fn default() -> Self {
-        Self { smooth: 1e-5, batch_dice: true }
+        Self {
+            smooth: 1e-5,
+            batch_dice: true,
+        }
     }
 }
 
@@ -47,11 +50,22 @@ const OP: &str = "dice_ce";
 fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 3], usize)> {
     let (batch, size, classes) = map_dims(OP, "logits", logits)?;
     if !(2..=255).contains(&classes) {
-        return Err(Error::Argument { op: OP, what: format!("{classes} classes, expected 2 to 255 (background included)") });
+        return Err(Error::Argument {
+            op: OP,
+            what: format!("{classes} classes, expected 2 to 255 (background included)"),
+        });
     }
     if target.dims() != [batch, size[0], size[1], size[2]] {
-        let expected = format!("[{batch}, {}, {}, {}], as the logits", size[0], size[1], size[2]);
-        return Err(Error::Shape { op: OP, what: "target", got: target.shape().clone(), expected });
+        let expected = format!(
+            "[{batch}, {}, {}, {}], as the logits",
+            size[0], size[1], size[2]
+        );
+        return Err(Error::Shape {
+            op: OP,
+            what: "target",
+            got: target.shape().clone(),
+            expected,
+        });
     }
     Ok((batch, size, classes))
 }
@@ -61,7 +75,12 @@ impl DiceCe {
     ///
     /// # Errors
     /// If shapes do not fit together or the target holds a label that has no class.
-    pub fn loss_and_gradient(&self, logits: &Tensor, target: &Tensor, weight: f64) -> Result<LossAndGradient> {
+    pub fn loss_and_gradient(
+        &self,
+        logits: &Tensor,
+        target: &Tensor,
+        weight: f64,
+    ) -> Result<LossAndGradient> {
         let (batch, _, classes) = check(logits, target)?;
         let target = target.to_dtype(DType::U8)?.contiguous()?;
         with_element!(OP, logits, T => {
@@ -135,7 +154,11 @@ pub fn dice_ce(logits: &Tensor, target: &Tensor, config: DiceCe) -> Result<Tenso
 ///
 /// # Errors
 /// As [`dice_ce`], or if there is no output.
-pub fn deep_supervision_loss(outputs: &[Tensor], target: &Tensor, config: DiceCe) -> Result<Tensor> {
+pub fn deep_supervision_loss(
+    outputs: &[Tensor],
+    target: &Tensor,
+    config: DiceCe,
+) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for (output, w) in outputs.iter().zip(deep_supervision_weights(outputs.len())) {
         if w > 0.0 {
@@ -147,7 +170,10 @@ pub fn deep_supervision_loss(outputs: &[Tensor], target: &Tensor, config: DiceCe
             });
         }
     }
-    sum.ok_or(Error::Argument { op: OP, what: "no outputs, expected at least one".into() })
+    sum.ok_or(Error::Argument {
+        op: OP,
+        what: "no outputs, expected at least one".into(),
+    })
 }
 
 struct DiceCeOp {
@@ -170,8 +196,17 @@ impl CustomOp1 for DiceCeOp {
         Ok((storage, ().into()))
     }
 
-    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        _loss: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
         let weight = grad.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok(Some(self.config.loss_and_gradient(logits, &self.target, weight)?.grad_logits))
+        Ok(Some(
+            self.config
+                .loss_and_gradient(logits, &self.target, weight)?
+                .grad_logits,
+        ))
     }
 }

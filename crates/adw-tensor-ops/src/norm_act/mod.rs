@@ -58,7 +58,10 @@ pub struct NormAct {
 
 impl Default for NormAct {
     fn default() -> Self {
-        Self { eps: 1e-5, slope: 0.01 }
+        Self {
+            eps: 1e-5,
+            slope: 0.01,
+        }
     }
 }
 
@@ -101,13 +104,23 @@ const OP: &str = "norm_act";
 
 fn vector_f64(what: &'static str, t: &Tensor, channels: usize) -> Result<Vec<f64>> {
     if t.dims() != [channels] {
-        return Err(Error::Shape { op: OP, what, got: t.shape().clone(), expected: format!("[{channels}]") });
+        return Err(Error::Shape {
+            op: OP,
+            what,
+            got: t.shape().clone(),
+            expected: format!("[{channels}]"),
+        });
     }
     Ok(t.to_dtype(candle_core::DType::F64)?.to_vec1()?)
 }
 
 /// `m` and `k` (head of the module) for one channel of one sample.
-fn gate_and_k(gate: Option<(&[f64], GatePosition)>, c: usize, variance: f64, eps: f64) -> (f64, f64) {
+fn gate_and_k(
+    gate: Option<(&[f64], GatePosition)>,
+    c: usize,
+    variance: f64,
+    eps: f64,
+) -> (f64, f64) {
     match gate {
         None => (1.0, 1.0 / (variance + eps).sqrt()),
         Some((m, GatePosition::PostNorm)) => (m[c], 1.0 / (variance + eps).sqrt()),
@@ -116,7 +129,8 @@ fn gate_and_k(gate: Option<(&[f64], GatePosition)>, c: usize, variance: f64, eps
 }
 
 fn gate_f64(gate: Option<Gate>, channels: usize) -> Result<Option<(Vec<f64>, GatePosition)>> {
-    gate.map(|g| Ok((vector_f64("gate", g.factor, channels)?, g.position))).transpose()
+    gate.map(|g| Ok((vector_f64("gate", g.factor, channels)?, g.position)))
+        .transpose()
 }
 
 fn borrow(gate: Option<&(Vec<f64>, GatePosition)>) -> Option<(&[f64], GatePosition)> {
@@ -128,9 +142,18 @@ impl NormAct {
     ///
     /// # Errors
     /// If shapes or element types do not fit together.
-    pub fn coefficients(&self, moments: &Moments, gamma: &Tensor, beta: &Tensor, gate: Option<Gate>) -> Result<NormCoefficients> {
+    pub fn coefficients(
+        &self,
+        moments: &Moments,
+        gamma: &Tensor,
+        beta: &Tensor,
+        gate: Option<Gate>,
+    ) -> Result<NormCoefficients> {
         let (batch, channels) = moments.mean.dims2()?;
-        let (gamma, beta) = (vector_f64("gamma", gamma, channels)?, vector_f64("beta", beta, channels)?);
+        let (gamma, beta) = (
+            vector_f64("gamma", gamma, channels)?,
+            vector_f64("beta", beta, channels)?,
+        );
         let gate = gate_f64(gate, channels)?;
         with_element!(OP, moments.mean, T => {
             let (mean, variance) = (read(OP, "mean", &moments.mean)?, read(OP, "variance", &moments.variance)?);
@@ -174,8 +197,12 @@ pub fn moments(y: &Tensor) -> Result<Moments> {
 macro_rules! with_normalised {
     ($t:ident, $y:expr, $n:expr, $map:ident => $body:expr) => {{
         let (batch, _, channels) = map_dims(OP, "y", $y)?;
-        let (y, mean, scale, shift) =
-            (read(OP, "y", $y)?, read(OP, "mean", &$n.mean)?, read(OP, "scale", &$n.scale)?, read(OP, "shift", &$n.shift)?);
+        let (y, mean, scale, shift) = (
+            read(OP, "y", $y)?,
+            read(OP, "mean", &$n.mean)?,
+            read(OP, "scale", &$n.scale)?,
+            read(OP, "shift", &$n.shift)?,
+        );
         let $map = Normalised::<$t> {
             y: y.slice()?,
             batch,
@@ -195,10 +222,20 @@ macro_rules! with_normalised {
 /// If there is no map, or shapes or element types do not fit together.
 pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> Result<Tensor> {
     let Some((first, _)) = maps.first() else {
-        return Err(Error::Argument { op: OP, what: "no map to sum, expected at least one".into() });
+        return Err(Error::Argument {
+            op: OP,
+            what: "no map to sum, expected at least one".into(),
+        });
     };
     if maps.len() != weights.len() || maps.iter().any(|m| m.0.dims() != first.dims()) {
-        return Err(Error::Argument { op: OP, what: format!("{} maps of one shape need as many weights, got {}", maps.len(), weights.len()) });
+        return Err(Error::Argument {
+            op: OP,
+            what: format!(
+                "{} maps of one shape need as many weights, got {}",
+                maps.len(),
+                weights.len()
+            ),
+        });
     }
     let (batch, _, channels) = map_dims(OP, "y", first)?;
     with_element!(OP, first, T => {
@@ -236,11 +273,19 @@ pub fn backward(
     for g in outer.iter().map(|o| o.0).chain(direct) {
         if g.dims() != y.dims() {
             let expected = format!("{:?}, as the map", y.shape());
-            return Err(Error::Shape { op: OP, what: "gradient", got: g.shape().clone(), expected });
+            return Err(Error::Shape {
+                op: OP,
+                what: "gradient",
+                got: g.shape().clone(),
+                expected,
+            });
         }
     }
     if outer.is_none() && direct.is_none() {
-        return Err(Error::Argument { op: OP, what: "no gradient, expected `outer` or `direct`".into() });
+        return Err(Error::Argument {
+            op: OP,
+            what: "no gradient, expected `outer` or `direct`".into(),
+        });
     }
     let voxels = size.iter().product::<usize>() as f64;
     let (gamma, beta) = (vector_f64("gamma", gamma, c)?, vector_f64("beta", beta, c)?);
@@ -328,7 +373,13 @@ impl CustomOp3 for NormActOp {
         for (what, l) in [("gamma", gamma_layout), ("beta", beta_layout)] {
             if l.dims() != [channels] {
                 let expected = format!("[{channels}]");
-                return Err(Error::Shape { op: OP, what, got: l.shape().clone(), expected }.into());
+                return Err(Error::Shape {
+                    op: OP,
+                    what,
+                    got: l.shape().clone(),
+                    expected,
+                }
+                .into());
             }
         }
         let set = InstructionSet::detect();

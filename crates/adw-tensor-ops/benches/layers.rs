@@ -1,0 +1,141 @@
+//! The layers of a 3D U-Net at the hippocampus patch, all three passes, with their share of the machine's measured
+//! multiply-add peak: `cargo bench -p adw-tensor-ops`.
+
+use adw_tensor_ops::conv3d::{self, Input};
+use adw_tensor_ops::norm_act::{self, NormAct};
+use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
+use candle_core::{DType, Device, Tensor};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+
+struct Layer {
+    name: &'static str,
+    ci: usize,
+    co: usize,
+    size: [usize; 3],
+    kernel: [usize; 3],
+    stride: [usize; 3],
+}
+
+const fn layer(
+    name: &'static str,
+    ci: usize,
+    co: usize,
+    size: [usize; 3],
+    kernel: [usize; 3],
+    stride: [usize; 3],
+) -> Layer {
+    Layer {
+        name,
+        ci,
+        co,
+        size,
+        kernel,
+        stride,
+    }
+}
+
+const LAYERS: &[Layer] = &[
+    layer("first", 1, 48, [40, 56, 40], [3; 3], [1; 3]),
+    layer("first_4ch", 4, 48, [40, 56, 40], [3; 3], [1; 3]),
+    layer("full_res", 48, 48, [40, 56, 40], [3; 3], [1; 3]),
+    layer("full_res_narrow", 12, 12, [40, 56, 40], [3; 3], [1; 3]),
+    layer("full_res_decoder", 96, 48, [40, 56, 40], [3; 3], [1; 3]),
+    layer("full_res_1x3x3", 48, 48, [20, 64, 64], [1, 3, 3], [1; 3]),
+    layer("down_1", 48, 96, [40, 56, 40], [3; 3], [2; 3]),
+    layer("stage_1", 96, 96, [20, 28, 20], [3; 3], [1; 3]),
+    layer("stage_2", 192, 192, [10, 14, 10], [3; 3], [1; 3]),
+    layer("bottom", 384, 384, [5, 7, 5], [3; 3], [1; 3]),
+    layer("head", 48, 3, [40, 56, 40], [1; 3], [1; 3]),
+];
+
+fn random(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1., shape, &Device::Cpu).expect("a small tensor")
+}
+
+/// Seconds per call, the least of some calls.
+fn seconds(mut f: impl FnMut()) -> f64 {
+    (0..5)
+        .map(|_| {
+            let start = std::time::Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn convolutions(c: &mut Criterion) {
+    for l in LAYERS {
+        let g = Conv3dGeometry::same(l.kernel, l.stride);
+        let [d, h, w] = l.size;
+        let x = random(&[1, d, h, w, l.ci]);
+        let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
+        let forward = || conv3d::forward_plain(&[Input::from(&x)], &weight, g).expect("shapes fit");
+        let y = forward();
+        let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
+        let grad_input =
+            || conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci).expect("shapes fit");
+        let grad_weight =
+            || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g).expect("shapes fit");
+        let rates = [
+            seconds(|| drop(forward())),
+            seconds(|| drop(grad_input())),
+            seconds(|| drop(grad_weight())),
+        ];
+        println!(
+            "{:18} GFLOP/s: {:?}",
+            l.name,
+            rates.map(|s| (flops as f64 / s / 1e9).round())
+        );
+        let mut group = c.benchmark_group(l.name);
+        group
+            .sample_size(10)
+            .throughput(Throughput::Elements(flops as u64));
+        group.bench_function("forward", |b| b.iter(|| black_box(forward())));
+        group.bench_function("grad_input", |b| b.iter(|| black_box(grad_input())));
+        group.bench_function("grad_weight", |b| b.iter(|| black_box(grad_weight())));
+    }
+}
+
+fn transposed(c: &mut Criterion) {
+    let (x, weight) = (random(&[1, 20, 28, 20, 96]), random(&[96, 48, 2, 2, 2]));
+    let y = conv_transpose3d::forward((&x).into(), &weight).expect("shapes fit");
+    let mut group = c.benchmark_group("up_96_to_48");
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements((2 * y.elem_count() * 96) as u64));
+    group.bench_function("forward", |b| {
+        b.iter(|| conv_transpose3d::forward((&x).into(), &weight))
+    });
+    group.bench_function("grad_input", |b| {
+        b.iter(|| conv_transpose3d::grad_input(&y, &weight))
+    });
+    group.bench_function("grad_weight", |b| {
+        b.iter(|| conv_transpose3d::grad_weight((&x).into(), &y, [2; 3]))
+    });
+}
+
+fn normalisation(c: &mut Criterion) {
+    let y = random(&[1, 40, 56, 40, 48]);
+    let gamma = Tensor::ones(48, DType::F32, &Device::Cpu).expect("a small tensor");
+    let beta = gamma.zeros_like().expect("a small tensor");
+    let n = NormAct::default()
+        .coefficients(&norm_act::moments(&y).expect("a map"), &gamma, &beta, None)
+        .expect("shapes fit");
+    let bytes = (y.elem_count() * 4) as u64;
+    let mut group = c.benchmark_group("norm_act_full_res");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(bytes));
+    group.bench_function("moments", |b| b.iter(|| norm_act::moments(&y)));
+    group.throughput(Throughput::Bytes(2 * bytes));
+    group.bench_function("apply", |b| {
+        b.iter(|| norm_act::weighted_sum(&[(&y, &n)], &[1.0]))
+    });
+    group.throughput(Throughput::Bytes(5 * bytes));
+    group.bench_function("backward", |b| {
+        b.iter(|| norm_act::backward(&y, &n, &gamma, &beta, None, None, Some(&y)));
+    });
+}
+
+criterion_group!(benches, convolutions, transposed, normalisation);
+criterion_main!(benches);
