@@ -1,5 +1,4 @@
-//! Medical image segmentation datasets in Medical Segmentation Decathlon (MSD) layout, from files to training
-//! batches and from predictions to metrics.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -32,7 +31,7 @@ pub use error::{Error, NiftiProblem, Result};
 pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint};
 pub use geometry::Geometry;
 pub use loader::Loader;
-pub use metrics::{EvaluationOptions, Report, evaluate_folder};
+pub use metrics::{EvaluationOptions, Report, dice, evaluate_folder};
 pub use phantom::{PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use postprocess::Postprocessing;

@@ -129,6 +129,8 @@ impl Mt19937 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::golden;
 
@@ -184,6 +186,22 @@ mod tests {
                 .collect();
             ids.reverse();
             assert_eq!(five_folds(&ids).unwrap(), expected, "{task}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_case_is_validated_once_and_trained_on_in_the_other_folds(n in 5usize..60) {
+            let folds = five_folds(&ids(n)).unwrap();
+            let mut validated: Vec<_> = folds.iter().flat_map(|fold| fold.validation.clone()).collect();
+            validated.sort();
+            prop_assert_eq!(validated, ids(n));
+            for fold in folds {
+                prop_assert!(fold.validation.len() == n / 5 || fold.validation.len() == n / 5 + 1);
+                let mut all = [fold.train, fold.validation].concat();
+                all.sort();
+                prop_assert_eq!(all, ids(n));
+            }
         }
     }
 

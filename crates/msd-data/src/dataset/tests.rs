@@ -1,4 +1,5 @@
 use ndarray::{Array3, Array4};
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -152,4 +153,26 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
     fs::remove_file(&case.label).unwrap();
     write_image(&case.image, &Array4::ones((1, 4, 3, 2)).view(), &geometry).unwrap();
     fails("No such file");
+}
+
+proptest! {
+    /// Whatever stands in dataset.json, the answer is a dataset or an error, and the error is one line.
+    #[test]
+    fn arbitrary_descriptions_never_panic(
+        keys in prop::collection::vec("[0-9a-c]{0,2}", 0..4),
+        path in "[a-z./]{0,12}",
+        noise in prop::collection::vec(any::<u8>(), 0..40),
+        structured: bool,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let labels: serde_json::Map<_, _> = keys.iter().map(|key| (key.clone(), json!("name"))).collect();
+        let json = json!({
+            "modality": {"0": "CT"}, "labels": labels, "training": [{"image": path, "label": path}], "test": [path]
+        });
+        let content = if structured { json.to_string().into_bytes() } else { noise };
+        fs::write(dir.path().join("dataset.json"), content).unwrap();
+        if let Err(error) = Dataset::open(dir.path()) {
+            prop_assert!(!error.to_string().contains('\n'), "{}", error);
+        }
+    }
 }

@@ -101,7 +101,7 @@ pub fn preprocess(
         let masked = plan.use_mask_for_norm[c].then(|| cropped_labels.view());
         normalize::normalize(
             &mut channel,
-            masked,
+            masked.as_ref(),
             plan.normalization[c],
             plan.intensity.get(c),
         )?;

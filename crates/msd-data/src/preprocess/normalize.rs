@@ -1,6 +1,6 @@
 //! Intensities to a common scale.
 
-use ndarray::{ArrayView3, ArrayViewMut3, Zip};
+use ndarray::{ArrayView3, ArrayViewMut3};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::IntensityStatistics;
@@ -13,7 +13,7 @@ use crate::plan::Normalization;
 /// [`Error::Invalid`] if CT normalisation has no statistics of the dataset.
 pub(crate) fn normalize(
     channel: &mut ArrayViewMut3<f32>,
-    masked: Option<ArrayView3<i16>>,
+    masked: Option<&ArrayView3<i16>>,
     how: Normalization,
     dataset: Option<&IntensityStatistics>,
 ) -> Result<()> {
@@ -36,35 +36,28 @@ pub(crate) fn normalize(
             let (mean, std) = (stats.mean as f32, stats.std.max(1e-8) as f32);
             channel.mapv_inplace(|v| (v.clamp(low, high) - mean) / std);
         }
-        Normalization::ZScore => match masked {
-            None => z_score(channel.iter_mut().collect()),
-            Some(labels) => {
-                let mut inside = Vec::new();
-                Zip::from(channel.view_mut())
-                    .and(labels)
-                    .for_each(|v, &label| {
-                        if label >= 0 {
-                            inside.push(v);
-                        }
-                    });
-                z_score(inside);
-            }
-        },
+        Normalization::ZScore => z_score(channel, masked),
     }
     Ok(())
 }
 
-fn z_score(mut values: Vec<&mut f32>) {
-    let n = values.len().max(1) as f64;
-    let mean = values.iter().map(|v| f64::from(**v)).sum::<f64>() / n;
-    let variance = values
-        .iter()
-        .map(|v| (f64::from(**v) - mean).powi(2))
-        .sum::<f64>()
-        / n;
-    let std = variance.sqrt().max(1e-8);
-    for v in &mut values {
-        **v = ((f64::from(**v) - mean) / std) as f32;
+fn z_score(channel: &mut ArrayViewMut3<f32>, masked: Option<&ArrayView3<i16>>) {
+    let inside = |index| masked.is_none_or(|labels| labels[index] >= 0);
+    let values = || {
+        channel
+            .indexed_iter()
+            .filter(|(index, _)| inside(*index))
+            .map(|(_, &v)| f64::from(v))
+    };
+    let n = values().count().max(1) as f64;
+    let mean = values().sum::<f64>() / n;
+    let std = (values().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
+        .sqrt()
+        .max(1e-8);
+    for (index, v) in channel.indexed_iter_mut() {
+        if inside(index) {
+            *v = ((f64::from(*v) - mean) / std) as f32;
+        }
     }
 }
 
@@ -79,7 +72,7 @@ mod tests {
         let mut image = arr3(&[[[0.0f32, 2.0, 4.0]]]);
         normalize(
             &mut image.view_mut(),
-            Some(arr3(&[[[-1i16, 0, 3]]]).view()),
+            Some(&arr3(&[[[-1i16, 0, 3]]]).view()),
             Normalization::ZScore,
             None,
         )

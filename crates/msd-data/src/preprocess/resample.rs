@@ -277,6 +277,7 @@ fn spline_coefficients<T: Voxel>(line: &ArrayView1<T>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use ndarray::{Array1, arr3};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -303,6 +304,32 @@ mod tests {
         let step = Array3::from_shape_fn((8, 8, 8), |(z, ..)| f32::from(u8::from(z > 3)));
         let finer = resample(&step.view(), [13, 11, 9], None, Kernel::Cubic);
         assert!(finer.iter().all(|v| (0.0..=1.0).contains(v)));
+    }
+
+    proptest! {
+        /// Any shape to any shape: the range is kept, constants stay, labels are invented nowhere.
+        #[test]
+        fn any_shape_to_any_shape(
+            from in prop::array::uniform3(1usize..9),
+            to in prop::array::uniform3(1usize..12),
+            separate in prop::option::of(0usize..3),
+            seed in 0u32..100,
+        ) {
+            let mut n = seed;
+            let labels = Array3::from_shape_simple_fn(from, || {
+                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                [-1i16, 0, 3, 7][(n >> 30) as usize]
+            });
+            let image = labels.mapv(f32::from).insert_axis(Axis(0));
+            let resampled = resample_image(image, to, separate);
+            prop_assert_eq!(&resampled.shape()[1..], &to);
+            prop_assert!(resampled.iter().all(|v| (-1.0..=7.0).contains(v)));
+            let constant = resample_image(Array4::from_elem((1, from[0], from[1], from[2]), 2.5), to, separate);
+            prop_assert!(constant.iter().all(|v| *v == 2.5));
+            let resampled = resample_labels(labels, to, separate);
+            prop_assert_eq!(resampled.shape(), to);
+            prop_assert!(resampled.iter().all(|v| [-1, 0, 3, 7].contains(v)));
+        }
     }
 
     #[test]
