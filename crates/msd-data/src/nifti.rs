@@ -155,6 +155,7 @@ pub fn write_labels(
     write_file(
         path.as_ref(),
         &header,
+        Compression::default(),
         labels.iter().copied(),
         |v, out| match (wide, big) {
             (false, _) => out.push(v as u8),
@@ -176,13 +177,21 @@ pub fn write_image(
     check_shape("image", &image.shape()[1..], geometry)?;
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(image.shape()[0], 16, 32);
-    write_file(path.as_ref(), &header, image.iter().copied(), |v, out| {
-        out.extend(if big {
-            v.to_be_bytes()
-        } else {
-            v.to_le_bytes()
-        });
-    })
+    // Noise does not compress: more effort costs seconds per volume and saves a few percent.
+    let level = Compression::fast();
+    write_file(
+        path.as_ref(),
+        &header,
+        level,
+        image.iter().copied(),
+        |v, out| {
+            out.extend(if big {
+                v.to_be_bytes()
+            } else {
+                v.to_le_bytes()
+            });
+        },
+    )
 }
 
 fn check_shape(what: &'static str, found: &[usize], geometry: &Geometry) -> Result<()> {
@@ -199,6 +208,7 @@ fn check_shape(what: &'static str, found: &[usize], geometry: &Geometry) -> Resu
 fn write_file<T>(
     path: &Path,
     header: &[u8; HEADER_BYTES],
+    level: Compression,
     voxels: impl Iterator<Item = T>,
     encode: impl Fn(T, &mut Vec<u8>),
 ) -> Result<()> {
@@ -210,7 +220,7 @@ fn write_file<T>(
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if name.ends_with(".nii.gz") {
         write_atomically(path, |file| {
-            let mut encoder = GzEncoder::new(file, Compression::default());
+            let mut encoder = GzEncoder::new(file, level);
             encoder.write_all(&bytes)?;
             encoder.finish().map(|_| ())
         })
