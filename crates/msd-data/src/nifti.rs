@@ -7,23 +7,22 @@
 //! allocates what a header claims before it sees the data, keeps no place for a damaged file's numbers in its
 //! errors, writes over the final file in place, and drops write errors of uncompressed files in an unchecked flush.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 use flate2::Compression;
-use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4};
-use nifti::{Endianness, NiftiHeader};
+use nifti::Endianness;
 
 use crate::atomic_file::write_atomically;
 use crate::error::{Error, NiftiProblem, Result};
 use crate::geometry::{Geometry, HEADER_BYTES};
 
+mod reader;
 mod voxel_type;
 
-use voxel_type::VoxelType;
+use reader::NiftiFile;
 
 /// An image: channels on a grid, `data[c, z, y, x]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -229,191 +228,6 @@ fn write_file<T>(
     } else {
         Err(Error::nifti(path, NiftiProblem::Extension))
     }
-}
-
-/// A file opened and positioned at its first voxel.
-struct NiftiFile {
-    reader: Box<dyn Read>,
-    geometry: Geometry,
-    channels: usize,
-    dim: Vec<u16>,
-    voxel_type: VoxelType,
-    scaling: (f64, f64),
-    /// Bytes before the first voxel.
-    offset: u64,
-}
-
-impl NiftiFile {
-    fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let file_bytes = file.metadata().map_err(Error::io(path))?.len();
-        let mut reader = BufReader::with_capacity(1 << 16, file);
-        // By content, not by name: files are renamed more often than recompressed.
-        let gzip = reader
-            .fill_buf()
-            .map_err(Error::io(path))?
-            .starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn Read> = if gzip {
-            Box::new(MultiGzDecoder::new(reader))
-        } else {
-            Box::new(reader)
-        };
-        Self::parse(reader, file_bytes, gzip).map_err(|problem| Error::nifti(path, problem))
-    }
-
-    fn parse(
-        mut reader: Box<dyn Read>,
-        file_bytes: u64,
-        gzip: bool,
-    ) -> std::result::Result<Self, NiftiProblem> {
-        let mut bytes = [0; HEADER_BYTES];
-        read_fully(&mut reader, &mut bytes, 0, HEADER_BYTES as u64)?;
-        let size = [i32::from_le_bytes, i32::from_be_bytes]
-            .map(|f| f([bytes[0], bytes[1], bytes[2], bytes[3]]));
-        if !size.contains(&348) || &bytes[344..348] != b"n+1\0" {
-            let magic = String::from_utf8_lossy(&bytes[344..348])
-                .trim_end_matches('\0')
-                .to_owned();
-            return Err(NiftiProblem::Magic {
-                size: size[0],
-                magic,
-            });
-        }
-        let header = NiftiHeader::from_reader(&bytes[..])
-            .map_err(|e| NiftiProblem::Header(e.to_string()))?;
-        let dim = header
-            .dim()
-            .map_err(|e| NiftiProblem::Header(e.to_string()))?
-            .to_vec();
-        let bad_dims = |expected| NiftiProblem::Dimensions {
-            dim: dim.clone(),
-            expected,
-        };
-        if dim.len() < 3 {
-            return Err(bad_dims("three or four dimensions"));
-        }
-        if dim.iter().any(|&n| n == 0 || n > i16::MAX as u16) {
-            return Err(bad_dims("every dimension between 1 and 32767"));
-        }
-        if dim[4.min(dim.len())..].iter().any(|&n| n != 1) {
-            return Err(bad_dims("no more than four dimensions"));
-        }
-        let voxel_type = VoxelType::of(header.datatype)?;
-        if !(348.0..1e9).contains(&header.vox_offset) {
-            return Err(NiftiProblem::Header(format!(
-                "voxel offset {}; expected at least 352",
-                header.vox_offset
-            )));
-        }
-        let offset = header.vox_offset as u64;
-        let channels = dim.get(3).map_or(1, |&c| usize::from(c));
-        // At most 2^60 voxels of 8 bytes: four dimensions below 2^15 each.
-        let voxels = dim.iter().map(|&n| u128::from(n)).product::<u128>();
-        let needed = u128::from(offset) + voxels * voxel_type.bytes() as u128;
-        // Deflate packs at most 1032 bytes into one, so nothing larger can follow, whatever the header says.
-        let holds = u128::from(file_bytes) * if gzip { 1032 } else { 1 };
-        if needed > holds {
-            let claimed = format!("{needed} bytes ({dim:?} voxels)");
-            return Err(if gzip || needed > 100 * holds {
-                NiftiProblem::TooLarge {
-                    claimed,
-                    file_bytes,
-                }
-            } else {
-                NiftiProblem::Truncated {
-                    expected: needed as u64,
-                    found: file_bytes,
-                    cause: None,
-                }
-            });
-        }
-        let skip = offset - HEADER_BYTES as u64;
-        let skipped = io::copy(&mut reader.by_ref().take(skip), &mut io::sink());
-        if skipped.as_ref().map_or(true, |&n| n < skip) {
-            let found = HEADER_BYTES as u64 + skipped.as_ref().copied().unwrap_or(0);
-            let cause = skipped.err().map(|e| e.to_string());
-            return Err(NiftiProblem::Truncated {
-                expected: needed as u64,
-                found,
-                cause,
-            });
-        }
-        let shape = [2, 1, 0].map(|i| usize::from(dim[i]));
-        let geometry = Geometry::from_header(&header, &bytes, shape)?;
-        // A slope of zero means "not scaled" by the standard; NaN is treated alike, as nibabel does.
-        let (slope, intercept) = (f64::from(header.scl_slope), f64::from(header.scl_inter));
-        let scaled = slope != 0.0 && slope.is_finite() && intercept.is_finite();
-        let scaling = if scaled {
-            (slope, intercept)
-        } else {
-            (1.0, 0.0)
-        };
-        Ok(Self {
-            reader,
-            geometry,
-            channels,
-            dim,
-            voxel_type,
-            scaling,
-            offset,
-        })
-    }
-
-    /// Appends all voxels, mapped; memory grows with what is really read.
-    fn read_voxels<T>(
-        &mut self,
-        path: &Path,
-        out: &mut Vec<T>,
-        mut map: impl FnMut(f64) -> T,
-    ) -> Result<()> {
-        const CHUNK_VOXELS: usize = 1 << 14;
-        let size = self.voxel_type.bytes();
-        let total = self.channels * self.geometry.shape.iter().product::<usize>();
-        let expected = self.offset + (total * size) as u64;
-        let big = self.geometry.endianness == Endianness::Big;
-        let (mut bytes, mut values) = (
-            vec![0; CHUNK_VOXELS * size],
-            Vec::with_capacity(CHUNK_VOXELS),
-        );
-        out.reserve(total.min(1 << 24));
-        while out.len() < total {
-            let chunk = &mut bytes[..CHUNK_VOXELS.min(total - out.len()) * size];
-            let done = self.offset + (out.len() * size) as u64;
-            read_fully(&mut self.reader, chunk, done, expected)
-                .map_err(|p| Error::nifti(path, p))?;
-            values.clear();
-            self.voxel_type.decode(chunk, big, &mut values);
-            out.extend(values.iter().map(|&v| map(v)));
-        }
-        Ok(())
-    }
-}
-
-/// Fills `buffer`; `done` and `expected` count bytes of the whole uncompressed file, for the message.
-fn read_fully(
-    reader: &mut dyn Read,
-    buffer: &mut [u8],
-    done: u64,
-    expected: u64,
-) -> std::result::Result<(), NiftiProblem> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let cause = match reader.read(&mut buffer[filled..]) {
-            Ok(0) => None,
-            Ok(n) => {
-                filled += n;
-                continue;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => Some(e.to_string()),
-        };
-        return Err(NiftiProblem::Truncated {
-            expected,
-            found: done + filled as u64,
-            cause,
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -82,6 +82,47 @@ fn surface_distances_are_in_millimetres() {
     );
 }
 
+/// Two ragged ellipsoids; the numbers are SciPy's (`binary_erosion`, `distance_transform_edt`, `percentile`).
+#[test]
+fn ragged_shapes_agree_with_scipy() {
+    let ellipsoid = |centre: [f64; 3], radii: [f64; 3], hole: usize| {
+        Array3::from_shape_fn((14, 18, 16), |(z, y, x)| {
+            let at = [z as f64, y as f64, x as f64];
+            let r: f64 = (0..3)
+                .map(|a| ((at[a] - centre[a]) / radii[a]).powi(2))
+                .sum();
+            u16::from(r < 1.0 && (z * 31 + y * 17 + x * 7) % 13 != hole)
+        })
+    };
+    let a = ellipsoid([6.0, 8.0, 7.0], [4.5, 6.0, 5.0], 0);
+    let b = ellipsoid([7.0, 9.0, 7.0], [5.0, 5.5, 6.0], 5);
+    let close =
+        |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+    close(
+        dice(&a.view(), &b.view(), 1).unwrap(),
+        0.699_386_503_067_484_6,
+    );
+    let d = surface_distances(&a.view(), &b.view(), 1, [2.5, 1.0, 0.8]).unwrap();
+    assert_eq!(
+        (
+            d.prediction_to_reference_mm.len(),
+            d.reference_to_prediction_mm.len()
+        ),
+        (362, 443)
+    );
+    close(d.hd95_mm(), 2.5);
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    close(mean(&d.prediction_to_reference_mm), 0.666_462_578_403_260_5);
+    close(mean(&d.reference_to_prediction_mm), 0.834_676_666_604_561_4);
+    for (tolerance, expected) in [
+        (0.9, 0.790_062_111_801_242_2),
+        (1.1, 0.838_509_316_770_186_4),
+        (2.1, 0.922_981_366_459_627_4),
+    ] {
+        close(d.nsd(tolerance), expected);
+    }
+}
+
 #[test]
 fn two_points_by_hand() {
     let mut a = Array3::zeros((1, 1, 40));
