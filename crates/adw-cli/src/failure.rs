@@ -75,13 +75,19 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
+        // candle appends a backtrace, numbered from 0, where RUST_BACKTRACE is set.
+        let words = text
+            .lines()
+            .take_while(|line| !line.trim_start().starts_with("0: "))
+            .flat_map(str::split_whitespace);
+        let text = words.collect::<Vec<_>>().join(" ");
         if line.is_empty() {
             line = text;
         } else if !line.contains(&text) {
             line = format!("{line}: {text}");
         }
     }
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    line
 }
 
 #[cfg(test)]
@@ -118,5 +124,11 @@ mod tests {
         .into();
         let error = Err::<(), _>(error).context("saving").unwrap_err();
         assert_eq!(one_line(&error), "saving: a.txt: no space left");
+    }
+
+    #[test]
+    fn a_backtrace_is_not_part_of_the_line() {
+        let error = anyhow::anyhow!("wrong shape\n   0: candle_core::error::Error::bt\n   1: main");
+        assert_eq!(one_line(&error), "wrong shape");
     }
 }

@@ -74,7 +74,7 @@ pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
                     networks: vec![network],
                     plan,
                     mirror_axes,
-                })
+                });
             }
             Some(models) if models.plan == plan => {
                 models.networks.push(network);

@@ -32,7 +32,8 @@ impl Segmenter<'_> {
         let mut networks: Vec<_> = self
             .models
             .iter()
-            .map(|model| |x: &Tensor| Ok(model.predict(x)?))
+            // The network's layout is its own; mirroring needs candle's.
+            .map(|model| |x: &Tensor| Ok(model.predict(x)?.contiguous()?))
             .collect();
         let mut networks: Vec<&mut Predict<'_>> =
             networks.iter_mut().map(|network| network as _).collect();

@@ -1,5 +1,11 @@
 //! Running the `adw` binary from tests.
-#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    missing_docs,
+    unreachable_pub
+)]
 
 use std::{
     env, fs,
@@ -14,16 +20,28 @@ pub fn adw() -> &'static Path {
     static ADW: OnceLock<PathBuf> = OnceLock::new();
     ADW.get_or_init(|| {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--package", "adw-cli", "--bin", "adw"]);
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+            "build",
+            "--package",
+            "adw-cli",
+            "--bin",
+            "adw",
+        ]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output().unwrap();
+        let output = cargo
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "adw does not build");
         let messages = String::from_utf8(output.stdout).unwrap();
         let executable = messages.lines().find_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            Some(PathBuf::from((message["target"]["name"] == "adw").then(|| message["executable"].as_str())??))
+            Some(PathBuf::from(
+                (message["target"]["name"] == "adw").then(|| message["executable"].as_str())??,
+            ))
         });
         executable.expect("cargo names the binary it built")
     })
@@ -51,7 +69,11 @@ impl Outcome {
         assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
         assert!(self.stderr.starts_with("error: "), "{self:?}");
         for part in parts {
-            assert!(self.stderr.contains(part), "{part:?} is not in {:?}", self.stderr);
+            assert!(
+                self.stderr.contains(part),
+                "{part:?} is not in {:?}",
+                self.stderr
+            );
         }
     }
 }
@@ -62,7 +84,12 @@ pub struct Adw(Vec<String>);
 
 impl Adw {
     pub fn new<S: ToString>(arguments: impl IntoIterator<Item = S>) -> Self {
-        Self(arguments.into_iter().map(|argument| argument.to_string()).collect())
+        Self(
+            arguments
+                .into_iter()
+                .map(|argument| argument.to_string())
+                .collect(),
+        )
     }
 
     pub fn arg(mut self, argument: impl ToString) -> Self {
@@ -75,7 +102,8 @@ impl Adw {
     }
 
     pub fn args<S: ToString>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.0.extend(arguments.into_iter().map(|argument| argument.to_string()));
+        self.0
+            .extend(arguments.into_iter().map(|argument| argument.to_string()));
         self
     }
 
@@ -101,7 +129,12 @@ impl Adw {
 
     /// Starts it, kills it with SIGKILL after `life` and returns whether it was still alive.
     pub fn kill_after(&self, life: Duration) -> bool {
-        let mut child: Child = self.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child: Child = self
+            .command()
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(life);
         let alive = child.try_wait().unwrap().is_none();
         let _ = child.kill();
@@ -141,7 +174,10 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                files.push((path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap()));
+                files.push((
+                    path.strip_prefix(dir).unwrap().to_owned(),
+                    fs::read(&path).unwrap(),
+                ));
             }
         }
     }
@@ -151,8 +187,10 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// The names in `dir`, hidden ones included.
 pub fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

@@ -55,7 +55,7 @@ fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
         &plan
             .strides
             .iter()
-            .map(|stride| times(stride))
+            .map(times)
             .collect::<Vec<_>>()
             .join("  "),
     ]);
@@ -64,7 +64,7 @@ fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
         &plan
             .kernels
             .iter()
-            .map(|kernel| times(kernel))
+            .map(times)
             .collect::<Vec<_>>()
             .join("  "),
     ]);

@@ -352,10 +352,11 @@ impl Job<'_> {
         report.references_without_prediction.clear();
         let file = directory.join("metrics.json");
         report.save(&file)?;
-        self.report(run, &report, directory)
+        self.report(run, &report, directory);
+        Ok(())
     }
 
-    fn report(&self, run: &Run, report: &Report, directory: &Path) -> Result<()> {
+    fn report(&self, run: &Run, report: &Report, directory: &Path) {
         if self.args.process.json {
             let scores = json!({ "foreground_mean": report.foreground_mean, "mean": report.mean });
             emit(
@@ -366,7 +367,6 @@ impl Job<'_> {
             say(&metrics::table(report, &run.plan.labels));
             say(&format!("{}\n", model_in(directory).display()));
         }
-        Ok(())
     }
 }
 

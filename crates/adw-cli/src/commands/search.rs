@@ -38,12 +38,9 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         let result = directory.join("architecture.json");
         match (result.is_file(), directory.exists(), args.resume) {
             (true, _, true) => {
-                return report_found(
-                    &Architecture::load(&result)?,
-                    &run,
-                    &result,
-                    args.process.json,
-                );
+                let found = Architecture::load(&result)?;
+                report_found(&found, &run, &result, args.process.json);
+                return Ok(());
             }
             (true, _, false) => bad_input!(
                 "{} is finished: to search again, choose another --run",
@@ -118,7 +115,8 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         .insert("mask".into(), json!(settings.network.mask));
     let result = directory.join("architecture.json");
     architecture.save(&result)?;
-    report_found(&architecture, &run, &result, args.process.json)
+    report_found(&architecture, &run, &result, args.process.json);
+    Ok(())
 }
 
 /// The search space that the plan and the settings span.
@@ -172,7 +170,7 @@ fn report_event(
     }
 }
 
-fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool) -> Result<()> {
+fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool) {
     let patch = run.plan.patch_size;
     let cost = architecture.cost(patch);
     if json {
@@ -190,5 +188,4 @@ fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool)
             file.display()
         ));
     }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Segmentation metrics for a person.
 
+use std::fmt::Write;
+
 use msd_data::{Label, Report, metrics::MeanMetrics};
 
 use super::table::Table;
@@ -22,16 +24,18 @@ pub(crate) fn table(report: &Report, names: &[Label]) -> String {
     };
     let mut text = format!("{}{cases}\n", table.render());
     if report.foreground_mean.hd95_infinite > 0 {
-        text.push_str(&format!(
-            "HD95 leaves out {} labels that only one of prediction and reference has\n",
+        let _ = writeln!(
+            text,
+            "HD95 leaves out {} labels that only one of prediction and reference has",
             report.foreground_mean.hd95_infinite
-        ));
+        );
     }
     if !report.references_without_prediction.is_empty() {
-        text.push_str(&format!(
-            "{} references have no prediction\n",
+        let _ = writeln!(
+            text,
+            "{} references have no prediction",
             report.references_without_prediction.len()
-        ));
+        );
     }
     text
 }

@@ -52,9 +52,10 @@ impl Table {
             for (column, &width) in widths.iter().enumerate() {
                 let cell = row.get(column).map_or("", String::as_str);
                 let gap = if column == 0 { "" } else { "  " };
-                let _ = match column > 0 && self.align_numbers {
-                    true => write!(line, "{gap}{cell:>width$}"),
-                    false => write!(line, "{gap}{cell:<width$}"),
+                let _ = if column > 0 && self.align_numbers {
+                    write!(line, "{gap}{cell:>width$}")
+                } else {
+                    write!(line, "{gap}{cell:<width$}")
                 };
             }
             let _ = writeln!(text, "{}", line.trim_end());

@@ -1,5 +1,7 @@
 //! What is known of a search or training while it runs.
 
+use std::fmt::Write;
+
 use adw_search::IterationReport;
 use serde_json::json;
 
@@ -71,7 +73,7 @@ impl Known {
     pub(crate) fn line(&self) -> String {
         let mut line = format!("epoch {}/{}", self.epoch + 1, self.epochs);
         let mut add = |name: &str, value: f64, digits: usize| {
-            line.push_str(&format!("  {name} {value:.digits$}"));
+            let _ = write!(line, "  {name} {value:.digits$}");
         };
         for (name, value) in &self.values {
             match *name {
