@@ -268,11 +268,11 @@ mod tests {
                 "block 3",
             ),
             (
-                Box::new(|a: &mut Architecture| drop(a.blocks.pop())),
+                Box::new(|a: &mut Architecture| a.blocks.truncate(4)),
                 "4 blocks",
             ),
             (
-                Box::new(|a: &mut Architecture| drop(a.kernels.pop())),
+                Box::new(|a: &mut Architecture| a.kernels.truncate(2)),
                 "kernels",
             ),
             (
