@@ -6,10 +6,11 @@ mod cli_support;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::OnceLock,
 };
 
-use cli_support::{Adw, TINY, names, phantom};
+use cli_support::{Adw, Outcome, TINY, names, phantom};
 use msd_data::{read_image, read_labels, write_image, write_labels};
 
 /// Copies a folder of files and folders.
@@ -467,6 +468,59 @@ fn an_output_folder_that_cannot_be_written_to() {
         .run()
         .assert_bad_input(&["closed"]);
     assert!(names(&closed).is_empty());
+}
+
+/// Runs a command with `$1` a file system of 64 kB that is full before the command is done; prints, after the command's
+/// own output, the files that are left there.
+fn on_a_small_disk(mount_point: &Path, command: &Adw) -> Option<Outcome> {
+    const SCRIPT: &str = "mount -t tmpfs -o size=64k none \"$1\" || exit 77; mount_point=$1; shift; \
+                          \"$@\"; code=$?; find \"$mount_point\" -type f; exit $code";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--map-root-user", "sh", "-c", SCRIPT, "sh"]);
+    unshare
+        .arg(mount_point)
+        .arg(cli_support::adw())
+        .args(command.arguments());
+    let output = unshare.output().ok()?;
+    // The child's own complaint about missing rights, not adw's.
+    let refused = output.status.code() == Some(77) || output.status.code() == Some(1);
+    (!refused).then(|| Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    })
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount_point = dir.path();
+    let run = mount_point.join("run");
+    let search = Adw::new(["search", "--json"])
+        .path("--data", &sound().data)
+        .path("--run", &run)
+        .args(TINY);
+    let phantom = Adw::new(["phantom"]).path("--output", &mount_point.join("phantom"));
+    let mut left = Vec::new();
+    for command in [search, phantom] {
+        let Some(outcome) = on_a_small_disk(mount_point, &command) else {
+            println!("SKIPPED: no right to mount a small file system");
+            return;
+        };
+        outcome.assert_bad_input(&["No space left on device"]);
+        let files = outcome.stdout.lines().filter(|line| line.starts_with('/'));
+        left.push(files.map(str::to_owned).collect::<Vec<_>>());
+    }
+    // What was written of the search is whole, so that it can go on when there is room; of a dataset nothing stays.
+    assert!(
+        left[0].iter().any(|file| file.ends_with("run/splits.json")),
+        "{left:?}"
+    );
+    assert!(
+        left[0].iter().all(|file| !file.ends_with(".tmp")),
+        "{left:?}"
+    );
+    assert!(left[1].is_empty(), "{left:?}");
 }
 
 #[test]

@@ -126,14 +126,14 @@ fn newest_search(args: &RetrainArgs) -> Result<PathBuf> {
         && let Some((_, state)) = first.search(args.pass.fold)
     {
         let (is, what) = match state {
-            SearchState::Running => ("is still running", "wait for it"),
+            SearchState::Running => ("is still running", String::new()),
             _ => (
                 "was interrupted",
-                "go on with it: cargo xtask search --resume",
+                format!("; go on with it: cargo xtask search {} --resume", args.task),
             ),
         };
         eprintln!(
-            "note: the newest search, {}, {is} ({what})",
+            "note: the newest search, {}, {is}{what}",
             shown(&first.path)
         );
     }
@@ -212,6 +212,7 @@ fn pass_through(pass: &PassThrough) -> Vec<OsString> {
     option("--seed", pass.seed.map(|seed| seed.to_string()));
     option("--threads", pass.threads.map(|threads| threads.to_string()));
     option("--device", pass.device.clone());
+    option("--memory", pass.memory.map(|gb| gb.to_string()));
     for assignment in &pass.set {
         option("--set", Some(assignment.clone()));
     }

@@ -98,6 +98,9 @@ struct PassThrough {
     /// auto or cpu
     #[arg(long)]
     device: Option<String>,
+    /// Refuse work that needs more memory than this [default: what is available]
+    #[arg(long, value_name = "GB")]
+    memory: Option<f64>,
     /// Machine-readable lines on stdout
     #[arg(long)]
     json: bool,

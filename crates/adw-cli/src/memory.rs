@@ -94,8 +94,9 @@ pub(crate) fn check(
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let [d, h, w] = patch;
     bad_input!(
-        "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.1} GB ({:.1} GB of feature maps, {:.1} GB of \
-         weights, {:.1} GB of data), {:.1} GB are available: lower data.batch_size, data.patch_size or the network's width",
+        "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB ({:.2} GB of feature maps, \
+         {:.2} GB of weights, {:.2} GB of data), {:.2} GB are available: lower batch_size (of search or \
+         retrain), data.patch_size or network.max_width",
         gb(need.total()),
         gb(need.activations),
         gb(need.parameters),
@@ -146,8 +147,8 @@ mod tests {
             .to_string();
         assert!(
             message.contains("64x96x80")
-                && message.contains("3.5 GB")
-                && message.contains("3.4 GB"),
+                && message.contains("3.50 GB")
+                && message.contains("3.40 GB"),
             "{message}"
         );
         assert!(message.contains("data.patch_size"), "{message}");

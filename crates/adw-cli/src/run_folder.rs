@@ -36,15 +36,11 @@ impl RunFolder {
                 root.display()
             );
         }
-        let parent = parent(root);
-        fs::create_dir_all(&parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
         let aside = Aside::new(root)?;
         for (name, text) in files {
-            write_synced(&aside.0.join(name), text.as_bytes())?;
+            write_synced(&aside.path().join(name), text.as_bytes())?;
         }
-        // rename replaces an empty folder, and only that.
-        fs::rename(&aside.0, root).with_context(|| format!("cannot create {}", root.display()))?;
+        aside.put_in_place()?;
         Self::open(root)
     }
 
@@ -137,24 +133,45 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// A folder under construction, removed unless it was renamed away.
-struct Aside(PathBuf);
+/// A folder under construction beside its final place; removed with its content unless it is put there.
+pub(crate) struct Aside {
+    path: PathBuf,
+    target: PathBuf,
+}
 
 impl Aside {
-    fn new(root: &Path) -> Result<Self> {
-        let name = root
+    /// An empty folder that will become `target`; creates the folders above.
+    pub(crate) fn new(target: &Path) -> Result<Self> {
+        let parent = parent(target);
+        fs::create_dir_all(&parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+        let name = target
             .file_name()
-            .with_context(|| format!("{} has no name", root.display()))?
+            .with_context(|| format!("{} has no name", target.display()))?
             .to_string_lossy();
-        let path = parent(root).join(format!(".{name}.{}.tmp", std::process::id()));
+        let path = parent.join(format!(".{name}.{}.tmp", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
+        Ok(Self {
+            path,
+            target: target.to_owned(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the folder in its place, which is absent or an empty folder: rename replaces that, and only that.
+    pub(crate) fn put_in_place(self) -> Result<()> {
+        fs::rename(&self.path, &self.target)
+            .with_context(|| format!("cannot create {}", self.target.display()))
     }
 }
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        // After a rename there is nothing left to remove.
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

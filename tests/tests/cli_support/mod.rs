@@ -107,6 +107,10 @@ impl Adw {
         self
     }
 
+    pub fn arguments(&self) -> &[String] {
+        &self.0
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(adw());
         command.args(&self.0);

@@ -6,8 +6,11 @@ use anyhow::{Context, Result};
 use msd_data::{PhantomOptions, write_phantom};
 
 use crate::{
-    args::PhantomArgs, device, failure::bad_input, report::progress::say,
-    run_folder::check_writable,
+    args::PhantomArgs,
+    device,
+    failure::bad_input,
+    report::progress::say,
+    run_folder::{Aside, check_writable},
 };
 
 pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
@@ -27,7 +30,9 @@ pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
         num_modalities: args.modalities,
         seed: args.seed,
     };
-    write_phantom(output, &options)?;
+    let aside = Aside::new(output)?;
+    write_phantom(aside.path(), &options)?;
+    aside.put_in_place()?;
     if args.process.json {
         let path = fs::canonicalize(output).context("the new dataset")?;
         say(&format!(
