@@ -4,6 +4,8 @@
 //! repository if that exists. Each file names its network in its metadata; logits, losses, all gradients and (for
 //! `step_*` files) the parameters after bilevel steps are compared in f64 and f32.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig,
     bilevel_step,

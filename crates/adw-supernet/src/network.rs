@@ -450,10 +450,8 @@ impl Backward<'_> {
                         conv3d::grad_input((&g).into(), self.net.value(head), HEAD, size, 0..c)?,
                     )?;
                 }
-            } else if i < poolings {
-                if let Some(g) = grad_skips[i].take() {
-                    accumulate(&mut grad_out, g)?;
-                }
+            } else if let Some(g) = grad_skips.get_mut(i).and_then(Option::take) {
+                accumulate(&mut grad_out, g)?;
             }
             drop(out);
             // The coarsest head is left out of the loss, but its block feeds the next one; only with a single decoder

@@ -1,4 +1,5 @@
 use super::*;
+use adw_tensor_ops::loss::DiceCe;
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{DType, Device, Tensor};
 
@@ -182,7 +183,7 @@ fn both_forward_passes_agree() {
         [[2, 3, 4, 8, 4], [2, 3, 4, 4, 2]]
     );
     let loss =
-        adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, Default::default()).unwrap();
+        adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, DiceCe::default()).unwrap();
     let traced = net
         .loss_and_gradients(&x, &target, &sample, Role::Weight)
         .unwrap()

@@ -105,13 +105,13 @@ fn transposed(c: &mut Criterion) {
         .sample_size(10)
         .throughput(Throughput::Elements((2 * y.elem_count() * 96) as u64));
     group.bench_function("forward", |b| {
-        b.iter(|| conv_transpose3d::forward((&x).into(), &weight))
+        b.iter(|| conv_transpose3d::forward((&x).into(), &weight));
     });
     group.bench_function("grad_input", |b| {
-        b.iter(|| conv_transpose3d::grad_input(&y, &weight))
+        b.iter(|| conv_transpose3d::grad_input(&y, &weight));
     });
     group.bench_function("grad_weight", |b| {
-        b.iter(|| conv_transpose3d::grad_weight((&x).into(), &y, [2; 3]))
+        b.iter(|| conv_transpose3d::grad_weight((&x).into(), &y, [2; 3]));
     });
 }
 
@@ -129,7 +129,7 @@ fn normalisation(c: &mut Criterion) {
     group.bench_function("moments", |b| b.iter(|| norm_act::moments(&y)));
     group.throughput(Throughput::Bytes(2 * bytes));
     group.bench_function("apply", |b| {
-        b.iter(|| norm_act::weighted_sum(&[(&y, &n)], &[1.0]))
+        b.iter(|| norm_act::weighted_sum(&[(&y, &n)], &[1.0]));
     });
     group.throughput(Throughput::Bytes(5 * bytes));
     group.bench_function("backward", |b| {

@@ -93,7 +93,7 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 mod tests {
     use super::*;
 
-    /// The known answers that the authors publish with Random123 (kat_vectors).
+    /// The known answers that the authors publish with Random123 (file `kat_vectors`).
     #[test]
     fn known_answers() {
         let cases = [

@@ -259,7 +259,7 @@ mod x86 {
                     p,
                     _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()),
                     v,
-                )
+                );
             }
         }
         #[target_feature(enable = "avx2,fma")]

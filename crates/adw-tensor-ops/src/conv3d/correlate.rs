@@ -23,6 +23,9 @@ const PANEL_BYTES: usize = 384 << 10;
 /// Bytes of packed weights that one sweep over a block's rows works with: what stays in a first-level cache.
 const WEIGHT_BYTES: usize = 28 << 10;
 
+/// Input channels that one packing job takes.
+const K_CHUNK: usize = 16;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tap {
     pub(crate) offset: isize,
@@ -147,17 +150,16 @@ impl<T: Element> Correlation<'_, T> {
                 })
             })
             .collect();
-        const CHUNK: usize = 16;
         let jobs: Vec<(&ChannelBlock, usize)> = blocks
             .iter()
-            .flat_map(|b| (0..k.div_ceil(CHUNK)).map(move |i| (b, i * CHUNK)))
+            .flat_map(|b| (0..k.div_ceil(K_CHUNK)).map(move |i| (b, i * K_CHUNK)))
             .collect();
         // SAFETY: the jobs cover every block and k channel, and each writes all taps and lanes of its own.
         let data = unsafe {
             filled(offset, |out: SharedOut<T>| {
                 jobs.par_iter().for_each(|&(block, k0)| {
                     let width = block.vectors * lanes;
-                    for kc in k0..(k0 + CHUNK).min(k) {
+                    for kc in k0..(k0 + K_CHUNK).min(k) {
                         for lane in 0..width {
                             let src = (lane < block.count).then(|| {
                                 &self.weight[layout.base

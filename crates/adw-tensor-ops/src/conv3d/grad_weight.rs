@@ -22,6 +22,9 @@ const PANEL_BYTES: usize = 256 << 10;
 /// Bytes that all partial sums together may take.
 const PARTIAL_BYTES: usize = 8 << 20;
 
+/// Input channels that one job of the final transposition takes.
+const CI_CHUNK: usize = 16;
+
 pub(crate) struct GradWeight<'a, T> {
     pub(crate) set: InstructionSet,
     pub(crate) batch: usize,
@@ -95,25 +98,28 @@ impl<T: Element> GradWeight<'_, T> {
         // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
         unsafe {
             filled(co * ci * taps, |out: SharedOut<T>| {
-                const CHUNK: usize = 16;
-                (0..ci.div_ceil(CHUNK)).into_par_iter().for_each(|chunk| {
-                    for ci_idx in chunk * CHUNK..((chunk + 1) * CHUNK).min(ci) {
-                        for tap in 0..taps {
-                            let row = (tap * ci + ci_idx) * co_padded;
-                            for co_idx in 0..co {
-                                let mut sum = T::ZERO;
-                                for g in 0..num_groups {
-                                    sum += partials[g * partial_len + row + co_idx];
+                (0..ci.div_ceil(CI_CHUNK))
+                    .into_par_iter()
+                    .for_each(|chunk| {
+                        for ci_idx in chunk * CI_CHUNK..((chunk + 1) * CI_CHUNK).min(ci) {
+                            for tap in 0..taps {
+                                let row = (tap * ci + ci_idx) * co_padded;
+                                for co_idx in 0..co {
+                                    let mut sum = T::ZERO;
+                                    for g in 0..num_groups {
+                                        sum += partials[g * partial_len + row + co_idx];
+                                    }
+                                    out.ptr()
+                                        .add(
+                                            co_idx * layout.co_stride
+                                                + ci_idx * layout.ci_stride
+                                                + tap,
+                                        )
+                                        .write(sum);
                                 }
-                                out.ptr()
-                                    .add(
-                                        co_idx * layout.co_stride + ci_idx * layout.ci_stride + tap,
-                                    )
-                                    .write(sum);
                             }
                         }
-                    }
-                });
+                    });
             })
         }
     }

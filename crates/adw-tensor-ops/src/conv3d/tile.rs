@@ -108,9 +108,9 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
             let c = o.c.add(r * o.c_row);
             for (v, &x) in row.iter().enumerate() {
                 if v + 1 == V {
-                    S::store_first(c.add(v * l), x, o.tail)
+                    S::store_first(c.add(v * l), x, o.tail);
                 } else {
-                    S::store(c.add(v * l), x)
+                    S::store(c.add(v * l), x);
                 }
             }
         }

@@ -73,7 +73,7 @@ pub(crate) struct Moments<T> {
     pub(crate) variance: Vec<T>,
 }
 
-/// Joins the moments of blocks in their order (Chan, Golub, LeVeque 1983), in f64.
+/// Joins the moments of blocks in their order (Chan et al. 1983), in f64.
 pub(crate) fn join_moments<T: Element>(
     blocks: &[BlockMoments<T>],
     batch: usize,

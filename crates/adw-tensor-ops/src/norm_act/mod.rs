@@ -304,9 +304,8 @@ pub fn backward(
         let variance = variance.slice::<T>()?;
         let (mut grad_gamma, mut grad_beta, mut grad_gate) = (vec![0.0; c], vec![0.0; c], vec![0.0; c]);
         let (mut offset, mut factor) = (Vec::with_capacity(batch * c), Vec::with_capacity(batch * c));
-        for i in 0..batch * c {
-            let ch = i % c;
-            let var = variance[i].to_f64();
+        for (i, var) in variance.iter().enumerate() {
+            let (ch, var) = (i % c, var.to_f64());
             let (m, k) = gate_and_k(borrow(gate.as_ref()), ch, var, eps);
             let (s1, s2) = (sums.grad[i], sums.grad_centred[i]);
             match gate {
