@@ -517,7 +517,9 @@ fn a_disk_that_is_full() {
         "{left:?}"
     );
     assert!(
-        left[0].iter().all(|file| !file.ends_with(".tmp")),
+        left[0]
+            .iter()
+            .all(|file| Path::new(file).extension().is_none_or(|end| end != "tmp")),
         "{left:?}"
     );
     assert!(left[1].is_empty(), "{left:?}");

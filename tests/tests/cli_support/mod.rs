@@ -15,36 +15,35 @@ use std::{
     time::Duration,
 };
 
-/// The binary, built once per test process in the profile of the tests.
+/// The `adw` binary, built once per test process.
 pub fn adw() -> &'static Path {
     static ADW: OnceLock<PathBuf> = OnceLock::new();
-    ADW.get_or_init(|| {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
-            "build",
-            "--package",
-            "adw-cli",
-            "--bin",
-            "adw",
-        ]);
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        let output = cargo
-            .arg("--message-format=json-render-diagnostics")
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "adw does not build");
-        let messages = String::from_utf8(output.stdout).unwrap();
-        let executable = messages.lines().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            Some(PathBuf::from(
-                (message["target"]["name"] == "adw").then(|| message["executable"].as_str())??,
-            ))
-        });
-        executable.expect("cargo names the binary it built")
-    })
+    ADW.get_or_init(|| build("adw-cli", "adw"))
+}
+
+/// Builds a binary of the workspace in the profile of the tests.
+pub fn build(package: &str, binary: &str) -> PathBuf {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(["build", "--package", package, "--bin", binary]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{binary} does not build");
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let executable = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let wanted = message["target"]["name"] == binary;
+        Some(PathBuf::from(
+            wanted.then(|| message["executable"].as_str())??,
+        ))
+    });
+    executable.expect("cargo names the binary it built")
 }
 
 /// How a run of `adw` ended.
@@ -164,8 +163,10 @@ pub const TINY: &[&str] = &[
     "--set=search.epochs=4",
     "--set=search.warmup_epochs=1",
     "--set=search.iterations_per_epoch=2",
+    "--set=search.checkpoint_every_iterations=1",
     "--set=retrain.epochs=3",
     "--set=retrain.iterations_per_epoch=3",
+    "--set=retrain.checkpoint_every_iterations=1",
 ];
 
 /// Every file below `dir` with its content, except what carries times.

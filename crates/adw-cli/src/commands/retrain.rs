@@ -249,6 +249,12 @@ impl Job<'_> {
             resume: true,
             identity,
         };
+        let work = training::Work {
+            epochs: settings.retrain.epochs,
+            iterations_per_epoch: settings.retrain.iterations_per_epoch,
+            warmup_epochs: 0,
+            arch_steps: 0,
+        };
         let (mut progress, mut known) = (None, training::Known::default());
         let trained = retrain(
             &net,
@@ -256,7 +262,13 @@ impl Job<'_> {
             &options,
             &mut source,
             &mut |event| {
-                report_event(event, &mut progress, &mut known, self.args.process.json);
+                report_event(
+                    event,
+                    work,
+                    &mut progress,
+                    &mut known,
+                    self.args.process.json,
+                );
                 Reaction::Continue
             },
         );
@@ -376,21 +388,19 @@ fn model_in(directory: &Path) -> PathBuf {
 
 fn report_event(
     event: &Event<'_, RetrainRow>,
+    work: training::Work,
     progress: &mut Option<Progress>,
     known: &mut training::Known,
     json: bool,
 ) {
     match event {
         Event::Started {
-            epoch,
-            iteration,
-            epochs,
-            iterations_per_epoch,
+            epoch, iteration, ..
         } => {
             *progress = Some(training::start(
                 "retrain",
                 [*epoch, *iteration],
-                [*epochs, *iterations_per_epoch],
+                work,
                 known,
                 json,
             ));
@@ -398,7 +408,7 @@ fn report_event(
         Event::Iteration(report) => {
             let Some(progress) = progress else { return };
             known.iteration(report);
-            progress.step(known.steps_done(), || known.line());
+            progress.step(known.work_done(), || known.line());
         }
         Event::Epoch(row) => {
             let Some(progress) = progress else { return };

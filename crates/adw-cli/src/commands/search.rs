@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use adw_search::{Event, Part, Reaction, RunOptions, SearchRow, search};
+use adw_search::{ArchBatches, Event, Part, Reaction, RunOptions, SearchRow, search};
 use adw_supernet::{Architecture, Supernet, SupernetConfig};
 use anyhow::Result;
 use candle_core::DType;
@@ -94,6 +94,15 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         resume: args.resume,
         identity,
     };
+    let work = training::Work {
+        epochs: settings.search.epochs,
+        iterations_per_epoch: settings.search.iterations_per_epoch,
+        warmup_epochs: settings.search.warmup_epochs,
+        arch_steps: match settings.search.arch_batches {
+            ArchBatches::AAndB => 2,
+            ArchBatches::BOnly => 1,
+        },
+    };
     let mut progress = None;
     let mut known = training::Known::default();
     let found = search(
@@ -103,7 +112,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         &options,
         &mut source,
         &mut |event: &Event<'_, SearchRow>| {
-            report_event(event, &mut progress, &mut known, args.process.json);
+            report_event(event, work, &mut progress, &mut known, args.process.json);
             Reaction::Continue
         },
     );
@@ -137,21 +146,19 @@ fn supernet_config(run: &Run) -> SupernetConfig {
 
 fn report_event(
     event: &Event<'_, SearchRow>,
+    work: training::Work,
     progress: &mut Option<Progress>,
     known: &mut training::Known,
     json: bool,
 ) {
     match event {
         Event::Started {
-            epoch,
-            iteration,
-            epochs,
-            iterations_per_epoch,
+            epoch, iteration, ..
         } => {
             *progress = Some(training::start(
                 "search",
                 [*epoch, *iteration],
-                [*epochs, *iterations_per_epoch],
+                work,
                 known,
                 json,
             ));
@@ -159,7 +166,7 @@ fn report_event(
         Event::Iteration(report) => {
             let Some(progress) = progress else { return };
             known.iteration(report);
-            progress.step(known.steps_done(), || known.line());
+            progress.step(known.work_done(), || known.line());
         }
         Event::Epoch(row) => {
             let Some(progress) = progress else { return };

@@ -36,7 +36,7 @@ impl Progress {
         };
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(
             ProgressStyle::with_template(
-                "{prefix:.bold} [{bar:24}] {pos}/{len} {elapsed} passed, {eta} left\n{wide_msg}",
+                "{prefix:.bold} [{bar:24}] {percent} % {elapsed} passed, {eta} left\n{wide_msg}",
             )
             .expect("the template is a constant")
             .progress_chars("=> "),

@@ -7,11 +7,38 @@ use serde_json::json;
 
 use super::progress::{Progress, emit};
 
+/// How much work a search or training is, in passes of the network: what makes the time left honest when later epochs
+/// do more per iteration.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Work {
+    /// Epochs and iterations in each.
+    pub(crate) epochs: usize,
+    pub(crate) iterations_per_epoch: usize,
+    /// Epochs that train weights only.
+    pub(crate) warmup_epochs: usize,
+    /// Architecture steps per iteration after those.
+    pub(crate) arch_steps: usize,
+}
+
+impl Work {
+    /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient by the maps and one by the
+    /// weights; an architecture step goes without the last.
+    fn done(&self, epoch: usize, iteration: usize) -> u64 {
+        let warmup = (epoch.min(self.warmup_epochs) * self.iterations_per_epoch) as u64;
+        let all = (epoch * self.iterations_per_epoch + iteration) as u64;
+        let slow = if epoch < self.warmup_epochs {
+            0
+        } else {
+            all - warmup
+        };
+        3 * all + 2 * self.arch_steps as u64 * slow
+    }
+}
+
 /// The latest numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    epochs: usize,
-    iterations_per_epoch: usize,
+    work: Work,
     epoch: usize,
     iteration: usize,
     tau: Option<f64>,
@@ -20,18 +47,16 @@ pub(crate) struct Known {
     architecture: String,
 }
 
-/// Begins to report on work that starts, or goes on, at `[epoch, iteration]` of `[epochs, iterations per epoch]`.
+/// Begins to report on work that starts, or goes on, at `[epoch, iteration]`.
 pub(crate) fn start(
     what: &str,
-    at: [usize; 2],
-    of: [usize; 2],
+    [epoch, iteration]: [usize; 2],
+    work: Work,
     known: &mut Known,
     json: bool,
 ) -> Progress {
-    let ([epoch, iteration], [epochs, iterations_per_epoch]) = (at, of);
     *known = Known {
-        epochs,
-        iterations_per_epoch,
+        work,
         epoch,
         iteration,
         ..Known::default()
@@ -39,16 +64,11 @@ pub(crate) fn start(
     if json {
         let fields = json!({
             "stage": what, "epoch": epoch, "iteration": iteration,
-            "epochs": epochs, "iterations_per_epoch": iterations_per_epoch,
+            "epochs": work.epochs, "iterations_per_epoch": work.iterations_per_epoch,
         });
         emit("started", &fields);
     }
-    Progress::new(
-        what,
-        known.steps_done(),
-        (epochs * iterations_per_epoch) as u64,
-        json,
-    )
+    Progress::new(what, known.work_done(), work.done(work.epochs, 0), json)
 }
 
 impl Known {
@@ -64,14 +84,14 @@ impl Known {
         self.architecture = architecture;
     }
 
-    /// Iterations since the beginning.
-    pub(crate) fn steps_done(&self) -> u64 {
-        (self.epoch * self.iterations_per_epoch + self.iteration) as u64
+    /// Work since the beginning of the run.
+    pub(crate) fn work_done(&self) -> u64 {
+        self.work.done(self.epoch, self.iteration)
     }
 
     /// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
     pub(crate) fn line(&self) -> String {
-        let mut line = format!("epoch {}/{}", self.epoch + 1, self.epochs);
+        let mut line = format!("epoch {}/{}", self.epoch + 1, self.work.epochs);
         let mut add = |name: &str, value: f64, digits: usize| {
             let _ = write!(line, "  {name} {value:.digits$}");
         };
@@ -103,9 +123,14 @@ mod tests {
 
     #[test]
     fn a_line_says_where_the_work_stands() {
-        let mut known = Known {
+        let work = Work {
             epochs: 40,
             iterations_per_epoch: 10,
+            warmup_epochs: 4,
+            arch_steps: 1,
+        };
+        let mut known = Known {
+            work,
             ..Known::default()
         };
         known.iteration(&IterationReport {
@@ -116,7 +141,9 @@ mod tests {
             values: vec![("loss", 0.4121), ("grad_norm", 3.0), ("arch_loss_b", 0.5)],
         });
         known.epoch(Some(0.81), "16 | 32 | 16".into());
-        assert_eq!(known.steps_done(), 115);
+        assert_eq!(known.work_done(), 3 * 115 + 2 * 75);
+        assert_eq!(work.done(4, 0), 3 * 40);
+        assert_eq!(work.done(40, 0), 3 * 400 + 2 * 360);
         assert_eq!(
             known.line(),
             "epoch 12/40  loss 0.412  loss B 0.500  tau 4.21  Dice 0.810  16 | 32 | 16"

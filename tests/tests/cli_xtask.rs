@@ -1,0 +1,63 @@
+//! `cargo xtask search` and `retrain`, from a data folder that is empty.
+#![allow(clippy::unwrap_used)]
+
+mod cli_support;
+
+use std::{fs, path::Path, process::Command};
+
+use cli_support::{TINY, build, names};
+
+fn xtask(arguments: &[&str], paths: &[(&str, &Path)]) -> std::process::Output {
+    let mut command = Command::new(build("xtask", "xtask"));
+    command.args(arguments);
+    for (option, path) in paths {
+        command.arg(option).arg(path);
+    }
+    command.output().unwrap()
+}
+
+#[test]
+fn a_search_makes_its_phantom_and_a_retraining_takes_it_up() {
+    if cfg!(debug_assertions) {
+        println!("SKIPPED: xtask builds adw in release mode; run this test so too");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+    let search = [&["search", "--threads", "2"], TINY].concat();
+    let output = xtask(&search, &[("--data", &data), ("--run", &run)]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(names(&data), ["Task00_Phantom"]);
+    assert!(run.join("search/fold_0/architecture.json").is_file());
+    let output = xtask(&["retrain", "--json"], &[("--run", &run)]);
+    assert!(output.status.success(), "{output:?}");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let last: serde_json::Value = serde_json::from_str(stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "metrics");
+    assert!(run.join("retrain/fold_0/model.safetensors").is_file());
+
+    // The exit code of adw is that of xtask.
+    let output = xtask(&["retrain", "--set", "search.epochs=9"], &[("--run", &run)]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
+fn what_cannot_be_found_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, complaint) in [
+        (["search", "kidneys"].as_slice(), "neither a task"),
+        (&["search", "heart", "--offline"], "Task02_Heart is missing"),
+        (
+            &["download", "heart", "--mirror", "file:///nowhere"],
+            "cannot read /nowhere/Task02_Heart.tar",
+        ),
+    ] {
+        let output = xtask(arguments, &[("--data", dir.path())]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && stderr.contains(complaint),
+            "{stderr}"
+        );
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
