@@ -19,6 +19,7 @@ use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Relative L2 error allowed per tensor.
@@ -285,14 +286,16 @@ fn check_folder(folder: &Path) -> usize {
             } else {
                 check_forward(&golden, dtype, &mut report);
             }
-            line += &format!(
+            write!(
+                line,
                 "  {}: worst {:.1e} ({})",
                 dtype.as_str(),
                 report.worst.0,
                 report.worst.1
-            );
+            )
+            .unwrap();
             if report.worst_alpha > 0.0 {
-                line += &format!(", alpha gradient {:.1e}", report.worst_alpha);
+                write!(line, ", alpha gradient {:.1e}", report.worst_alpha).unwrap();
             }
             failures.extend(
                 report

@@ -157,25 +157,31 @@ impl<T: Element> Correlation<'_, T> {
         // SAFETY: the jobs cover every block and k channel, and each writes all taps and lanes of its own.
         let data = unsafe {
             filled(offset, |out: SharedOut<T>| {
-                jobs.par_iter().for_each(|&(block, k0)| {
-                    let width = block.vectors * lanes;
-                    for kc in k0..(k0 + K_CHUNK).min(k) {
-                        for lane in 0..width {
-                            let src = (lane < block.count).then(|| {
-                                &self.weight[layout.base
-                                    + kc * layout.k_stride
-                                    + (block.first + lane) * layout.lane_stride..]
-                            });
-                            for (t, &tap) in tap_offsets.iter().enumerate() {
-                                let v = src.map_or(T::ZERO, |s| s[tap]);
-                                // SAFETY: inside the block's packed weights; no other job writes this (k, lane).
-                                out.ptr()
-                                    .add(block.offset + (t * k + kc) * width + lane)
-                                    .write(v);
+                jobs.par_iter()
+                    .for_each_init(Vec::new, |taps_by_lane, &(block, k0)| {
+                        let width = block.vectors * lanes;
+                        for kc in k0..(k0 + K_CHUNK).min(k) {
+                            // By way of a small buffer: written straight to the packed order, the taps of one weight would
+                            // lie many pages apart, in the same few sets of the cache.
+                            taps_by_lane.clear();
+                            taps_by_lane.resize(num_taps * width, T::ZERO);
+                            for lane in 0..block.count {
+                                let lane_offset = (block.first + lane) * layout.lane_stride;
+                                let src = &self.weight
+                                    [layout.base + kc * layout.k_stride + lane_offset..];
+                                for (row, &tap) in
+                                    taps_by_lane.chunks_exact_mut(width).zip(&tap_offsets)
+                                {
+                                    row[lane] = src[tap];
+                                }
+                            }
+                            for (t, row) in taps_by_lane.chunks_exact(width).enumerate() {
+                                // SAFETY: inside the block's packed weights; no other job writes this k channel.
+                                let dst = out.ptr().add(block.offset + (t * k + kc) * width);
+                                dst.copy_from_nonoverlapping(row.as_ptr(), width);
                             }
                         }
-                    }
-                });
+                    });
             })
         };
         PackedWeight {

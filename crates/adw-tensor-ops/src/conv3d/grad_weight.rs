@@ -22,9 +22,6 @@ const PANEL_BYTES: usize = 256 << 10;
 /// Bytes that all partial sums together may take.
 const PARTIAL_BYTES: usize = 8 << 20;
 
-/// Input channels that one job of the final transposition takes.
-const CI_CHUNK: usize = 16;
-
 pub(crate) struct GradWeight<'a, T> {
     pub(crate) set: InstructionSet,
     pub(crate) batch: usize,
@@ -36,19 +33,13 @@ pub(crate) struct GradWeight<'a, T> {
     pub(crate) geometry: Conv3dGeometry,
 }
 
-/// How the gradient is written: element `(co, ci, tap)` at `co * co_stride + ci * ci_stride + tap`.
-#[derive(Clone, Copy)]
-pub(crate) struct GradLayout {
-    pub(crate) co_stride: usize,
-    pub(crate) ci_stride: usize,
-}
-
 impl<T: Element> GradWeight<'_, T> {
     fn in_channels(&self) -> usize {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
-    pub(crate) fn run(&self, layout: GradLayout) -> Vec<T> {
+    /// `[co][ci][kd][kh][kw]`
+    pub(crate) fn run(&self) -> Vec<T> {
         let [kd, kh, kw] = self.geometry.kernel;
         let (ci, co) = (self.in_channels(), self.grad_output.channels);
         let lanes = dispatch::<T, _>(self.set, AskLanes);
@@ -98,26 +89,25 @@ impl<T: Element> GradWeight<'_, T> {
         // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
         unsafe {
             filled(co * ci * taps, |out: SharedOut<T>| {
-                (0..ci.div_ceil(CI_CHUNK))
+                (0..ci)
                     .into_par_iter()
-                    .for_each(|chunk| {
-                        for ci_idx in chunk * CI_CHUNK..((chunk + 1) * CI_CHUNK).min(ci) {
-                            for tap in 0..taps {
-                                let row = (tap * ci + ci_idx) * co_padded;
-                                for co_idx in 0..co {
-                                    let mut sum = T::ZERO;
-                                    for g in 0..num_groups {
-                                        sum += partials[g * partial_len + row + co_idx];
-                                    }
-                                    out.ptr()
-                                        .add(
-                                            co_idx * layout.co_stride
-                                                + ci_idx * layout.ci_stride
-                                                + tap,
-                                        )
-                                        .write(sum);
+                    .for_each_init(Vec::new, |by_channel, ci_idx| {
+                        by_channel.clear();
+                        by_channel.resize(co * taps, T::ZERO);
+                        for tap in 0..taps {
+                            let row = (tap * ci + ci_idx) * co_padded;
+                            for g in 0..num_groups {
+                                let partial = &partials[g * partial_len + row..][..co];
+                                for (sum, &x) in
+                                    by_channel[tap..].iter_mut().step_by(taps).zip(partial)
+                                {
+                                    *sum += x;
                                 }
                             }
+                        }
+                        for (co_idx, taps_of) in by_channel.chunks_exact(taps).enumerate() {
+                            let dst = out.ptr().add((co_idx * ci + ci_idx) * taps);
+                            dst.copy_from_nonoverlapping(taps_of.as_ptr(), taps);
                         }
                     });
             })

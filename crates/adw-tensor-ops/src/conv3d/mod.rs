@@ -391,13 +391,12 @@ pub fn grad_weight(
         });
     }
     let [kd, kh, kw] = geometry.kernel;
-    let taps = kd * kh * kw;
     with_element!(OP, grad_output.map, T => with_sources::<T, _>(OP, inputs, |sources| {
         with_sources::<T, _>(OP, &[grad_output], |grad| {
             let job = grad_weight::GradWeight {
                 set: InstructionSet::detect(), batch, input: size, output: out, sources, grad_output: grad[0], geometry,
             };
-            let data = job.run(grad_weight::GradLayout { co_stride: ci * taps, ci_stride: taps });
+            let data = job.run();
             tensor(data, (co, ci, kd, kh, kw))
         })
     }))

@@ -149,7 +149,6 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
     if split > 0 {
         inputs.push(vec![source(&first, split), source(&second, c.ci - split)]);
     }
-    let taps = c.geometry.kernel.iter().product::<usize>();
     for sources in &inputs {
         let (y, moments) = forward_cpu(
             set, sources, c.batch, c.size, &weight, c.co, c.geometry, true,
@@ -183,10 +182,7 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
             grad_output: source(&grad_y, c.co),
             geometry: c.geometry,
         };
-        let grad = job.run(grad_weight::GradLayout {
-            co_stride: c.ci * taps,
-            ci_stride: taps,
-        });
+        let grad = job.run();
         assert_close(
             &format!("weight gradient {what}"),
             &grad,
@@ -294,10 +290,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
                 geometry: c.geometry,
             };
             let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let gw = job.run(grad_weight::GradLayout {
-                co_stride: c.ci * 27,
-                ci_stride: 27,
-            });
+            let gw = job.run();
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
