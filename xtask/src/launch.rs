@@ -163,7 +163,8 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
         Origin::Phantom => {
             eprintln!("making the phantom dataset in {}", shown(&located.folder));
             let status = Command::new(adw)
-                .arg("phantom")
+                // Small enough for a search in a minute or two, large enough for three poolings.
+                .args(["phantom", "--shape", "32", "40", "32"])
                 .arg("--output")
                 .arg(&located.folder)
                 .stdout(Stdio::null())
