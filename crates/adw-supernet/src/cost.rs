@@ -105,10 +105,10 @@ impl Geometry<'_> {
         let mut size = self.patch;
         for s in &self.strides[..stage] {
             for (n, s) in size.iter_mut().zip(s) {
-                *n = n.div_ceil(*s);
+                *n = n.div_ceil((*s).max(1));
             }
         }
-        size.iter().product::<usize>() as f64
+        size.iter().map(|&n| n as f64).product()
     }
 
     /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.

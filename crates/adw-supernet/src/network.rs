@@ -10,7 +10,7 @@
 use crate::error::{Error, Result};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
 use adw_tensor_ops::conv3d::{self, Input};
-use adw_tensor_ops::loss::{DiceCe, deep_supervision_weights, resize_target};
+use adw_tensor_ops::loss::{DiceCe, check_target, deep_supervision_weights, resize_target};
 use adw_tensor_ops::norm_act::{self, Gate, GatePosition, NormAct, NormCoefficients};
 use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
 use candle_core::Tensor;
@@ -168,12 +168,17 @@ impl Network {
 
     /// `[B, C, D, H, W]` to `[B, D, H, W, C]`, checked.
     fn read_input(&self, x: &Tensor) -> Result<Tensor> {
-        let &[_, c, d, h, w] = x.dims() else {
+        let &[b, c, d, h, w] = x.dims() else {
             return Err(Error::Input(format!(
                 "shape {:?}, expected [B, C, D, H, W]",
                 x.shape()
             )));
         };
+        if b == 0 {
+            return Err(Error::Input(
+                "an empty batch, expected at least one sample".into(),
+            ));
+        }
         if c != self.in_channels {
             return Err(Error::Input(format!(
                 "{c} channels, but the network takes {}",
@@ -340,6 +345,8 @@ impl Network {
         choices: Option<&Choices>,
         wanted: Role,
     ) -> Result<(f64, Gradients, Vec<ChoiceGradient>)> {
+        let (b, _, d, h, w) = x.dims5()?;
+        check_target(target, [b, d, h, w])?;
         let Trace {
             blocks,
             outputs,

@@ -66,7 +66,7 @@ pub struct SupernetConfig {
 
 /// The greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
 pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
-    max_width << stage.min(cap_stage)
+    max_width.saturating_mul(1 << stage.min(cap_stage).min(32))
 }
 
 /// The candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
@@ -113,6 +113,14 @@ impl SupernetConfig {
         if self.max_width == 0 || !self.max_width.is_multiple_of(6) {
             return fail(format!(
                 "max_width is {}, expected a multiple of 6 (candidate widths are sixths of it)",
+                self.max_width
+            ));
+        }
+        let widest =
+            self.max_width as f64 * 2f64.powi(self.cap_stage.min(self.poolings()).min(64) as i32);
+        if widest > 65_536.0 {
+            return fail(format!(
+                "max_width {} makes the coarsest stage {widest} channels wide, expected at most 65536",
                 self.max_width
             ));
         }

@@ -157,6 +157,11 @@ impl Supernet {
     /// If tensors cannot be made on the device.
     pub fn sample(&self, key: NoiseKey, tau: f64) -> Result<GumbelSample> {
         let depth = self.config.max_depth;
+        if key.pass >= 8 || key.iteration >= 1 << 29 {
+            return Err(Error::Input(format!(
+                "noise of {key:?}, expected a pass below 8 and an iteration below 2^29"
+            )));
+        }
         let stream = |purpose, index: usize| Stream {
             seed: key.seed,
             purpose,
@@ -212,6 +217,13 @@ impl Supernet {
             let (got, expected) = (sample.blocks.len(), self.config.num_blocks());
             return Err(Error::Input(format!(
                 "noise for {got} blocks, but the supernet has {expected}"
+            )));
+        }
+        let depth = self.config.max_depth;
+        if let Some(block) = sample.blocks.iter().find(|b| b.width.len() != depth) {
+            let got = block.width.len();
+            return Err(Error::Input(format!(
+                "noise for {got} layers of a block, but the supernet has {depth}"
             )));
         }
         let softmax = |parameter: Option<usize>, noise: &Tensor| {

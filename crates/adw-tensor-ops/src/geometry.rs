@@ -40,7 +40,7 @@ impl Conv3dGeometry {
             let (k, s, padded) = (
                 self.kernel[i],
                 self.stride[i],
-                input[i] + 2 * self.padding[i],
+                self.padding[i].saturating_mul(2).saturating_add(input[i]),
             );
             if k == 0 || s == 0 || k > padded {
                 return Err(Error::Argument {
@@ -55,5 +55,24 @@ impl Conv3dGeometry {
             out[i] = (padded - k) / s + 1;
         }
         Ok(out)
+    }
+}
+
+/// The number of elements of a tensor of these dimensions, if one can exist: every dimension at least 1, and no more
+/// bytes than an allocation may have.
+pub(crate) fn num_elements(op: &'static str, what: &'static str, dims: &[usize]) -> Result<usize> {
+    const LARGEST: usize = isize::MAX as usize / size_of::<f64>();
+    let n = dims
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= LARGEST);
+    match n {
+        Some(n) if n > 0 => Ok(n),
+        _ => Err(Error::Shape {
+            op,
+            what,
+            got: dims.to_vec().into(),
+            expected: "dimensions of at least 1 whose product fits into memory".into(),
+        }),
     }
 }

@@ -19,7 +19,7 @@ use candle_core::{D, DType, Device, Tensor};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn gumbel_softmax(logits: &Tensor, noise: &Tensor, tau: f64) -> Result<Tensor> {
-    if tau.is_nan() || tau <= 0.0 {
+    if !tau.is_finite() || tau <= 0.0 {
         return Err(Error::Argument {
             op: "gumbel_softmax",
             what: format!("tau is {tau}, expected a positive number"),
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn bad_arguments() {
         let x = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
-        for tau in [0.0, -1.0, f64::NAN] {
+        for tau in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(gumbel_softmax(&x, &x, tau).is_err());
         }
         assert!(gumbel_softmax(&x, &x.narrow(0, 0, 2).unwrap(), 1.0).is_err());

@@ -36,7 +36,7 @@ pub struct Stream {
 impl Stream {
     /// The four words at `position` of this stream.
     pub fn words(&self, position: u32) -> [u32; 4] {
-        debug_assert!(self.index < 1 << 24, "the purpose lies above the index");
+        assert!(self.index < 1 << 24, "the purpose lies above the index");
         let counter = [
             position,
             self.index | (self.purpose as u32) << 24,

@@ -169,8 +169,8 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         let [_, oh, ow] = job.output;
         let (ci, co) = (job.in_channels(), job.grad_output.channels);
         let m = kw * ci;
-        // SAFETY: `out` is this task's own part of the partial sums.
-        unsafe { std::slice::from_raw_parts_mut(out, rows.len() * co_padded).fill(T::ZERO) };
+        // SAFETY: `out` is this task's own part of the partial sums, and zero bytes are the float zero.
+        unsafe { out.write_bytes(0, rows.len() * co_padded) };
 
         let panel_w = (ow - 1) * sw + kw;
         let row_len = panel_w * ci;

@@ -16,7 +16,7 @@ pub(crate) mod tile;
 mod tests;
 
 use crate::error::{Error, Result};
-use crate::geometry::Conv3dGeometry;
+use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::norm_act::cpu::{self as norm_cpu};
 use crate::norm_act::{Moments, NormCoefficients};
 use crate::simd::{Element, InstructionSet};
@@ -53,7 +53,7 @@ fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], 
                 op,
                 what: "input",
                 got: input.map.shape().clone(),
-                expected: format!("batch and size {found:?}, as the input beside it"),
+                expected: "batch and size of the input beside it".into(),
             });
         }
         found = Some((b, size));
@@ -66,13 +66,17 @@ fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], 
     Ok((b, size, channels))
 }
 
+/// Batch, spatial size and channels of a channels-last map, none of them 0.
 pub(crate) fn map_dims(
     op: &'static str,
     what: &'static str,
     map: &Tensor,
 ) -> Result<(usize, [usize; 3], usize)> {
     match *map.dims() {
-        [b, d, h, w, c] => Ok((b, [d, h, w], c)),
+        [b, d, h, w, c] => {
+            num_elements(op, what, map.dims())?;
+            Ok((b, [d, h, w], c))
+        }
         _ => Err(Error::Shape {
             op,
             what,
@@ -92,31 +96,24 @@ pub(crate) fn with_sources<T: Element, R>(
     for input in inputs {
         let norm = match input.norm {
             None => None,
-            Some(n) => Some((
-                read(op, "scale", &n.scale)?,
-                read(op, "shift", &n.shift)?,
-                n.slope,
-            )),
+            Some(n) => {
+                n.check(op, input.map)?;
+                Some((
+                    read(op, "scale", &n.scale)?,
+                    read(op, "shift", &n.shift)?,
+                    n.slope,
+                ))
+            }
         };
         locks.push((read(op, "input", input.map)?, norm));
     }
     let mut sources = Vec::with_capacity(inputs.len());
     for ((map, norm), input) in locks.iter().zip(inputs) {
-        let (b, _, channels) = map_dims(op, "input", input.map)?;
+        let (_, _, channels) = map_dims(op, "input", input.map)?;
         let norm = match norm {
             None => None,
             Some((scale, shift, slope)) => {
                 let (scale, shift) = (scale.slice::<T>()?, shift.slice::<T>()?);
-                if scale.len() != b * channels || shift.len() != b * channels {
-                    return Err(Error::Argument {
-                        op,
-                        what: format!(
-                            "scale and shift have {} and {} elements, expected [{b}, {channels}]",
-                            scale.len(),
-                            shift.len()
-                        ),
-                    });
-                }
                 Some(Norm {
                     scale,
                     shift,
@@ -134,6 +131,7 @@ pub(crate) fn with_sources<T: Element, R>(
 }
 
 fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Result<()> {
+    num_elements(op, "weight", weight.dims())?;
     if weight.dims() == expected {
         return Ok(());
     }
@@ -221,6 +219,7 @@ pub(crate) fn forward_cpu<T: Element>(
     with_moments: bool,
 ) -> Result<(Vec<T>, Option<norm_cpu::Moments<T>>)> {
     let out = geometry.output_size("conv3d", size)?;
+    let elements = num_elements("conv3d", "output", &[batch, out[0], out[1], out[2], co])?;
     let [_, kh, kw] = geometry.kernel;
     let taps = geometry.kernel.iter().product::<usize>();
     let ci: usize = sources.iter().map(|s| s.channels).sum();
@@ -256,7 +255,7 @@ pub(crate) fn forward_cpu<T: Element>(
     let mut moments = None;
     // SAFETY: with output step 1, the correlation writes every element.
     let y = unsafe {
-        filled(batch * out[0] * out[1] * out[2] * co, |o| {
+        filled(elements, |o| {
             let blocks = job.run(o, with_moments);
             moments = with_moments.then(|| norm_cpu::join_moments(&blocks, batch, co));
         })
@@ -290,10 +289,11 @@ pub fn grad_input(
             expected: format!("the output size of an input of {size:?}"),
         });
     }
+    num_elements(OP, "gradient", &[batch, size[0], size[1], size[2], ci])?;
     if channels.is_empty() || channels.end > ci {
         return Err(Error::Argument {
             op: OP,
-            what: format!("channels {channels:?} of {ci} input channels"),
+            what: format!("channels {channels:?}, expected a range within 0..{ci}"),
         });
     }
     with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
@@ -422,6 +422,7 @@ pub fn grad_weight(
 /// ```
 pub fn conv3d(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<Tensor> {
     let x = channels_last("conv3d", x)?;
+    num_elements("conv3d", "weight", weight.dims())?;
     let y = x.apply_op2(&weight.contiguous()?, Conv3d { geometry })?;
     channels_first(&y)
 }
@@ -436,6 +437,7 @@ pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
             expected: "[B, C, D, H, W]".into(),
         });
     }
+    num_elements(op, "x", x.dims())?;
     Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
 }
 

@@ -398,3 +398,86 @@ fn wrong_arguments_are_named() {
     let w = Tensor::zeros((8, 3, 3, 3, 3), candle_core::DType::F16, &Device::Cpu).unwrap();
     assert!(conv3d(&half, &w, Conv3dGeometry::same([3; 3], [1; 3])).is_err());
 }
+
+/// Sizes whose product wraps around, and dimensions of nothing, are refused before anything is allocated.
+#[test]
+fn impossible_sizes_are_refused() {
+    let ones = |shape: [usize; 5]| {
+        Tensor::ones(&shape[..], candle_core::DType::F32, &Device::Cpu).unwrap()
+    };
+    let (g, w) = (ones([1; 5]), ones([1; 5]));
+    let geometry = Conv3dGeometry {
+        kernel: [1; 3],
+        stride: [1 << 32, 1 << 32, 1],
+        padding: [0; 3],
+    };
+    assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1).is_err());
+    let padded = Conv3dGeometry {
+        kernel: [1; 3],
+        stride: [1; 3],
+        padding: [usize::MAX / 2; 3],
+    };
+    assert!(conv3d(&g, &w, padded).is_err());
+    let same = Conv3dGeometry::same([1; 3], [1; 3]);
+    for (x, w) in [
+        ([0, 1, 2, 2, 2], [1, 1, 1, 1, 1]),
+        ([1, 0, 2, 2, 2], [1, 0, 1, 1, 1]),
+        ([1, 1, 2, 2, 2], [0, 1, 1, 1, 1]),
+    ] {
+        let zeros = |s: [usize; 5]| Tensor::zeros(&s[..], candle_core::DType::F32, &Device::Cpu);
+        let error = conv3d(&zeros(x).unwrap(), &zeros(w).unwrap(), same)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("dimensions of at least 1"), "{error}");
+    }
+}
+
+/// Long sums keep their digits: a layer with many voxels, all terms of one sign.
+#[test]
+fn long_sums() {
+    let c = case(2, 1, 17, [64, 48, 40], [1, 1, 1], [1, 1, 1], [0, 0, 0]);
+    let voxels = 2 * 64 * 48 * 40;
+    let x: Vec<f32> = numbers(1, voxels)
+        .into_iter()
+        .map(|v| (v + 2.0) as f32)
+        .collect();
+    let ones = vec![1f32; voxels * c.co];
+    let sources = [Source {
+        data: &x[..],
+        channels: 1,
+        norm: None,
+    }];
+    let grad_output = Source {
+        data: &ones[..],
+        channels: c.co,
+        norm: None,
+    };
+    let job = grad_weight::GradWeight {
+        set: InstructionSet::detect(),
+        batch: 2,
+        input: c.size,
+        output: c.size,
+        sources: &sources,
+        grad_output,
+        geometry: c.geometry,
+    };
+    let sum: f64 = x.iter().map(|&v| f64::from(v)).sum();
+    assert_close("weight gradient", &job.run(), &[sum; 17], 2e-6);
+    // A constant channel has no variance, however large it is.
+    let weight = vec![100.1f32; c.co];
+    let ones = vec![1f32; voxels];
+    let sources = [Source {
+        data: &ones[..],
+        channels: 1,
+        norm: None,
+    }];
+    let set = InstructionSet::detect();
+    let (_, m) = forward_cpu(set, &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
+    let m = m.unwrap();
+    assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
+    assert!(
+        m.mean.iter().all(|&v| (v - 100.1).abs() < 1e-4),
+        "{:?}",
+        m.mean
+    );
+}

@@ -74,19 +74,8 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
     // SAFETY: as the caller vouches.
     unsafe {
         let l = S::LANES;
+        let one = S::splat(S::Elem::ONE);
         let mut acc = [[S::splat(S::Elem::ZERO); V]; R];
-        if o.accumulate {
-            for (r, row) in acc.iter_mut().enumerate() {
-                let c = o.c.add(r * o.c_row);
-                for (v, x) in row.iter_mut().enumerate() {
-                    *x = if v + 1 == V {
-                        S::load_first(c.add(v * l), o.tail)
-                    } else {
-                        S::load(c.add(v * l))
-                    };
-                }
-            }
-        }
         for s in segments {
             let (mut a, mut b) = (o.a.add(s.a), o.b.add(s.b));
             for _ in 0..o.len {
@@ -104,13 +93,26 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
                 b = b.add(o.b_step);
             }
         }
+        // What is there is added to the finished sum, not the other way round: a long sum over several calls is then one
+        // of partial sums, with their smaller rounding errors.
         for (r, row) in acc.iter().enumerate() {
             let c = o.c.add(r * o.c_row);
-            for (v, &x) in row.iter().enumerate() {
+            for (v, &sum) in row.iter().enumerate() {
+                let at = c.add(v * l);
+                let add = |before| {
+                    if o.accumulate {
+                        S::mul_add(sum, one, before)
+                    } else {
+                        sum
+                    }
+                };
                 if v + 1 == V {
-                    S::store_first(c.add(v * l), x, o.tail);
+                    let n = if o.accumulate { o.tail } else { 0 };
+                    S::store_first(at, add(S::load_first(at, n)), o.tail);
+                } else if o.accumulate {
+                    S::store(at, add(S::load(at)));
                 } else {
-                    S::store(c.add(v * l), x);
+                    S::store(at, sum);
                 }
             }
         }

@@ -8,7 +8,7 @@ mod tests;
 
 use crate::conv3d::{self, Input, channels_first, channels_last, map_dims};
 use crate::error::{Error, Result};
-use crate::geometry::Conv3dGeometry;
+use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::simd::InstructionSet;
 use crate::storage::{cpu_slice, with_element};
 use candle_core::backend::BackendStorage;
@@ -27,7 +27,7 @@ fn stride_of(op: &'static str, weight: &Tensor) -> Result<[usize; 3]> {
 }
 
 fn upsampled(size: [usize; 3], stride: [usize; 3]) -> [usize; 3] {
-    [0, 1, 2].map(|i| size[i] * stride[i])
+    [0, 1, 2].map(|i| size[i].saturating_mul(stride[i]))
 }
 
 /// `y[b, i * stride + k, co] = sum over ci: x[b, i, ci] * weight[ci, co, k]`.
@@ -40,8 +40,17 @@ fn upsampled(size: [usize; 3], stride: [usize; 3]) -> [usize; 3] {
 pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
     const OP: &str = "conv_transpose3d";
     let stride = stride_of(OP, weight)?;
-    let (_, size, _) = map_dims(OP, "x", x.map)?;
+    let (_, size, ci) = map_dims(OP, "x", x.map)?;
     let co = weight.dims()[1];
+    if weight.dims()[0] != ci {
+        let expected = format!("[{ci}, Cout, sD, sH, sW]");
+        return Err(Error::Shape {
+            op: OP,
+            what: "weight",
+            got: weight.shape().clone(),
+            expected,
+        });
+    }
     conv3d::grad_input(
         x,
         weight,
@@ -56,7 +65,22 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let stride = stride_of("conv_transpose3d input gradient", weight)?;
+    const OP: &str = "conv_transpose3d input gradient";
+    let stride = stride_of(OP, weight)?;
+    let (_, size, _) = map_dims(OP, "grad_output", grad_output)?;
+    if [0, 1, 2]
+        .iter()
+        .any(|&i| stride[i] == 0 || !size[i].is_multiple_of(stride[i]))
+    {
+        let expected = format!("a multiple of the stride {stride:?} on every axis");
+        let got = grad_output.shape().clone();
+        return Err(Error::Shape {
+            op: OP,
+            what: "grad_output",
+            got,
+            expected,
+        });
+    }
     conv3d::forward_plain(
         &[grad_output.into()],
         weight,
@@ -69,6 +93,22 @@ pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result<Tensor> {
+    const OP: &str = "conv_transpose3d weight gradient";
+    let (_, size, _) = map_dims(OP, "x", x.map)?;
+    let (_, grad_size, _) = map_dims(OP, "grad_output", grad_output)?;
+    if grad_size != upsampled(size, stride) {
+        let expected = format!(
+            "size {:?}, the input's times the stride",
+            upsampled(size, stride)
+        );
+        let got = grad_output.shape().clone();
+        return Err(Error::Shape {
+            op: OP,
+            what: "grad_output",
+            got,
+            expected,
+        });
+    }
     conv3d::grad_weight(
         &[grad_output.into()],
         x,
@@ -84,6 +124,7 @@ pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result
 pub fn conv_transpose3d(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     stride_of("conv_transpose3d", weight)?;
     let x = channels_last("conv_transpose3d", x)?;
+    num_elements("conv_transpose3d", "weight", weight.dims())?;
     channels_first(&x.apply_op2(&weight.contiguous()?, ConvTranspose3d)?)
 }
 

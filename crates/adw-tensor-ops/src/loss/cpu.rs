@@ -1,6 +1,5 @@
-use super::{DiceCe, OP};
-use crate::conv3d::tile::{SharedOut, filled};
-use crate::error::{Error, Result};
+use super::DiceCe;
+use crate::error::Result;
 use crate::simd::Element;
 use rayon::prelude::*;
 
@@ -88,11 +87,7 @@ impl<'a, T: Element> Job<'a, T> {
         config: DiceCe,
     ) -> Result<Self> {
         if let Some(&label) = target.iter().find(|&&t| usize::from(t) >= classes) {
-            let what = format!(
-                "the target holds label {label}, but the logits have {classes} classes (0 to {})",
-                classes - 1
-            );
-            return Err(Error::Argument { op: OP, what });
+            return Err(super::unknown_label(label.into(), classes));
         }
         Ok(Self {
             logits,
@@ -190,33 +185,35 @@ impl<'a, T: Element> Job<'a, T> {
             })
             .collect();
         let ce = T::from_f64(weight / self.target.len() as f64);
-        // SAFETY: the chunks cover all voxels, and each writes every class of its own.
-        unsafe {
-            filled(self.logits.len(), |out: SharedOut<T>| {
-                self.chunks().into_par_iter().for_each(|(b, first, n)| {
-                    let (everywhere, on_target) = &q[if self.config.batch_dice { 0 } else { b }];
-                    let at = b * voxels + first;
-                    let out = std::slice::from_raw_parts_mut(out.ptr().add(at * k), n * k);
-                    let x = &self.logits[at * k..(at + n) * k];
-                    for ((g, x), &t) in out
-                        .chunks_exact_mut(k)
-                        .zip(x.chunks_exact(k))
-                        .zip(&self.target[at..at + n])
-                    {
-                        let t = usize::from(t);
-                        softmax(x, g);
-                        let mut dot = g[t] * on_target[t];
-                        for (p, q) in g.iter().zip(everywhere) {
-                            dot += *p * *q;
-                        }
-                        let extra = g[t] * on_target[t] - ce;
-                        for (p, q) in g.iter_mut().zip(everywhere) {
-                            *p *= *q - dot + ce;
-                        }
-                        g[t] += extra;
-                    }
-                });
-            })
+        let mut grad = vec![T::ZERO; self.logits.len()];
+        let mut rest = grad.as_mut_slice();
+        let mut jobs = Vec::new();
+        for (b, first, n) in self.chunks() {
+            let (out, after) = rest.split_at_mut(n * k);
+            rest = after;
+            jobs.push((b, b * voxels + first, n, out));
         }
+        jobs.into_par_iter().for_each(|(b, at, n, out)| {
+            let (everywhere, on_target) = &q[if self.config.batch_dice { 0 } else { b }];
+            let x = &self.logits[at * k..(at + n) * k];
+            for ((g, x), &t) in out
+                .chunks_exact_mut(k)
+                .zip(x.chunks_exact(k))
+                .zip(&self.target[at..at + n])
+            {
+                let t = usize::from(t);
+                softmax(x, g);
+                let mut dot = g[t] * on_target[t];
+                for (p, q) in g.iter().zip(everywhere) {
+                    dot += *p * *q;
+                }
+                let extra = g[t] * on_target[t] - ce;
+                for (p, q) in g.iter_mut().zip(everywhere) {
+                    *p *= *q - dot + ce;
+                }
+                g[t] += extra;
+            }
+        });
+        grad
     }
 }

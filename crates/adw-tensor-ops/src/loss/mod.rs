@@ -47,6 +47,26 @@ pub struct LossAndGradient {
 
 const OP: &str = "dice_ce";
 
+/// The target has one label per voxel of the finest logits, `[B, D, H, W]`.
+///
+/// # Errors
+/// If it has another shape.
+pub fn check_target(target: &Tensor, expected: [usize; 4]) -> Result<()> {
+    if target.dims() == expected {
+        return Ok(());
+    }
+    let (got, expected) = (
+        target.shape().clone(),
+        format!("{expected:?}, as the image"),
+    );
+    Err(Error::Shape {
+        op: OP,
+        what: "target",
+        got,
+        expected,
+    })
+}
+
 fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 3], usize)> {
     let (batch, size, classes) = map_dims(OP, "logits", logits)?;
     if !(2..=255).contains(&classes) {
@@ -55,19 +75,37 @@ fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 3], usize)>
             what: format!("{classes} classes, expected 2 to 255 (background included)"),
         });
     }
-    if target.dims() != [batch, size[0], size[1], size[2]] {
-        let expected = format!(
-            "[{batch}, {}, {}, {}], as the logits",
-            size[0], size[1], size[2]
-        );
-        return Err(Error::Shape {
-            op: OP,
-            what: "target",
-            got: target.shape().clone(),
-            expected,
-        });
-    }
+    check_target(target, [batch, size[0], size[1], size[2]])?;
     Ok((batch, size, classes))
+}
+
+/// The target as bytes; a label that a byte cannot hold must not wrap around to one that is a class.
+fn labels(target: &Tensor, classes: usize) -> Result<Tensor> {
+    if !target.dtype().is_int() {
+        let what = format!("the target holds {:?}, expected integers", target.dtype());
+        return Err(Error::Argument { op: OP, what });
+    }
+    if target.dtype() != DType::U8 {
+        let values = target
+            .to_dtype(DType::I64)?
+            .flatten_all()?
+            .to_vec1::<i64>()?;
+        if let Some(label) = values
+            .into_iter()
+            .find(|v| !(0..classes as i64).contains(v))
+        {
+            return Err(unknown_label(label, classes));
+        }
+    }
+    Ok(target.to_dtype(DType::U8)?.contiguous()?)
+}
+
+fn unknown_label(label: i64, classes: usize) -> Error {
+    let last = classes - 1;
+    let what = format!(
+        "the target holds label {label}, but the logits have {classes} classes (0 to {last})"
+    );
+    Error::Argument { op: OP, what }
 }
 
 impl DiceCe {
@@ -82,7 +120,7 @@ impl DiceCe {
         weight: f64,
     ) -> Result<LossAndGradient> {
         let (batch, _, classes) = check(logits, target)?;
-        let target = target.to_dtype(DType::U8)?.contiguous()?;
+        let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
             let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
             let job = cpu::Job::<T>::new(x.slice()?, t.slice()?, batch, classes, *self)?;
@@ -98,7 +136,7 @@ impl DiceCe {
     /// As [`Self::loss_and_gradient`].
     pub fn loss(&self, logits: &Tensor, target: &Tensor) -> Result<f64> {
         let (batch, _, classes) = check(logits, target)?;
-        let target = target.to_dtype(DType::U8)?.contiguous()?;
+        let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
             let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
             let job = cpu::Job::<T>::new(x.slice()?, t.slice()?, batch, classes, *self)?;
@@ -144,8 +182,8 @@ pub fn resize_target(target: &Tensor, size: [usize; 3]) -> Result<Tensor> {
 /// If shapes do not fit together or the target holds a label that has no class.
 pub fn dice_ce(logits: &Tensor, target: &Tensor, config: DiceCe) -> Result<Tensor> {
     let logits = channels_last(OP, logits)?;
-    check(&logits, target)?;
-    let target = target.to_dtype(DType::U8)?.contiguous()?;
+    let (_, _, classes) = check(&logits, target)?;
+    let target = labels(target, classes)?;
     Ok(logits.apply_op1(DiceCeOp { config, target })?)
 }
 
@@ -160,6 +198,10 @@ pub fn deep_supervision_loss(
     config: DiceCe,
 ) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
+    if let Some(finest) = outputs.first() {
+        let (b, _, d, h, w) = finest.dims5()?;
+        check_target(target, [b, d, h, w])?;
+    }
     for (output, w) in outputs.iter().zip(deep_supervision_weights(outputs.len())) {
         if w > 0.0 {
             let (_, _, d, h, w_size) = output.dims5()?;

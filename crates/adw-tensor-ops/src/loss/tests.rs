@@ -127,3 +127,42 @@ fn wrong_labels_are_named() {
         .to_string();
     assert!(message.contains("label 3"), "{message}");
 }
+
+/// A label that a byte cannot hold must not wrap around to one that is a class, nor a target of another size be resized.
+#[test]
+fn nothing_wraps_or_is_resized() {
+    let (logits, target) = example(3);
+    let config = DiceCe::default();
+    let wide = (target.to_dtype(DType::I64).unwrap() + 256.0).unwrap();
+    assert!(
+        dice_ce(&logits, &wide, config)
+            .unwrap_err()
+            .to_string()
+            .contains("label 25")
+    );
+    let negative = (target.to_dtype(DType::I64).unwrap() - 1.0).unwrap();
+    assert!(
+        dice_ce(&logits, &negative, config)
+            .unwrap_err()
+            .to_string()
+            .contains("label -1")
+    );
+    let floats = target.to_dtype(DType::F32).unwrap();
+    assert!(
+        dice_ce(&logits, &floats, config)
+            .unwrap_err()
+            .to_string()
+            .contains("integers")
+    );
+    let small = target.narrow(1, 0, 2).unwrap();
+    let outputs = [logits.as_tensor().clone()];
+    assert!(deep_supervision_loss(&outputs, &small, config).is_err());
+    let same = target.to_dtype(DType::U32).unwrap();
+    let value = |t: &Tensor| {
+        dice_ce(&logits, t, config)
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap()
+    };
+    assert_eq!(value(&same), value(&target));
+}

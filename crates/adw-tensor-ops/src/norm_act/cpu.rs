@@ -3,6 +3,7 @@
 use crate::conv3d::tile::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Voxels that one task of a pass over a map takes; fixed, so that sums do not depend on the number of threads.
@@ -37,11 +38,17 @@ pub(crate) unsafe fn block_moments<T: Element>(
     };
     let mut mean = vec![T::ZERO; n];
     let mut count = 0;
+    let mut of_row = vec![T::ZERO; n];
     for row in rows.clone() {
+        of_row.fill(T::ZERO);
         for x in voxels_of(row) {
-            for (s, &x) in mean.iter_mut().zip(x) {
+            for (s, &x) in of_row.iter_mut().zip(x) {
                 *s += x;
             }
+        }
+        // A sum of sums: one long sum of f32 would drift.
+        for (s, &x) in mean.iter_mut().zip(&of_row) {
+            *s += x;
         }
         count += voxels;
     }
@@ -49,14 +56,20 @@ pub(crate) unsafe fn block_moments<T: Element>(
     for m in &mut mean {
         *m *= scale;
     }
-    let mut m2 = vec![T::ZERO; n];
+    // The deviations would sum to zero from the exact mean; what they do sum to corrects the rounded one.
+    let (mut m2, mut sum) = (vec![T::ZERO; n], vec![T::ZERO; n]);
     for row in rows {
         for x in voxels_of(row) {
-            for ((s, &x), &m) in m2.iter_mut().zip(x).zip(&mean) {
+            for (((m2, sum), &x), &m) in m2.iter_mut().zip(&mut sum).zip(x).zip(&mean) {
                 let d = x - m;
-                *s += d * d;
+                *m2 += d * d;
+                *sum += d;
             }
         }
+    }
+    for ((m2, &sum), m) in m2.iter_mut().zip(&sum).zip(&mut mean) {
+        *m += sum * scale;
+        *m2 -= sum * sum * scale;
     }
     BlockMoments {
         batch_idx,
@@ -203,7 +216,7 @@ pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<
             chunks(first.batch, per_sample, c)
                 .into_par_iter()
                 .for_each(|(b, r)| {
-                    let out = std::slice::from_raw_parts_mut(out.ptr().add(r.start), r.len());
+                    let out = uninit_slice(out, &r);
                     dispatch(
                         set,
                         SumChunk {
@@ -216,6 +229,15 @@ pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<
                 });
         })
     }
+}
+
+/// A part of a map that is being filled.
+///
+/// # Safety
+/// The range lies inside the map, and nobody else accesses it while the slice lives.
+unsafe fn uninit_slice<'a, T>(out: SharedOut<T>, range: &Range<usize>) -> &'a mut [MaybeUninit<T>] {
+    // SAFETY: as the caller vouches; `MaybeUninit` may be uninitialised.
+    unsafe { std::slice::from_raw_parts_mut(out.ptr().add(range.start).cast(), range.len()) }
 }
 
 /// `(sample, range of elements)` of every chunk of a map.
@@ -237,7 +259,7 @@ struct SumChunk<'a, T> {
     maps: &'a [(Normalised<'a, T>, T)],
     batch_idx: usize,
     range: Range<usize>,
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel<T> for SumChunk<'_, T> {
@@ -253,7 +275,12 @@ impl<T: Element> Kernel<T> for SumChunk<'_, T> {
                 for (((o, &y), &a), &b) in out.iter_mut().zip(y).zip(scale).zip(shift) {
                     let v = a * y + b;
                     let z = *weight * if v > T::ZERO { v } else { v * map.slope };
-                    *o = if i == 0 { z } else { *o + z };
+                    let sum = match i {
+                        0 => z,
+                        // SAFETY: the first map has written every element.
+                        _ => z + unsafe { o.assume_init() },
+                    };
+                    o.write(sum);
                 }
             }
         }
@@ -388,8 +415,7 @@ pub(crate) fn grad_input<T: Element>(
             chunks(map.batch, map.y.len() / map.batch, map.channels)
                 .into_par_iter()
                 .for_each(|(b, range)| {
-                    let out =
-                        std::slice::from_raw_parts_mut(out.ptr().add(range.start), range.len());
+                    let out = uninit_slice(out, &range);
                     dispatch(
                         set,
                         GradChunk {
@@ -414,7 +440,7 @@ struct GradChunk<'a, T> {
     range: Range<usize>,
     offset: &'a [T],
     factor: &'a [T],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Kernel<T> for GradChunk<'_, T> {
@@ -437,7 +463,8 @@ impl<T: Element> Kernel<T> for GradChunk<'_, T> {
                     for $j in 0..c {
                         let g = $g;
                         let gv = if scale[$j] * y[$j] + shift[$j] > T::ZERO { g } else { g * slope };
-                        out[$j] = scale[$j] * (gv - offset[$j] - factor[$j] * (y[$j] - mean[$j]));
+                        let g = scale[$j] * (gv - offset[$j] - factor[$j] * (y[$j] - mean[$j]));
+                        out[$j].write(g);
                     }
                 }
             };

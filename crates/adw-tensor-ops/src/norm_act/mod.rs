@@ -137,6 +137,29 @@ fn borrow(gate: Option<&(Vec<f64>, GatePosition)>) -> Option<(&[f64], GatePositi
     gate.map(|(m, p)| (m.as_slice(), *p))
 }
 
+impl NormCoefficients {
+    /// They belong to a map of this batch and these channels.
+    pub(crate) fn check(&self, op: &'static str, map: &Tensor) -> Result<()> {
+        let (batch, _, channels) = map_dims(op, "map", map)?;
+        for (what, t) in [
+            ("mean", &self.mean),
+            ("scale", &self.scale),
+            ("shift", &self.shift),
+        ] {
+            if t.dims() != [batch, channels] || t.dtype() != map.dtype() {
+                let expected = format!("[{batch}, {channels}] and {:?}, as the map", map.dtype());
+                return Err(Error::Shape {
+                    op,
+                    what,
+                    got: t.shape().clone(),
+                    expected,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
 impl NormAct {
     /// Scale and shift of a map with these moments. `gamma`, `beta`: `[C]`.
     ///
@@ -150,6 +173,22 @@ impl NormAct {
         gate: Option<Gate>,
     ) -> Result<NormCoefficients> {
         let (batch, channels) = moments.mean.dims2()?;
+        if moments.variance.dims() != moments.mean.dims() {
+            let expected = format!("{:?}, as the mean", moments.mean.shape());
+            let got = moments.variance.shape().clone();
+            return Err(Error::Shape {
+                op: OP,
+                what: "variance",
+                got,
+                expected,
+            });
+        }
+        if self.eps.is_nan() || self.eps <= 0.0 {
+            return Err(Error::Argument {
+                op: OP,
+                what: format!("eps is {}, expected a positive number", self.eps),
+            });
+        }
         let (gamma, beta) = (
             vector_f64("gamma", gamma, channels)?,
             vector_f64("beta", beta, channels)?,
@@ -197,6 +236,7 @@ pub fn moments(y: &Tensor) -> Result<Moments> {
 macro_rules! with_normalised {
     ($t:ident, $y:expr, $n:expr, $map:ident => $body:expr) => {{
         let (batch, _, channels) = map_dims(OP, "y", $y)?;
+        $n.check(OP, $y)?;
         let (y, mean, scale, shift) = (
             read(OP, "y", $y)?,
             read(OP, "mean", &$n.mean)?,
@@ -227,15 +267,25 @@ pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> R
             what: "no map to sum, expected at least one".into(),
         });
     };
-    if maps.len() != weights.len() || maps.iter().any(|m| m.0.dims() != first.dims()) {
-        return Err(Error::Argument {
-            op: OP,
-            what: format!(
-                "{} maps of one shape need as many weights, got {}",
-                maps.len(),
-                weights.len()
-            ),
-        });
+    if maps.len() != weights.len() {
+        let what = format!(
+            "{} maps and {} weights, expected one weight per map",
+            maps.len(),
+            weights.len()
+        );
+        return Err(Error::Argument { op: OP, what });
+    }
+    for (y, n) in maps {
+        if y.dims() != first.dims() {
+            let expected = format!("{:?}, as the first map", first.shape());
+            return Err(Error::Shape {
+                op: OP,
+                what: "map",
+                got: y.shape().clone(),
+                expected,
+            });
+        }
+        n.check(OP, y)?;
     }
     let (batch, _, channels) = map_dims(OP, "y", first)?;
     with_element!(OP, first, T => {
