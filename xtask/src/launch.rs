@@ -164,7 +164,7 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
             eprintln!("making the phantom dataset in {}", shown(&located.folder));
             let status = Command::new(adw)
                 // Small enough for a search in a minute or two, large enough for three poolings.
-                .args(["phantom", "--shape", "32", "40", "32"])
+                .args(["phantom", "--shape", "24", "32", "24"])
                 .arg("--output")
                 .arg(&located.folder)
                 .stdout(Stdio::null())
