@@ -22,7 +22,7 @@ use crate::{
     failure::bad_input,
     memory, model,
     report::{
-        metrics,
+        drawing, metrics,
         progress::{Progress, emit, say},
         training,
     },
@@ -84,9 +84,10 @@ fn may_change(key: &str) -> bool {
     ["retrain.", "predict.", "data.augmentation."]
         .iter()
         .any(|section| key.starts_with(section))
+        || key == "seed"
 }
 
-/// Settings that this training was started with, rather than the run's.
+/// Settings that this training was started with, rather than the run's; how its cases are segmented may change.
 fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<()> {
     let path = config_path(directory);
     if !path.is_file() {
@@ -94,22 +95,44 @@ fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<
     }
     let (_, stored) = run_config::load(&path)?;
     let asked: RunConfig = stored.changed_by(&args.config)?;
-    if let Some((key, was, is)) = stored.difference(&asked, |_| true) {
+    if let Some((key, was, is)) = stored.difference(&asked, |key| !key.starts_with("predict.")) {
         bad_input!(
             "{} was started with {key} = {was}, not {is}: leave that out, or give another --name",
             directory.display()
         );
     }
-    run.config = stored;
+    run.config = asked;
     Ok(())
 }
 
-/// The architecture of the command line, of the interrupted training, or of the search.
+/// The architecture of the interrupted training, of the command line, or of the search.
 fn choose_architecture(
     args: &RetrainArgs,
     run: &Run,
     earlier: Option<&Path>,
 ) -> Result<Architecture> {
+    let Some(directory) = earlier.filter(|directory| architecture_in(directory).is_file()) else {
+        return wanted_architecture(args, run);
+    };
+    let path = architecture_in(directory);
+    let stored = Architecture::load(&path)?;
+    check_fit(&stored, run, &path)?;
+    if args.architecture.is_some() || args.uniform_width.is_some() {
+        let mut wanted = wanted_architecture(args, run)?;
+        // Where an architecture comes from makes no difference to its training.
+        wanted.provenance.clone_from(&stored.provenance);
+        if wanted != stored {
+            bad_input!(
+                "{} was started with the architecture {stored}, not {wanted}: leave that out, or give another --name",
+                directory.display()
+            );
+        }
+    }
+    Ok(stored)
+}
+
+/// The architecture of the command line, or of the search.
+fn wanted_architecture(args: &RetrainArgs, run: &Run) -> Result<Architecture> {
     let plan = &run.plan;
     if let Some(width) = args.uniform_width {
         let (classes, cap) = (plan.labels.len(), run.config.settings.network.cap_stage);
@@ -132,10 +155,9 @@ fn choose_architecture(
         );
         return Ok(architecture);
     }
-    let path = match (&args.architecture, earlier.map(architecture_in)) {
-        (Some(path), _) => path.clone(),
-        (None, Some(path)) if path.is_file() => path,
-        (None, _) => match run
+    let path = match &args.architecture {
+        Some(path) => path.clone(),
+        None => match run
             .existing_folder()
             .map(|folder| architecture_in(&folder.search(run.fold)))
         {
@@ -284,14 +306,20 @@ impl Job<'_> {
         Ok(path)
     }
 
-    /// What was decided before the training, for whoever resumes it.
+    /// What was decided before the training, for whoever resumes it. Settings without an architecture would let another
+    /// one be trained with them.
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
+        drawing::save(
+            &self.architecture,
+            run.plan.patch_size,
+            &directory.join("architecture.svg"),
+        )?;
+        self.architecture.save(&architecture_in(directory))?;
         let config = run_config::render(&run.facts, &run.config)?;
         let path = config_path(directory);
         write_atomically(&path, |file| {
             std::io::Write::write_all(file, config.as_bytes())
         })?;
-        self.architecture.save(&architecture_in(directory))?;
         Ok(())
     }
 

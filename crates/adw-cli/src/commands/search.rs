@@ -123,6 +123,8 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         .provenance
         .insert("mask".into(), json!(settings.network.mask));
     let result = directory.join("architecture.json");
+    // The picture first: with architecture.json the search is finished.
+    report::drawing::save(&architecture, patch, &directory.join("architecture.svg"))?;
     architecture.save(&result)?;
     report_found(&architecture, &run, &result, args.process.json);
     Ok(())

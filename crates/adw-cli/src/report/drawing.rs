@@ -1,8 +1,13 @@
 //! A picture of an architecture: the U of a U-Net, drawn to scale.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::{self, Write as _},
+    io::Write as _,
+    path::Path,
+};
 
 use adw_supernet::Architecture;
+use msd_data::write_atomically;
 
 /// Pixels of the widest layer, of a layer's least width, and of the gaps between things.
 const WIDEST: f64 = 84.0;
@@ -14,84 +19,154 @@ const HEIGHT: f64 = 96.0;
 const SHRINK: f64 = 0.72;
 const STAGE_GAP: f64 = 34.0;
 const MARGIN: f64 = 28.0;
+/// Room for one character of a channel count, and of a size.
+const CHANNELS_CHARACTER: f64 = 7.5;
+const SIZE_CHARACTER: f64 = 6.6;
+
+const STYLE: &str = r##"<style>
+ text { font: 12px sans-serif; text-anchor: middle; fill: #334155 }
+ .size { font-size: 11px; text-anchor: end; fill: #64748b }
+ .encoder { fill: #3b82f6 } .decoder { fill: #f59e0b }
+ .step { stroke: #94a3b8; stroke-width: 1.5; fill: none; marker-end: url(#tip) }
+ .skip { stroke: #cbd5e1; stroke-width: 1.5; stroke-dasharray: 4 3; fill: none; marker-end: url(#tip) }
+</style>
+<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto">
+<path d="M0 0L6 3L0 6z" fill="#94a3b8"/></marker></defs>
+<rect width="100%" height="100%" fill="white"/>
+"##;
+
+/// Writes the picture to `path`.
+///
+/// # Errors
+/// The disk is full or read-only.
+pub(crate) fn save(
+    architecture: &Architecture,
+    patch: [usize; 3],
+    path: &Path,
+) -> msd_data::Result<()> {
+    let picture = svg(architecture, patch);
+    write_atomically(path, |file| file.write_all(picture.as_bytes()))
+}
 
 /// An SVG picture: a rectangle per layer, as wide as it has channels (which stand above it) and as high as its stage is
 /// fine; skips and poolings as arrows. `patch`: input voxels, D H W.
-pub(crate) fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
+fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     let poolings = architecture.poolings();
-    let widest = architecture.blocks.iter().flatten().copied().max().unwrap_or(1) as f64;
-    let width = |channels: usize| NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);
-    let height = |stage: usize| HEIGHT * SHRINK.powi(stage as i32);
-    let top = |stage: usize| {
-        MARGIN + 20.0 + (0..stage).map(|s| height(s) + STAGE_GAP).sum::<f64>()
-    };
-    let stage_of = |block: usize| if block <= poolings { block } else { 2 * poolings - block };
-
+    let stage_of = |block: usize| block.min(2 * poolings - block);
+    let sizes = sizes(architecture, patch);
     let mut shapes = String::new();
+    // The finest size stands left of its block's end, and must not be cut off.
+    let mut x = MARGIN.max(sizes[0].chars().count() as f64 * SIZE_CHARACTER);
     let mut spans = Vec::new();
-    let mut x = MARGIN;
-    for (i, block) in architecture.blocks.iter().enumerate() {
-        let stage = stage_of(i);
-        let start = x;
-        for &channels in block {
-            let (w, h, y) = (width(channels), height(stage), top(stage));
-            let class = if i <= poolings { "encoder" } else { "decoder" };
-            line(&mut shapes, format_args!(
-                r#"<rect class="{class}" x="{x:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" rx="2"/>"#
-            ));
-            line(&mut shapes, format_args!(
-                r#"<text class="channels" x="{:.1}" y="{:.1}">{channels}</text>"#, x + w / 2.0, y - 5.0
-            ));
-            x += w + GAP;
-        }
-        x -= GAP;
-        spans.push((start, x));
-        x += BLOCK_GAP;
+    for (block, widths) in architecture.blocks.iter().enumerate() {
+        let end = layers(&mut shapes, architecture, block, widths, x);
+        spans.push([x, end]);
+        x = end + BLOCK_GAP;
     }
     let total_width = x - BLOCK_GAP + MARGIN;
 
-    for i in 1..spans.len() {
-        let (from, to) = (stage_of(i - 1), stage_of(i));
-        // Poolings leave at the foot of a block, upsamplings at its middle.
-        let (x1, x2) = (spans[i - 1].1 + 3.0, spans[i].0 - 4.0);
-        let (y1, y2) = (top(from) + height(from) * 0.5, top(to) + height(to) * 0.5);
-        line(&mut shapes, format_args!(r#"<path class="step" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#));
+    for block in 1..spans.len() {
+        let middle = |stage| top(stage) + height(stage) * 0.5;
+        let (from, to) = (middle(stage_of(block - 1)), middle(stage_of(block)));
+        arrow(
+            &mut shapes,
+            "step",
+            [spans[block - 1][1], spans[block][0]],
+            [from, to],
+        );
     }
     for stage in 0..poolings {
-        let (x1, x2) = (spans[stage].1 + 3.0, spans[2 * poolings - stage].0 - 4.0);
         let y = top(stage) + 10.0;
-        line(&mut shapes, format_args!(r#"<path class="skip" d="M{x1:.1} {y:.1}L{x2:.1} {y:.1}"/>"#));
+        let ends = [spans[stage][1], spans[2 * poolings - stage][0]];
+        arrow(&mut shapes, "skip", ends, [y, y]);
     }
-    let mut size = patch;
-    for stage in 0..=poolings {
-        if stage > 0 {
-            for (n, s) in size.iter_mut().zip(architecture.strides[stage - 1]) {
-                *n = n.div_ceil(s);
-            }
-        }
-        let y = top(stage) + height(stage) + 14.0;
-        let x = (spans[stage].0 + spans[stage].1) / 2.0;
-        let [d, h, w] = size;
-        line(&mut shapes, format_args!(r#"<text class="size" x="{x:.1}" y="{y:.1}">{d}×{h}×{w}</text>"#));
+    for (stage, size) in sizes.iter().enumerate() {
+        let (x, y) = (spans[stage][1], top(stage) + height(stage) + 14.0);
+        let text = format_args!(r#"<text class="size" x="{x:.1}" y="{y:.1}">{size}</text>"#);
+        line(&mut shapes, text);
     }
     let total_height = top(poolings) + height(poolings) + MARGIN;
     format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width:.0} {total_height:.0}" width="{total_width:.0}" height="{total_height:.0}">
-<style>
- text {{ font: 12px sans-serif; text-anchor: middle; fill: #334155 }}
- .size {{ font-size: 11px; fill: #64748b }}
- .encoder {{ fill: #3b82f6 }} .decoder {{ fill: #f59e0b }}
- .step {{ stroke: #94a3b8; stroke-width: 1.5; fill: none; marker-end: url(#tip) }}
- .skip {{ stroke: #cbd5e1; stroke-width: 1.5; stroke-dasharray: 4 3; fill: none; marker-end: url(#tip) }}
-</style>
-<defs><marker id="tip" viewBox="0 0 6 6" refX="5" refY="3" markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0L6 3L0 6z" fill="#94a3b8"/></marker></defs>
-<rect width="100%" height="100%" fill="white"/>
-{shapes}</svg>
-"#
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {total_width:.0} {total_height:.0}\" \
+         width=\"{total_width:.0}\" height=\"{total_height:.0}\">\n{STYLE}{shapes}</svg>\n"
     )
 }
 
-fn line(out: &mut String, text: std::fmt::Arguments) {
+/// Of the feature maps of every stage.
+fn sizes(architecture: &Architecture, patch: [usize; 3]) -> Vec<String> {
+    let mut size = patch;
+    let show = |[d, h, w]: [usize; 3]| format!("{d}×{h}×{w}");
+    let mut sizes = vec![show(size)];
+    for stride in &architecture.strides {
+        size = [0, 1, 2].map(|axis| size[axis].div_ceil(stride[axis]));
+        sizes.push(show(size));
+    }
+    sizes
+}
+
+fn height(stage: usize) -> f64 {
+    HEIGHT * SHRINK.powi(stage as i32)
+}
+
+fn top(stage: usize) -> f64 {
+    MARGIN + 20.0 + (0..stage).map(|s| height(s) + STAGE_GAP).sum::<f64>()
+}
+
+/// Draws the layers of a block from `x` on and returns where they end.
+fn layers(
+    out: &mut String,
+    architecture: &Architecture,
+    block: usize,
+    widths: &[usize],
+    mut x: f64,
+) -> f64 {
+    let poolings = architecture.poolings();
+    let widest = architecture
+        .blocks
+        .iter()
+        .flatten()
+        .copied()
+        .max()
+        .unwrap_or(1) as f64;
+    let (class, stage) = if block <= poolings {
+        ("encoder", block)
+    } else {
+        ("decoder", 2 * poolings - block)
+    };
+    let (y, h) = (top(stage), height(stage));
+    for &channels in widths {
+        let w = NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);
+        // A narrow layer is given the room that its number needs.
+        let room = w.max(channels.to_string().len() as f64 * CHANNELS_CHARACTER);
+        let (middle, left) = (x + room / 2.0, x + (room - w) / 2.0);
+        line(
+            out,
+            format_args!(
+                r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" rx="2"/>"#
+            ),
+        );
+        let above = y - 5.0;
+        line(
+            out,
+            format_args!(
+                r#"<text class="channels" x="{middle:.1}" y="{above:.1}">{channels}</text>"#
+            ),
+        );
+        x += room + GAP;
+    }
+    x - GAP
+}
+
+/// From the end of one block to the beginning of another.
+fn arrow(out: &mut String, class: &str, [from, to]: [f64; 2], [y1, y2]: [f64; 2]) {
+    let (x1, x2) = (from + 3.0, to - 4.0);
+    line(
+        out,
+        format_args!(r#"<path class="{class}" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#),
+    );
+}
+
+fn line(out: &mut String, text: fmt::Arguments<'_>) {
     writeln!(out, "{text}").expect("writing to a string does not fail");
 }
 
@@ -111,7 +186,11 @@ mod tests {
         .unwrap();
         let picture = svg(&architecture, [8, 16, 20]);
         for channels in [8, 12, 24, 40, 16, 20, 10] {
-            assert_eq!(picture.matches(&format!(">{channels}</text>")).count(), 1, "{channels}");
+            assert_eq!(
+                picture.matches(&format!(">{channels}</text>")).count(),
+                1,
+                "{channels}"
+            );
         }
         assert_eq!(picture.matches("class=\"skip\"").count(), 2);
         assert_eq!(picture.matches("class=\"step\"").count(), 4);
