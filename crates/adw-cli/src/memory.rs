@@ -1,6 +1,6 @@
 //! Whether a training fits in memory, asked before it starts.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use adw_supernet::{Architecture, SupernetConfig};
 use anyhow::Result;
@@ -105,7 +105,7 @@ pub(crate) fn check(
     );
 }
 
-/// Memory that can be had without swapping: Linux's own estimate, or the control group's limit if that is lower.
+/// Memory that can be had without swapping: Linux's own estimate, or what the control group leaves if that is less.
 fn available_bytes() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let available = meminfo.lines().find_map(|line| {
@@ -117,22 +117,66 @@ fn available_bytes() -> Option<u64> {
             .ok()?;
         Some(kib * 1024)
     })?;
-    let group = |name: &str| {
-        fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}"))
-            .ok()?
-            .trim()
-            .parse::<u64>()
-            .ok()
-    };
-    let in_group = group("max")
-        .zip(group("current"))
-        .map(|(max, current)| max.saturating_sub(current));
+    let in_group = in_control_group(Path::new("/sys/fs/cgroup"));
     Some(in_group.map_or(available, |group| group.min(available)))
+}
+
+/// What the limit of the control group leaves, of either version; none without a limit. The cache of files counts as
+/// used there, but gives way to whoever needs memory.
+fn in_control_group(root: &Path) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(root.join(name)).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    let (max, used, stat, prefix) = match number("memory.max") {
+        Some(max) => (max, number("memory.current")?, read("memory.stat"), ""),
+        None => (
+            number("memory/memory.limit_in_bytes")?,
+            number("memory/memory.usage_in_bytes")?,
+            read("memory/memory.stat"),
+            // That of the groups below is not counted in the keys without it.
+            "total_",
+        ),
+    };
+    let stat = stat.unwrap_or_default();
+    let cache: u64 = stat
+        .lines()
+        .filter_map(|line| {
+            let (key, bytes) = line.strip_prefix(prefix)?.split_once(' ')?;
+            matches!(key, "inactive_file" | "active_file").then(|| bytes.parse::<u64>().ok())?
+        })
+        .sum();
+    Some(max.saturating_sub(used.saturating_sub(cache)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_control_group_of_either_version_leaves_its_limit_less_what_is_no_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(in_control_group(dir.path()), None);
+        fs::create_dir(dir.path().join("memory")).unwrap();
+        write("memory/memory.limit_in_bytes", "1000\n");
+        write("memory/memory.usage_in_bytes", "700\n");
+        let stat = "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 50\n";
+        write("memory/memory.stat", stat);
+        assert_eq!(in_control_group(dir.path()), Some(550));
+        write("memory.max", "2000\n");
+        write("memory.current", "1900\n");
+        assert_eq!(in_control_group(dir.path()), Some(100));
+        write(
+            "memory.stat",
+            "anon 7\ninactive_file 1000\nactive_file 500\n",
+        );
+        assert_eq!(in_control_group(dir.path()), Some(1600));
+        write("memory.max", "max\n");
+        assert_eq!(
+            in_control_group(dir.path()),
+            Some(550),
+            "version 1 is asked"
+        );
+    }
 
     #[test]
     fn what_fits_passes_and_what_does_not_is_named() {

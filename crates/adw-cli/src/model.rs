@@ -57,6 +57,7 @@ pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
     let mut models: Option<Models> = None;
     for path in paths {
         let file = ModelFile::load(path, device)?;
+        check_finite(&file, path)?;
         let plan: Plan = entry(&file, "plan", path)?;
         let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
         let (architecture, channels, classes) =
@@ -94,6 +95,22 @@ pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
         Some(models) => Ok(models),
         None => bad_input!("no model was given"),
     }
+}
+
+/// A damaged model would segment everything as background, or nothing.
+fn check_finite(file: &ModelFile, path: &Path) -> Result<()> {
+    for (name, weights) in &file.weights {
+        let values: Vec<f32> = weights.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let broken = values.iter().filter(|value| !value.is_finite()).count();
+        if broken > 0 {
+            bad_input!(
+                "{}: {broken} of {} values of {name} are NaN or infinite; copy the file anew or train again",
+                path.display(),
+                values.len()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A JSON value in a model's metadata.

@@ -10,7 +10,7 @@ use crate::{
     dataset_folder,
     failure::bad_input,
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{RunFolder, check_writable, config_path},
+    run_folder::{RunFolder, check_new, config_path},
     splits::Splits,
 };
 
@@ -66,7 +66,7 @@ impl Run {
             );
         };
         let config = RunConfig::from_args(wish.config)?;
-        check_writable(wish.root)?;
+        check_new(wish.root)?;
         let dataset = dataset_folder::open(data)?;
         let fold = wish.fold.unwrap_or(0);
         let splits = Splits::new(&dataset, config.settings.seed)?;
@@ -103,19 +103,8 @@ impl Run {
         let data = wish.data.unwrap_or(&facts.data);
         let dataset = dataset_folder::open(data)?;
         let plan = Plan::load(&wish.root.join("plan.json"))?;
-        if plan.dataset_name != dataset.name
-            || plan.labels != dataset.labels
-            || plan.modalities != dataset.modalities
-        {
-            bad_input!(
-                "{} was planned for {}, {} is {} or names other labels or modalities: choose another --run",
-                wish.root.display(),
-                plan.dataset_name,
-                dataset.root.display(),
-                dataset.name
-            );
-        }
         let splits = Splits::load(&wish.root.join("splits.json"))?;
+        check_same(wish.root, &plan, &splits, &dataset)?;
         let fold = wish.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
         Ok(Self {
@@ -153,6 +142,25 @@ impl Run {
         }
         Ok(self.folder.as_ref().expect("it was just created"))
     }
+}
+
+/// Whether a dataset, whatever its folder is called now, is the one that the run was made for.
+fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> Result<()> {
+    let (run, data) = (root.display(), dataset.root.display());
+    if plan.labels != dataset.labels || plan.modalities != dataset.modalities {
+        bad_input!(
+            "{run} was made for {}, {data} has other labels or modalities: choose another --run or --data",
+            plan.dataset_name
+        );
+    }
+    let ids = dataset.training_ids();
+    if let Some(id) = splits.ids().find(|id| !ids.contains(id)) {
+        bad_input!(
+            "{run} was made for {}, {data} has no case {id}: choose another --run or --data",
+            plan.dataset_name
+        );
+    }
+    Ok(())
 }
 
 /// Plans for a dataset, with the sizes that the settings fix.

@@ -238,6 +238,9 @@ fn settings(table: &Table) -> Result<Settings> {
     if !(step > 0.0 && step <= 1.0) {
         bad_input!("predict.step = {step}: expected a fraction of the patch above 0, at most 1");
     }
+    if settings.predict.windows_per_forward == 0 {
+        bad_input!("predict.windows_per_forward = 0: expected at least 1");
+    }
     Ok(settings)
 }
 

@@ -29,13 +29,7 @@ impl RunFolder {
     /// # Errors
     /// `root` exists and is not empty; the disk is full or read-only.
     pub(crate) fn create(root: &Path, files: &[(&str, &str)]) -> Result<Self> {
-        if root.exists() && fs::read_dir(root).map_or(true, |mut entries| entries.next().is_some())
-        {
-            bad_input!(
-                "{} exists and is not a run: choose another --run",
-                root.display()
-            );
-        }
+        check_new(root)?;
         let aside = Aside::new(root)?;
         for (name, text) in files {
             write_synced(&aside.path().join(name), text.as_bytes())?;
@@ -94,6 +88,26 @@ pub(crate) fn config_path(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
+/// Checks that a run can be created in `root`.
+///
+/// # Errors
+/// It has no name of its own (`.`), is no empty folder, or cannot be written to.
+pub(crate) fn check_new(root: &Path) -> Result<()> {
+    if root.file_name().is_none() {
+        bad_input!(
+            "--run {}: expected the name of a new folder",
+            root.display()
+        );
+    }
+    if root.exists() && fs::read_dir(root).map_or(true, |mut entries| entries.next().is_some()) {
+        bad_input!(
+            "{} exists and is not a run: choose another --run",
+            root.display()
+        );
+    }
+    check_writable(root)
+}
+
 /// Checks that files can be created in `dir`, or where `dir` would be created, and leaves nothing there.
 ///
 /// # Errors
@@ -126,7 +140,8 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn parent(path: &Path) -> PathBuf {
+/// The folder that `path` lies in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => ".".into(),
@@ -142,13 +157,13 @@ pub(crate) struct Aside {
 impl Aside {
     /// An empty folder that will become `target`; creates the folders above.
     pub(crate) fn new(target: &Path) -> Result<Self> {
+        let Some(name) = target.file_name() else {
+            bad_input!("{} has no name: name a new folder", target.display());
+        };
+        let name = name.to_string_lossy();
         let parent = parent(target);
         fs::create_dir_all(&parent)
             .with_context(|| format!("cannot create {}", parent.display()))?;
-        let name = target
-            .file_name()
-            .with_context(|| format!("{} has no name", target.display()))?
-            .to_string_lossy();
         let path = parent.join(format!(".{name}.{}.tmp", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self {
@@ -218,6 +233,18 @@ mod tests {
         let root = dir.path().join("run");
         assert!(RunFolder::create(&root, &[("no/such/folder", "")]).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn places_without_a_name_and_names_without_a_place() {
+        assert_eq!(parent(Path::new("metrics.json")), Path::new("."));
+        check_writable(&parent(Path::new("metrics.json"))).unwrap();
+        for path in [".", "..", "x/.."] {
+            let error = Aside::new(Path::new(path)).err().unwrap();
+            assert_eq!(crate::failure::exit_code(&error), 2, "{error}");
+            let error = check_new(Path::new(path)).unwrap_err();
+            assert_eq!(crate::failure::exit_code(&error), 2, "{error}");
+        }
     }
 
     #[test]

@@ -84,6 +84,12 @@ impl Splits {
         Ok(splits)
     }
 
+    /// Every case that some fold names.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &String> {
+        let splits = self.folds.iter();
+        splits.flat_map(|split| split.train.iter().chain(&split.validation))
+    }
+
     /// The fold called for by `--fold`.
     pub(crate) fn fold(&self, fold: usize) -> Result<&Split> {
         let Some(split) = self.folds.get(fold) else {

@@ -8,7 +8,7 @@ use crate::{
     device,
     failure::bad_input,
     report::{metrics, progress::say},
-    run_folder::check_writable,
+    run_folder::{check_writable, parent},
 };
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
         }
     }
     if let Some(output) = &args.output {
-        check_writable(output.parent().unwrap_or(output))?;
+        check_writable(&parent(output))?;
     }
     let options = EvaluationOptions {
         tolerance_mm: args.tolerance_mm,

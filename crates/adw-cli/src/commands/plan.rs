@@ -9,14 +9,14 @@ use crate::{
     report::{progress::say, table::Table},
     run,
     run_config::RunConfig,
-    run_folder::check_writable,
+    run_folder::{check_writable, parent},
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     device::set_up(&args.process)?;
     let config = RunConfig::from_args(&args.config)?;
     if let Some(output) = &args.output {
-        check_writable(output.parent().unwrap_or(output))?;
+        check_writable(&parent(output))?;
     }
     let dataset = dataset_folder::open(&args.data)?;
     let plan = run::plan(&dataset, &config)?;
