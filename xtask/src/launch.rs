@@ -10,60 +10,77 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    DataArgs, PassThrough, RetrainArgs, SearchArgs, UsageError,
+    DataArgs, PassThrough, Reported, RetrainArgs, SearchArgs, UsageError,
     dataset::{self, Located, Origin, locate, workspace},
-    runs::{SearchState, new_run, newest_first},
+    runs::{Run, SearchState, new_run, newest_first},
 };
+
+/// The run that a command works on.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    run: PathBuf,
+    /// Of the search found there; without one it is for `adw` to say.
+    fold: Option<u32>,
+    resume: bool,
+}
 
 /// `cargo xtask search`
 pub(crate) fn search(args: &SearchArgs) -> Result<ExitCode> {
     let located = locate(&args.task, &args.data)?;
     let preset = args.preset.as_deref().unwrap_or("quick");
-    let run = match &args.run {
-        Some(run) => run.clone(),
-        None => choose_search_run(args, &located.task, preset)?,
+    let choice = match &args.run {
+        Some(run) => Choice {
+            run: run.clone(),
+            fold: args.pass.fold,
+            resume: args.resume,
+        },
+        None => choose_search(args, &workspace().join("runs").join(&located.task), preset)?,
     };
     let adw = build_adw()?;
     provide(&located, &args.data, &adw)?;
     let mut command = Command::new(adw);
-    command
-        .arg("search")
-        .arg("--data")
-        .arg(&located.folder)
-        .arg("--run")
-        .arg(run);
-    // A run that goes on has its preset already; one that is asked for by name is compared with it.
-    if !args.resume || args.preset.is_some() {
+    command.arg("search").arg("--data").arg(&located.folder);
+    command.arg("--run").arg(&choice.run);
+    // A run that is there has its settings already; a preset that is asked for is compared with them.
+    if args.preset.is_some() || !choice.run.join("config.toml").is_file() {
         command.arg("--preset").arg(preset);
     }
-    if args.resume {
+    if choice.resume {
         command.arg("--resume");
     }
-    command.args(pass_through(&args.pass));
+    command.args(pass_through(&args.pass, choice.fold));
     become_process(command)
 }
 
-/// A new run, or with `--resume` the newest interrupted one.
-fn choose_search_run(args: &SearchArgs, task: &str, preset: &str) -> Result<PathBuf> {
-    let task_runs = workspace().join("runs").join(task);
-    let fold = args.pass.fold;
-    let runs = newest_first(&task_runs)?;
+/// A new run; with `--resume` the newest interrupted search, else the newest finished one, whose result `adw` shows.
+fn choose_search(args: &SearchArgs, task_runs: &Path, preset: &str) -> Result<Choice> {
+    let wanted = args.pass.fold;
+    let runs = newest_first(task_runs)?;
+    let interrupted = |run: &Run| {
+        let fold = run.find(wanted, SearchState::Interrupted);
+        // A run may have been stopped before its search left anything.
+        fold.map(Some).or(run.is_untouched().then_some(wanted))
+    };
+    let finished = |run: &Run| run.find(wanted, SearchState::Finished).map(Some);
+    let search = |states: &dyn Fn(&Run) -> Option<Option<u32>>| {
+        runs.iter()
+            .find_map(|run| states(run).map(|fold| (run.path.clone(), fold)))
+    };
     if args.resume {
-        let interrupted = |(_, state)| state == SearchState::Interrupted;
-        return runs
-            .iter()
-            .find(|run| run.search(fold).is_some_and(interrupted))
-            .map(|run| run.path.clone())
-            .ok_or_else(|| {
-                UsageError(format!(
-                    "no interrupted search in {}: there is nothing to resume",
-                    task_runs.display()
-                ))
-                .into()
+        if let Some((run, fold)) = search(&interrupted).or_else(|| search(&finished)) {
+            eprintln!("taking up {}", shown(&run));
+            return Ok(Choice {
+                run,
+                fold,
+                resume: true,
             });
-    }
-    if let Some(run) = runs.first()
-        && let Some((fold, SearchState::Interrupted)) = run.search(fold)
+        }
+        eprintln!(
+            "note: there is no search to resume in {}: this starts one",
+            shown(task_runs)
+        );
+    } else if let Some(run) = runs.first()
+        && let Some(fold) = run.find(wanted, SearchState::Interrupted)
     {
         eprintln!(
             "note: the search in {} (fold {fold}) was interrupted; this starts a new one. To go on with the old one:\n      \
@@ -72,14 +89,18 @@ fn choose_search_run(args: &SearchArgs, task: &str, preset: &str) -> Result<Path
             args.task
         );
     }
-    new_run(&task_runs, preset)
+    Ok(Choice {
+        run: new_run(task_runs, preset)?,
+        fold: wanted,
+        resume: false,
+    })
 }
 
 /// `cargo xtask retrain`
 pub(crate) fn retrain(args: &RetrainArgs) -> Result<ExitCode> {
-    let run = match &args.run {
-        Some(run) => run.clone(),
-        None => newest_search(args)?,
+    let (run, fold) = match &args.run {
+        Some(run) => (run.clone(), args.pass.fold),
+        None => choose_retrain(args)?,
     };
     // The run knows its data's place; a place named here is for data that moved.
     let moved = if args.data.data.is_some() {
@@ -90,58 +111,69 @@ pub(crate) fn retrain(args: &RetrainArgs) -> Result<ExitCode> {
     };
     let mut command = Command::new(build_adw()?);
     command.arg("retrain").arg("--run").arg(run);
-    if let Some(folder) = moved {
-        command.arg("--data").arg(folder);
-    }
-    if let Some(file) = &args.architecture {
-        command.arg("--architecture").arg(file);
+    let number = |value: Option<usize>| value.map(|value| value.to_string().into());
+    let options: [(&str, Option<OsString>); 5] = [
+        ("--data", moved.map(Into::into)),
+        ("--architecture", args.architecture.clone().map(Into::into)),
+        ("--uniform-width", number(args.uniform_width)),
+        ("--uniform-depth", number(args.uniform_depth)),
+        ("--name", args.name.clone().map(Into::into)),
+    ];
+    for (option, value) in options {
+        if let Some(value) = value {
+            command.arg(option).arg(value);
+        }
     }
     if args.resume {
         command.arg("--resume");
     }
-    command.args(pass_through(&args.pass));
+    command.args(pass_through(&args.pass, fold));
     become_process(command)
 }
 
-/// The newest run of the task with a finished search (of the fold asked for).
-fn newest_search(args: &RetrainArgs) -> Result<PathBuf> {
-    let task = locate(
-        &args.task,
-        &DataArgs {
-            offline: false,
-            ..args.data.clone()
-        },
-    )?
-    .task;
+/// The newest run of the task with a finished search (of the fold asked for), and that fold.
+fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
+    let data = DataArgs {
+        offline: false,
+        ..args.data.clone()
+    };
+    let task = locate(&args.task, &data)?.task;
     let task_runs = workspace().join("runs").join(&task);
     let runs = newest_first(&task_runs)?;
+    let wanted = args.pass.fold;
     // With an architecture of one's own, any run says what the data and the preset are.
-    let usable = |state| state == SearchState::Finished || args.architecture.is_some();
-    let newest = runs.iter().find(|run| {
-        run.search(args.pass.fold)
-            .is_some_and(|(_, state)| usable(state))
-    });
-    if let Some(first) = runs.first()
-        && newest.is_none_or(|run| run.path != first.path)
-        && let Some((_, state)) = first.search(args.pass.fold)
+    if let Some(run) = runs.first()
+        && (args.architecture.is_some() || args.uniform_width.is_some())
     {
-        let (is, what) = match state {
-            SearchState::Running => ("is still running", String::new()),
-            _ => (
-                "was interrupted",
-                format!("; go on with it: cargo xtask search {} --resume", args.task),
-            ),
-        };
-        eprintln!(
-            "note: the newest search, {}, {is}{what}",
-            shown(&first.path)
-        );
+        eprintln!("taking up {}", shown(&run.path));
+        return Ok((run.path.clone(), wanted));
     }
-    let Some(run) = newest else {
-        let fold = args
-            .pass
-            .fold
-            .map_or(String::new(), |fold| format!(" of fold {fold}"));
+    let finished = |run: &Run| run.find(wanted, SearchState::Finished);
+    if let Some(first) = runs.first()
+        && finished(first).is_none()
+    {
+        let unfinished = [
+            (SearchState::Running, "is still running".to_owned()),
+            (
+                SearchState::Interrupted,
+                format!(
+                    "was interrupted; go on with it: cargo xtask search {} --resume",
+                    args.task
+                ),
+            ),
+        ];
+        let state = unfinished
+            .iter()
+            .find(|(state, _)| first.find(wanted, *state).is_some());
+        if let Some((_, what)) = state {
+            eprintln!("note: the newest search, {}, {what}", shown(&first.path));
+        }
+    }
+    let Some((run, fold)) = runs
+        .iter()
+        .find_map(|run| finished(run).map(|fold| (run, fold)))
+    else {
+        let fold = wanted.map_or(String::new(), |fold| format!(" of fold {fold}"));
         let problem = format!(
             "no finished search{fold} in {}: run `cargo xtask search {}`",
             task_runs.display(),
@@ -150,7 +182,7 @@ fn newest_search(args: &RetrainArgs) -> Result<PathBuf> {
         return Err(UsageError(problem).into());
     };
     eprintln!("taking up {}", shown(&run.path));
-    Ok(run.path.clone())
+    Ok((run.path.clone(), Some(fold)))
 }
 
 /// Makes the dataset's folder exist.
@@ -171,7 +203,8 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
                 .status()
                 .with_context(|| format!("cannot start {}", adw.display()))?;
             if !status.success() {
-                bail!("adw phantom failed ({status})");
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                return Err(Reported(code.unwrap_or(1)).into());
             }
             Ok(())
         }
@@ -202,14 +235,14 @@ fn build_adw() -> Result<PathBuf> {
         .context("cargo built no adw binary")
 }
 
-fn pass_through(pass: &PassThrough) -> Vec<OsString> {
+fn pass_through(pass: &PassThrough, fold: Option<u32>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut option = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             arguments.extend([name.into(), value.into()]);
         }
     };
-    option("--fold", pass.fold.map(|fold| fold.to_string()));
+    option("--fold", fold.map(|fold| fold.to_string()));
     option("--seed", pass.seed.map(|seed| seed.to_string()));
     option("--threads", pass.threads.map(|threads| threads.to_string()));
     option("--device", pass.device.clone());
@@ -251,4 +284,46 @@ fn become_process(mut command: Command) -> Result<ExitCode> {
             .and_then(|code| u8::try_from(code).ok())
             .unwrap_or(1),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn resume_takes_the_interrupted_search_then_the_finished_one_then_a_new_run() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let args = SearchArgs {
+            task: "phantom".into(),
+            data: DataArgs::default(),
+            preset: None,
+            run: None,
+            resume: true,
+            pass: PassThrough::default(),
+        };
+        let choose = || choose_search(&args, dir.path(), "quick").expect("a choice");
+        let choice = |name: &str, fold, resume| Choice {
+            run: dir.path().join(name),
+            fold,
+            resume,
+        };
+        assert_eq!(choose(), choice("quick-001", None, false));
+
+        let run = dir.path().join("quick-001");
+        fs::create_dir(&run).expect("a run");
+        fs::write(run.join("config.toml"), "").expect("a config");
+        assert_eq!(choose(), choice("quick-001", None, true), "not yet begun");
+
+        for fold in [1, 3] {
+            let fold = run.join(format!("search/fold_{fold}"));
+            fs::create_dir_all(&fold).expect("a search");
+            fs::write(fold.join("architecture.json"), "{}").expect("a result");
+        }
+        assert_eq!(choose(), choice("quick-001", Some(1), true), "finished");
+
+        fs::remove_file(run.join("search/fold_3/architecture.json")).expect("it was there");
+        assert_eq!(choose(), choice("quick-001", Some(3), true), "interrupted");
+    }
 }

@@ -28,6 +28,28 @@ impl std::fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
+/// A program that was started has said what is wrong; this is its exit code.
+#[derive(Debug)]
+struct Reported(u8);
+
+impl std::fmt::Display for Reported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit code {}", self.0)
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// 2 for bad arguments and for what the system refuses: a read-only folder, a full disk.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let theirs = |cause: &(dyn std::error::Error + 'static)| cause.is::<std::io::Error>();
+    if error.is::<UsageError>() || error.chain().any(theirs) {
+        2
+    } else {
+        1
+    }
+}
+
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
@@ -121,7 +143,7 @@ struct SearchArgs {
     /// Run folder [default: a new one in runs/TASK/]
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
-    /// Go on with an interrupted search: that of --run, else the newest of the task
+    /// Go on with an interrupted search: that of --run, else the newest of the task; a finished one shows its result
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -138,8 +160,17 @@ struct RetrainArgs {
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
     /// Train this architecture instead of the found one
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uniform_width", "uniform_depth"])]
     architecture: Option<PathBuf>,
+    /// Train a plain U-Net with this many channels at full resolution instead of the found architecture
+    #[arg(long, value_name = "CHANNELS")]
+    uniform_width: Option<usize>,
+    /// Convolutions per block of the plain U-Net
+    #[arg(long, value_name = "CONVS", requires = "uniform_width")]
+    uniform_depth: Option<usize>,
+    /// Keep the result apart under this name: for several trainings of one run
+    #[arg(long)]
+    name: Option<String>,
     /// Go on with an interrupted training
     #[arg(long)]
     resume: bool,
@@ -158,8 +189,11 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
+            if let Some(Reported(code)) = error.downcast_ref() {
+                return ExitCode::from(*code);
+            }
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
 }

@@ -24,17 +24,24 @@ pub(crate) enum SearchState {
 pub(crate) struct Run {
     pub(crate) path: PathBuf,
     started: SystemTime,
+    /// By a process that works on it.
+    held: bool,
     /// Per fold that was searched.
     pub(crate) searches: Vec<(u32, SearchState)>,
 }
 
 impl Run {
-    /// The state of the search of `fold`, or of the lowest fold that has one.
-    pub(crate) fn search(&self, fold: Option<u32>) -> Option<(u32, SearchState)> {
+    /// The lowest fold, or `fold` alone, whose search is in the wanted state.
+    pub(crate) fn find(&self, fold: Option<u32>, wanted: SearchState) -> Option<u32> {
         self.searches
             .iter()
-            .copied()
-            .find(|(k, _)| fold.is_none_or(|fold| *k == fold))
+            .find(|(k, state)| *state == wanted && fold.is_none_or(|fold| *k == fold))
+            .map(|(k, _)| *k)
+    }
+
+    /// Whether nothing was searched or trained in it yet, nor is now.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.searches.is_empty() && !self.held && !self.path.join("retrain").exists()
     }
 }
 
@@ -69,6 +76,7 @@ pub(crate) fn newest_first(task_runs: &Path) -> Result<Vec<Run>> {
         runs.push(Run {
             path,
             started,
+            held,
             searches,
         });
     }
@@ -147,20 +155,21 @@ mod tests {
             runs.iter().map(|run| &run.path).collect::<Vec<_>>(),
             [&new, &old]
         );
-        assert_eq!(runs[0].search(None), Some((2, SearchState::Interrupted)));
-        assert_eq!(runs[0].search(Some(0)), None);
-        assert_eq!(runs[1].search(Some(0)), Some((0, SearchState::Finished)));
+        assert_eq!(runs[0].find(None, SearchState::Interrupted), Some(2));
+        assert_eq!(runs[0].find(None, SearchState::Finished), None);
+        assert_eq!(runs[0].find(Some(0), SearchState::Interrupted), None);
+        assert_eq!(runs[1].find(Some(0), SearchState::Finished), Some(0));
 
         let lock = File::create(new.join(".lock")).unwrap();
         lock.lock().unwrap();
         assert_eq!(
-            newest_first(dir.path()).unwrap()[0].search(None),
-            Some((2, SearchState::Running))
+            newest_first(dir.path()).unwrap()[0].find(None, SearchState::Running),
+            Some(2)
         );
         drop(lock);
         assert_eq!(
-            newest_first(dir.path()).unwrap()[0].search(None),
-            Some((2, SearchState::Interrupted))
+            newest_first(dir.path()).unwrap()[0].find(None, SearchState::Interrupted),
+            Some(2)
         );
     }
 
