@@ -159,16 +159,20 @@ impl Architecture {
     /// # Errors
     /// If it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
+        let aside = path.with_extension("json.tmp");
         let write = || {
-            let aside = path.with_extension("json.tmp");
             let mut file = std::fs::File::create(&aside)?;
             file.write_all(self.to_text().as_bytes())?;
             file.sync_all()?;
             std::fs::rename(&aside, path)
         };
-        write().map_err(|e| Error::File {
-            path: path.into(),
-            message: e.to_string(),
+        write().map_err(|e| {
+            // A half-written file is of no use; if even removing it fails, the first error is the one to report.
+            let _ = std::fs::remove_file(&aside);
+            Error::File {
+                path: path.into(),
+                message: e.to_string(),
+            }
         })
     }
 

@@ -80,6 +80,11 @@ enum TestEntry {
     Entry { image: PathBuf },
 }
 
+/// A file that `dataset.json` lists, without the `./` that the decathlon puts in front.
+fn listed(dir: &Path, file: impl AsRef<Path>) -> PathBuf {
+    dir.join(file).components().collect()
+}
+
 impl Dataset {
     /// Opens the dataset in `dir`: reads `dataset.json` and checks that its labels are 0, 1, 2, ... and that every
     /// listed file exists. Entries for macOS's AppleDouble files (`._name`) are ignored. No volume is read.
@@ -154,8 +159,8 @@ impl Dataset {
             if let Some(id) = case_id(&entry.image) {
                 training.push(Case {
                     id,
-                    image: dir.join(&entry.image),
-                    label: dir.join(&entry.label),
+                    image: listed(dir, &entry.image),
+                    label: listed(dir, &entry.label),
                 });
             }
         }
@@ -164,7 +169,7 @@ impl Dataset {
             if let Some(id) = case_id(image) {
                 test.push(TestCase {
                     id,
-                    image: dir.join(image),
+                    image: listed(dir, image),
                 });
             }
         }
