@@ -126,3 +126,38 @@ fn entry<T: DeserializeOwned>(file: &ModelFile, key: &str, path: &Path) -> Resul
         Err(error) => bad_input!("{}: {key} in its metadata: {error}", path.display()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use adw_supernet::Architecture;
+
+    use super::*;
+
+    #[test]
+    fn weights_that_are_no_numbers_are_refused() {
+        let device = Device::Cpu;
+        let blocks = vec![vec![2], vec![2], vec![2]];
+        let architecture = Architecture::new(1, 2, vec![[2; 3]], vec![[3; 3]; 2], blocks).unwrap();
+        let net = Unet::new(&architecture, 1, DType::F32, &device).unwrap();
+        let weights = net.parameters().iter();
+        let mut file = ModelFile {
+            architecture,
+            weights: weights
+                .map(|parameter| (parameter.name.clone(), parameter.var.as_tensor().clone()))
+                .collect(),
+            info: BTreeMap::new(),
+        };
+        let path = Path::new("model.safetensors");
+        check_finite(&file, path).unwrap();
+        let (name, weights) = file.weights.iter_mut().next().unwrap();
+        let name = name.clone();
+        *weights = (weights.ones_like().unwrap() / 0.0).unwrap();
+        let error = check_finite(&file, path).unwrap_err();
+        assert_eq!(crate::failure::exit_code(&error), 2);
+        let message = error.to_string();
+        assert!(
+            message.contains(&name) && message.contains("infinite"),
+            "{message}"
+        );
+    }
+}

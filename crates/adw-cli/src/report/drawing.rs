@@ -76,7 +76,8 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
         );
     }
     for stage in 0..poolings {
-        let y = top(stage) + 10.0;
+        // Well above the arrow that comes up from the stage below.
+        let y = top(stage) + height(stage) * 0.15;
         let ends = [spans[stage][1], spans[2 * poolings - stage][0]];
         arrow(&mut shapes, "skip", ends, [y, y]);
     }
