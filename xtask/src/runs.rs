@@ -105,9 +105,16 @@ pub(crate) fn new_run(task_runs: &Path, preset: &str) -> Result<PathBuf> {
 }
 
 /// `adw` locks `.lock` in a run for as long as it works on it; the system lets go of it when the process ends, however.
+/// A killed process holds it a moment longer, so a run counts as held only if it stays so.
 fn is_held(run: &Path) -> bool {
-    File::open(run.join(".lock"))
-        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    File::open(run.join(".lock")).is_ok_and(|file| {
+        (0..20).all(|attempt| {
+            if attempt > 0 {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+        })
+    })
 }
 
 fn folders(dir: &Path) -> Result<Vec<PathBuf>> {

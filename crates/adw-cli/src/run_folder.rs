@@ -56,7 +56,7 @@ impl RunFolder {
             .truncate(false)
             .open(&path)
             .with_context(|| format!("cannot write to the run {}", root.display()))?;
-        match lock.try_lock() {
+        match adw_search::lock_patiently(&lock) {
             Ok(()) => Ok(Self {
                 root: root.to_owned(),
                 _lock: lock,

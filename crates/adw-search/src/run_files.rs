@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
+use crate::patient_lock::lock_patiently;
 use crate::{Error, Result, atomic_file};
 
 /// Where a run keeps its files, and whether it goes on with an earlier one.
@@ -120,7 +121,7 @@ fn lock(folder: &Path) -> Result<Option<File>> {
     let Ok(handle) = File::open(folder) else {
         return Ok(None);
     };
-    match handle.try_lock() {
+    match lock_patiently(&handle) {
         Ok(()) => Ok(Some(handle)),
         Err(TryLockError::Error(_)) => Ok(None),
         Err(TryLockError::WouldBlock) => Err(Error::file(
