@@ -206,21 +206,10 @@ impl Network {
         trace: Option<&mut Vec<BlockTrace>>,
     ) -> Result<Feature> {
         let block = &self.blocks[index];
-        let choice = choices.map(|c| &c.blocks[index]);
-        let depth = match choice.and_then(|c| c.depth.as_ref()) {
-            None => None,
-            Some(h) => Some(vector_f64(h)?),
-        };
+        let depth = depth_weights(choices, index)?;
         let mut layers: Vec<(Tensor, NormCoefficients)> = Vec::with_capacity(block.layers.len());
         for (l, layer) in block.layers.iter().enumerate() {
-            let last = layers.last().map(|(map, norm)| Input {
-                map,
-                norm: Some(norm),
-            });
-            let sources = last.map_or_else(
-                || inputs.iter().map(Feature::input).collect(),
-                |input| vec![input],
-            );
+            let sources = layer_inputs(&inputs, &layers);
             let (y, moments) = conv3d::forward(&sources, self.value(layer.weight), layer.geometry)?;
             let gate = choices.and_then(|c| gate_of(c, index, l));
             let norm = self.norm.coefficients(
@@ -406,6 +395,28 @@ fn gate_of(choices: &Choices, block: usize, layer: usize) -> Option<Gate<'_>> {
         })
 }
 
+/// The weights of a block's depths, if the pass has any.
+fn depth_weights(choices: Option<&Choices>, block: usize) -> Result<Option<Vec<f64>>> {
+    choices
+        .and_then(|c| c.blocks[block].depth.as_ref())
+        .map(vector_f64)
+        .transpose()
+}
+
+/// What the layer after `layers` reads: the last of them, or the block's inputs.
+fn layer_inputs<'a>(
+    inputs: &'a [Feature],
+    layers: &'a [(Tensor, NormCoefficients)],
+) -> Vec<Input<'a>> {
+    match layers.last() {
+        Some((map, norm)) => vec![Input {
+            map,
+            norm: Some(norm),
+        }],
+        None => inputs.iter().map(Feature::input).collect(),
+    }
+}
+
 pub(crate) fn vector_f64(t: &Tensor) -> Result<Vec<f64>> {
     Ok(t.to_dtype(candle_core::DType::F64)?.to_vec1()?)
 }
@@ -496,10 +507,7 @@ impl Backward<'_> {
         let net = self.net;
         let block = &net.blocks[index];
         let BlockTrace { inputs, mut layers } = trace;
-        let depth = match self.choices.and_then(|c| c.blocks[index].depth.as_ref()) {
-            None => None,
-            Some(h) => Some(vector_f64(h)?),
-        };
+        let depth = depth_weights(self.choices, index)?;
         let mut gate_gradients = vec![None; layers.len()];
         let mut depth_gradients = vec![0.0; layers.len()];
         let mut direct = if depth.is_none() {
@@ -523,14 +531,7 @@ impl Backward<'_> {
             drop(y);
             gate_gradients[l] = g.gate;
             depth_gradients[l] = g.weight;
-            let below = layers.last().map(|(map, norm)| Input {
-                map,
-                norm: Some(norm),
-            });
-            let sources = below.map_or_else(
-                || inputs.iter().map(Feature::input).collect(),
-                |input| vec![input],
-            );
+            let sources = layer_inputs(&inputs, &layers);
             if self.wanted == Role::Weight {
                 self.gradients[layer.weight] = Some(conv3d::grad_weight(
                     &sources,

@@ -10,8 +10,8 @@
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
 use super::tile::{
-    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row,
-    run_tile,
+    Operands, Segment, SharedOut, Source, VectorShape, balanced, filled, inside, max_rows,
+    pack_panel, run_tile, vector_shape,
 };
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
@@ -90,23 +90,6 @@ struct ChannelBlock {
     offset: usize,
 }
 
-struct VectorShape {
-    lanes: usize,
-    max_vectors: usize,
-}
-
-struct AskShape;
-impl<T: Element> Kernel<T> for AskShape {
-    type Output = VectorShape;
-    #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) -> VectorShape {
-        VectorShape {
-            lanes: S::LANES,
-            max_vectors: max_vectors::<S>(),
-        }
-    }
-}
-
 /// Packed as `[block][tap d][tap h][tap w][k channel][lane]`, lanes without a channel zero.
 struct PackedWeight<T> {
     data: Vec<T>,
@@ -120,7 +103,7 @@ impl<T: Element> Correlation<'_, T> {
     }
 
     fn pack_weight(&self) -> PackedWeight<T> {
-        let VectorShape { lanes, max_vectors } = dispatch::<T, _>(self.set, AskShape);
+        let VectorShape { lanes, max_vectors } = vector_shape::<T>(self.set);
         let taps = self.axes.each_ref().map(|a| a.taps.len());
         let (k, num_taps) = (self.k_channels(), taps[0] * taps[1] * taps[2]);
         let mut blocks = Vec::new();
@@ -311,27 +294,16 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         );
         let row_len = panel_w * k;
         panel.resize(panel_d * panel_h * row_len, T::ZERO);
-        let inside = |at: isize, n: usize| at >= 0 && (at as usize) < n;
-        for pd in 0..panel_d {
-            for ph in 0..panel_h {
-                let (id, ih) = (d0 + pd as isize, h0 + ph as isize);
-                if inside(id, d.input) && inside(ih, h.input) {
-                    let row = (task.batch_idx * d.input + id as usize) * h.input + ih as usize;
-                    // SAFETY: the panel has panel_d * panel_h rows of row_len elements.
-                    unsafe {
-                        pack_row(
-                            panel.as_mut_ptr().add((pd * panel_h + ph) * row_len),
-                            job.sources,
-                            task.batch_idx,
-                            row,
-                            w.input,
-                            -w.first_offset(),
-                            panel_w,
-                            k,
-                        );
-                    }
-                }
-            }
+        // SAFETY: the panel has panel_d * panel_h rows of row_len elements.
+        unsafe {
+            pack_panel(
+                panel.as_mut_ptr(),
+                job.sources,
+                task.batch_idx,
+                [d.input, h.input, w.input],
+                [d0, h0, w.first_offset()],
+                [panel_d, panel_h, panel_w],
+            );
         }
 
         let run_len = w.taps.len() * k;

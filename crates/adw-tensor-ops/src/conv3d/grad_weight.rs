@@ -10,8 +10,8 @@
 
 use super::Conv3dGeometry;
 use super::tile::{
-    Operands, Segment, SharedOut, Source, balanced, filled, max_rows, max_vectors, pack_row,
-    run_tile,
+    Operands, Segment, SharedOut, Source, VectorShape, balanced, filled, inside, max_rows,
+    max_vectors, pack_panel, pack_row, run_tile, vector_shape,
 };
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
@@ -42,7 +42,7 @@ impl<T: Element> GradWeight<'_, T> {
     pub(crate) fn run(&self) -> Vec<T> {
         let [kd, kh, kw] = self.geometry.kernel;
         let (ci, co) = (self.in_channels(), self.grad_output.channels);
-        let lanes = dispatch::<T, _>(self.set, AskLanes);
+        let VectorShape { lanes, .. } = vector_shape::<T>(self.set);
         let co_padded = co.next_multiple_of(lanes);
         let m = kw * ci;
         let partial_len = kd * kh * m * co_padded;
@@ -115,15 +115,6 @@ impl<T: Element> GradWeight<'_, T> {
     }
 }
 
-struct AskLanes;
-impl<T: Element> Kernel<T> for AskLanes {
-    type Output = usize;
-    #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) -> usize {
-        S::LANES
-    }
-}
-
 struct Scratch<T> {
     panel: Vec<T>,
     grad: Vec<T>,
@@ -181,7 +172,6 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         }
         let nh = oh.div_ceil(oh.div_ceil(nh));
         let panel_h = |n: usize| (n - 1) * sh + kh;
-        let inside = |at: isize, n: usize| at >= 0 && (at as usize) < n;
         let mut segments = Vec::with_capacity(nh);
         scratch.panel.resize(kd * panel_h(nh) * row_len, T::ZERO);
 
@@ -192,28 +182,16 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 let h1 = (h0 + nh).min(oh);
                 let ih0 = (h0 * sh) as isize - ph as isize;
                 let panel_h = panel_h(h1 - h0);
-                for z in 0..kd {
-                    for y in 0..panel_h {
-                        let (id, ih) = (id0 + z as isize, ih0 + y as isize);
-                        if inside(id, job.input[0]) && inside(ih, job.input[1]) {
-                            let row = (b * job.input[0] + id as usize) * job.input[1] + ih as usize;
-                            // SAFETY: the panel has kd * panel_h rows of row_len elements.
-                            unsafe {
-                                let dst =
-                                    scratch.panel.as_mut_ptr().add((z * panel_h + y) * row_len);
-                                pack_row(
-                                    dst,
-                                    job.sources,
-                                    b,
-                                    row,
-                                    job.input[2],
-                                    pw as isize,
-                                    panel_w,
-                                    ci,
-                                );
-                            }
-                        }
-                    }
+                // SAFETY: the panel has kd * panel_h rows of row_len elements.
+                unsafe {
+                    pack_panel(
+                        scratch.panel.as_mut_ptr(),
+                        job.sources,
+                        b,
+                        job.input,
+                        [id0, ih0, -(pw as isize)],
+                        [kd, panel_h, panel_w],
+                    );
                 }
                 // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.
                 let first_row = slab * oh + h0;

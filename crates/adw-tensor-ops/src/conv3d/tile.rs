@@ -7,7 +7,7 @@
 //! `k` runs over input channels (and taps along W), `j` over output channels. Weight gradient: rows are input
 //! channels, `k` runs over voxels. Every sum is taken in one fixed order, whatever the number of threads.
 
-use crate::simd::{Element, Simd};
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 
 /// Where one run of `k` begins in the operands.
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +224,65 @@ pub(super) unsafe fn pack_row<T: Element>(
         }
         at += n;
     }
+}
+
+/// Whether `at` is a position on an axis of `n`.
+pub(super) fn inside(at: isize, n: usize) -> bool {
+    at >= 0 && (at as usize) < n
+}
+
+/// Copies the box of `size` voxels that begins at `first` (D, H, W; it may reach outside) of one sample of maps of
+/// `input` voxels: `size[0] * size[1]` rows, each zero-padded along W. Rows that lie outside are left as they were, and
+/// whoever reads the panel skips them.
+///
+/// # Safety
+/// `panel` is valid for writing `size[0] * size[1] * size[2] * (sum of channels)` elements.
+#[inline(always)]
+pub(super) unsafe fn pack_panel<T: Element>(
+    panel: *mut T,
+    sources: &[Source<T>],
+    batch_idx: usize,
+    input: [usize; 3],
+    first: [isize; 3],
+    size: [usize; 3],
+) {
+    let channels: usize = sources.iter().map(|s| s.channels).sum();
+    for d in 0..size[0] {
+        for h in 0..size[1] {
+            let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
+            if inside(id, input[0]) && inside(ih, input[1]) {
+                let row = (batch_idx * input[0] + id as usize) * input[1] + ih as usize;
+                // SAFETY: row d * size[1] + h of the panel, as the caller vouches.
+                unsafe {
+                    let dst = panel.add((d * size[1] + h) * size[2] * channels);
+                    pack_row(
+                        dst, sources, batch_idx, row, input[2], -first[2], size[2], channels,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What packing has to know of an instruction set.
+pub(super) struct VectorShape {
+    pub(super) lanes: usize,
+    pub(super) max_vectors: usize,
+}
+
+pub(super) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
+    struct Ask;
+    impl<T: Element> Kernel<T> for Ask {
+        type Output = VectorShape;
+        #[inline(always)]
+        fn run<S: Simd<Elem = T>>(self) -> VectorShape {
+            VectorShape {
+                lanes: S::LANES,
+                max_vectors: max_vectors::<S>(),
+            }
+        }
+    }
+    dispatch::<T, _>(set, Ask)
 }
 
 /// A pointer that several threads write through, each to elements of its own.

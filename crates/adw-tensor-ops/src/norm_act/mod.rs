@@ -23,8 +23,8 @@ mod tests;
 
 use crate::conv3d::{channels_first, channels_last, map_dims};
 use crate::error::{Error, Result};
-use crate::simd::InstructionSet;
-use crate::storage::{cpu_slice, read, tensor, with_element};
+use crate::simd::{Element, InstructionSet};
+use crate::storage::{Reader, cpu_slice, read, tensor, with_element};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, WithDType};
 use cpu::{GradOutput, Normalised};
@@ -232,28 +232,43 @@ pub fn moments(y: &Tensor) -> Result<Moments> {
     })
 }
 
-/// Locks a map and its coefficients and runs `$body` with `$map: Normalised`.
-macro_rules! with_normalised {
-    ($t:ident, $y:expr, $n:expr, $map:ident => $body:expr) => {{
-        let (batch, _, channels) = map_dims(OP, "y", $y)?;
-        $n.check(OP, $y)?;
-        let (y, mean, scale, shift) = (
-            read(OP, "y", $y)?,
-            read(OP, "mean", &$n.mean)?,
-            read(OP, "scale", &$n.scale)?,
-            read(OP, "shift", &$n.shift)?,
-        );
-        let $map = Normalised::<$t> {
-            y: y.slice()?,
+/// A raw map and its coefficients, locked for reading.
+struct Locked<'a> {
+    y: Reader<'a>,
+    mean: Reader<'a>,
+    scale: Reader<'a>,
+    shift: Reader<'a>,
+    batch: usize,
+    channels: usize,
+    slope: f64,
+}
+
+impl<'a> Locked<'a> {
+    fn new(y: &'a Tensor, n: &'a NormCoefficients) -> Result<Self> {
+        let (batch, _, channels) = map_dims(OP, "y", y)?;
+        n.check(OP, y)?;
+        Ok(Self {
+            y: read(OP, "y", y)?,
+            mean: read(OP, "mean", &n.mean)?,
+            scale: read(OP, "scale", &n.scale)?,
+            shift: read(OP, "shift", &n.shift)?,
             batch,
             channels,
-            mean: mean.slice()?,
-            scale: scale.slice()?,
-            shift: shift.slice()?,
-            slope: $t::from_f64($n.slope),
-        };
-        $body
-    }};
+            slope: n.slope,
+        })
+    }
+
+    fn map<T: Element>(&self) -> Result<Normalised<'_, T>> {
+        Ok(Normalised {
+            y: self.y.slice()?,
+            batch: self.batch,
+            channels: self.channels,
+            mean: self.mean.slice()?,
+            scale: self.scale.slice()?,
+            shift: self.shift.slice()?,
+            slope: T::from_f64(self.slope),
+        })
+    }
 }
 
 /// `sum_l weights[l] * z_l` over maps of one shape: the depth sink, in one pass over the raw maps.
@@ -275,7 +290,7 @@ pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> R
         );
         return Err(Error::Argument { op: OP, what });
     }
-    for (y, n) in maps {
+    for (y, _) in maps {
         if y.dims() != first.dims() {
             let expected = format!("{:?}, as the first map", first.shape());
             return Err(Error::Shape {
@@ -285,21 +300,15 @@ pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> R
                 expected,
             });
         }
-        n.check(OP, y)?;
     }
-    let (batch, _, channels) = map_dims(OP, "y", first)?;
+    let locks = maps
+        .iter()
+        .map(|(y, n)| Locked::new(y, n))
+        .collect::<Result<Vec<_>>>()?;
     with_element!(OP, first, T => {
-        let mut locks = Vec::with_capacity(maps.len());
-        for (y, n) in maps {
-            locks.push((read(OP, "y", y)?, read(OP, "mean", &n.mean)?, read(OP, "scale", &n.scale)?, read(OP, "shift", &n.shift)?));
-        }
         let mut views = Vec::with_capacity(maps.len());
-        for (((y, mean, scale, shift), (_, n)), &w) in locks.iter().zip(maps).zip(weights) {
-            let map = Normalised::<T> {
-                y: y.slice()?, batch, channels, mean: mean.slice()?, scale: scale.slice()?, shift: shift.slice()?,
-                slope: T::from_f64(n.slope),
-            };
-            views.push((map, T::from_f64(w)));
+        for (lock, &weight) in locks.iter().zip(weights) {
+            views.push((lock.map::<T>()?, T::from_f64(weight)));
         }
         tensor(cpu::weighted_sum(InstructionSet::detect(), &views), first.shape())
     })
@@ -341,7 +350,9 @@ pub fn backward(
     let (gamma, beta) = (vector_f64("gamma", gamma, c)?, vector_f64("beta", beta, c)?);
     let gate = gate_f64(gate, c)?;
     let eps = coefficients.eps;
-    with_element!(OP, y, T => with_normalised!(T, y, coefficients, map => {
+    let lock = Locked::new(y, coefficients)?;
+    with_element!(OP, y, T => {
+        let map = lock.map::<T>()?;
         let outer_lock = outer.map(|(g, w)| Ok::<_, Error>((read(OP, "gradient", g)?, T::from_f64(w)))).transpose()?;
         let direct_lock = direct.map(|g| read(OP, "gradient", g)).transpose()?;
         let grad = GradOutput {
@@ -386,7 +397,7 @@ pub fn backward(
             gate: gate.is_some().then(|| vector(grad_gate)).transpose()?,
             weight: sums.outer_dot,
         })
-    }))
+    })
 }
 
 /// Instance normalisation, affine and LeakyReLU with gradients: `x [B, C, D, H, W]`, `gamma` and `beta` `[C]`.
