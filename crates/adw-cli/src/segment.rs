@@ -32,8 +32,7 @@ impl Segmenter<'_> {
         let mut networks: Vec<_> = self
             .models
             .iter()
-            // The network's layout is its own; mirroring needs candle's.
-            .map(|model| |x: &Tensor| Ok(model.predict(x)?.contiguous()?))
+            .map(|model| |x: &Tensor| Ok(model.predict(x)?))
             .collect();
         let mut networks: Vec<&mut Predict<'_>> =
             networks.iter_mut().map(|network| network as _).collect();

@@ -179,7 +179,8 @@ impl SlidingWindow {
     }
 
     fn checked(&self, windows: &Tensor, model: &mut Predict<'_>) -> Result<Tensor> {
-        let logits = model(windows)?.detach();
+        // The network's layout is its own (ours is channels last); flips need candle's.
+        let logits = model(windows)?.detach().contiguous()?;
         let [d, h, w] = self.patch;
         match *logits.dims() {
             [n, _, ld, lh, lw] if n == windows.dim(0)? && [ld, lh, lw] == self.patch => Ok(logits),

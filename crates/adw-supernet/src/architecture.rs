@@ -1,7 +1,7 @@
 //! The result of a search: the depth of every block and the width of every layer, as a file.
 
 use crate::error::{Error, Result};
-use crate::space::{check_plan, stage_max_width, stage_of_block};
+use crate::space::{check_plan, stage_max_width, stage_of_block, stage_sizes};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
@@ -89,6 +89,16 @@ impl Architecture {
     /// Poolings, P.
     pub fn poolings(&self) -> usize {
         self.strides.len()
+    }
+
+    /// The stage (0 = finest) of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.
+    pub fn stage_of_block(&self, block: usize) -> usize {
+        stage_of_block(self.poolings(), block)
+    }
+
+    /// Size of the maps of every stage, fine to coarse, for a patch `[D, H, W]`.
+    pub fn stage_sizes(&self, patch: [usize; 3]) -> Vec<[usize; 3]> {
+        stage_sizes(&self.strides, patch)
     }
 
     /// Output channels of a block.
@@ -205,23 +215,29 @@ impl Architecture {
     }
 }
 
+/// `48-40 96-80-96 192 | 192-160 96`: the channels of every layer, blocks apart by spaces, encoder and decoder by a bar.
+///
+/// ```
+/// assert_eq!(adw_supernet::widths_line(&[vec![8, 8], vec![12], vec![10]]), "8-8 12 | 10");
+/// ```
+pub fn widths_line(blocks: &[Vec<usize>]) -> String {
+    let block = |widths: &Vec<usize>| {
+        widths
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("-")
+    };
+    let part = |blocks: &[Vec<usize>]| blocks.iter().map(block).collect::<Vec<_>>().join(" ");
+    // P + 1 encoder blocks and P decoder blocks.
+    let (encoder, decoder) = blocks.split_at(blocks.len() / 2 + usize::from(!blocks.is_empty()));
+    format!("{} | {}", part(encoder), part(decoder))
+}
+
 impl std::fmt::Display for Architecture {
-    /// `48-40 96-80-96 192 | 192-160 96`: widths, blocks apart by spaces, encoder and decoder by a bar.
+    /// As [`widths_line`].
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, block) in self.blocks.iter().enumerate() {
-            match i {
-                0 => {}
-                _ if i == self.poolings() + 1 => f.write_str(" | ")?,
-                _ => f.write_str(" ")?,
-            }
-            for (l, w) in block.iter().enumerate() {
-                if l > 0 {
-                    f.write_str("-")?;
-                }
-                write!(f, "{w}")?;
-            }
-        }
-        Ok(())
+        f.write_str(&widths_line(&self.blocks))
     }
 }
 

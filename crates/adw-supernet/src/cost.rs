@@ -10,7 +10,7 @@
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::parameters::Gradients;
-use crate::space::{stage_of_block, width_options};
+use crate::space::{stage_of_block, stage_sizes, width_options};
 use crate::supernet::{GumbelSample, Supernet};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -102,13 +102,10 @@ struct Geometry<'a> {
 
 impl Geometry<'_> {
     fn voxels(&self, stage: usize) -> f64 {
-        let mut size = self.patch;
-        for s in &self.strides[..stage] {
-            for (n, s) in size.iter_mut().zip(s) {
-                *n = n.div_ceil((*s).max(1));
-            }
-        }
-        size.iter().map(|&n| n as f64).product()
+        stage_sizes(self.strides, self.patch)[stage]
+            .iter()
+            .map(|&n| n as f64)
+            .product()
     }
 
     /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.

@@ -13,7 +13,7 @@ mod unet;
 #[cfg(test)]
 mod tests;
 
-pub use architecture::{Architecture, FORMAT};
+pub use architecture::{Architecture, FORMAT, widths_line};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};
 pub use parameters::{Gradients, Parameter, Role};

@@ -145,6 +145,16 @@ pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
     }
 }
 
+/// Size of the maps of every stage, fine to coarse.
+pub(crate) fn stage_sizes(strides: &[[usize; 3]], patch: [usize; 3]) -> Vec<[usize; 3]> {
+    let mut sizes = vec![patch];
+    for stride in strides {
+        let finer = sizes[sizes.len() - 1];
+        sizes.push([0, 1, 2].map(|axis| finer[axis].div_ceil(stride[axis].max(1))));
+    }
+    sizes
+}
+
 /// What supernet and discrete network demand of their geometry.
 pub(crate) fn check_plan(
     in_channels: usize,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use adw_search::{
-    Event, ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain,
+    ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain,
 };
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
@@ -277,24 +277,18 @@ impl Job<'_> {
             warmup_epochs: 0,
             arch_steps: 0,
         };
-        let (mut progress, mut known) = (None, training::Known::default());
+        let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
         let trained = retrain(
             &net,
             &settings.retrain,
             &options,
             &mut source,
             &mut |event| {
-                report_event(
-                    event,
-                    work,
-                    &mut progress,
-                    &mut known,
-                    self.args.process.json,
-                );
+                reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
                 Reaction::Continue
             },
         );
-        drop(progress);
+        drop(reporter);
         let info = model::info(&run.plan, &settings, run.fold)?;
         let model = ModelFile {
             architecture: self.architecture.clone(),
@@ -412,37 +406,4 @@ impl Job<'_> {
 
 fn model_in(directory: &Path) -> PathBuf {
     directory.join("model.safetensors")
-}
-
-fn report_event(
-    event: &Event<'_, RetrainRow>,
-    work: training::Work,
-    progress: &mut Option<Progress>,
-    known: &mut training::Known,
-    json: bool,
-) {
-    match event {
-        Event::Started {
-            epoch, iteration, ..
-        } => {
-            *progress = Some(training::start(
-                "retrain",
-                [*epoch, *iteration],
-                work,
-                known,
-                json,
-            ));
-        }
-        Event::Iteration(report) => {
-            let Some(progress) = progress else { return };
-            known.iteration(report);
-            progress.step(known.work_done(), || known.line());
-        }
-        Event::Epoch(row) => {
-            let Some(progress) = progress else { return };
-            known.epoch(row.mean_dice, String::new());
-            progress.milestone("epoch", row, || known.line());
-        }
-        Event::Saved(_) => {}
-    }
 }

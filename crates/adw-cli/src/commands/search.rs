@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use adw_search::{ArchBatches, Event, Part, Reaction, RunOptions, SearchRow, search};
-use adw_supernet::{Architecture, Supernet, SupernetConfig};
+use adw_search::{ArchBatches, Part, Reaction, RunOptions, SearchRow, search};
+use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
 use candle_core::DType;
 use serde_json::json;
@@ -16,7 +16,7 @@ use crate::{
     memory,
     report::{
         self,
-        progress::{Progress, emit, say},
+        progress::{emit, say},
         training,
     },
     run::{Run, Wish},
@@ -103,20 +103,21 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
             ArchBatches::BOnly => 1,
         },
     };
-    let mut progress = None;
-    let mut known = training::Known::default();
+    let mut reporter = training::Reporter::new("search", work, args.process.json);
     let found = search(
         &net,
         patch,
         &settings.search,
         &options,
         &mut source,
-        &mut |event: &Event<'_, SearchRow>| {
-            report_event(event, work, &mut progress, &mut known, args.process.json);
+        &mut |event| {
+            reporter.event(event, |row: &SearchRow| {
+                (row.mean_dice, widths_line(&row.blocks))
+            });
             Reaction::Continue
         },
     );
-    drop(progress);
+    drop(reporter);
     let mut architecture = found?;
     architecture.provenance.insert("fold".into(), fold.into());
     architecture
@@ -143,39 +144,6 @@ fn supernet_config(run: &Run) -> SupernetConfig {
         cap_stage: network.cap_stage,
         mask: network.mask,
         space: network.space,
-    }
-}
-
-fn report_event(
-    event: &Event<'_, SearchRow>,
-    work: training::Work,
-    progress: &mut Option<Progress>,
-    known: &mut training::Known,
-    json: bool,
-) {
-    match event {
-        Event::Started {
-            epoch, iteration, ..
-        } => {
-            *progress = Some(training::start(
-                "search",
-                [*epoch, *iteration],
-                work,
-                known,
-                json,
-            ));
-        }
-        Event::Iteration(report) => {
-            let Some(progress) = progress else { return };
-            known.iteration(report);
-            progress.step(known.work_done(), || known.line());
-        }
-        Event::Epoch(row) => {
-            let Some(progress) = progress else { return };
-            known.epoch(row.mean_dice, report::architecture::line(&row.blocks));
-            progress.milestone("epoch", row, || known.line());
-        }
-        Event::Saved(_) => {}
     }
 }
 

@@ -1,42 +1,16 @@
-//! A network's widths and depths, on a line and as a table.
+//! A network's widths and depths as a table.
 
 use adw_supernet::Architecture;
 
 use super::table::Table;
 
-/// `48-40 96-80-96 192 | 192-160 96`: the channels of every convolution, encoder and decoder apart, as
-/// [`Architecture`] shows itself.
-pub(crate) fn line(blocks: &[Vec<usize>]) -> String {
-    let join = |blocks: &[Vec<usize>]| {
-        let block = |widths: &Vec<usize>| {
-            widths
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("-")
-        };
-        blocks.iter().map(block).collect::<Vec<_>>().join(" ")
-    };
-    let (encoder, decoder) = blocks.split_at(blocks.len() / 2 + 1);
-    format!("{} | {}", join(encoder), join(decoder))
-}
-
 /// A row per block: where in the U it is, the size of its feature maps for a patch, the channels of its convolutions.
 pub(crate) fn table(architecture: &Architecture, patch: [usize; 3]) -> Table {
     let poolings = architecture.strides.len();
-    let mut sizes = vec![patch];
-    for stride in &architecture.strides {
-        let last = sizes[sizes.len() - 1];
-        sizes.push([0, 1, 2].map(|axis| last[axis].div_ceil(stride[axis])));
-    }
+    let sizes = architecture.stage_sizes(patch);
     let mut table = Table::of_text(["block", "feature maps", "channels"]);
     for (index, widths) in architecture.blocks.iter().enumerate() {
-        // Up again on the other side of the bottleneck.
-        let stage = if index <= poolings {
-            index
-        } else {
-            2 * poolings - index
-        };
+        let stage = architecture.stage_of_block(index);
         let part = match index.cmp(&poolings) {
             std::cmp::Ordering::Less => "encoder",
             std::cmp::Ordering::Equal => "bottleneck",
@@ -58,12 +32,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_how_an_architecture_shows_itself_and_the_table_has_a_row_per_block() {
+    fn the_table_has_a_row_per_block() {
         let mut architecture =
             Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[3; 3]; 3], 8, 2, 3)
                 .expect("valid");
         architecture.blocks[1] = vec![12];
-        assert_eq!(line(&architecture.blocks), architecture.to_string());
         let text = table(&architecture, [6, 8, 8]).render();
         let rows: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(rows.len(), 5);

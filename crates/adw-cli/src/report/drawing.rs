@@ -52,8 +52,13 @@ pub(crate) fn save(
 /// fine; skips and poolings as arrows. `patch`: input voxels, D H W.
 fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     let poolings = architecture.poolings();
-    let stage_of = |block: usize| block.min(2 * poolings - block);
-    let sizes = sizes(architecture, patch);
+    let stage_of = |block: usize| architecture.stage_of_block(block);
+    let show = |[d, h, w]: [usize; 3]| format!("{d}×{h}×{w}");
+    let sizes: Vec<String> = architecture
+        .stage_sizes(patch)
+        .into_iter()
+        .map(show)
+        .collect();
     let mut shapes = String::new();
     // The finest size stands left of its block's end, and must not be cut off.
     let mut x = MARGIN.max(sizes[0].chars().count() as f64 * SIZE_CHARACTER);
@@ -93,18 +98,6 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     )
 }
 
-/// Of the feature maps of every stage.
-fn sizes(architecture: &Architecture, patch: [usize; 3]) -> Vec<String> {
-    let mut size = patch;
-    let show = |[d, h, w]: [usize; 3]| format!("{d}×{h}×{w}");
-    let mut sizes = vec![show(size)];
-    for stride in &architecture.strides {
-        size = [0, 1, 2].map(|axis| size[axis].div_ceil(stride[axis]));
-        sizes.push(show(size));
-    }
-    sizes
-}
-
 fn height(stage: usize) -> f64 {
     HEIGHT * SHRINK.powi(stage as i32)
 }
@@ -121,7 +114,6 @@ fn layers(
     widths: &[usize],
     mut x: f64,
 ) -> f64 {
-    let poolings = architecture.poolings();
     let widest = architecture
         .blocks
         .iter()
@@ -129,11 +121,12 @@ fn layers(
         .copied()
         .max()
         .unwrap_or(1) as f64;
-    let (class, stage) = if block <= poolings {
-        ("encoder", block)
+    let class = if block <= architecture.poolings() {
+        "encoder"
     } else {
-        ("decoder", 2 * poolings - block)
+        "decoder"
     };
+    let stage = architecture.stage_of_block(block);
     let (y, h) = (top(stage), height(stage));
     for &channels in widths {
         let w = NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);

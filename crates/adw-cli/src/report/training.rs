@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use adw_search::IterationReport;
+use adw_search::{Event, IterationReport};
+use serde::Serialize;
 use serde_json::json;
 
 use super::progress::{Progress, emit};
@@ -37,7 +38,7 @@ impl Work {
 
 /// The latest numbers.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
+struct Known {
     work: Work,
     epoch: usize,
     iteration: usize,
@@ -47,50 +48,99 @@ pub(crate) struct Known {
     architecture: String,
 }
 
-/// Begins to report on work that starts, or goes on, at `[epoch, iteration]`.
-pub(crate) fn start(
-    what: &str,
-    [epoch, iteration]: [usize; 2],
+/// Turns the events of a search or training into a progress bar, or into lines for programs.
+pub(crate) struct Reporter {
+    what: &'static str,
     work: Work,
-    known: &mut Known,
     json: bool,
-) -> Progress {
-    *known = Known {
-        work,
-        epoch,
-        iteration,
-        ..Known::default()
-    };
-    if json {
-        let fields = json!({
-            "stage": what, "epoch": epoch, "iteration": iteration,
-            "epochs": work.epochs, "iterations_per_epoch": work.iterations_per_epoch,
-        });
-        emit("started", &fields);
+    known: Known,
+    progress: Option<Progress>,
+}
+
+impl Reporter {
+    /// `what`: the name of the stage.
+    pub(crate) fn new(what: &'static str, work: Work, json: bool) -> Self {
+        let (known, progress) = (Known::default(), None);
+        Self {
+            what,
+            work,
+            json,
+            known,
+            progress,
+        }
     }
-    Progress::new(what, known.work_done(), work.done(work.epochs, 0), json)
+
+    /// Reports an event. `of_row`: the Dice and the architecture that a row of the history knows.
+    pub(crate) fn event<R: Serialize>(
+        &mut self,
+        event: &Event<'_, R>,
+        of_row: impl Fn(&R) -> (Option<f64>, String),
+    ) {
+        match event {
+            Event::Started {
+                epoch, iteration, ..
+            } => self.start(*epoch, *iteration),
+            Event::Iteration(report) => {
+                let Some(progress) = &mut self.progress else {
+                    return;
+                };
+                self.known.iteration(report);
+                progress.step(self.known.work_done(), || self.known.line());
+            }
+            Event::Epoch(row) => {
+                let Some(progress) = &mut self.progress else {
+                    return;
+                };
+                let (dice, architecture) = of_row(row);
+                self.known.epoch(dice, architecture);
+                progress.milestone("epoch", row, || self.known.line());
+            }
+            Event::Saved(_) => {}
+        }
+    }
+
+    fn start(&mut self, epoch: usize, iteration: usize) {
+        let Self {
+            what, work, json, ..
+        } = *self;
+        self.known = Known {
+            work,
+            epoch,
+            iteration,
+            ..Known::default()
+        };
+        if json {
+            let fields = json!({
+                "stage": what, "epoch": epoch, "iteration": iteration,
+                "epochs": work.epochs, "iterations_per_epoch": work.iterations_per_epoch,
+            });
+            emit("started", &fields);
+        }
+        let (done, all) = (self.known.work_done(), work.done(work.epochs, 0));
+        self.progress = Some(Progress::new(what, done, all, json));
+    }
 }
 
 impl Known {
     /// Takes up an iteration's numbers.
-    pub(crate) fn iteration(&mut self, report: &IterationReport) {
+    fn iteration(&mut self, report: &IterationReport) {
         (self.epoch, self.iteration, self.tau) = (report.epoch, report.iteration + 1, report.tau);
         self.values.clone_from(&report.values);
     }
 
     /// Takes up what an epoch's end brings.
-    pub(crate) fn epoch(&mut self, dice: Option<f64>, architecture: String) {
+    fn epoch(&mut self, dice: Option<f64>, architecture: String) {
         self.dice = dice;
         self.architecture = architecture;
     }
 
     /// Work since the beginning of the run.
-    pub(crate) fn work_done(&self) -> u64 {
+    fn work_done(&self) -> u64 {
         self.work.done(self.epoch, self.iteration)
     }
 
     /// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
-    pub(crate) fn line(&self) -> String {
+    fn line(&self) -> String {
         let mut line = format!("epoch {}/{}", self.epoch + 1, self.work.epochs);
         let mut add = |name: &str, value: f64, digits: usize| {
             let _ = write!(line, "  {name} {value:.digits$}");

@@ -139,6 +139,25 @@ fn a_pointwise_network_reproduces_the_image_whatever_its_size() {
     }
 }
 
+/// Networks may return logits in any memory layout, as ours do (channels last).
+#[test]
+fn logits_in_any_layout() {
+    let image = image([5, 6, 7]);
+    let classes = |x: &Tensor| Tensor::cat(&[x.affine(2.0, 1.0)?, x.neg()?], 1);
+    let mut network = |x: &Tensor| {
+        let last = classes(x)?.permute((0, 2, 3, 4, 1))?.contiguous()?;
+        Ok(last.permute((0, 4, 1, 2, 3))?)
+    };
+    let window = SlidingWindow {
+        mirror: [true; 3],
+        ..SlidingWindow::new([4, 4, 4])
+    };
+    let got = window
+        .logits(&image, &mut [&mut network], &mut ignore)
+        .unwrap();
+    assert!(largest_difference(&got, &classes(&image).unwrap()) < 2e-5);
+}
+
 #[test]
 fn mirroring_averages_the_flips_and_undoes_each() {
     // A network that only sees position: its value is the voxel's index along W.
