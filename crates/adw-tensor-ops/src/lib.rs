@@ -11,8 +11,10 @@ mod error;
 mod geometry;
 pub mod gumbel_softmax;
 pub mod loss;
+mod map;
 pub mod norm_act;
 pub mod philox;
+mod raw_output;
 mod simd;
 mod storage;
 #[cfg(test)]

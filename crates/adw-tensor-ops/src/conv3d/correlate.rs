@@ -10,10 +10,11 @@
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
 use super::tile::{
-    Operands, Segment, SharedOut, Source, VectorShape, balanced, filled, inside, max_rows,
-    pack_panel, run_tile, vector_shape,
+    Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
+    vector_shape,
 };
 use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::ops::Range;

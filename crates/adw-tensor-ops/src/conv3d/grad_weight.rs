@@ -10,9 +10,10 @@
 
 use super::Conv3dGeometry;
 use super::tile::{
-    Operands, Segment, SharedOut, Source, VectorShape, balanced, filled, inside, max_rows,
-    max_vectors, pack_panel, pack_row, run_tile, vector_shape,
+    Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
+    pack_row, run_tile, vector_shape,
 };
+use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::ops::Range;

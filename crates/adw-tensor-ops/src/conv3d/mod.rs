@@ -17,15 +17,17 @@ mod tests;
 
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
+use crate::map::{channels_first, channels_last, map_dims};
 use crate::norm_act::cpu::{self as norm_cpu};
 use crate::norm_act::{Moments, NormCoefficients};
+use crate::raw_output::filled;
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{cpu_slice, read, tensor, with_element};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
 use correlate::{Axis, Correlation, Tap, WeightLayout};
 use std::ops::Range;
-use tile::{Norm, Source, filled};
+use tile::{Norm, Source};
 
 /// A map that a convolution reads.
 #[derive(Clone, Copy)]
@@ -64,26 +66,6 @@ fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], 
         what: "no input, expected at least one".into(),
     })?;
     Ok((b, size, channels))
-}
-
-/// Batch, spatial size and channels of a channels-last map, none of them 0.
-pub(crate) fn map_dims(
-    op: &'static str,
-    what: &'static str,
-    map: &Tensor,
-) -> Result<(usize, [usize; 3], usize)> {
-    match *map.dims() {
-        [b, d, h, w, c] => {
-            num_elements(op, what, map.dims())?;
-            Ok((b, [d, h, w], c))
-        }
-        _ => Err(Error::Shape {
-            op,
-            what,
-            got: map.shape().clone(),
-            expected: "[B, D, H, W, C]".into(),
-        }),
-    }
 }
 
 /// Runs `f` with the inputs as slices.
@@ -425,25 +407,6 @@ pub fn conv3d(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<T
     num_elements("conv3d", "weight", weight.dims())?;
     let y = x.apply_op2(&weight.contiguous()?, Conv3d { geometry })?;
     channels_first(&y)
-}
-
-/// `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`.
-pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
-    if x.rank() != 5 {
-        return Err(Error::Shape {
-            op,
-            what: "x",
-            got: x.shape().clone(),
-            expected: "[B, C, D, H, W]".into(),
-        });
-    }
-    num_elements(op, "x", x.dims())?;
-    Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
-}
-
-/// `[B, D, H, W, C]` seen as `[B, C, D, H, W]`.
-pub(crate) fn channels_first(y: &Tensor) -> Result<Tensor> {
-    Ok(y.permute((0, 4, 1, 2, 3))?)
 }
 
 struct Conv3d {

@@ -6,9 +6,10 @@
 #[cfg(test)]
 mod tests;
 
-use crate::conv3d::{self, Input, channels_first, channels_last, map_dims};
+use crate::conv3d::{self, Input};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
+use crate::map::{channels_first, channels_last, map_dims};
 use crate::simd::InstructionSet;
 use crate::storage::{cpu_slice, with_element};
 use candle_core::backend::BackendStorage;

@@ -12,8 +12,8 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::conv3d::{channels_last, map_dims};
 use crate::error::{Error, Result};
+use crate::map::{channels_last, map_dims};
 use crate::storage::{cpu_slice, read, tensor, with_element};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};

@@ -1,6 +1,6 @@
 //! Instance normalisation + LeakyReLU on channels-last maps: moments, and the two passes of the backward.
 
-use crate::conv3d::tile::{SharedOut, filled};
+use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;

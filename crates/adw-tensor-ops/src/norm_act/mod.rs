@@ -21,8 +21,8 @@ pub(crate) mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::conv3d::{channels_first, channels_last, map_dims};
 use crate::error::{Error, Result};
+use crate::map::{channels_first, channels_last, map_dims};
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{Reader, cpu_slice, read, tensor, with_element};
 use candle_core::backend::BackendStorage;

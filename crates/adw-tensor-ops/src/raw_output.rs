@@ -1,0 +1,28 @@
+//! Output buffers that several threads fill without zeroing them first.
+
+/// A pointer that several threads write through, each to elements of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedOut<T>(*mut T);
+
+// SAFETY: whoever dereferences it keeps the threads' elements disjoint.
+unsafe impl<T: Send> Send for SharedOut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedOut<T> {}
+
+impl<T> SharedOut<T> {
+    pub(crate) fn ptr(self) -> *mut T {
+        self.0
+    }
+}
+
+/// Makes a vector of `n` elements that `fill` writes through the pointer, without zeroing it first.
+///
+/// # Safety
+/// `fill` writes every one of the `n` elements before it returns.
+pub(crate) unsafe fn filled<T>(n: usize, fill: impl FnOnce(SharedOut<T>)) -> Vec<T> {
+    let mut v = Vec::with_capacity(n);
+    fill(SharedOut(v.as_mut_ptr()));
+    // SAFETY: the capacity is there, and the caller vouches for the contents.
+    unsafe { v.set_len(n) };
+    v
+}
