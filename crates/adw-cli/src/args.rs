@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use adw_supernet::MaskPosition;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #[derive(Parser, Debug)]
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     Evaluate(EvaluateArgs),
     /// Write a synthetic dataset in decathlon layout
     Phantom(PhantomArgs),
+    /// Time the program's work on this machine
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// How the program runs and speaks, the same for all commands.
@@ -202,6 +206,104 @@ pub(crate) struct PhantomArgs {
     /// Seed of the random anatomy
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// What there is to time.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Bench {
+    /// The passes of one search iteration over the supernet, on random data
+    Step(BenchStepArgs),
+}
+
+/// A part of a search iteration.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Forward pass without noise
+    Inference,
+    /// Forward and backward into the weights, clipping, SGD step
+    WeightPass,
+    /// Forward and backward into alpha and beta, clipping, Adam step
+    ArchPass,
+}
+
+impl Pass {
+    /// In the JSON line.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Inference => "inference",
+            Self::WeightPass => "weight_pass",
+            Self::ArchPass => "arch_pass",
+        }
+    }
+}
+
+/// Where the width gate stands.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum Mask {
+    /// In front of the normalisation, as published
+    #[value(name = "pre_norm")]
+    PreNorm,
+    /// Behind it
+    #[value(name = "post_norm")]
+    PostNorm,
+}
+
+impl Mask {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PreNorm => "pre_norm",
+            Self::PostNorm => "post_norm",
+        }
+    }
+}
+
+impl From<Mask> for MaskPosition {
+    fn from(mask: Mask) -> Self {
+        match mask {
+            Mask::PreNorm => Self::PreNorm,
+            Mask::PostNorm => Self::PostNorm,
+        }
+    }
+}
+
+/// `adw bench step`
+#[derive(Args, Debug)]
+pub(crate) struct BenchStepArgs {
+    /// Voxels of a patch
+    #[arg(long, num_args = 3, value_names = ["D", "H", "W"], default_values_t = [40, 56, 40])]
+    pub(crate) patch: Vec<usize>,
+    /// Patches per batch
+    #[arg(long, default_value_t = 2)]
+    pub(crate) batch: usize,
+    /// Poolings of the U-Net
+    #[arg(long, default_value_t = 3)]
+    pub(crate) poolings: usize,
+    /// First stage: kernel 1x3x3, stride 1,2,2
+    #[arg(long)]
+    pub(crate) anisotropic: bool,
+    /// Image channels
+    #[arg(long, default_value_t = 1)]
+    pub(crate) in_channels: usize,
+    /// Classes, background included
+    #[arg(long, default_value_t = 3)]
+    pub(crate) classes: usize,
+    /// Widest choice at full resolution
+    #[arg(long, default_value_t = 48)]
+    pub(crate) max_width: usize,
+    /// Where the width gate stands
+    #[arg(long, value_enum, default_value = "pre_norm")]
+    pub(crate) mask: Mask,
+    /// Passes to time [default: all]
+    #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
+    pub(crate) passes: Vec<Pass>,
+    /// Timed calls of each pass; the median is reported
+    #[arg(long, default_value_t = 5)]
+    pub(crate) repeats: usize,
+    /// Calls of each pass before those
+    #[arg(long, default_value_t = 2)]
+    pub(crate) warmup: usize,
     #[command(flatten)]
     pub(crate) process: Process,
 }

@@ -22,7 +22,7 @@ use std::{panic, process::ExitCode};
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{Bench, Cli, Command};
 
 fn main() -> ExitCode {
     // clap prints its own message and exits with 2.
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => commands::predict::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Phantom(args) => commands::phantom::run(args),
+        Command::Bench(Bench::Step(args)) => commands::bench::step(args),
     });
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -121,6 +121,14 @@ fn available_bytes() -> Option<u64> {
     Some(in_group.map_or(available, |group| group.min(available)))
 }
 
+/// The most memory this process has held so far; none where the system does not say.
+pub(crate) fn peak_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// What the limit of the control group leaves, of either version; none without a limit. The cache of files counts as
 /// used there, but gives way to whoever needs memory.
 fn in_control_group(root: &Path) -> Option<u64> {

@@ -79,6 +79,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn splat(x: Self::Elem) -> Self::Vector;
     /// `a * b + c`
     fn mul_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a - b`
+    fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// # Safety
     /// `p` is valid for reading `LANES` elements.
     unsafe fn load(p: *const Self::Elem) -> Self::Vector;
@@ -122,6 +125,20 @@ impl<T: Element> Simd for Portable<T> {
         c
     }
     #[inline(always)]
+    fn add(mut a: [T; 8], b: [T; 8]) -> [T; 8] {
+        for i in 0..8 {
+            a[i] += b[i];
+        }
+        a
+    }
+    #[inline(always)]
+    fn sub(mut a: [T; 8], b: [T; 8]) -> [T; 8] {
+        for i in 0..8 {
+            a[i] -= b[i];
+        }
+        a
+    }
+    #[inline(always)]
     unsafe fn load(p: *const T) -> [T; 8] {
         // SAFETY: the caller vouches for 8 readable elements; arrays have the alignment of their element.
         unsafe { *p.cast() }
@@ -158,9 +175,9 @@ impl<T: Element> Simd for Portable<T> {
 mod x86 {
     use super::{Operands, Segment, Simd, tile};
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
-        _mm256_maskstore_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
+        _mm256_maskstore_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     // SAFETY (of every block in this module that has no words of its own): the types are reached through `dispatch`
@@ -184,6 +201,16 @@ mod x86 {
         fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: see the head of the module.
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the head of the module.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the head of the module.
+            unsafe { _mm512_sub_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m512 {
@@ -235,6 +262,16 @@ mod x86 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
+        fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the head of the module.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: see the head of the module.
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+        #[inline(always)]
         unsafe fn load(p: *const f32) -> __m256 {
             // SAFETY: see the head of the module.
             unsafe { _mm256_loadu_ps(p) }
@@ -273,7 +310,7 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use super::{Operands, Segment, Simd, tile};
-    use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
+    use std::arch::aarch64::{float32x4_t, vaddq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32, vsubq_f32};
 
     #[derive(Clone, Copy)]
     pub(crate) struct Neon;
@@ -293,6 +330,16 @@ mod arm {
         fn mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
             // SAFETY: NEON is part of every aarch64 processor.
             unsafe { vfmaq_f32(c, a, b) }
+        }
+        #[inline(always)]
+        fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            // SAFETY: NEON is part of every aarch64 processor.
+            unsafe { vaddq_f32(a, b) }
+        }
+        #[inline(always)]
+        fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            // SAFETY: NEON is part of every aarch64 processor.
+            unsafe { vsubq_f32(a, b) }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> float32x4_t {

@@ -13,9 +13,11 @@ use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
     vector_shape,
 };
+use super::Means;
+use super::winograd::{self, correlate::TransformWeight};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
-use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -48,7 +50,7 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    fn first_offset(&self) -> isize {
+    pub(super) fn first_offset(&self) -> isize {
         self.taps.first().map_or(0, |t| t.offset)
     }
 
@@ -57,7 +59,7 @@ impl Axis {
         (outputs - 1) * self.step + self.taps.len().max(1)
     }
 
-    fn output_at(&self, q: usize) -> usize {
+    pub(super) fn output_at(&self, q: usize) -> usize {
         q * self.out_step + self.out_offset
     }
 }
@@ -72,7 +74,7 @@ pub(crate) struct WeightLayout {
 }
 
 pub(crate) struct Correlation<'a, T> {
-    pub(crate) set: InstructionSet,
+    pub(crate) means: Means,
     pub(crate) batch: usize,
     pub(crate) axes: [Axis; 3],
     pub(crate) sources: &'a [Source<'a, T>],
@@ -83,30 +85,45 @@ pub(crate) struct Correlation<'a, T> {
 
 /// Output channels `first..first + count`, `vectors` wide when packed.
 #[derive(Clone, Debug)]
-struct ChannelBlock {
-    first: usize,
-    count: usize,
-    vectors: usize,
+pub(super) struct ChannelBlock {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) vectors: usize,
     /// Of its packed weights.
-    offset: usize,
+    pub(super) offset: usize,
 }
 
-/// Packed as `[block][tap d][tap h][tap w][k channel][lane]`, lanes without a channel zero.
-struct PackedWeight<T> {
-    data: Vec<T>,
-    blocks: Vec<ChannelBlock>,
-    lanes: usize,
+/// What a packed weight holds per pair of channels.
+#[derive(Clone, Copy)]
+pub(super) enum WeightForm {
+    /// Its taps, as they are.
+    Taps,
+    /// So many frequencies, see [`winograd`].
+    Frequencies(usize),
+}
+
+/// Packed as `[block][tap d][tap h][tap w][k channel][lane]`, or with frequencies in the taps' place; lanes without a
+/// channel are zero.
+pub(super) struct PackedWeight<T> {
+    pub(super) data: Vec<T>,
+    pub(super) blocks: Vec<ChannelBlock>,
+    pub(super) lanes: usize,
 }
 
 impl<T: Element> Correlation<'_, T> {
-    fn k_channels(&self) -> usize {
+    pub(super) fn k_channels(&self) -> usize {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
-    fn pack_weight(&self) -> PackedWeight<T> {
-        let VectorShape { lanes, max_vectors } = vector_shape::<T>(self.set);
+    /// Packs the weight as it is, or transformed by `winograd`.
+    pub(super) fn pack_weight(&self, form: WeightForm) -> PackedWeight<T> {
+        let VectorShape { lanes, max_vectors } = vector_shape::<T>(self.means.set);
         let taps = self.axes.each_ref().map(|a| a.taps.len());
         let (k, num_taps) = (self.k_channels(), taps[0] * taps[1] * taps[2]);
+        let rows = match form {
+            WeightForm::Taps => num_taps,
+            WeightForm::Frequencies(n) => n,
+        };
         let mut blocks = Vec::new();
         let mut offset = 0;
         for r in balanced(self.out_channels.div_ceil(lanes), max_vectors) {
@@ -118,7 +135,7 @@ impl<T: Element> Correlation<'_, T> {
                 vectors: r.len(),
                 offset,
             });
-            offset += num_taps * k * r.len() * lanes;
+            offset += rows * k * r.len() * lanes;
         }
         let layout = self.layout;
         let tap_offsets: Vec<usize> = self.axes[0]
@@ -138,34 +155,48 @@ impl<T: Element> Correlation<'_, T> {
             .iter()
             .flat_map(|b| (0..k.div_ceil(K_CHUNK)).map(move |i| (b, i * K_CHUNK)))
             .collect();
-        // SAFETY: the jobs cover every block and k channel, and each writes all taps and lanes of its own.
+        // SAFETY: the jobs cover every block and k channel, and each writes all rows and lanes of its own.
         let data = unsafe {
             filled(offset, |out: SharedOut<T>| {
-                jobs.par_iter()
-                    .for_each_init(Vec::new, |taps_by_lane, &(block, k0)| {
+                jobs.par_iter().for_each_init(
+                    || (Vec::new(), Vec::new()),
+                    |(by_lane, transformed), &(block, k0)| {
                         let width = block.vectors * lanes;
                         for kc in k0..(k0 + K_CHUNK).min(k) {
                             // By way of a small buffer: written straight to the packed order, the taps of one weight would
                             // lie many pages apart, in the same few sets of the cache.
-                            taps_by_lane.clear();
-                            taps_by_lane.resize(num_taps * width, T::ZERO);
+                            by_lane.clear();
+                            by_lane.resize(num_taps * width, T::ZERO);
                             for lane in 0..block.count {
                                 let lane_offset = (block.first + lane) * layout.lane_stride;
                                 let src = &self.weight
                                     [layout.base + kc * layout.k_stride + lane_offset..];
                                 for (row, &tap) in
-                                    taps_by_lane.chunks_exact_mut(width).zip(&tap_offsets)
+                                    by_lane.chunks_exact_mut(width).zip(&tap_offsets)
                                 {
                                     row[lane] = src[tap];
                                 }
                             }
-                            for (t, row) in taps_by_lane.chunks_exact(width).enumerate() {
+                            let packed: &[T] = match form {
+                                WeightForm::Taps => by_lane,
+                                WeightForm::Frequencies(n) => {
+                                    transformed.resize(n * width, T::ZERO);
+                                    let kernel = TransformWeight {
+                                        taps: by_lane,
+                                        frequencies: transformed,
+                                    };
+                                    dispatch(self.means.set, kernel);
+                                    transformed
+                                }
+                            };
+                            for (t, row) in packed.chunks_exact(width).enumerate() {
                                 // SAFETY: inside the block's packed weights; no other job writes this k channel.
                                 let dst = out.ptr().add(block.offset + (t * k + kc) * width);
                                 dst.copy_from_nonoverlapping(row.as_ptr(), width);
                             }
                         }
-                    });
+                    },
+                );
             })
         };
         PackedWeight {
@@ -203,7 +234,11 @@ impl<T: Element> Correlation<'_, T> {
         if self.batch * d.count * h.count * w.count == 0 {
             return Vec::new();
         }
-        let packed = self.pack_weight();
+        if winograd::correlate::applies(self) {
+            // SAFETY: as the caller vouches.
+            return unsafe { winograd::correlate::run(self, out, with_moments) };
+        }
+        let packed = self.pack_weight(WeightForm::Taps);
         let [nd, nh] = self.block_rows();
         let d_blocks: Vec<Range<usize>> = (0..d.count)
             .step_by(nd)
@@ -237,7 +272,7 @@ impl<T: Element> Correlation<'_, T> {
             .into_par_iter()
             .map_init(Vec::new, |panel, task| {
                 dispatch(
-                    self.set,
+                    self.means.set,
                     RunTask {
                         job: self,
                         packed: &packed,
@@ -304,6 +339,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 [d.input, h.input, w.input],
                 [d0, h0, w.first_offset()],
                 [panel_d, panel_h, panel_w],
+                false,
             );
         }
 

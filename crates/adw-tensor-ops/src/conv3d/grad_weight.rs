@@ -8,13 +8,13 @@
 //! split into a number of groups that depends on the shape alone, each with its own partial sum; within a group, tasks
 //! take tiles. So the bits do not depend on the number of threads.
 
-use super::Conv3dGeometry;
+use super::{Conv3dGeometry, Means, winograd};
 use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
     pack_row, run_tile, vector_shape,
 };
 use crate::raw_output::{SharedOut, filled};
-use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ const PANEL_BYTES: usize = 256 << 10;
 const PARTIAL_BYTES: usize = 8 << 20;
 
 pub(crate) struct GradWeight<'a, T> {
-    pub(crate) set: InstructionSet,
+    pub(crate) means: Means,
     pub(crate) batch: usize,
     pub(crate) input: [usize; 3],
     pub(crate) output: [usize; 3],
@@ -35,15 +35,18 @@ pub(crate) struct GradWeight<'a, T> {
 }
 
 impl<T: Element> GradWeight<'_, T> {
-    fn in_channels(&self) -> usize {
+    pub(super) fn in_channels(&self) -> usize {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
     /// `[co][ci][kd][kh][kw]`
     pub(crate) fn run(&self) -> Vec<T> {
+        if winograd::grad_weight::applies(self) {
+            return winograd::grad_weight::run(self);
+        }
         let [kd, kh, kw] = self.geometry.kernel;
         let (ci, co) = (self.in_channels(), self.grad_output.channels);
-        let VectorShape { lanes, .. } = vector_shape::<T>(self.set);
+        let VectorShape { lanes, .. } = vector_shape::<T>(self.means.set);
         let co_padded = co.next_multiple_of(lanes);
         let m = kw * ci;
         let partial_len = kd * kh * m * co_padded;
@@ -71,7 +74,7 @@ impl<T: Element> GradWeight<'_, T> {
                             .ptr()
                             .wrapping_add(group * partial_len + rows.start * co_padded);
                         dispatch(
-                            self.set,
+                            self.means.set,
                             RunTask {
                                 job: self,
                                 slabs,
@@ -192,6 +195,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                         job.input,
                         [id0, ih0, -(pw as isize)],
                         [kd, panel_h, panel_w],
+                        false,
                     );
                 }
                 // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.

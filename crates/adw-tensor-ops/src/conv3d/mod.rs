@@ -11,6 +11,7 @@
 mod correlate;
 mod grad_weight;
 pub(crate) mod tile;
+mod winograd;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,35 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
 use correlate::{Axis, Correlation, Tap, WeightLayout};
 use std::ops::Range;
 use tile::{Norm, Source};
+
+/// How a pass is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means {
+    pub(crate) set: InstructionSet,
+    pub(crate) algorithm: Algorithm,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// Tests ask for one of the two.
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) enum Algorithm {
+    /// The one of the two that has less to do.
+    Fastest,
+    /// The sum as it stands, see [`correlate`] and [`grad_weight`].
+    Direct,
+    /// See [`winograd`]; where it cannot be had, the direct sum.
+    Winograd,
+}
+
+impl Means {
+    /// What this processor does best.
+    pub(crate) fn best() -> Self {
+        Self {
+            set: InstructionSet::detect(),
+            algorithm: Algorithm::Fastest,
+        }
+    }
+}
 
 /// A map that a convolution reads.
 #[derive(Clone, Copy)]
@@ -180,8 +210,7 @@ fn forward_impl(
     let out = geometry.output_size(OP, size)?;
     with_element!(OP, weight, T => with_sources::<T, _>(OP, inputs, |sources| {
         let weight = read(OP, "weight", weight)?;
-        let set = InstructionSet::detect();
-        let (y, moments) = forward_cpu(set, sources, batch, size, weight.slice::<T>()?, co, geometry, with_moments)?;
+        let (y, moments) = forward_cpu(Means::best(), sources, batch, size, weight.slice::<T>()?, co, geometry, with_moments)?;
         let moments = match moments {
             None => None,
             Some(m) => Some(Moments { mean: tensor(m.mean, (batch, co))?, variance: tensor(m.variance, (batch, co))? }),
@@ -191,7 +220,7 @@ fn forward_impl(
 }
 
 pub(crate) fn forward_cpu<T: Element>(
-    set: InstructionSet,
+    means: Means,
     sources: &[Source<T>],
     batch: usize,
     size: [usize; 3],
@@ -226,7 +255,7 @@ pub(crate) fn forward_cpu<T: Element>(
         tap_strides: [kh * kw, kw, 1],
     };
     let job = Correlation {
-        set,
+        means,
         batch,
         axes,
         sources,
@@ -280,15 +309,14 @@ pub fn grad_input(
     }
     with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
         let weight = read(OP, "weight", weight)?;
-        let set = InstructionSet::detect();
         let n = channels.len();
-        let data = grad_input_cpu(set, sources, batch, out, weight.slice::<T>()?, ci, geometry, size, channels.clone());
+        let data = grad_input_cpu(Means::best(), sources, batch, out, weight.slice::<T>()?, ci, geometry, size, channels.clone());
         tensor(data, (batch, size[0], size[1], size[2], n))
     }))
 }
 
 pub(crate) fn grad_input_cpu<T: Element>(
-    set: InstructionSet,
+    means: Means,
     sources: &[Source<T>],
     batch: usize,
     out: [usize; 3],
@@ -334,7 +362,7 @@ pub(crate) fn grad_input_cpu<T: Element>(
                     for rw in 0..geometry.stride[2] {
                         let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
                         let job = Correlation {
-                            set,
+                            means,
                             batch,
                             axes,
                             sources,
@@ -376,7 +404,7 @@ pub fn grad_weight(
     with_element!(OP, grad_output.map, T => with_sources::<T, _>(OP, inputs, |sources| {
         with_sources::<T, _>(OP, &[grad_output], |grad| {
             let job = grad_weight::GradWeight {
-                set: InstructionSet::detect(), batch, input: size, output: out, sources, grad_output: grad[0], geometry,
+                means: Means::best(), batch, input: size, output: out, sources, grad_output: grad[0], geometry,
             };
             let data = job.run();
             tensor(data, (co, ci, kd, kh, kw))
@@ -443,8 +471,7 @@ impl CustomOp2 for Conv3d {
         let storage = with_element!(OP, x, T => {
             let source = Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
             let weight = cpu_slice::<T>(OP, weight, weight_layout)?;
-            let set = InstructionSet::detect();
-            let (y, _) = forward_cpu(set, &[source], b, [d, h, w], weight, co, self.geometry, false)?;
+            let (y, _) = forward_cpu(Means::best(), &[source], b, [d, h, w], weight, co, self.geometry, false)?;
             Ok(T::to_cpu_storage_owned(y))
         })?;
         Ok((storage, (b, out[0], out[1], out[2], co).into()))

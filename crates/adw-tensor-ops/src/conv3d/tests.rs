@@ -44,6 +44,8 @@ const CASES: &[Case] = &[
     case(1, 6, 9, [5, 5, 5], [3, 3, 3], [1, 2, 3], [0, 2, 1]),
     case(1, 3, 4, [2, 2, 2], [1, 1, 1], [2, 2, 2], [0, 0, 0]),
     case(1, 20, 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    case(2, 13, 21, [5, 9, 7], [1, 3, 3], [1, 1, 1], [0, 1, 1]),
+    case(1, 9, 35, [8, 6, 11], [3, 3, 3], [1, 1, 1], [0, 2, 1]),
 ];
 
 /// The definition, written as loops. `f(x index, weight index, y index)` for every product; `x` and `y` channels last.
@@ -128,7 +130,14 @@ fn expected(c: &Case) -> Expected {
     }
 }
 
-fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
+/// Every instruction set of this processor with both algorithms.
+fn all_means() -> impl Iterator<Item = Means> {
+    InstructionSet::available().into_iter().flat_map(|set| {
+        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm })
+    })
+}
+
+fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
     let e = expected(c);
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
@@ -137,7 +146,7 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
         channels,
         norm: None,
     };
-    let what = format!("{c:?} {set:?}");
+    let what = format!("{c:?} {means:?}");
     // The input once whole and once as two maps side by side.
     let split = c.ci / 2;
     let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -151,7 +160,7 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
     }
     for sources in &inputs {
         let (y, moments) = forward_cpu(
-            set, sources, c.batch, c.size, &weight, c.co, c.geometry, true,
+            means, sources, c.batch, c.size, &weight, c.co, c.geometry, true,
         )
         .unwrap();
         assert_close(&format!("forward {what}"), &y, &e.y, tolerance);
@@ -174,7 +183,7 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
             }
         }
         let job = grad_weight::GradWeight {
-            set,
+            means,
             batch: c.batch,
             input: c.size,
             output: e.out,
@@ -193,7 +202,7 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
     let grads = [source(&grad_y, c.co)];
     for channels in [0..c.ci, split..c.ci] {
         let grad = grad_input_cpu(
-            set,
+            means,
             &grads,
             c.batch,
             e.out,
@@ -219,10 +228,10 @@ fn check<T: Element>(c: &Case, set: InstructionSet, tolerance: f64) {
 
 #[test]
 fn every_pass_equals_its_definition() {
-    for set in InstructionSet::available() {
+    for means in all_means() {
         for c in CASES {
-            check::<f32>(c, set, 2e-6);
-            check::<f64>(c, set, 1e-14);
+            check::<f32>(c, means, 2e-6);
+            check::<f64>(c, means, 1e-14);
         }
     }
 }
@@ -236,11 +245,13 @@ proptest::proptest! {
         kernel in proptest::array::uniform3(1usize..5),
         stride in proptest::array::uniform3(1usize..4),
         padding in proptest::array::uniform3(0usize..3),
+        winograd: bool,
     ) {
+        let (kernel, stride) = if winograd { ([kernel[0] / 2 * 2 + 1, 3, 3], [1; 3]) } else { (kernel, stride) };
         let c = Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding } };
         if c.geometry.output_size("test", size).is_ok() {
-            for set in InstructionSet::available() {
-                check::<f32>(&c, set, 4e-6);
+            for means in all_means() {
+                check::<f32>(&c, means, 4e-6);
             }
         }
     }
@@ -248,7 +259,7 @@ proptest::proptest! {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
-    let run = |threads| {
+    let run = |means, threads| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -263,9 +274,8 @@ fn bits_do_not_depend_on_the_number_of_threads() {
                 channels: c.ci,
                 norm: None,
             }];
-            let set = InstructionSet::detect();
             let (y, m) = forward_cpu(
-                set,
+                means,
                 &sources,
                 c.batch,
                 c.size,
@@ -281,7 +291,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
                 norm: None,
             };
             let job = grad_weight::GradWeight {
-                set,
+                means,
                 batch: c.batch,
                 input: c.size,
                 output: e.out,
@@ -294,9 +304,11 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
-    let one = run(1);
-    for threads in [2, 3, 7] {
-        assert!(run(threads) == one, "{threads} threads");
+    for means in all_means() {
+        let one = run(means, 1);
+        for threads in [2, 3, 7] {
+            assert!(run(means, threads) == one, "{threads} threads, {means:?}");
+        }
     }
 }
 
@@ -453,7 +465,7 @@ fn long_sums() {
         norm: None,
     };
     let job = grad_weight::GradWeight {
-        set: InstructionSet::detect(),
+        means: Means::best(),
         batch: 2,
         input: c.size,
         output: c.size,
@@ -471,8 +483,7 @@ fn long_sums() {
         channels: 1,
         norm: None,
     }];
-    let set = InstructionSet::detect();
-    let (_, m) = forward_cpu(set, &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
+    let (_, m) = forward_cpu(Means::best(), &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
     let m = m.unwrap();
     assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
     assert!(

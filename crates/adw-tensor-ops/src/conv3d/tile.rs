@@ -232,8 +232,8 @@ pub(super) fn inside(at: isize, n: usize) -> bool {
 }
 
 /// Copies the box of `size` voxels that begins at `first` (D, H, W; it may reach outside) of one sample of maps of
-/// `input` voxels: `size[0] * size[1]` rows, each zero-padded along W. Rows that lie outside are left as they were, and
-/// whoever reads the panel skips them.
+/// `input` voxels: `size[0] * size[1]` rows, each zero-padded along W. Rows that lie outside are zeroed if `zero_outside`,
+/// else left as they were for a reader who skips them.
 ///
 /// # Safety
 /// `panel` is valid for writing `size[0] * size[1] * size[2] * (sum of channels)` elements.
@@ -245,19 +245,22 @@ pub(super) unsafe fn pack_panel<T: Element>(
     input: [usize; 3],
     first: [isize; 3],
     size: [usize; 3],
+    zero_outside: bool,
 ) {
     let channels: usize = sources.iter().map(|s| s.channels).sum();
     for d in 0..size[0] {
         for h in 0..size[1] {
             let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
-            if inside(id, input[0]) && inside(ih, input[1]) {
-                let row = (batch_idx * input[0] + id as usize) * input[1] + ih as usize;
-                // SAFETY: row d * size[1] + h of the panel, as the caller vouches.
-                unsafe {
-                    let dst = panel.add((d * size[1] + h) * size[2] * channels);
+            // SAFETY: row d * size[1] + h of the panel, as the caller vouches; zero bytes are the float zero.
+            unsafe {
+                let dst = panel.add((d * size[1] + h) * size[2] * channels);
+                if inside(id, input[0]) && inside(ih, input[1]) {
+                    let row = (batch_idx * input[0] + id as usize) * input[1] + ih as usize;
                     pack_row(
                         dst, sources, batch_idx, row, input[2], -first[2], size[2], channels,
                     );
+                } else if zero_outside {
+                    dst.write_bytes(0, size[2] * channels);
                 }
             }
         }

@@ -10,7 +10,6 @@ use crate::conv3d::{self, Input};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
-use crate::simd::InstructionSet;
 use crate::storage::{cpu_slice, with_element};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
@@ -161,7 +160,7 @@ impl CustomOp2 for ConvTranspose3d {
         let storage = with_element!(OP, x, T => {
             let source = conv3d::tile::Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
             let y = conv3d::grad_input_cpu(
-                InstructionSet::detect(),
+                conv3d::Means::best(),
                 &[source],
                 b,
                 size,

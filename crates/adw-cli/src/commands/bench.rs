@@ -1,0 +1,188 @@
+//! `adw bench step`: what one iteration of a search costs on this machine.
+
+use std::time::Instant;
+
+use adw_search::{
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step,
+    weight_step,
+};
+use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
+use adw_tensor_ops::InstructionSet;
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    args::{BenchStepArgs, Pass},
+    device,
+    failure::bad_input,
+    memory,
+    report::{progress::say, table::Table},
+};
+
+pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
+    let device = device::set_up(&args.process)?;
+    let &[d, h, w] = args.patch.as_slice() else {
+        bad_input!("--patch: expected three sizes, D H W");
+    };
+    if args.repeats == 0 {
+        bad_input!("--repeats 0: expected at least 1");
+    }
+    let mut strides = vec![[2; 3]; args.poolings];
+    let mut kernels = vec![[3; 3]; args.poolings + 1];
+    if args.anisotropic {
+        (strides[0], kernels[0]) = ([1, 2, 2], [1, 3, 3]);
+    }
+    let net = Supernet::new(
+        SupernetConfig {
+            in_channels: args.in_channels,
+            num_classes: args.classes,
+            strides,
+            kernels,
+            max_width: args.max_width,
+            max_depth: 3,
+            cap_stage: 3,
+            mask: args.mask.into(),
+            space: SearchSpace::Joint,
+        },
+        0,
+        DType::F32,
+        &device,
+    )?;
+    let batch = random_batch(args, [d, h, w], &device)?;
+    let config = SearchConfig::paper();
+    let mut optimizers = BilevelOptimizers::new(&net, &config);
+    let settings = BilevelSettings {
+        arch_lr: config.arch_lr,
+        lr: 1e-2,
+        clip: config.clip,
+        tau: 2.0,
+        weights_on: Half::A,
+        arch_batches: ArchBatches::AAndB,
+        penalty: None,
+    };
+    let key = NoiseKey {
+        seed: 0,
+        epoch: 0,
+        iteration: 0,
+        pass: 0,
+    };
+    let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau)?);
+
+    let mut seconds = Map::new();
+    let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
+    for pass in [Pass::Inference, Pass::WeightPass, Pass::ArchPass] {
+        if !wanted(pass) {
+            continue;
+        }
+        let median = median_seconds(args.warmup, args.repeats, || {
+            match pass {
+                Pass::Inference => drop(net.forward(&batch.x, &no_noise)?),
+                Pass::WeightPass => {
+                    weight_step(&net, &mut optimizers, &settings, &batch, &noise)?;
+                }
+                Pass::ArchPass => {
+                    arch_step(&net, &mut optimizers, &settings, &batch, &noise)?;
+                }
+            }
+            Ok(())
+        })?;
+        seconds.insert(pass.key().into(), json!(median));
+    }
+    if let (Some(weights), Some(arch)) = (
+        seconds.get("weight_pass").and_then(Value::as_f64),
+        seconds.get("arch_pass").and_then(Value::as_f64),
+    ) {
+        seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
+    }
+    report(args, seconds);
+    Ok(())
+}
+
+fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) -> Result<Batch> {
+    let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), device)?;
+    let classes = args.classes as f32;
+    let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), device)?.to_dtype(DType::U8)?;
+    Ok(Batch { x, target })
+}
+
+/// Of `repeats` calls, after `warmup` calls that do not count.
+fn median_seconds(
+    warmup: usize,
+    repeats: usize,
+    mut work: impl FnMut() -> Result<()>,
+) -> Result<f64> {
+    let mut seconds = Vec::with_capacity(repeats);
+    for i in 0..warmup + repeats {
+        let start = Instant::now();
+        work()?;
+        if i >= warmup {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let middle = repeats / 2;
+    Ok(if repeats % 2 == 1 {
+        seconds[middle]
+    } else {
+        f64::midpoint(seconds[middle - 1], seconds[middle])
+    })
+}
+
+fn report(args: &BenchStepArgs, seconds: Map<String, Value>) {
+    let peak_bytes = memory::peak_bytes();
+    if args.process.json {
+        let mut line = seconds;
+        let about = json!({
+            "peak_bytes": peak_bytes,
+            "adw": env!("CARGO_PKG_VERSION"),
+            "instruction_set": format!("{:?}", InstructionSet::detect()),
+            "device": "cpu",
+            "threads": rayon::current_num_threads(),
+            "patch": args.patch,
+            "batch": args.batch,
+            "max_width": args.max_width,
+            "poolings": args.poolings,
+            "anisotropic": args.anisotropic,
+            "mask": args.mask.name(),
+        });
+        if let Value::Object(about) = about {
+            line.extend(about);
+        }
+        say(&format!("{}\n", Value::Object(line)));
+        return;
+    }
+    let mut table = Table::of_text(["pass", "seconds"]);
+    for (pass, value) in &seconds {
+        table.row([
+            pass.as_str(),
+            &format!("{:.3}", value.as_f64().unwrap_or_default()),
+        ]);
+    }
+    say(&table.render());
+    if let Some(bytes) = peak_bytes {
+        say(&format!("peak memory {:.2} GB\n", bytes as f64 / 1e9));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_counts_no_warm_up() {
+        let mut calls = 0;
+        let median = median_seconds(1, 3, || {
+            // The first is by far the slowest.
+            std::thread::sleep(std::time::Duration::from_millis(if calls == 0 {
+                500
+            } else {
+                1
+            }));
+            calls += 1;
+            Ok(())
+        });
+        assert_eq!(calls, 4);
+        assert!(median.expect("nothing fails") < 0.4);
+    }
+}
