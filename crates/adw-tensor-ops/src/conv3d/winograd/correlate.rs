@@ -1,7 +1,7 @@
 //! Forward pass and input gradient.
 
 use super::{
-    Block, DepthRead, PLANE, Panel, Planes, Tiling, input_transform, output_transform, pays,
+    Block, DepthRead, PLANE, Panel, Planes, Tiling, InputTransform, output_transform, pays,
     plane_stride, transform_tiles,
 };
 use crate::conv3d::correlate::{Axis, Correlation, PackedWeight, WeightForm};
@@ -96,12 +96,14 @@ impl<T: Element> Kernel<T> for TransformWeight<'_, T> {
                     // SAFETY: the slice is one vector long.
                     unsafe { S::load(row.as_ptr()) }
                 };
-                let rows =
-                    [0, 1, 2].map(|h| weight_transform::<S>([tap(h, 0), tap(h, 1), tap(h, 2)]));
+                let mut rows = [[zero; 4]; 3];
+                for (h, row) in rows.iter_mut().enumerate() {
+                    *row = weight_transform::<S>([tap(h, 0), tap(h, 1), tap(h, 2)]);
+                }
                 for w in 0..4 {
                     let column = weight_transform::<S>([rows[0][w], rows[1][w], rows[2][w]]);
-                    for (h, x) in column.into_iter().enumerate() {
-                        plane[h * 4 + w] = x;
+                    for h in 0..4 {
+                        plane[h * 4 + w] = column[h];
                     }
                 }
             }
@@ -230,13 +232,12 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
             };
             // SAFETY: panel and planes were made for this block.
             unsafe {
-                transform_tiles::<S, 4>(
+                transform_tiles::<S, InputTransform, 4>(
                     &panel,
                     &inputs,
                     block.size(),
                     tiling.tile,
                     &read,
-                    input_transform::<S>,
                 );
             }
             for f in 0..PLANE {
@@ -362,7 +363,10 @@ unsafe fn add_outputs<S: Simd>(
                             half[0][j] = column[0];
                             half[1][j] = column[1];
                         }
-                        let y = half.map(output_transform::<S>);
+                        let y = [
+                            output_transform::<S>(half[0]),
+                            output_transform::<S>(half[1]),
+                        ];
                         for plane in 0..tiling.tile[0].min(outputs[0].end - qd) {
                             let share = shares[plane];
                             if share == 0.0 {

@@ -5,8 +5,7 @@
 //! sum, so the bits do not depend on the number of threads.
 
 use super::{
-    Block, DepthFrequency, DepthRead, PLANE, Panel, Planes, Tiling, input_transform,
-    output_transform_adjoint, pays, plane_stride, transform_tiles,
+    Block, DepthFrequency, DepthRead, InputTransform, OutputAdjoint, PLANE, Panel, Planes, Tiling, pays, plane_stride, transform_tiles,
 };
 use crate::conv3d::grad_weight::GradWeight;
 use crate::conv3d::tile::{
@@ -273,21 +272,19 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
                 };
                 // SAFETY: panels and planes were made for this block.
                 unsafe {
-                    transform_tiles::<S, 4>(
+                    transform_tiles::<S, InputTransform, 4>(
                         &panel,
                         &inputs,
                         size,
                         tiling.tile,
                         &read,
-                        input_transform::<S>,
                     );
-                    transform_tiles::<S, 2>(
+                    transform_tiles::<S, OutputAdjoint, 2>(
                         &grad_panel,
                         &grads,
                         size,
                         tiling.tile,
                         &grad_read(depth),
-                        output_transform_adjoint::<S>,
                     );
                 }
                 for f in 0..PLANE {
@@ -367,20 +364,26 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
                     // SAFETY: the slice is one vector long.
                     unsafe { S::load(row.as_ptr()) }
                 };
-                let rows = [0, 1, 2, 3]
-                    .map(|h| weight_transform_adjoint::<S>([at(h, 0), at(h, 1), at(h, 2), at(h, 3)]));
+                let mut rows = [[zero; 3]; 4];
+                for (h, row) in rows.iter_mut().enumerate() {
+                    *row = weight_transform_adjoint::<S>([at(h, 0), at(h, 1), at(h, 2), at(h, 3)]);
+                }
                 for w in 0..3 {
                     let column =
                         weight_transform_adjoint::<S>([rows[0][w], rows[1][w], rows[2][w], rows[3][w]]);
-                    for (h, x) in column.into_iter().enumerate() {
-                        plane[h][w] = x;
+                    for h in 0..3 {
+                        plane[h][w] = column[h];
                     }
                 }
             }
             for h in 0..3 {
                 for w in 0..3 {
-                    let along = [0, 1, 2, 3].map(|d| plane[d][h][w]);
-                    let along = weight_transform_adjoint::<S>(along);
+                    let along = weight_transform_adjoint::<S>([
+                        plane[0][h][w],
+                        plane[1][h][w],
+                        plane[2][h][w],
+                        plane[3][h][w],
+                    ]);
                     let along = if depths == 1 {
                         &[plane[0][h][w]][..]
                     } else {

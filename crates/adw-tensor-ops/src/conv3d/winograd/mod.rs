@@ -203,15 +203,35 @@ impl Block {
     }
 }
 
+/// What [`transform_tiles`] does along H and W. A trait rather than a function passed along: a call through a function value
+/// would leave the instruction set behind.
+trait AxisTransform<const N: usize> {
+    fn apply<S: Simd>(x: [S::Vector; N]) -> [S::Vector; 4];
+}
+
 /// `B^T x`
-#[inline(always)]
-fn input_transform<S: Simd>(x: [S::Vector; 4]) -> [S::Vector; 4] {
-    [
-        S::sub(x[0], x[2]),
-        S::add(x[1], x[2]),
-        S::sub(x[2], x[1]),
-        S::sub(x[3], x[1]),
-    ]
+struct InputTransform;
+
+impl AxisTransform<4> for InputTransform {
+    #[inline(always)]
+    fn apply<S: Simd>(x: [S::Vector; 4]) -> [S::Vector; 4] {
+        [
+            S::sub(x[0], x[2]),
+            S::add(x[1], x[2]),
+            S::sub(x[2], x[1]),
+            S::sub(x[3], x[1]),
+        ]
+    }
+}
+
+/// `A y`
+struct OutputAdjoint;
+
+impl AxisTransform<2> for OutputAdjoint {
+    #[inline(always)]
+    fn apply<S: Simd>(y: [S::Vector; 2]) -> [S::Vector; 4] {
+        [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), y[1]]
+    }
 }
 
 /// `A^T m`
@@ -221,12 +241,6 @@ fn output_transform<S: Simd>(m: [S::Vector; 4]) -> [S::Vector; 2] {
         S::add(S::add(m[0], m[1]), m[2]),
         S::add(S::sub(m[1], m[2]), m[3]),
     ]
-}
-
-/// `A y`
-#[inline(always)]
-fn output_transform_adjoint<S: Simd>(y: [S::Vector; 2]) -> [S::Vector; 4] {
-    [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), y[1]]
 }
 
 /// A zero-padded copy of the part of a map that a block's tiles read.
@@ -259,20 +273,19 @@ struct DepthRead {
     second: Option<(usize, f64)>,
 }
 
-/// Transforms every tile of a block: `N` x `N` voxels become 4 x 4 frequencies by `transform` along H and W, after one or
+/// Transforms every tile of a block: `N` x `N` voxels become 4 x 4 frequencies by `A` along H and W, after one or
 /// two planes of voxels have been joined along D. Tiles begin `step` voxels apart.
 ///
 /// # Safety
 /// The panel holds the voxels that the block's tiles read and `LANES` readable elements behind them; the planes hold
 /// `num_tiles` tiles.
 #[inline(always)]
-unsafe fn transform_tiles<S: Simd, const N: usize>(
+unsafe fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
     panel: &Panel<S::Elem>,
     planes: &Planes<S::Elem>,
     block: [usize; 3],
     step: [usize; 3],
     depth: &DepthRead,
-    transform: impl Fn([S::Vector; N]) -> [S::Vector; 4],
 ) {
     let [panel_h, panel_w] = panel.size;
     let row = panel_w * panel.pitch;
@@ -308,17 +321,19 @@ unsafe fn transform_tiles<S: Simd, const N: usize>(
                         let mut columns = [[zero; N]; 4];
                         for j in 0..N {
                             let mut column = [zero; N];
-                            for (i, c) in column.iter_mut().enumerate() {
-                                *c = x[i][j];
+                            for i in 0..N {
+                                column[i] = x[i][j];
                             }
-                            for (i, v) in transform(column).into_iter().enumerate() {
-                                columns[i][j] = v;
+                            let column = A::apply::<S>(column);
+                            for i in 0..4 {
+                                columns[i][j] = column[i];
                             }
                         }
                         let out = planes.data.add(tile_idx * planes.pitch + c);
-                        for (i, line) in columns.into_iter().enumerate() {
-                            for (j, v) in transform(line).into_iter().enumerate() {
-                                S::store(out.add((i * 4 + j) * planes.stride), v);
+                        for i in 0..4 {
+                            let line = A::apply::<S>(columns[i]);
+                            for j in 0..4 {
+                                S::store(out.add((i * 4 + j) * planes.stride), line[j]);
                             }
                         }
                     }
