@@ -82,6 +82,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a - b`
     fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `x` where it is positive, `slope * x` elsewhere
+    fn leaky(x: Self::Vector, slope: Self::Vector) -> Self::Vector;
     /// # Safety
     /// `p` is valid for reading `LANES` elements.
     unsafe fn load(p: *const Self::Elem) -> Self::Vector;
@@ -139,6 +141,13 @@ impl<T: Element> Simd for Portable<T> {
         a
     }
     #[inline(always)]
+    fn leaky(mut x: [T; 8], slope: [T; 8]) -> [T; 8] {
+        for i in 0..8 {
+            x[i] = if x[i] > T::ZERO { x[i] } else { x[i] * slope[i] };
+        }
+        x
+    }
+    #[inline(always)]
     unsafe fn load(p: *const T) -> [T; 8] {
         // SAFETY: the caller vouches for 8 readable elements; arrays have the alignment of their element.
         unsafe { *p.cast() }
@@ -175,7 +184,7 @@ impl<T: Element> Simd for Portable<T> {
 mod x86 {
     use super::{Operands, Segment, Simd, tile};
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
+        _CMP_GT_OQ, __m256, __m512, _mm256_add_ps, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_mul_ps, _mm256_setzero_ps, _mm512_cmp_ps_mask, _mm512_mask_mov_ps, _mm512_mul_ps, _mm512_setzero_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
         _mm256_maskstore_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
         _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_sub_ps,
     };
@@ -211,6 +220,14 @@ mod x86 {
         fn sub(a: __m512, b: __m512) -> __m512 {
             // SAFETY: see the head of the module.
             unsafe { _mm512_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn leaky(x: __m512, slope: __m512) -> __m512 {
+            // SAFETY: see the head of the module.
+            unsafe {
+                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, _mm512_setzero_ps());
+                _mm512_mask_mov_ps(_mm512_mul_ps(x, slope), positive, x)
+            }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> __m512 {
@@ -272,6 +289,14 @@ mod x86 {
             unsafe { _mm256_sub_ps(a, b) }
         }
         #[inline(always)]
+        fn leaky(x: __m256, slope: __m256) -> __m256 {
+            // SAFETY: see the head of the module.
+            unsafe {
+                let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_setzero_ps());
+                _mm256_blendv_ps(_mm256_mul_ps(x, slope), x, positive)
+            }
+        }
+        #[inline(always)]
         unsafe fn load(p: *const f32) -> __m256 {
             // SAFETY: see the head of the module.
             unsafe { _mm256_loadu_ps(p) }
@@ -310,7 +335,7 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use super::{Operands, Segment, Simd, tile};
-    use std::arch::aarch64::{float32x4_t, vaddq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32, vsubq_f32};
+    use std::arch::aarch64::{float32x4_t, vaddq_f32, vbslq_f32, vcgtq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vmulq_f32, vst1q_f32, vsubq_f32};
 
     #[derive(Clone, Copy)]
     pub(crate) struct Neon;
@@ -340,6 +365,11 @@ mod arm {
         fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
             // SAFETY: NEON is part of every aarch64 processor.
             unsafe { vsubq_f32(a, b) }
+        }
+        #[inline(always)]
+        fn leaky(x: float32x4_t, slope: float32x4_t) -> float32x4_t {
+            // SAFETY: NEON is part of every aarch64 processor.
+            unsafe { vbslq_f32(vcgtq_f32(x, vdupq_n_f32(0.0)), x, vmulq_f32(x, slope)) }
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> float32x4_t {

@@ -339,7 +339,6 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 [d.input, h.input, w.input],
                 [d0, h0, w.first_offset()],
                 [panel_d, panel_h, panel_w],
-                false,
             );
         }
 
@@ -376,6 +375,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                             segments.push(Segment {
                                 a: (pd * panel_h + ph) * row_len,
                                 b: t * run_len * width,
+                                len: run_len,
                             });
                         }
                     }
@@ -401,9 +401,10 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                                     a_step: 1,
                                     b: packed.data.as_ptr().add(block.offset),
                                     b_step: width,
-                                    len: run_len,
+                                    b_vector: S::LANES,
                                     c: out.ptr().add(at),
                                     c_row: w.out_step * job.out_channels,
+                                    c_vector: S::LANES,
                                     tail: block.count - (block.vectors - 1) * packed.lanes,
                                     accumulate,
                                 },

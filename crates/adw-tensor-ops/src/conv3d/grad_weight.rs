@@ -195,7 +195,6 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                         job.input,
                         [id0, ih0, -(pw as isize)],
                         [kd, panel_h, panel_w],
-                        false,
                     );
                 }
                 // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.
@@ -233,6 +232,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                             segments.push(Segment {
                                 a: (z * panel_h + q * sh + y) * row_len,
                                 b: q * ow * co_padded,
+                                len: ow,
                             });
                         }
                     }
@@ -253,12 +253,13 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                                         a_step: sw * ci,
                                         b: grad.add(vectors.start * S::LANES),
                                         b_step: co_padded,
-                                        len: ow,
+                                        b_vector: S::LANES,
                                         c: out.add(
                                             (row - rows.start) * co_padded
                                                 + vectors.start * S::LANES,
                                         ),
                                         c_row: co_padded,
+                                        c_vector: S::LANES,
                                         tail: S::LANES,
                                         accumulate: true,
                                     },

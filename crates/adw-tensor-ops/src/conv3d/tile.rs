@@ -1,9 +1,9 @@
 //! The register tile that all convolution passes are made of, and the packing of its operands.
 //!
 //! ```text
-//! c[r][j] += sum over segments s, k < len:  a[s.a + r * a_row + k * a_step] * b[s.b + k * b_step + j]
+//! c[r][v] += sum over segments s, k < s.len:  a[s.a + r * a_row + k * a_step] * b[s.b + k * b_step + v * b_vector]
 //! ```
-//! `R` rows by `V` vectors stay in registers for the whole sum. Forward and input gradient: rows are output voxels,
+//! where `c[r][v]` and `b[...]` are vectors. `R` rows by `V` vectors stay in registers for the whole sum. Forward and input gradient: rows are output voxels,
 //! `k` runs over input channels (and taps along W), `j` over output channels. Weight gradient: rows are input
 //! channels, `k` runs over voxels. Every sum is taken in one fixed order, whatever the number of threads.
 
@@ -14,6 +14,7 @@ use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 pub(crate) struct Segment {
     pub(super) a: usize,
     pub(super) b: usize,
+    pub(super) len: usize,
 }
 
 /// Addresses and strides of a tile's operands, in elements.
@@ -24,9 +25,12 @@ pub(crate) struct Operands<T> {
     pub(super) a_step: usize,
     pub(super) b: *const T,
     pub(super) b_step: usize,
-    pub(super) len: usize,
+    /// From vector to vector.
+    pub(super) b_vector: usize,
     pub(super) c: *mut T,
     pub(super) c_row: usize,
+    /// From vector to vector.
+    pub(super) c_vector: usize,
     /// Lanes of the last vector that exist in `c`.
     pub(super) tail: usize,
     /// Add to `c` instead of overwriting it.
@@ -73,15 +77,14 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
 ) {
     // SAFETY: as the caller vouches.
     unsafe {
-        let l = S::LANES;
         let one = S::splat(S::Elem::ONE);
         let mut acc = [[S::splat(S::Elem::ZERO); V]; R];
         for s in segments {
             let (mut a, mut b) = (o.a.add(s.a), o.b.add(s.b));
-            for _ in 0..o.len {
+            for _ in 0..s.len {
                 let mut row = [S::splat(S::Elem::ZERO); V];
                 for (v, x) in row.iter_mut().enumerate() {
-                    *x = S::load(b.add(v * l));
+                    *x = S::load(b.add(v * o.b_vector));
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
                     let x = S::splat(*a.add(r * o.a_row));
@@ -98,7 +101,7 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
         for (r, row) in acc.iter().enumerate() {
             let c = o.c.add(r * o.c_row);
             for (v, &sum) in row.iter().enumerate() {
-                let at = c.add(v * l);
+                let at = c.add(v * o.c_vector);
                 let add = |before| {
                     if o.accumulate {
                         S::mul_add(sum, one, before)
@@ -232,8 +235,8 @@ pub(super) fn inside(at: isize, n: usize) -> bool {
 }
 
 /// Copies the box of `size` voxels that begins at `first` (D, H, W; it may reach outside) of one sample of maps of
-/// `input` voxels: `size[0] * size[1]` rows, each zero-padded along W. Rows that lie outside are zeroed if `zero_outside`,
-/// else left as they were for a reader who skips them.
+/// `input` voxels: `size[0] * size[1]` rows, each zero-padded along W. Rows that lie outside are left as they were, and
+/// whoever reads the panel skips them.
 ///
 /// # Safety
 /// `panel` is valid for writing `size[0] * size[1] * size[2] * (sum of channels)` elements.
@@ -245,22 +248,19 @@ pub(super) unsafe fn pack_panel<T: Element>(
     input: [usize; 3],
     first: [isize; 3],
     size: [usize; 3],
-    zero_outside: bool,
 ) {
     let channels: usize = sources.iter().map(|s| s.channels).sum();
     for d in 0..size[0] {
         for h in 0..size[1] {
             let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
-            // SAFETY: row d * size[1] + h of the panel, as the caller vouches; zero bytes are the float zero.
-            unsafe {
-                let dst = panel.add((d * size[1] + h) * size[2] * channels);
-                if inside(id, input[0]) && inside(ih, input[1]) {
-                    let row = (batch_idx * input[0] + id as usize) * input[1] + ih as usize;
+            if inside(id, input[0]) && inside(ih, input[1]) {
+                let row = (batch_idx * input[0] + id as usize) * input[1] + ih as usize;
+                // SAFETY: row d * size[1] + h of the panel, as the caller vouches.
+                unsafe {
+                    let dst = panel.add((d * size[1] + h) * size[2] * channels);
                     pack_row(
                         dst, sources, batch_idx, row, input[2], -first[2], size[2], channels,
                     );
-                } else if zero_outside {
-                    dst.write_bytes(0, size[2] * channels);
                 }
             }
         }

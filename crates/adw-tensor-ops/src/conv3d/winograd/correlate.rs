@@ -1,11 +1,11 @@
 //! Forward pass and input gradient.
 
 use super::{
-    Block, DepthRead, PLANE, Panel, Planes, Tiling, InputTransform, output_transform, pays,
-    plane_stride, transform_tiles,
+    Block, InputTransform, PLANE, Tiling, lanes_of, output_transform, pack_panel, pays, tile_len,
+    transform_tiles,
 };
 use crate::conv3d::correlate::{Axis, Correlation, PackedWeight, WeightForm};
-use crate::conv3d::tile::{Operands, Segment, balanced, max_rows, pack_panel, run_tile};
+use crate::conv3d::tile::{Operands, Segment, balanced, max_rows, run_tile};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use crate::simd::{Element, Kernel, Simd, dispatch};
@@ -186,109 +186,88 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         let num_channels = end_channel - first_channel;
         let num_tiles = block.num_tiles();
 
-        let extent = tiling.input_extent(block.size());
+        let lanes = lanes_of(job.sources, S::LANES);
         let origin = [0, 1, 2].map(|i| {
             (block.tiles[i].start * tiling.tile[i]) as isize + job.axes[i].first_offset()
         });
-        // Vectors of the last voxel's last channels may reach beyond it.
-        scratch
-            .panel
-            .resize(extent.iter().product::<usize>() * k + S::LANES, T::ZERO);
-        // SAFETY: the panel has been made that long.
-        unsafe {
-            pack_panel(
-                scratch.panel.as_mut_ptr(),
-                job.sources,
-                block.batch_idx,
-                [d.input, h.input, w.input],
-                origin,
-                extent,
-                true,
-            );
-        }
-        let panel = Panel {
-            data: scratch.panel.as_ptr(),
-            size: [extent[1], extent[2]],
-            pitch: k,
-        };
-        let planes_of = |buffer: &mut Vec<T>, channels: usize| {
-            let pitch = channels.next_multiple_of(S::LANES);
-            let stride = plane_stride(num_tiles, pitch);
-            buffer.resize(PLANE * stride, T::ZERO);
-            Planes {
-                data: buffer.as_mut_ptr(),
-                stride,
-                pitch,
-            }
-        };
-        let inputs = planes_of(&mut scratch.inputs, k);
-        let products = planes_of(&mut scratch.products, num_channels);
+        let panel = pack_panel::<S>(
+            &mut scratch.panel,
+            job.sources,
+            &lanes,
+            block.batch_idx,
+            [d.input, h.input, w.input],
+            origin,
+            tiling.input_extent(block.size()),
+        );
+        let tile_len = tile_len(S::LANES);
+        let num_vectors: usize = channel_blocks.iter().map(|b| b.vectors).sum();
+        let room = |vectors: usize| vectors * num_tiles * tile_len;
+        scratch.inputs.resize(room(lanes.len()), T::ZERO);
+        scratch.products.resize(room(num_vectors), T::ZERO);
         let outputs = block.outputs(tiling, [d.count, h.count, w.count]);
+        let mut segments = Vec::with_capacity(lanes.len());
 
         for (depth_idx, depth) in tiling.depth.iter().enumerate() {
-            let read = DepthRead {
-                first: depth.first,
-                second: (depth.sign != 0.0).then_some((depth.second, depth.sign)),
-            };
-            // SAFETY: panel and planes were made for this block.
+            // SAFETY: panel and buffer were made for this block.
             unsafe {
                 transform_tiles::<S, InputTransform, 4>(
                     &panel,
-                    &inputs,
+                    scratch.inputs.as_mut_ptr(),
+                    lanes.len(),
                     block.size(),
                     tiling.tile,
-                    &read,
+                    &depth.input(),
                 );
             }
             for f in 0..PLANE {
+                let mut vector = 0;
                 for channels in channel_blocks {
                     let width = channels.vectors * packed.lanes;
                     let weight = channels.offset + (depth_idx * PLANE + f) * k * width;
+                    segments.clear();
+                    segments.extend(lanes.iter().enumerate().map(|(v, lanes)| Segment {
+                        a: room(v),
+                        b: lanes.first * width,
+                        len: lanes.len,
+                    }));
                     for tiles in balanced(num_tiles, max_rows::<S>(channels.vectors)) {
-                        // SAFETY: tiles of a plane of inputs, k channels of packed weights, tiles of a plane of products,
-                        // whose channels are filled up to whole vectors.
+                        let at = tiles.start * tile_len + f * S::LANES;
+                        // SAFETY: inside the buffers of this block and the packed weights of these channels.
                         unsafe {
-                            let of = |planes: &Planes<T>| {
-                                planes
-                                    .data
-                                    .add(f * planes.stride + tiles.start * planes.pitch)
-                            };
                             run_tile::<S>(
                                 tiles.len(),
                                 channels.vectors,
                                 &Operands {
-                                    a: of(&inputs),
-                                    a_row: inputs.pitch,
+                                    a: scratch.inputs.as_ptr().add(at),
+                                    a_row: tile_len,
                                     a_step: 1,
                                     b: packed.data.as_ptr().add(weight),
                                     b_step: width,
-                                    len: k,
-                                    c: of(&products).add(channels.first - first_channel),
-                                    c_row: products.pitch,
+                                    b_vector: S::LANES,
+                                    c: scratch.products.as_mut_ptr().add(room(vector) + at),
+                                    c_row: tile_len,
+                                    c_vector: room(1),
                                     tail: S::LANES,
                                     accumulate: false,
                                 },
-                                &[Segment { a: 0, b: 0 }],
+                                &segments,
                             );
                         }
                     }
+                    vector += channels.vectors;
                 }
             }
             // SAFETY: the outputs of this block's tiles and these channels are this task's alone; the first frequency of D
             // that reaches an output writes it, later ones add to it.
             unsafe {
                 add_outputs::<S>(
-                    &products,
+                    scratch.products.as_ptr(),
                     block,
                     tiling,
                     depth_idx,
                     &outputs,
-                    |qd, qh, qw| {
-                        let row = (block.batch_idx * d.output + d.output_at(qd)) * h.output
-                            + h.output_at(qh);
-                        let voxel = row * w.output + w.output_at(qw);
-                        out.ptr().add(voxel * job.out_channels + first_channel)
-                    },
+                    out.ptr().add(first_channel),
+                    [d.output, h.output, w.output],
                     job.out_channels,
                     num_channels,
                 );
@@ -322,23 +301,24 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
 /// Transforms the products of one frequency of D back along H and W, and adds them to the outputs that it reaches.
 ///
 /// # Safety
-/// `at` gives the address of every output in `outputs`, whose first channels `0..num_channels` nobody else accesses; its
-/// neighbour along W is `w_step` elements further.
+/// `products` holds `[vector of channels][tile][frequency][lane]`; `out` points to a map of `size` voxels, `pitch` elements
+/// each, of which nobody else accesses the first `num_channels` of the voxels `outputs`.
 #[inline(always)]
 unsafe fn add_outputs<S: Simd>(
-    products: &Planes<S::Elem>,
+    products: *const S::Elem,
     block: &Block,
     tiling: &Tiling,
     depth_idx: usize,
     outputs: &[Range<usize>; 3],
-    at: impl Fn(usize, usize, usize) -> *mut S::Elem,
-    w_step: usize,
+    out: *mut S::Elem,
+    size: [usize; 3],
+    pitch: usize,
     num_channels: usize,
 ) {
     let zero = S::splat(S::Elem::ZERO);
     let shares = tiling.depth[depth_idx].outputs;
-    // The first frequency that reaches an output finds nothing there.
-    let is_first = |plane: usize| depth_idx == plane;
+    let tile_len = tile_len(S::LANES);
+    let num_tiles = block.num_tiles();
     let mut tile_idx = 0;
     for td in block.tiles[0].clone() {
         for th in block.tiles[1].clone() {
@@ -346,20 +326,22 @@ unsafe fn add_outputs<S: Simd>(
                 let (qd, qh, qw) = (td * tiling.tile[0], th * 2, tw * 2);
                 let rows = (outputs[1].end - qh).min(2);
                 let columns = (outputs[2].end - qw).min(2);
-                for c in (0..num_channels).step_by(S::LANES) {
+                let planes = tiling.tile[0].min(outputs[0].end - qd);
+                for (v, c) in (0..num_channels).step_by(S::LANES).enumerate() {
                     let lanes = (num_channels - c).min(S::LANES);
                     let mut m = [[zero; 4]; 4];
                     // SAFETY: a tile of the products; outputs as the caller vouches.
                     unsafe {
-                        let product = products.data.add(tile_idx * products.pitch + c);
-                        for (i, m) in m.iter_mut().enumerate() {
-                            for (j, m) in m.iter_mut().enumerate() {
-                                *m = S::load(product.add((i * 4 + j) * products.stride));
+                        let product = products.add((v * num_tiles + tile_idx) * tile_len);
+                        for i in 0..4 {
+                            for j in 0..4 {
+                                m[i][j] = S::load(product.add((i * 4 + j) * S::LANES));
                             }
                         }
                         let mut half = [[zero; 4]; 2];
                         for j in 0..4 {
-                            let column = output_transform::<S>([m[0][j], m[1][j], m[2][j], m[3][j]]);
+                            let column =
+                                output_transform::<S>([m[0][j], m[1][j], m[2][j], m[3][j]]);
                             half[0][j] = column[0];
                             half[1][j] = column[1];
                         }
@@ -367,25 +349,30 @@ unsafe fn add_outputs<S: Simd>(
                             output_transform::<S>(half[0]),
                             output_transform::<S>(half[1]),
                         ];
-                        for plane in 0..tiling.tile[0].min(outputs[0].end - qd) {
-                            let share = shares[plane];
-                            if share == 0.0 {
+                        for plane in 0..planes {
+                            if shares[plane] == 0.0 {
                                 continue;
                             }
-                            let share = S::splat(S::Elem::from_f64(share));
-                            for (i, y) in y.iter().enumerate().take(rows) {
-                                let row = at(qd + plane, qh + i, qw).add(c);
-                                for (j, &y) in y.iter().enumerate().take(columns) {
-                                    let p = row.add(j * w_step);
+                            // The first frequency that reaches an output finds nothing there.
+                            let is_first = depth_idx == plane;
+                            let share = S::splat(S::Elem::from_f64(shares[plane]));
+                            for i in 0..rows {
+                                let voxel =
+                                    ((block.batch_idx * size[0] + qd + plane) * size[1] + qh + i)
+                                        * size[2]
+                                        + qw;
+                                for j in 0..columns {
+                                    let p = out.add((voxel + j) * pitch + c);
+                                    let y = y[i][j];
                                     if lanes == S::LANES {
-                                        let v = if is_first(plane) {
+                                        let v = if is_first {
                                             y
                                         } else {
                                             S::mul_add(y, share, S::load(p))
                                         };
                                         S::store(p, v);
                                     } else {
-                                        let v = if is_first(plane) {
+                                        let v = if is_first {
                                             y
                                         } else {
                                             S::mul_add(y, share, S::load_first(p, lanes))

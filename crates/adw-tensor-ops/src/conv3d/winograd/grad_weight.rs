@@ -5,11 +5,12 @@
 //! sum, so the bits do not depend on the number of threads.
 
 use super::{
-    Block, DepthFrequency, DepthRead, InputTransform, OutputAdjoint, PLANE, Panel, Planes, Tiling, pays, plane_stride, transform_tiles,
+    Block, InputTransform, OutputAdjoint, PLANE, Tiling, lanes_of, pack_panel, pays, tile_len,
+    transform_tiles,
 };
 use crate::conv3d::grad_weight::GradWeight;
 use crate::conv3d::tile::{
-    Operands, Segment, Source, balanced, max_rows, max_vectors, pack_panel, run_tile, vector_shape,
+    Operands, Segment, balanced, max_rows, max_vectors, run_tile, vector_shape,
 };
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
@@ -44,7 +45,6 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     let lanes = vector_shape::<T>(job.means.set).lanes;
     let shape = Shape {
         ci,
-        co,
         co_padded: co.next_multiple_of(lanes),
         frequencies: tiling.num_frequencies(),
     };
@@ -57,19 +57,20 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     } else {
         1
     };
+    let num_lanes = lanes_of(job.sources, lanes).len();
     let row_splits = LEAST_TASKS
         .div_ceil(groups * depth_splits)
-        .min(ci.div_ceil(lanes));
+        .min(num_lanes);
     let mut tasks = Vec::new();
     for (group, blocks_of) in balanced(blocks.len(), blocks.len().div_ceil(groups)).enumerate() {
         for depth in balanced(depths, depths.div_ceil(depth_splits)) {
-            for rows in balanced(ci, ci.div_ceil(row_splits)) {
+            for rows in balanced(num_lanes, num_lanes.div_ceil(row_splits)) {
                 tasks.push((group, blocks_of.clone(), depth.clone(), rows));
             }
         }
     }
     let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
-    // SAFETY: the tasks cover every group, frequency and row of the partial sums, and the first block of each writes them.
+    // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each writes them.
     let partials = unsafe {
         filled(num_groups * shape.sum_len(), |out: SharedOut<T>| {
             tasks.into_par_iter().for_each_init(
@@ -123,7 +124,6 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
 #[derive(Clone, Copy)]
 struct Shape {
     ci: usize,
-    co: usize,
     co_padded: usize,
     frequencies: usize,
 }
@@ -159,57 +159,11 @@ struct SumBlocks<'a, T> {
     blocks: &'a [Block],
     /// Frequencies of D.
     depths: Range<usize>,
-    /// Input channels.
+    /// Vectors of input channels.
     rows: Range<usize>,
     /// This group's sums.
     sums: *mut T,
     scratch: &'a mut Scratch<T>,
-}
-
-/// How the gradient's planes are joined at a frequency of D: a row of `A`.
-fn grad_read(depth: &DepthFrequency) -> DepthRead {
-    match depth.outputs {
-        [first, second] if first != 0.0 => DepthRead {
-            first: 0,
-            second: (second != 0.0).then_some((1, second)),
-        },
-        _ => DepthRead {
-            first: 1,
-            second: None,
-        },
-    }
-}
-
-/// Copies a block's part of maps into a panel, with readable elements behind it for the last vector.
-#[inline(always)]
-fn panel_of<T: Element>(
-    buffer: &mut Vec<T>,
-    sources: &[Source<T>],
-    batch_idx: usize,
-    input: [usize; 3],
-    origin: [isize; 3],
-    extent: [usize; 3],
-    lanes: usize,
-) -> Panel<T> {
-    let pitch = sources.iter().map(|s| s.channels).sum();
-    buffer.resize(extent.iter().product::<usize>() * pitch + lanes, T::ZERO);
-    // SAFETY: the panel has been made that long.
-    unsafe {
-        pack_panel(
-            buffer.as_mut_ptr(),
-            sources,
-            batch_idx,
-            input,
-            origin,
-            extent,
-            true,
-        );
-    }
-    Panel {
-        data: buffer.as_ptr(),
-        size: [extent[1], extent[2]],
-        pitch,
-    }
 }
 
 impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
@@ -227,90 +181,91 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
             sums,
             scratch,
         } = self;
+        let inputs = lanes_of(job.sources, S::LANES);
+        let inputs = &inputs[rows];
+        let grads = lanes_of(&[job.grad_output], S::LANES);
+        let tile_len = tile_len(S::LANES);
         for (block_idx, block) in blocks.iter().enumerate() {
             let start = [0, 1, 2].map(|i| (block.tiles[i].start * tiling.tile[i]) as isize);
             let origin = [0, 1, 2].map(|i| start[i] - job.geometry.padding[i] as isize);
-            let mut panel = panel_of(
+            let size = block.size();
+            let panel = pack_panel::<S>(
                 &mut scratch.panel,
                 job.sources,
+                inputs,
                 block.batch_idx,
                 job.input,
                 origin,
-                tiling.input_extent(block.size()),
-                S::LANES,
+                tiling.input_extent(size),
             );
-            // SAFETY: inside the panel; the vectors behind the last of these channels are there to be read as before.
-            panel.data = unsafe { panel.data.add(rows.start) };
-            let size = block.size();
-            let grad_panel = panel_of(
+            let grad_panel = pack_panel::<S>(
                 &mut scratch.grad_panel,
                 &[job.grad_output],
+                &grads,
                 block.batch_idx,
                 job.output,
                 start,
                 [0, 1, 2].map(|i| size[i] * tiling.tile[i]),
-                S::LANES,
             );
-            let num_tiles = block.num_tiles();
-            let planes_of = |buffer: &mut Vec<T>, channels: usize| {
-                let pitch = channels.next_multiple_of(S::LANES);
-                let stride = plane_stride(num_tiles, pitch);
-                buffer.resize(PLANE * stride, T::ZERO);
-                Planes {
-                    data: buffer.as_mut_ptr(),
-                    stride,
-                    pitch,
-                }
-            };
-            let inputs = planes_of(&mut scratch.inputs, rows.len());
-            let grads = planes_of(&mut scratch.grads, shape.co);
+            let room = |vectors: usize| vectors * block.num_tiles() * tile_len;
+            scratch.inputs.resize(room(inputs.len()), T::ZERO);
+            scratch.grads.resize(room(grads.len()), T::ZERO);
+            let all_tiles = [Segment {
+                a: 0,
+                b: 0,
+                len: block.num_tiles(),
+            }];
             for depth_idx in depths.clone() {
                 let depth = &tiling.depth[depth_idx];
-                let read = DepthRead {
-                    first: depth.first,
-                    second: (depth.sign != 0.0).then_some((depth.second, depth.sign)),
-                };
-                // SAFETY: panels and planes were made for this block.
+                // SAFETY: panels and buffers were made for this block.
                 unsafe {
                     transform_tiles::<S, InputTransform, 4>(
                         &panel,
-                        &inputs,
+                        scratch.inputs.as_mut_ptr(),
+                        inputs.len(),
                         size,
                         tiling.tile,
-                        &read,
+                        &depth.input(),
                     );
                     transform_tiles::<S, OutputAdjoint, 2>(
                         &grad_panel,
-                        &grads,
+                        scratch.grads.as_mut_ptr(),
+                        grads.len(),
                         size,
                         tiling.tile,
-                        &grad_read(depth),
+                        &depth.grad_output(),
                     );
                 }
                 for f in 0..PLANE {
-                    let sum = ((depth_idx * PLANE + f) * shape.ci + rows.start) * shape.co_padded;
-                    for vectors in balanced(shape.co_padded / S::LANES, max_vectors::<S>()) {
-                        for tile in balanced(rows.len(), max_rows::<S>(vectors.len())) {
-                            let lane = vectors.start * S::LANES;
-                            // SAFETY: planes of this block's tiles; the sums of these rows are this task's own.
-                            unsafe {
-                                run_tile::<S>(
-                                    tile.len(),
-                                    vectors.len(),
-                                    &Operands {
-                                        a: inputs.data.add(f * inputs.stride + tile.start),
-                                        a_row: 1,
-                                        a_step: inputs.pitch,
-                                        b: grads.data.add(f * grads.stride + lane),
-                                        b_step: grads.pitch,
-                                        len: num_tiles,
-                                        c: sums.add(sum + tile.start * shape.co_padded + lane),
-                                        c_row: shape.co_padded,
-                                        tail: S::LANES,
-                                        accumulate: block_idx > 0,
-                                    },
-                                    &[Segment { a: 0, b: 0 }],
-                                );
+                    let sum = (depth_idx * PLANE + f) * shape.ci * shape.co_padded;
+                    for vectors in balanced(grads.len(), max_vectors::<S>()) {
+                        for (v, lanes) in inputs.iter().enumerate() {
+                            for rows in balanced(lanes.len, max_rows::<S>(vectors.len())) {
+                                let row = lanes.first + rows.start;
+                                // SAFETY: inside the buffers of this block; the sums of these rows are this task's own.
+                                unsafe {
+                                    let a = room(v) + f * S::LANES + rows.start;
+                                    let b = room(vectors.start) + f * S::LANES;
+                                    let c = row * shape.co_padded + vectors.start * S::LANES;
+                                    run_tile::<S>(
+                                        rows.len(),
+                                        vectors.len(),
+                                        &Operands {
+                                            a: scratch.inputs.as_ptr().add(a),
+                                            a_row: 1,
+                                            a_step: tile_len,
+                                            b: scratch.grads.as_ptr().add(b),
+                                            b_step: tile_len,
+                                            b_vector: room(1),
+                                            c: sums.add(sum + c),
+                                            c_row: shape.co_padded,
+                                            c_vector: S::LANES,
+                                            tail: S::LANES,
+                                            accumulate: block_idx > 0,
+                                        },
+                                        &all_tiles,
+                                    );
+                                }
                             }
                         }
                     }

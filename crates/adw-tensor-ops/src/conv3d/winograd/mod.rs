@@ -20,18 +20,14 @@ pub(super) mod correlate;
 pub(super) mod grad_weight;
 
 use super::Algorithm;
-use super::tile::balanced;
+use super::tile::{Source, balanced, inside};
 use crate::simd::{Element, Simd};
-use candle_core::WithDType;
 use std::ops::Range;
 
 /// Frequencies of H and W together.
 const PLANE: usize = 16;
-/// Elements between the planes of two frequencies beyond their contents: planes a multiple of 4 KiB apart would share
-/// the same few sets of the first-level cache.
-const PLANE_GAP: usize = 16;
 /// Bytes that a block's transformed tiles may take, both operands together.
-const BLOCK_BYTES: usize = 768 << 10;
+const BLOCK_BYTES: usize = 384 << 10;
 
 /// One frequency of axis D.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +38,30 @@ struct DepthFrequency {
     sign: f64,
     /// Its share in the two outputs: a column of `A^T`.
     outputs: [f64; 2],
+}
+
+impl DepthFrequency {
+    /// How it reads a tile of the input: a row of `B^T`.
+    fn input<T: Element>(&self) -> DepthRead<T> {
+        DepthRead {
+            first: self.first,
+            second: (self.sign != 0.0).then(|| (self.second, T::from_f64(self.sign))),
+        }
+    }
+
+    /// How it reads a tile of the output's gradient: a row of `A`.
+    fn grad_output<T: Element>(&self) -> DepthRead<T> {
+        match self.outputs {
+            [first, second] if first != 0.0 => DepthRead {
+                first: 0,
+                second: (second != 0.0).then(|| (1, T::from_f64(second))),
+            },
+            _ => DepthRead {
+                first: 1,
+                second: None,
+            },
+        }
+    }
 }
 
 const fn frequency(first: usize, second: usize, sign: f64, outputs: [f64; 2]) -> DepthFrequency {
@@ -243,78 +263,175 @@ fn output_transform<S: Simd>(m: [S::Vector; 4]) -> [S::Vector; 2] {
     ]
 }
 
-/// A zero-padded copy of the part of a map that a block's tiles read.
+/// Channels `first..first + len` of what a pass reads, at most one vector of them, all from one map.
+#[derive(Clone, Copy, Debug)]
+struct Lanes {
+    source: usize,
+    /// Within the source.
+    first_of_source: usize,
+    /// Among the channels of all sources.
+    first: usize,
+    len: usize,
+}
+
+/// All channels of maps that lie side by side, cut into vectors.
+fn lanes_of<T>(sources: &[Source<T>], lanes: usize) -> Vec<Lanes> {
+    let mut all = Vec::new();
+    let mut first = 0;
+    for (source, s) in sources.iter().enumerate() {
+        for first_of_source in (0..s.channels).step_by(lanes) {
+            let len = lanes.min(s.channels - first_of_source);
+            all.push(Lanes {
+                source,
+                first_of_source,
+                first,
+                len,
+            });
+            first += len;
+        }
+    }
+    all
+}
+
+/// A zero-padded copy of the part of maps that a block's tiles read: `[vector of channels][D][H][W][lane]`.
 struct Panel<T> {
     data: *const T,
-    /// Of H and W, in voxels.
-    size: [usize; 2],
-    /// Elements from voxel to voxel.
-    pitch: usize,
+    size: [usize; 3],
 }
 
-/// Tiles at one frequency of D: `[frequency of H and W][tile][channel]`.
-struct Planes<T> {
-    data: *mut T,
-    /// Elements from plane to plane.
-    stride: usize,
-    /// Elements from tile to tile: the channels, filled up to whole vectors.
-    pitch: usize,
+/// Copies the box of `size` voxels that begins at `first` (it may reach outside) of one sample of maps of `input` voxels.
+#[inline(always)]
+fn pack_panel<S: Simd>(
+    buffer: &mut Vec<S::Elem>,
+    sources: &[Source<S::Elem>],
+    channels: &[Lanes],
+    batch_idx: usize,
+    input: [usize; 3],
+    first: [isize; 3],
+    size: [usize; 3],
+) -> Panel<S::Elem> {
+    let row_len = size[2] * S::LANES;
+    let zero = S::splat(S::Elem::ZERO);
+    buffer.resize(channels.len() * size[0] * size[1] * row_len, S::Elem::ZERO);
+    // Voxels of a row that lie inside.
+    let before = ((-first[2]).max(0) as usize).min(size[2]);
+    let skip = first[2].max(0) as usize;
+    let count = input[2].saturating_sub(skip).min(size[2] - before);
+    for (v, lanes) in channels.iter().enumerate() {
+        let source = &sources[lanes.source];
+        let n = source.channels;
+        let mut norm = [zero; 3];
+        if let Some(of) = source.norm {
+            let at = batch_idx * n + lanes.first_of_source;
+            let (scale, shift) = (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
+            // SAFETY: the slices are that long.
+            unsafe {
+                norm = [
+                    S::load_first(scale.as_ptr(), lanes.len),
+                    S::load_first(shift.as_ptr(), lanes.len),
+                    S::splat(of.slope),
+                ];
+            }
+        }
+        for d in 0..size[0] {
+            for h in 0..size[1] {
+                let row = &mut buffer[((v * size[0] + d) * size[1] + h) * row_len..][..row_len];
+                let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
+                if count == 0 || !inside(id, input[0]) || !inside(ih, input[1]) {
+                    row.fill(S::Elem::ZERO);
+                    continue;
+                }
+                row[..before * S::LANES].fill(S::Elem::ZERO);
+                row[(before + count) * S::LANES..].fill(S::Elem::ZERO);
+                let voxel = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize)
+                    * input[2]
+                    + skip;
+                let map = &source.data[voxel * n..(voxel + count) * n];
+                // SAFETY: `count` voxels of the map from `voxel` on, of which `len` channels from `first_of_source` on are
+                // read, and as many of the row from `before` on.
+                unsafe {
+                    let src = map.as_ptr().add(lanes.first_of_source);
+                    let dst = row.as_mut_ptr().add(before * S::LANES);
+                    let full = lanes.len == S::LANES;
+                    for i in 0..count {
+                        let p = src.add(i * n);
+                        let mut x = if full {
+                            S::load(p)
+                        } else {
+                            S::load_first(p, lanes.len)
+                        };
+                        if source.norm.is_some() {
+                            let y = S::mul_add(x, norm[0], norm[1]);
+                            x = S::leaky(y, norm[2]);
+                        }
+                        S::store(dst.add(i * S::LANES), x);
+                    }
+                }
+            }
+        }
+    }
+    Panel {
+        data: buffer.as_ptr(),
+        size,
+    }
 }
 
-/// Elements that [`Planes`] of so many tiles need.
-fn plane_stride(num_tiles: usize, pitch: usize) -> usize {
-    num_tiles * pitch + PLANE_GAP
-}
-
-/// Which voxels one frequency of D reads of a tile, and how.
-struct DepthRead {
+/// Which planes of a tile's voxels a frequency of D joins, and how.
+struct DepthRead<T> {
     first: usize,
     /// `second` and its sign, if there are two.
-    second: Option<(usize, f64)>,
+    second: Option<(usize, T)>,
 }
 
-/// Transforms every tile of a block: `N` x `N` voxels become 4 x 4 frequencies by `A` along H and W, after one or
-/// two planes of voxels have been joined along D. Tiles begin `step` voxels apart.
+/// Tiles at one frequency of D lie as `[vector of channels][tile][frequency of H and W][lane]`: what is transformed
+/// together lies together.
+const fn tile_len(lanes: usize) -> usize {
+    PLANE * lanes
+}
+
+/// Transforms every tile of a block: one or two planes of `N` x `N` voxels, joined along D, become 4 x 4 frequencies by
+/// `A` along H and W. Tiles begin `step` voxels apart.
 ///
 /// # Safety
-/// The panel holds the voxels that the block's tiles read and `LANES` readable elements behind them; the planes hold
-/// `num_tiles` tiles.
+/// The panel holds the voxels that the block's tiles read, for `num_vectors` vectors of channels, and `out` has room for
+/// as many times the block's tiles.
 #[inline(always)]
 unsafe fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
     panel: &Panel<S::Elem>,
-    planes: &Planes<S::Elem>,
+    out: *mut S::Elem,
+    num_vectors: usize,
     block: [usize; 3],
     step: [usize; 3],
-    depth: &DepthRead,
+    depth: &DepthRead<S::Elem>,
 ) {
-    let [panel_h, panel_w] = panel.size;
-    let row = panel_w * panel.pitch;
+    let [_, panel_h, panel_w] = panel.size;
+    let row = panel_w * S::LANES;
     let zero = S::splat(S::Elem::ZERO);
-    let sign = S::splat(S::Elem::from_f64(depth.second.map_or(0.0, |s| s.1)));
-    let mut tile_idx = 0;
-    for d in 0..block[0] {
-        for h in 0..block[1] {
-            for w in 0..block[2] {
-                let at = |plane: usize| {
-                    ((d * step[0] + plane) * panel_h + h * step[1]) * row
-                        + w * step[2] * panel.pitch
-                };
-                for c in (0..planes.pitch).step_by(S::LANES) {
+    let sign = S::splat(depth.second.map_or(S::Elem::ZERO, |s| s.1));
+    let mut out = out;
+    for v in 0..num_vectors {
+        for d in 0..block[0] {
+            for h in 0..block[1] {
+                for w in 0..block[2] {
+                    let at = |plane: usize| {
+                        ((v * panel.size[0] + d * step[0] + plane) * panel_h + h * step[1]) * row
+                            + w * step[2] * S::LANES
+                    };
                     let mut x = [[zero; N]; N];
-                    // SAFETY: voxels of this tile, and a tile of the planes, as the caller vouches.
+                    // SAFETY: voxels and the place of this tile, as the caller vouches.
                     unsafe {
-                        let first = panel.data.add(at(depth.first) + c);
-                        for (i, x) in x.iter_mut().enumerate() {
-                            for (j, x) in x.iter_mut().enumerate() {
-                                *x = S::load(first.add(i * row + j * panel.pitch));
+                        let first = panel.data.add(at(depth.first));
+                        for i in 0..N {
+                            for j in 0..N {
+                                x[i][j] = S::load(first.add(i * row + j * S::LANES));
                             }
                         }
                         if let Some((second, _)) = depth.second {
-                            let second = panel.data.add(at(second) + c);
-                            for (i, x) in x.iter_mut().enumerate() {
-                                for (j, x) in x.iter_mut().enumerate() {
-                                    let other = S::load(second.add(i * row + j * panel.pitch));
-                                    *x = S::mul_add(other, sign, *x);
+                            let second = panel.data.add(at(second));
+                            for i in 0..N {
+                                for j in 0..N {
+                                    let other = S::load(second.add(i * row + j * S::LANES));
+                                    x[i][j] = S::mul_add(other, sign, x[i][j]);
                                 }
                             }
                         }
@@ -329,16 +446,15 @@ unsafe fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
                                 columns[i][j] = column[i];
                             }
                         }
-                        let out = planes.data.add(tile_idx * planes.pitch + c);
                         for i in 0..4 {
                             let line = A::apply::<S>(columns[i]);
                             for j in 0..4 {
-                                S::store(out.add((i * 4 + j) * planes.stride), line[j]);
+                                S::store(out.add((i * 4 + j) * S::LANES), line[j]);
                             }
                         }
+                        out = out.add(tile_len(S::LANES));
                     }
                 }
-                tile_idx += 1;
             }
         }
     }
