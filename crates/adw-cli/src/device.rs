@@ -11,6 +11,7 @@ use crate::{args::Process, failure::bad_input};
 /// A device this build does not have, or an unknown name.
 pub(crate) fn set_up(process: &Process) -> Result<Device> {
     let device = device(&process.device)?;
+    adw_tensor_ops::allocation::keep_freed_memory();
     if let Some(threads) = process.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads.into())

@@ -5,6 +5,7 @@
     reason = "an instruction set reaches a kernel's body only if the body is inlined into the dispatching function"
 )]
 
+pub mod allocation;
 pub mod conv3d;
 pub mod conv_transpose3d;
 mod error;
@@ -13,6 +14,7 @@ pub mod gumbel_softmax;
 pub mod loss;
 mod map;
 pub mod norm_act;
+pub mod peak;
 pub mod philox;
 mod raw_output;
 mod simd;
@@ -28,3 +30,4 @@ pub use geometry::Conv3dGeometry;
 pub use gumbel_softmax::gumbel_softmax;
 pub use norm_act::norm_act;
 pub use simd::InstructionSet;
+

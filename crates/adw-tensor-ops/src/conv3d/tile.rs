@@ -12,33 +12,33 @@ use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 /// Where one run of `k` begins in the operands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
-    pub(super) a: usize,
-    pub(super) b: usize,
-    pub(super) len: usize,
+    pub(crate) a: usize,
+    pub(crate) b: usize,
+    pub(crate) len: usize,
 }
 
 /// Addresses and strides of a tile's operands, in elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Operands<T> {
-    pub(super) a: *const T,
-    pub(super) a_row: usize,
-    pub(super) a_step: usize,
-    pub(super) b: *const T,
-    pub(super) b_step: usize,
+    pub(crate) a: *const T,
+    pub(crate) a_row: usize,
+    pub(crate) a_step: usize,
+    pub(crate) b: *const T,
+    pub(crate) b_step: usize,
     /// From vector to vector.
-    pub(super) b_vector: usize,
-    pub(super) c: *mut T,
-    pub(super) c_row: usize,
+    pub(crate) b_vector: usize,
+    pub(crate) c: *mut T,
+    pub(crate) c_row: usize,
     /// From vector to vector.
-    pub(super) c_vector: usize,
+    pub(crate) c_vector: usize,
     /// Lanes of the last vector that exist in `c`.
-    pub(super) tail: usize,
+    pub(crate) tail: usize,
     /// Add to `c` instead of overwriting it.
-    pub(super) accumulate: bool,
+    pub(crate) accumulate: bool,
 }
 
 /// Most vectors a tile may be wide.
-pub(super) const fn max_vectors<S: Simd>() -> usize {
+pub(crate) const fn max_vectors<S: Simd>() -> usize {
     match S::REGISTERS {
         32 => 4,
         16 => 2,
@@ -48,7 +48,7 @@ pub(super) const fn max_vectors<S: Simd>() -> usize {
 
 /// Most rows of a tile `vectors` wide: accumulators, one row of `b` and one splat fill the registers, and 12
 /// accumulators already hide the latency of two multiply-add units.
-pub(super) const fn max_rows<S: Simd>(vectors: usize) -> usize {
+pub(crate) const fn max_rows<S: Simd>(vectors: usize) -> usize {
     match (S::REGISTERS, vectors) {
         (32, 1 | 2) => 12,
         (32, 3) => 8,
@@ -59,7 +59,7 @@ pub(super) const fn max_rows<S: Simd>(vectors: usize) -> usize {
 }
 
 /// Splits `n` into parts of at most `max` that differ by at most one.
-pub(super) fn balanced(
+pub(crate) fn balanced(
     n: usize,
     max: usize,
 ) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
@@ -127,7 +127,7 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
 /// # Safety
 /// As for [`tile`]; `1 <= vectors <= max_vectors` and `1 <= rows <= max_rows(vectors)`.
 #[inline(always)]
-pub(super) unsafe fn run_tile<S: Simd>(
+pub(crate) unsafe fn run_tile<S: Simd>(
     rows: usize,
     vectors: usize,
     o: &Operands<S::Elem>,
@@ -179,7 +179,7 @@ pub(crate) struct Norm<'a, T> {
 /// # Safety
 /// `dst` is valid for writing `voxels * pitch` elements; `pitch >=` the sum of all channels.
 #[inline(always)]
-pub(super) unsafe fn pack_row<T: Element>(
+pub(crate) unsafe fn pack_row<T: Element>(
     dst: *mut T,
     sources: &[Source<T>],
     batch_idx: usize,
@@ -230,7 +230,7 @@ pub(super) unsafe fn pack_row<T: Element>(
 }
 
 /// Whether `at` is a position on an axis of `n`.
-pub(super) fn inside(at: isize, n: usize) -> bool {
+pub(crate) fn inside(at: isize, n: usize) -> bool {
     at >= 0 && (at as usize) < n
 }
 
@@ -241,7 +241,7 @@ pub(super) fn inside(at: isize, n: usize) -> bool {
 /// # Safety
 /// `panel` is valid for writing `size[0] * size[1] * size[2] * (sum of channels)` elements.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<T: Element>(
+pub(crate) unsafe fn pack_panel<T: Element>(
     panel: *mut T,
     sources: &[Source<T>],
     batch_idx: usize,
@@ -268,12 +268,12 @@ pub(super) unsafe fn pack_panel<T: Element>(
 }
 
 /// What packing has to know of an instruction set.
-pub(super) struct VectorShape {
-    pub(super) lanes: usize,
-    pub(super) max_vectors: usize,
+pub(crate) struct VectorShape {
+    pub(crate) lanes: usize,
+    pub(crate) max_vectors: usize,
 }
 
-pub(super) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
+pub(crate) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
     struct Ask;
     impl<T: Element> Kernel<T> for Ask {
         type Output = VectorShape;

@@ -19,9 +19,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Bytes that all partial sums together may take.
-const PARTIAL_BYTES: usize = 12 << 20;
+const PARTIAL_BYTES: usize = 20 << 20;
 /// Bytes of sums that one task may work on: what stays in the second-level cache beside a block.
-const TASK_BYTES: usize = 768 << 10;
+const TASK_BYTES: usize = 1280 << 10;
 /// Tasks that keep many threads busy.
 const LEAST_TASKS: usize = 16;
 
@@ -52,7 +52,7 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     let sum_bytes = shape.sum_len() * size_of::<T>();
     let groups = (PARTIAL_BYTES / sum_bytes).clamp(1, LEAST_TASKS).min(blocks.len());
     let depths = tiling.depth.len();
-    let depth_splits = if groups < LEAST_TASKS || sum_bytes > TASK_BYTES {
+    let depth_splits = if groups * 2 < LEAST_TASKS || sum_bytes > TASK_BYTES {
         depths
     } else {
         1

@@ -311,61 +311,40 @@ fn pack_panel<S: Simd>(
     size: [usize; 3],
 ) -> Panel<S::Elem> {
     let row_len = size[2] * S::LANES;
-    let zero = S::splat(S::Elem::ZERO);
     buffer.resize(channels.len() * size[0] * size[1] * row_len, S::Elem::ZERO);
     // Voxels of a row that lie inside.
     let before = ((-first[2]).max(0) as usize).min(size[2]);
     let skip = first[2].max(0) as usize;
     let count = input[2].saturating_sub(skip).min(size[2] - before);
-    for (v, lanes) in channels.iter().enumerate() {
-        let source = &sources[lanes.source];
-        let n = source.channels;
-        let mut norm = [zero; 3];
-        if let Some(of) = source.norm {
-            let at = batch_idx * n + lanes.first_of_source;
-            let (scale, shift) = (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
-            // SAFETY: the slices are that long.
-            unsafe {
-                norm = [
-                    S::load_first(scale.as_ptr(), lanes.len),
-                    S::load_first(shift.as_ptr(), lanes.len),
-                    S::splat(of.slope),
-                ];
-            }
-        }
-        for d in 0..size[0] {
-            for h in 0..size[1] {
+    for d in 0..size[0] {
+        for h in 0..size[1] {
+            let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
+            let is_inside = count > 0 && inside(id, input[0]) && inside(ih, input[1]);
+            for (v, lanes) in channels.iter().enumerate() {
                 let row = &mut buffer[((v * size[0] + d) * size[1] + h) * row_len..][..row_len];
-                let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
-                if count == 0 || !inside(id, input[0]) || !inside(ih, input[1]) {
+                if !is_inside {
                     row.fill(S::Elem::ZERO);
                     continue;
                 }
                 row[..before * S::LANES].fill(S::Elem::ZERO);
                 row[(before + count) * S::LANES..].fill(S::Elem::ZERO);
+                let source = &sources[lanes.source];
+                let n = source.channels;
                 let voxel = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize)
                     * input[2]
                     + skip;
                 let map = &source.data[voxel * n..(voxel + count) * n];
+                let norm = source.norm.map(|of| {
+                    let at = batch_idx * n + lanes.first_of_source;
+                    let (scale, shift) = (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
+                    (scale.as_ptr(), shift.as_ptr(), of.slope)
+                });
                 // SAFETY: `count` voxels of the map from `voxel` on, of which `len` channels from `first_of_source` on are
-                // read, and as many of the row from `before` on.
+                // read, and as many of the row from `before` on are written; the norm has `len` values.
                 unsafe {
                     let src = map.as_ptr().add(lanes.first_of_source);
                     let dst = row.as_mut_ptr().add(before * S::LANES);
-                    let full = lanes.len == S::LANES;
-                    for i in 0..count {
-                        let p = src.add(i * n);
-                        let mut x = if full {
-                            S::load(p)
-                        } else {
-                            S::load_first(p, lanes.len)
-                        };
-                        if source.norm.is_some() {
-                            let y = S::mul_add(x, norm[0], norm[1]);
-                            x = S::leaky(y, norm[2]);
-                        }
-                        S::store(dst.add(i * S::LANES), x);
-                    }
+                    copy_lanes::<S>(src, n, dst, count, lanes.len, norm);
                 }
             }
         }
@@ -373,6 +352,50 @@ fn pack_panel<S: Simd>(
     Panel {
         data: buffer.as_ptr(),
         size,
+    }
+}
+
+/// Copies `len` lanes of `count` voxels, `pitch` elements apart, to vectors in a row, normalised by `(scale, shift, slope)`.
+///
+/// # Safety
+/// All that is valid for reading, `dst` for writing `count` vectors.
+#[inline(always)]
+unsafe fn copy_lanes<S: Simd>(
+    src: *const S::Elem,
+    pitch: usize,
+    dst: *mut S::Elem,
+    count: usize,
+    len: usize,
+    norm: Option<(*const S::Elem, *const S::Elem, S::Elem)>,
+) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        match norm {
+            None if len == S::LANES => {
+                for i in 0..count {
+                    S::store(dst.add(i * S::LANES), S::load(src.add(i * pitch)));
+                }
+            }
+            None => {
+                for i in 0..count {
+                    S::store(dst.add(i * S::LANES), S::load_first(src.add(i * pitch), len));
+                }
+            }
+            Some((scale, shift, slope)) => {
+                let (scale, shift) = (S::load_first(scale, len), S::load_first(shift, len));
+                let slope = S::splat(slope);
+                for i in 0..count {
+                    let p = src.add(i * pitch);
+                    let x = if len == S::LANES {
+                        S::load(p)
+                    } else {
+                        S::load_first(p, len)
+                    };
+                    let y = S::leaky(S::mul_add(x, scale, shift), slope);
+                    S::store(dst.add(i * S::LANES), y);
+                }
+            }
+        }
     }
 }
 
@@ -386,7 +409,9 @@ struct DepthRead<T> {
 /// Tiles at one frequency of D lie as `[vector of channels][tile][frequency of H and W][lane]`: what is transformed
 /// together lies together.
 const fn tile_len(lanes: usize) -> usize {
-    PLANE * lanes
+    // One vector more than there are frequencies: at a distance of a power of two, all tiles would fall into the same few
+    // sets of the first-level cache.
+    (PLANE + 1) * lanes
 }
 
 /// Transforms every tile of a block: one or two planes of `N` x `N` voxels, joined along D, become 4 x 4 frequencies by
