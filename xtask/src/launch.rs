@@ -212,7 +212,7 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
 }
 
 /// Builds `adw` in release mode and returns the binary's path, wherever cargo is configured to put it.
-fn build_adw() -> Result<PathBuf> {
+pub(crate) fn build_adw() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace())

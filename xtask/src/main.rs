@@ -1,6 +1,7 @@
 //! Project tasks: fetch datasets, build `adw` and launch it on explicit paths, run the tests and the CI steps.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod dataset;
 mod download;
@@ -55,7 +56,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     name = "cargo xtask",
     bin_name = "cargo xtask",
     version,
-    about = "Fetch data, search, retrain, test",
+    about = "Fetch data, search, retrain, test, measure",
     after_help = "TASK: one of the ten decathlon tasks (braintumour heart liver hippocampus prostate lung pancreas \
                   hepaticvessel spleen colon), `phantom` (the default: made on the spot, nothing to download), or the \
                   path of a dataset folder in decathlon layout."
@@ -78,6 +79,8 @@ enum Command {
     Search(SearchArgs),
     /// Train the architecture that the newest search of a task found, and score it on the fold's validation cases
     Retrain(RetrainArgs),
+    /// Time one search iteration beside PyTorch, in turns
+    Bench(bench::BenchArgs),
     /// Run all tests in release mode
     Test {
         /// Passed to `cargo test`
@@ -183,6 +186,7 @@ fn main() -> ExitCode {
         Command::Download { task, data } => dataset::download_command(&task, &data),
         Command::Search(args) => launch::search(&args),
         Command::Retrain(args) => launch::retrain(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
     };

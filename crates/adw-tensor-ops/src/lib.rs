@@ -30,4 +30,3 @@ pub use geometry::Conv3dGeometry;
 pub use gumbel_softmax::gumbel_softmax;
 pub use norm_act::norm_act;
 pub use simd::InstructionSet;
-

@@ -9,11 +9,11 @@
 //! runs register tiles over panel and packed weights. Channels lie innermost, so a run over `taps along W x input
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
+use super::Means;
 use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
     vector_shape,
 };
-use super::Means;
 use super::winograd::{self, correlate::TransformWeight};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
@@ -171,8 +171,7 @@ impl<T: Element> Correlation<'_, T> {
                                 let lane_offset = (block.first + lane) * layout.lane_stride;
                                 let src = &self.weight
                                     [layout.base + kc * layout.k_stride + lane_offset..];
-                                for (row, &tap) in
-                                    by_lane.chunks_exact_mut(width).zip(&tap_offsets)
+                                for (row, &tap) in by_lane.chunks_exact_mut(width).zip(&tap_offsets)
                                 {
                                     row[lane] = src[tap];
                                 }

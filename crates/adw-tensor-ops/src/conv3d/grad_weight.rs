@@ -8,11 +8,11 @@
 //! split into a number of groups that depends on the shape alone, each with its own partial sum; within a group, tasks
 //! take tiles. So the bits do not depend on the number of threads.
 
-use super::{Conv3dGeometry, Means, winograd};
 use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
     pack_row, run_tile, vector_shape,
 };
+use super::{Conv3dGeometry, Means, winograd};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;

@@ -483,7 +483,17 @@ fn long_sums() {
         channels: 1,
         norm: None,
     }];
-    let (_, m) = forward_cpu(Means::best(), &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
+    let (_, m) = forward_cpu(
+        Means::best(),
+        &sources,
+        2,
+        c.size,
+        &weight,
+        c.co,
+        c.geometry,
+        true,
+    )
+    .unwrap();
     let m = m.unwrap();
     assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
     assert!(

@@ -187,9 +187,8 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         let num_tiles = block.num_tiles();
 
         let lanes = lanes_of(job.sources, S::LANES);
-        let origin = [0, 1, 2].map(|i| {
-            (block.tiles[i].start * tiling.tile[i]) as isize + job.axes[i].first_offset()
-        });
+        let origin = [0, 1, 2]
+            .map(|i| (block.tiles[i].start * tiling.tile[i]) as isize + job.axes[i].first_offset());
         let panel = pack_panel::<S>(
             &mut scratch.panel,
             job.sources,
@@ -280,9 +279,9 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         let rows = od.clone().flat_map(|qd| {
             oh.clone().map(move |qh| {
                 let row = (block.batch_idx * d.output + qd) * h.output + qh;
-                out.ptr().cast_const().wrapping_add(
-                    (row * w.output + ow.start) * job.out_channels + first_channel,
-                )
+                out.ptr()
+                    .cast_const()
+                    .wrapping_add((row * w.output + ow.start) * job.out_channels + first_channel)
             })
         });
         // SAFETY: this task has just written these channels of these rows.

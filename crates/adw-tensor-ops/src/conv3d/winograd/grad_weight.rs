@@ -50,7 +50,9 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     };
     let blocks = tiling.blocks(job.batch, tiling.block::<T>(ci, co));
     let sum_bytes = shape.sum_len() * size_of::<T>();
-    let groups = (PARTIAL_BYTES / sum_bytes).clamp(1, LEAST_TASKS).min(blocks.len());
+    let groups = (PARTIAL_BYTES / sum_bytes)
+        .clamp(1, LEAST_TASKS)
+        .min(blocks.len());
     let depths = tiling.depth.len();
     let depth_splits = if groups * 2 < LEAST_TASKS || sum_bytes > TASK_BYTES {
         depths
@@ -58,9 +60,7 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
         1
     };
     let num_lanes = lanes_of(job.sources, lanes).len();
-    let row_splits = LEAST_TASKS
-        .div_ceil(groups * depth_splits)
-        .min(num_lanes);
+    let row_splits = LEAST_TASKS.div_ceil(groups * depth_splits).min(num_lanes);
     let mut tasks = Vec::new();
     for (group, blocks_of) in balanced(blocks.len(), blocks.len().div_ceil(groups)).enumerate() {
         for depth in balanced(depths, depths.div_ceil(depth_splits)) {
@@ -293,11 +293,7 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
     fn run<S: Simd<Elem = T>>(self) {
         let Shape { ci, co_padded, .. } = self.shape;
         for (f, sum) in self.sum.chunks_exact_mut(co_padded).enumerate() {
-            for (group, partial) in self
-                .partials
-                .chunks_exact(self.shape.sum_len())
-                .enumerate()
-            {
+            for (group, partial) in self.partials.chunks_exact(self.shape.sum_len()).enumerate() {
                 let partial = &partial[(f * ci + self.ci_idx) * co_padded..][..co_padded];
                 if group == 0 {
                     sum.copy_from_slice(partial);
@@ -324,8 +320,9 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
                     *row = weight_transform_adjoint::<S>([at(h, 0), at(h, 1), at(h, 2), at(h, 3)]);
                 }
                 for w in 0..3 {
-                    let column =
-                        weight_transform_adjoint::<S>([rows[0][w], rows[1][w], rows[2][w], rows[3][w]]);
+                    let column = weight_transform_adjoint::<S>([
+                        rows[0][w], rows[1][w], rows[2][w], rows[3][w],
+                    ]);
                     for h in 0..3 {
                         plane[h][w] = column[h];
                     }

@@ -160,9 +160,7 @@ impl Tiling {
             sizes
         };
         let cost = |block: [usize; 3]| {
-            let blocks: usize = (0..3)
-                .map(|i| self.tiles[i].div_ceil(block[i]))
-                .product();
+            let blocks: usize = (0..3).map(|i| self.tiles[i].div_ceil(block[i])).product();
             blocks * (self.input_extent(block).iter().product::<usize>() + PLANE * out_channels)
         };
         let mut best = [1; 3];
@@ -336,7 +334,8 @@ fn pack_panel<S: Simd>(
                 let map = &source.data[voxel * n..(voxel + count) * n];
                 let norm = source.norm.map(|of| {
                     let at = batch_idx * n + lanes.first_of_source;
-                    let (scale, shift) = (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
+                    let (scale, shift) =
+                        (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
                     (scale.as_ptr(), shift.as_ptr(), of.slope)
                 });
                 // SAFETY: `count` voxels of the map from `voxel` on, of which `len` channels from `first_of_source` on are
@@ -378,7 +377,10 @@ unsafe fn copy_lanes<S: Simd>(
             }
             None => {
                 for i in 0..count {
-                    S::store(dst.add(i * S::LANES), S::load_first(src.add(i * pitch), len));
+                    S::store(
+                        dst.add(i * S::LANES),
+                        S::load_first(src.add(i * pitch), len),
+                    );
                 }
             }
             Some((scale, shift, slope)) => {

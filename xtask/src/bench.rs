@@ -1,0 +1,293 @@
+//! `cargo xtask bench`: one search iteration of `adw` beside the same work in PyTorch, in turns on the same machine.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use crate::{UsageError, dataset::workspace, launch::build_adw};
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BenchArgs {
+    /// Only these cases [default: all]
+    #[arg(value_name = "CASE")]
+    cases: Vec<String>,
+    /// How often the two programs take turns; medians are shown
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Threads of both programs
+    #[arg(long, default_value_t = default_threads())]
+    threads: usize,
+    /// Python with PyTorch; without one, only `adw` is timed
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    python: PathBuf,
+    /// Write every round to this file, one JSON line each
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Work that both programs are given.
+struct Case {
+    name: &'static str,
+    about: &'static str,
+    arguments: &'static [&'static str],
+    /// What PyTorch gets besides.
+    torch_only: &'static [&'static str],
+}
+
+const fn case(
+    name: &'static str,
+    about: &'static str,
+    arguments: &'static [&'static str],
+    torch_only: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        about,
+        arguments,
+        torch_only,
+    }
+}
+
+const CASES: &[Case] = &[
+    case("batch-1", "patch 40x56x40, batch 1", &["--batch", "1"], &[]),
+    case("batch-2", "patch 40x56x40, batch 2", &["--batch", "2"], &[]),
+    case(
+        "narrow",
+        "at most 12 channels, batch 2",
+        &["--batch", "2", "--max-width", "12"],
+        &[],
+    ),
+    case(
+        "anisotropic",
+        "patch 20x64x64, first kernel 1x3x3, batch 1",
+        &["--batch", "1", "--anisotropic", "--patch", "20", "64", "64"],
+        &[],
+    ),
+    case(
+        "large",
+        "inference on one patch 80x160x128",
+        &[
+            "--batch",
+            "1",
+            "--patch",
+            "80",
+            "160",
+            "128",
+            "--passes",
+            "inference",
+            "--repeats",
+            "1",
+        ],
+        &[],
+    ),
+    case(
+        "bf16",
+        "batch-1, PyTorch in bfloat16, adw in f32",
+        &["--batch", "1"],
+        &["--amp", "bf16"],
+    ),
+];
+
+const SECONDS: [&str; 4] = ["inference", "weight_pass", "arch_pass", "search_iteration"];
+
+pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    let cases = chosen(&args.cases)?;
+    if args.rounds == 0 || args.threads == 0 {
+        bail!(UsageError(
+            "--rounds and --threads: expected at least 1".into()
+        ));
+    }
+    let adw = build_adw()?;
+    let has_torch = has_torch(&args.python);
+    if !has_torch {
+        eprintln!(
+            "note: {} has no PyTorch (pip install torch), so `adw` is timed alone; --python names another",
+            args.python.display()
+        );
+    }
+    let mut rows = String::new();
+    let mut lines = String::new();
+    for case in cases {
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        for round in 0..args.rounds {
+            eprintln!("{}: round {} of {}", case.name, round + 1, args.rounds);
+            let line = ours.add(&run(our_command(&adw, case, args))?);
+            writeln!(
+                lines,
+                "{}",
+                json!({"case": case.name, "program": "adw", "result": line})
+            )?;
+            if has_torch {
+                let line = theirs.add(&run(torch_command(case, args))?);
+                writeln!(
+                    lines,
+                    "{}",
+                    json!({"case": case.name, "program": "pytorch", "result": line})
+                )?;
+            }
+        }
+        rows += &table(case, &ours, &theirs)?;
+    }
+    if let Some(output) = &args.output {
+        std::fs::write(output, lines)
+            .with_context(|| format!("cannot write {}", output.display()))?;
+    }
+    print!(
+        "\n{:18}{:>10}{:>10}{:>8}\n{rows}",
+        "", "adw", "PyTorch", "ratio"
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
+    if names.is_empty() {
+        return Ok(CASES.iter().collect());
+    }
+    let find = |name: &String| {
+        CASES.iter().find(|case| case.name == name).ok_or_else(|| {
+            let known: Vec<_> = CASES.iter().map(|case| case.name).collect();
+            UsageError(format!(
+                "no case {name}: expected one of {}",
+                known.join(", ")
+            ))
+            .into()
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn has_torch(python: &Path) -> bool {
+    let mut command = Command::new(python);
+    command
+        .args(["-c", "import torch"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn common(command: &mut Command, case: &Case, args: &BenchArgs) {
+    let threads = args.threads.to_string();
+    command.args(["--device", "cpu", "--threads", &threads]);
+    command.args(["--warmup", "1"]);
+    if !case.arguments.contains(&"--repeats") {
+        command.args(["--repeats", "3"]);
+    }
+    command.args(case.arguments);
+}
+
+fn our_command(adw: &Path, case: &Case, args: &BenchArgs) -> Command {
+    let mut command = Command::new(adw);
+    command.args(["bench", "step", "--json"]);
+    common(&mut command, case, args);
+    command
+}
+
+fn torch_command(case: &Case, args: &BenchArgs) -> Command {
+    let mut command = Command::new(&args.python);
+    command.arg(workspace().join("benchmarks/torch_step.py"));
+    common(&mut command, case, args);
+    command.args(case.torch_only);
+    command
+}
+
+/// The JSON object that a program prints in its last line.
+fn run(mut command: Command) -> Result<Map<String, Value>> {
+    let program = command.get_program().display().to_string();
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    if !output.status.success() {
+        bail!("{program} failed: {command:?}");
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("{program} printed {last:?}"))
+}
+
+/// Figures of all rounds by name.
+#[derive(Default)]
+struct Samples(BTreeMap<String, Vec<f64>>);
+
+impl Samples {
+    fn add(&mut self, line: &Map<String, Value>) -> Value {
+        for (key, value) in line {
+            if let Some(number) = value.as_f64() {
+                self.0.entry(key.clone()).or_default().push(number);
+            }
+        }
+        Value::Object(line.clone())
+    }
+
+    fn median(&self, key: &str) -> Option<f64> {
+        let mut values = self.0.get(key)?.clone();
+        values.sort_by(f64::total_cmp);
+        Some(f64::midpoint(
+            values[(values.len() - 1) / 2],
+            values[values.len() / 2],
+        ))
+    }
+}
+
+fn table(case: &Case, ours: &Samples, theirs: &Samples) -> Result<String> {
+    let mut rows = format!("{}: {}\n", case.name, case.about);
+    let mut row = |name: &str, key: &str, scale: f64, unit: &str| -> Result<()> {
+        let Some(our) = ours.median(key) else {
+            return Ok(());
+        };
+        let number = |value: f64| format!("{:.3} {unit}", value * scale);
+        let (their, ratio) = match theirs.median(key) {
+            Some(their) => (number(their), format!("{:.2}", our / their)),
+            None => ("-".into(), "-".into()),
+        };
+        writeln!(rows, "  {name:16}{:>10}{their:>10}{ratio:>8}", number(our))?;
+        Ok(())
+    };
+    for key in SECONDS {
+        row(key, key, 1.0, "s")?;
+    }
+    row("peak memory", "peak_bytes", 1e-9, "GB")?;
+    Ok(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(seconds: &[f64]) -> Samples {
+        let mut samples = Samples::default();
+        for &second in seconds {
+            let line = json!({"inference": second, "device": "cpu"});
+            samples.add(line.as_object().expect("an object"));
+        }
+        samples
+    }
+
+    #[test]
+    fn the_table_shows_medians_and_their_ratio() {
+        let ours = samples(&[9.0, 1.0, 2.0]);
+        let text = table(&CASES[0], &ours, &samples(&[4.0, 3.0, 5.0])).expect("text");
+        assert!(text.contains("2.000 s   4.000 s    0.50"), "{text}");
+        assert!(!text.contains("peak"), "{text}");
+        let alone = table(&CASES[0], &ours, &Samples::default()).expect("text");
+        assert!(alone.contains("2.000 s         -       -"), "{alone}");
+    }
+
+    #[test]
+    fn an_unknown_case_is_told_the_known_ones() {
+        let error = chosen(&["batch-3".into()]).err().expect("no such case");
+        assert!(error.to_string().contains("batch-2"), "{error}");
+        assert_eq!(chosen(&[]).expect("all").len(), CASES.len());
+    }
+}
