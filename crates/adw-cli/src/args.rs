@@ -223,9 +223,11 @@ pub(crate) enum Pass {
     /// Forward pass without noise
     Inference,
     /// Forward and backward into the weights, clipping, SGD step
-    WeightPass,
+    #[value(name = "weight_pass", alias = "weight-pass")]
+    Weights,
     /// Forward and backward into alpha and beta, clipping, Adam step
-    ArchPass,
+    #[value(name = "arch_pass", alias = "arch-pass")]
+    Arch,
 }
 
 impl Pass {
@@ -233,8 +235,8 @@ impl Pass {
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Inference => "inference",
-            Self::WeightPass => "weight_pass",
-            Self::ArchPass => "arch_pass",
+            Self::Weights => "weight_pass",
+            Self::Arch => "arch_pass",
         }
     }
 }

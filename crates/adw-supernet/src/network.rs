@@ -201,7 +201,7 @@ impl Network {
     fn forward_block(
         &self,
         index: usize,
-        inputs: Vec<Feature>,
+        mut inputs: Vec<Feature>,
         choices: Option<&Choices>,
         trace: Option<&mut Vec<BlockTrace>>,
     ) -> Result<Feature> {
@@ -218,8 +218,11 @@ impl Network {
                 self.value(layer.beta),
                 gate,
             )?;
-            if trace.is_none() && depth.is_none() {
-                layers.clear(); // Inference of a discrete net holds one map at a time.
+            if trace.is_none() {
+                inputs.clear(); // Only the first layer reads them.
+                if depth.is_none() {
+                    layers.clear(); // Inference of a discrete net holds one map at a time.
+                }
             }
             layers.push((y, norm));
         }

@@ -71,17 +71,17 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
 
     let mut seconds = Map::new();
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
-    for pass in [Pass::Inference, Pass::WeightPass, Pass::ArchPass] {
+    for pass in [Pass::Inference, Pass::Weights, Pass::Arch] {
         if !wanted(pass) {
             continue;
         }
         let median = median_seconds(args.warmup, args.repeats, || {
             match pass {
                 Pass::Inference => drop(net.forward(&batch.x, &no_noise)?),
-                Pass::WeightPass => {
+                Pass::Weights => {
                     weight_step(&net, &mut optimizers, &settings, &batch, &noise)?;
                 }
-                Pass::ArchPass => {
+                Pass::Arch => {
                     arch_step(&net, &mut optimizers, &settings, &batch, &noise)?;
                 }
             }

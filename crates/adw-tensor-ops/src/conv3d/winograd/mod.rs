@@ -16,6 +16,9 @@
 //! transform back and add to the outputs. What one frequency of D needs stays in the second-level cache for blocks of
 //! about a hundred tiles, where all 64 together would not. A kernel of depth 1 is the same with a single frequency of D.
 
+// Small matrices of vectors, indexed as in the formulas.
+#![allow(clippy::needless_range_loop)]
+
 pub(super) mod correlate;
 pub(super) mod grad_weight;
 
@@ -152,7 +155,7 @@ impl Tiling {
     /// twice, because blocks overlap, and weights are streamed as seldom as possible. A function of the shape alone.
     fn block<T>(&self, k_channels: usize, out_channels: usize) -> [usize; 3] {
         let per_tile = PLANE * (k_channels + out_channels) * size_of::<T>();
-        let most = (BLOCK_BYTES / per_tile).max(16);
+        let most = (BLOCK_BYTES / per_tile).max(48);
         let sizes = |axis: usize| {
             let n = self.tiles[axis];
             let mut sizes: Vec<usize> = (1..=n).map(|parts| n.div_ceil(parts)).collect();
