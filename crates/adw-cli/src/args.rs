@@ -297,6 +297,9 @@ pub(crate) struct BenchStepArgs {
     /// Where the width gate stands
     #[arg(long, value_enum, default_value = "pre_norm")]
     pub(crate) mask: Mask,
+    /// Multiply in bfloat16, on processors with a matrix unit (Intel AMX)
+    #[arg(long)]
+    pub(crate) bf16: bool,
     /// Passes to time [default: all]
     #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
     pub(crate) passes: Vec<Pass>,

@@ -9,7 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
-use adw_tensor_ops::conv3d::{self, Input};
+use adw_tensor_ops::conv3d::{self, Input, Precision};
 use adw_tensor_ops::loss::{DiceCe, check_target, deep_supervision_weights, resize_target};
 use adw_tensor_ops::norm_act::{self, Gate, GatePosition, NormAct, NormCoefficients};
 use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
@@ -96,6 +96,8 @@ pub(crate) struct Network {
     in_channels: usize,
     norm: NormAct,
     pub(crate) loss: DiceCe,
+    /// Of the layers; transposed convolutions and heads are small.
+    pub(crate) precision: Precision,
 }
 
 impl Network {
@@ -159,6 +161,7 @@ impl Network {
             in_channels,
             norm: NormAct::default(),
             loss: DiceCe::default(),
+            precision: Precision::Full,
         })
     }
 
@@ -210,7 +213,12 @@ impl Network {
         let mut layers: Vec<(Tensor, NormCoefficients)> = Vec::with_capacity(block.layers.len());
         for (l, layer) in block.layers.iter().enumerate() {
             let sources = layer_inputs(&inputs, &layers);
-            let (y, moments) = conv3d::forward(&sources, self.value(layer.weight), layer.geometry)?;
+            let (y, moments) = conv3d::forward(
+                &sources,
+                self.value(layer.weight),
+                layer.geometry,
+                self.precision,
+            )?;
             let gate = choices.and_then(|c| gate_of(c, index, l));
             let norm = self.norm.coefficients(
                 &moments,
@@ -253,6 +261,7 @@ impl Network {
             &[feature.input()],
             self.value(self.heads[u]),
             HEAD,
+            Precision::Full,
         )?)
     }
 
@@ -464,11 +473,23 @@ impl Backward<'_> {
                     let head = self.net.heads[u];
                     if self.wanted == Role::Weight {
                         self.gradients[head] =
-                            Some(conv3d::grad_weight(&[out.input()], (&g).into(), HEAD)?);
+                            Some(conv3d::grad_weight(
+                                &[out.input()],
+                                (&g).into(),
+                                HEAD,
+                                Precision::Full,
+                            )?);
                     }
                     accumulate(
                         &mut grad_out,
-                        conv3d::grad_input((&g).into(), self.net.value(head), HEAD, size, 0..c)?,
+                        conv3d::grad_input(
+                            (&g).into(),
+                            self.net.value(head),
+                            HEAD,
+                            size,
+                            0..c,
+                            Precision::Full,
+                        )?,
                     )?;
                 }
             } else if let Some(g) = grad_skips.get_mut(i).and_then(Option::take) {
@@ -540,6 +561,7 @@ impl Backward<'_> {
                     &sources,
                     (&g.y).into(),
                     layer.geometry,
+                    net.precision,
                 )?);
                 self.gradients[layer.gamma] = Some(g.gamma);
                 self.gradients[layer.beta] = Some(g.beta);
@@ -556,6 +578,7 @@ impl Backward<'_> {
                     layer.geometry,
                     size,
                     first..first + c,
+                    net.precision,
                 )?;
                 first += c;
                 if l > 0 {

@@ -11,6 +11,7 @@ use crate::network::{Choice, ChoiceGradient, Choices, Network, Widths, vector_f6
 use crate::parameters::{Builder, Gradients, Parameter, Role};
 use crate::space::{MaskPosition, NUM_WIDTHS, SupernetConfig, width_options};
 use adw_tensor_ops::gumbel_softmax::{self, gumbel_softmax};
+use adw_tensor_ops::conv3d::Precision;
 use adw_tensor_ops::loss::DiceCe;
 use adw_tensor_ops::norm_act::GatePosition;
 use adw_tensor_ops::philox::{Purpose, Stream};
@@ -149,6 +150,12 @@ impl Supernet {
     /// The constants of the loss; the paper's by default.
     pub fn set_loss(&mut self, loss: DiceCe) {
         self.network.loss = loss;
+    }
+
+    /// What the layers' factors are rounded to; [`Precision::Full`] at first. Where it is not
+    /// [available](Precision::is_available), passes fail.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.network.precision = precision;
     }
 
     /// Fresh noise, a function of `key`: the same on every device.

@@ -4,6 +4,7 @@ use crate::architecture::Architecture;
 use crate::error::Result;
 use crate::network::{Network, Widths};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
+use adw_tensor_ops::conv3d::Precision;
 use adw_tensor_ops::loss::DiceCe;
 use candle_core::{DType, Device, Tensor};
 
@@ -71,6 +72,12 @@ impl Unet {
     /// The constants of the loss; the paper's by default.
     pub fn set_loss(&mut self, loss: DiceCe) {
         self.network.loss = loss;
+    }
+
+    /// What the layers' factors are rounded to; [`Precision::Full`] at first. Where it is not
+    /// [available](Precision::is_available), passes fail.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.network.precision = precision;
     }
 
     /// Logits of every decoder stage, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`.

@@ -1,7 +1,7 @@
 //! The layers of a 3D U-Net at the hippocampus patch, all three passes, with their share of the machine's measured
 //! multiply-add peak: `cargo bench -p adw-tensor-ops`.
 
-use adw_tensor_ops::conv3d::{self, Input};
+use adw_tensor_ops::conv3d::{self, Input, Precision};
 use adw_tensor_ops::norm_act::{self, NormAct};
 use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
 use candle_core::{DType, Device, Tensor};
@@ -70,13 +70,13 @@ fn convolutions(c: &mut Criterion) {
         let [d, h, w] = l.size;
         let x = random(&[1, d, h, w, l.ci]);
         let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
-        let forward = || conv3d::forward_plain(&[Input::from(&x)], &weight, g).expect("shapes fit");
+        let forward = || conv3d::forward_plain(&[Input::from(&x)], &weight, g, Precision::Full).expect("shapes fit");
         let y = forward();
         let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
         let grad_input =
-            || conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci).expect("shapes fit");
+            || conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, Precision::Full).expect("shapes fit");
         let grad_weight =
-            || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g).expect("shapes fit");
+            || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, Precision::Full).expect("shapes fit");
         let rates = [
             seconds(|| drop(forward())),
             seconds(|| drop(grad_input())),

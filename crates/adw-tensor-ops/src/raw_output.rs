@@ -13,6 +13,12 @@ impl<T> SharedOut<T> {
     pub(crate) fn ptr(self) -> *mut T {
         self.0
     }
+
+    /// The same memory seen as elements of another type; whoever writes through it answers for that.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn cast<U>(self) -> SharedOut<U> {
+        SharedOut(self.0.cast())
+    }
 }
 
 /// Makes a vector of `n` elements that `fill` writes through the pointer, without zeroing it first.

@@ -7,7 +7,7 @@ use adw_search::{
     weight_step,
 };
 use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
-use adw_tensor_ops::InstructionSet;
+use adw_tensor_ops::{InstructionSet, conv3d::Precision};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
@@ -33,7 +33,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     if args.anisotropic {
         (strides[0], kernels[0]) = ([1, 2, 2], [1, 3, 3]);
     }
-    let net = Supernet::new(
+    let mut net = Supernet::new(
         SupernetConfig {
             in_channels: args.in_channels,
             num_classes: args.classes,
@@ -49,6 +49,12 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         DType::F32,
         &device,
     )?;
+    if args.bf16 {
+        if !Precision::Bf16.is_available() {
+            bad_input!("--bf16: this processor has no matrix unit for bf16 (Intel AMX); leave it out");
+        }
+        net.set_precision(Precision::Bf16);
+    }
     let batch = random_batch(args, [d, h, w], &device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
@@ -145,6 +151,7 @@ fn report(args: &BenchStepArgs, seconds: Map<String, Value>) {
             "poolings": args.poolings,
             "anisotropic": args.anisotropic,
             "mask": args.mask.name(),
+            "precision": if args.bf16 { "bf16" } else { "f32" },
         });
         if let Value::Object(about) = about {
             line.extend(about);

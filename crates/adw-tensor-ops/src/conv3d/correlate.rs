@@ -10,6 +10,8 @@
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
 use super::Means;
+#[cfg(target_arch = "x86_64")]
+use super::{amx, same};
 use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
     vector_shape,
@@ -19,6 +21,8 @@ use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of a panel: half of a common second-level cache, the other half is for weights and output.
@@ -55,7 +59,7 @@ impl Axis {
     }
 
     /// Input positions from the first to the last that `outputs` neighbouring outputs read.
-    fn extent(&self, outputs: usize) -> usize {
+    pub(super) fn extent(&self, outputs: usize) -> usize {
         (outputs - 1) * self.step + self.taps.len().max(1)
     }
 
@@ -205,6 +209,14 @@ impl<T: Element> Correlation<'_, T> {
         }
     }
 
+    /// This job, if it is one in f32.
+    #[cfg(target_arch = "x86_64")]
+    fn as_f32(&self) -> Option<&Correlation<'_, f32>> {
+        let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
+        // SAFETY: T is f32, so both are one type.
+        is_f32.then(|| unsafe { &*std::ptr::from_ref(self).cast() })
+    }
+
     /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
     fn block_rows(&self) -> [usize; 2] {
         let [d, h, w] = &self.axes;
@@ -232,6 +244,13 @@ impl<T: Element> Correlation<'_, T> {
         let [d, h, w] = &self.axes;
         if self.batch * d.count * h.count * w.count == 0 {
             return Vec::new();
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(amx), Some(job)) = (self.means.amx, self.as_f32())
+            && amx::correlate::applies(job)
+        {
+            // SAFETY: as the caller vouches; T is f32.
+            return same(unsafe { amx::correlate::run(amx, job, out.cast(), with_moments) });
         }
         if winograd::correlate::applies(self) {
             // SAFETY: as the caller vouches.

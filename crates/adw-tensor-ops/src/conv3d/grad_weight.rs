@@ -12,10 +12,14 @@ use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
     pack_row, run_tile, vector_shape,
 };
+#[cfg(target_arch = "x86_64")]
+use super::{amx, same};
 use super::{Conv3dGeometry, Means, winograd};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of the panel of input rows.
@@ -39,8 +43,22 @@ impl<T: Element> GradWeight<'_, T> {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
+    /// This job, if it is one in f32.
+    #[cfg(target_arch = "x86_64")]
+    fn as_f32(&self) -> Option<&GradWeight<'_, f32>> {
+        let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
+        // SAFETY: T is f32, so both are one type.
+        is_f32.then(|| unsafe { &*std::ptr::from_ref(self).cast() })
+    }
+
     /// `[co][ci][kd][kh][kw]`
     pub(crate) fn run(&self) -> Vec<T> {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(amx), Some(job)) = (self.means.amx, self.as_f32())
+            && amx::grad_weight::applies(job)
+        {
+            return same(amx::grad_weight::run(amx, job));
+        }
         if winograd::grad_weight::applies(self) {
             return winograd::grad_weight::run(self);
         }
@@ -88,8 +106,36 @@ impl<T: Element> GradWeight<'_, T> {
                 );
             })
         };
-        // Sum of the groups in their order, and from [kd][kh][kw][ci][co] to the tensor's order.
-        let taps = kd * kh * kw;
+        let sums = Partials {
+            taps: kd * kh * kw,
+            ci,
+            ci_pitch: ci,
+            co,
+            co_pitch: co_padded,
+        };
+        sums.join(&partials)
+    }
+}
+
+/// Partial sums of a weight gradient, each `[tap][ci_pitch][co_pitch]`.
+#[derive(Clone, Copy)]
+pub(super) struct Partials {
+    pub(super) taps: usize,
+    pub(super) ci: usize,
+    pub(super) ci_pitch: usize,
+    pub(super) co: usize,
+    pub(super) co_pitch: usize,
+}
+
+impl Partials {
+    /// Elements of one of them.
+    pub(super) fn len(&self) -> usize {
+        self.taps * self.ci_pitch * self.co_pitch
+    }
+
+    /// Their sum in their order, in the tensor's order `[co][ci][tap]`.
+    pub(super) fn join<T: Element>(&self, partials: &[T]) -> Vec<T> {
+        let Self { taps, ci, co, .. } = *self;
         // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
         unsafe {
             filled(co * ci * taps, |out: SharedOut<T>| {
@@ -99,9 +145,9 @@ impl<T: Element> GradWeight<'_, T> {
                         by_channel.clear();
                         by_channel.resize(co * taps, T::ZERO);
                         for tap in 0..taps {
-                            let row = (tap * ci + ci_idx) * co_padded;
-                            for g in 0..num_groups {
-                                let partial = &partials[g * partial_len + row..][..co];
+                            let row = (tap * self.ci_pitch + ci_idx) * self.co_pitch;
+                            for partial in partials.chunks_exact(self.len()) {
+                                let partial = &partial[row..][..co];
                                 for (sum, &x) in
                                     by_channel[tap..].iter_mut().step_by(taps).zip(partial)
                                 {

@@ -104,6 +104,12 @@ struct Expected {
 }
 
 fn expected(c: &Case) -> Expected {
+    expected_of(c, |x| x)
+}
+
+/// The passes over numbers rounded by `round`.
+fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
+    let numbers = |seed, n| -> Vec<f64> { numbers(seed, n).into_iter().map(&round).collect() };
     let out = c.geometry.output_size("test", c.size).unwrap();
     let voxels = |s: [usize; 3]| c.batch * s[0] * s[1] * s[2];
     let x = numbers(1, voxels(c.size) * c.ci);
@@ -133,12 +139,15 @@ fn expected(c: &Case) -> Expected {
 /// Every instruction set of this processor with both algorithms.
 fn all_means() -> impl Iterator<Item = Means> {
     InstructionSet::available().into_iter().flat_map(|set| {
-        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm })
+        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm, ..Means::best() })
     })
 }
 
 fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
-    let e = expected(c);
+    check_against::<T>(c, means, &expected(c), tolerance);
+}
+
+fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f64) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
     let source = |data, channels| Source::<T> {
@@ -367,17 +376,17 @@ fn normalised_on_load() {
     let z = crate::norm_act::weighted_sum(&[(&map, &n)], &[1.0]).unwrap();
     let g = Conv3dGeometry::same([3, 3, 3], [2, 1, 2]);
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    let expected = forward_plain(&[(&z).into()], &weight, g).unwrap();
+    let expected = forward_plain(&[(&z).into()], &weight, g, Precision::Full).unwrap();
     assert_close(
         "forward",
-        &flat(forward_plain(&[lazy], &weight, g).unwrap()),
+        &flat(forward_plain(&[lazy], &weight, g, Precision::Full).unwrap()),
         &flat(expected.clone()),
         1e-14,
     );
-    let gw = flat(grad_weight(&[(&z).into()], (&expected).into(), g).unwrap());
+    let gw = flat(grad_weight(&[(&z).into()], (&expected).into(), g, Precision::Full).unwrap());
     assert_close(
         "weight gradient",
-        &flat(grad_weight(&[lazy], (&expected).into(), g).unwrap()),
+        &flat(grad_weight(&[lazy], (&expected).into(), g, Precision::Full).unwrap()),
         &gw,
         1e-14,
     );
@@ -423,7 +432,7 @@ fn impossible_sizes_are_refused() {
         stride: [1 << 32, 1 << 32, 1],
         padding: [0; 3],
     };
-    assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1).is_err());
+    assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1, Precision::Full).is_err());
     let padded = Conv3dGeometry {
         kernel: [1; 3],
         stride: [1; 3],
@@ -501,4 +510,42 @@ fn long_sums() {
         "{:?}",
         m.mean
     );
+}
+
+/// The matrix unit multiplies bf16 exactly and sums in f32, so on factors that are bf16 already it is as exact as any f32;
+/// on others, the result is as far off as the rounding of the factors makes it.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn bf16_on_the_matrix_unit() {
+    let Some(amx) = amx::Amx::detect() else {
+        eprintln!("SKIPPED: this processor has no matrix unit for bf16");
+        return;
+    };
+    let means = Means {
+        amx: Some(amx),
+        ..Means::best()
+    };
+    let bf16 = |x: f64| {
+        let bits = (x as f32).to_bits();
+        f64::from(f32::from_bits(
+            (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000,
+        ))
+    };
+    let cases = [
+        case(2, 16, 16, [4, 5, 6], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        case(1, 48, 48, [9, 11, 40], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        case(2, 37, 53, [5, 9, 7], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        case(1, 96, 20, [5, 7, 5], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        case(2, 17, 33, [5, 6, 9], [1, 3, 3], [1, 1, 1], [0, 1, 1]),
+        case(1, 24, 48, [8, 6, 10], [3, 3, 3], [2, 2, 2], [1, 1, 1]),
+        case(1, 16, 70, [4, 9, 33], [1, 3, 3], [1, 2, 2], [0, 1, 1]),
+        case(1, 19, 16, [6, 5, 8], [2, 3, 5], [1, 1, 1], [0, 2, 1]),
+        case(1, 32, 64, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
+    ];
+    for c in &cases {
+        check_against::<f32>(c, means, &expected_of(c, bf16), 2e-6);
+        check_against::<f32>(c, means, &expected(c), 5e-3);
+        // In f64 there is nothing to round to.
+        check_against::<f64>(c, means, &expected(c), 1e-14);
+    }
 }

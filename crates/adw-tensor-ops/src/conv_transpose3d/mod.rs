@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::conv3d::{self, Input};
+use crate::conv3d::{self, Input, Precision};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
@@ -57,6 +57,7 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
         Conv3dGeometry::non_overlapping(stride),
         upsampled(size, stride),
         0..co,
+        Precision::Full,
     )
 }
 
@@ -85,6 +86,7 @@ pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
         &[grad_output.into()],
         weight,
         Conv3dGeometry::non_overlapping(stride),
+        Precision::Full,
     )
 }
 
@@ -113,6 +115,7 @@ pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result
         &[grad_output.into()],
         x,
         Conv3dGeometry::non_overlapping(stride),
+        Precision::Full,
     )
 }
 

@@ -77,7 +77,7 @@ fn moments_survive_a_large_mean() {
 /// The closed forms of the gate's gradients equal what candle derives from the gate folded into weight or affine.
 #[test]
 fn gates_fold() {
-    use crate::conv3d::{self, Input};
+    use crate::conv3d::{self, Input, Precision};
     use crate::{Conv3dGeometry, conv3d::conv3d};
     let (x, w) = (var(1, (2, 3, 4, 5, 4)), var(2, (6, 3, 3, 3, 3)));
     let (gamma, beta) = (var(3, 6), var(4, 6));
@@ -98,7 +98,7 @@ fn gates_fold() {
         };
         let grads = z.powf(3.0).unwrap().sum_all().unwrap().backward().unwrap();
 
-        let (y, m) = conv3d::forward(&[Input::from(&x_last)], &w, geometry).unwrap();
+        let (y, m) = conv3d::forward(&[Input::from(&x_last)], &w, geometry, Precision::Full).unwrap();
         let factor = gate.detach();
         let folded = Some(Gate {
             factor: &factor,
@@ -113,7 +113,7 @@ fn gates_fold() {
             (Some((&grad_z, 0.25)), None, 0.25),
         ] {
             let g = backward(&y, &n, &gamma, &beta, folded, outer, direct).unwrap();
-            let gw = conv3d::grad_weight(&[Input::from(&x_last)], (&g.y).into(), geometry).unwrap();
+            let gw = conv3d::grad_weight(&[Input::from(&x_last)], (&g.y).into(), geometry, Precision::Full).unwrap();
             for (what, got, var) in [
                 ("gamma", &g.gamma, &gamma),
                 ("beta", &g.beta, &beta),

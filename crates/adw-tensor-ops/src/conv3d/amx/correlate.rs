@@ -1,0 +1,336 @@
+//! Forward pass, input gradient and transposed convolution in bf16.
+//!
+//! Rows of the left operand are output positions, consecutive in the panel of input voxels: along a row of the image, or,
+//! without a stride, over all rows of a plane, those of the padding included and thrown away afterwards. The run over taps
+//! along W x input channels is contiguous in the panel; the weight is filled up with zeros to whole steps.
+
+use super::{Amx, DEPTH, Product, ROWS, Rows, TILE, channels, round, store_first};
+use crate::conv3d::correlate::Correlation;
+use crate::conv3d::tile::{balanced, inside};
+use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::raw_output::SharedOut;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of a panel.
+const PANEL_BYTES: usize = 384 << 10;
+
+/// Whether `job` is worth the unit: below a vector of channels most of a tile would be empty.
+pub(in crate::conv3d) fn applies(job: &Correlation<f32>) -> bool {
+    job.k_channels() >= 16 && job.out_channels >= 16 && job.axes.iter().all(|a| !a.taps.is_empty())
+}
+
+/// `[tile of output channels][tap d][tap h][step]` of tiles `[pair of k][channel][2]`.
+struct Weight {
+    data: Vec<u16>,
+    steps: usize,
+    segments: usize,
+}
+
+impl Weight {
+    fn pack(job: &Correlation<f32>) -> Self {
+        let [d, h, w] = &job.axes;
+        let k = job.k_channels();
+        let steps = (w.taps.len() * k).div_ceil(DEPTH);
+        let segments = d.taps.len() * h.taps.len();
+        let tile_len = segments * steps * TILE;
+        let mut data = vec![0; job.out_channels.div_ceil(ROWS) * tile_len];
+        let layout = job.layout;
+        data.par_chunks_mut(tile_len)
+            .enumerate()
+            .for_each(|(tile, out)| {
+                let first = tile * ROWS;
+                for lane in 0..ROWS.min(job.out_channels - first) {
+                    for kc in 0..k {
+                        let src = &job.weight[layout.base
+                            + kc * layout.k_stride
+                            + (first + lane) * layout.lane_stride..];
+                        for (segment, (td, th)) in d
+                            .taps
+                            .iter()
+                            .flat_map(|td| h.taps.iter().map(move |th| (td, th)))
+                            .enumerate()
+                        {
+                            for (i, tw) in w.taps.iter().enumerate() {
+                                let r = i * k + kc;
+                                let at = (segment * steps + r / DEPTH) * TILE
+                                    + (r % DEPTH) / 2 * DEPTH
+                                    + lane * 2
+                                    + r % 2;
+                                out[at] = bf16(
+                                    src[td.weight * layout.tap_strides[0]
+                                        + th.weight * layout.tap_strides[1]
+                                        + tw.weight * layout.tap_strides[2]],
+                                );
+                            }
+                        }
+                    }
+                }
+            });
+        Self {
+            data,
+            steps,
+            segments,
+        }
+    }
+
+    fn tile(&self, index: usize) -> *const u16 {
+        self.data[index * self.segments * self.steps * TILE..].as_ptr()
+    }
+}
+
+/// Rounded to nearest, ties to even.
+fn bf16(x: f32) -> u16 {
+    if x.is_nan() {
+        return 0x7fc0;
+    }
+    let bits = x.to_bits();
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// As [`Correlation::run`].
+///
+/// # Safety
+/// As for [`Correlation::run`]; `job` [`applies`].
+pub(in crate::conv3d) unsafe fn run(
+    amx: Amx,
+    job: &Correlation<f32>,
+    out: SharedOut<f32>,
+    with_moments: bool,
+) -> Vec<BlockMoments<f32>> {
+    let [d, h, w] = &job.axes;
+    let weight = Weight::pack(job);
+    let [nd, nh] = block_rows(job);
+    let column_tiles = job.out_channels.div_ceil(ROWS);
+    let spatial = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh);
+    // Layers with few voxels and many channels are split by channel as well; by even numbers of tiles, which are used in
+    // pairs.
+    let splits = 16usize.div_ceil(spatial).min(column_tiles.div_ceil(2));
+    let mut tasks = Vec::new();
+    for b in 0..job.batch {
+        for qd in balanced(d.count, nd) {
+            for qh in balanced(h.count, nh) {
+                for pairs in balanced(
+                    column_tiles.div_ceil(2),
+                    column_tiles.div_ceil(2).div_ceil(splits),
+                ) {
+                    tasks.push(Task {
+                        batch_idx: b,
+                        d: qd.clone(),
+                        h: qh.clone(),
+                        tiles: pairs.start * 2..(pairs.end * 2).min(column_tiles),
+                    });
+                }
+            }
+        }
+    }
+    debug_assert!(w.count > 0);
+    let moments: Vec<Option<BlockMoments<f32>>> = tasks
+        .into_par_iter()
+        .map_init(Scratch::default, |scratch, task| {
+            // SAFETY: `amx` says that the processor has all that `run_task` is compiled for; the outputs of the task are its
+            // own.
+            unsafe { run_task(amx, job, &weight, &task, out, with_moments, scratch) }
+        })
+        .collect();
+    moments.into_iter().flatten().collect()
+}
+
+/// Output rows per task along D and H.
+fn block_rows(job: &Correlation<f32>) -> [usize; 2] {
+    let [d, h, w] = &job.axes;
+    let row = w.extent(w.count) * job.k_channels() * size_of::<u16>();
+    let mut best = [1, 1];
+    let cost = |[nd, nh]: [usize; 2]| {
+        d.count.div_ceil(nd) * h.count.div_ceil(nh) * (d.extent(nd) * h.extent(nh) + 4)
+    };
+    for nd in 1..=d.count {
+        for nh in 1..=h.count {
+            let fits = d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
+            let busy = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh) >= 16;
+            if fits && (busy || nd * nh <= 4) && cost([nd, nh]) < cost(best) {
+                best = [nd, nh];
+            }
+        }
+    }
+    best
+}
+
+struct Task {
+    batch_idx: usize,
+    d: Range<usize>,
+    h: Range<usize>,
+    /// Of 16 output channels.
+    tiles: Range<usize>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    panel: Vec<u16>,
+    sums: Vec<f32>,
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn run_task(
+    amx: Amx,
+    job: &Correlation<f32>,
+    weight: &Weight,
+    task: &Task,
+    out: SharedOut<f32>,
+    with_moments: bool,
+    scratch: &mut Scratch,
+) -> Option<BlockMoments<f32>> {
+    let [d, h, w] = &job.axes;
+    let k = job.k_channels();
+    let size = [
+        d.extent(task.d.len()),
+        h.extent(task.h.len()),
+        w.extent(w.count),
+    ];
+    let first = [
+        (task.d.start * d.step) as isize + d.first_offset(),
+        (task.h.start * h.step) as isize + h.first_offset(),
+        w.first_offset(),
+    ];
+    pack_panel(job, task.batch_idx, first, size, &mut scratch.panel);
+    let unit = amx.start();
+    // Runs of positions: (first voxel in the plane, output row of the first position, positions, those per row).
+    let mut runs = Vec::new();
+    if w.step == 1 && h.step == 1 {
+        runs.push((0, 0, (task.h.len() - 1) * size[2] + w.count, size[2]));
+    } else {
+        for row in 0..task.h.len() {
+            runs.push((row * h.step * size[2], row, w.count, w.count));
+        }
+    }
+    scratch.sums.resize(2 * ROWS * 2 * ROWS, 0.0);
+    let mut rows = Vec::with_capacity(weight.segments);
+    for qd in task.d.clone() {
+        for &(start, first_row, positions, per_row) in &runs {
+            for p in (0..positions).step_by(2 * ROWS) {
+                let left = positions - p;
+                rows.clear();
+                for td in 0..d.taps.len() {
+                    for th in 0..h.taps.len() {
+                        let plane = (qd - task.d.start) * d.step + td;
+                        let voxel = (plane * size[1] + th) * size[2] + start + p * w.step;
+                        let first = scratch.panel[voxel * k..].as_ptr();
+                        rows.push(Rows {
+                            first,
+                            second: first.wrapping_add(ROWS * w.step * k),
+                        });
+                    }
+                }
+                let row_tiles = left.div_ceil(ROWS).min(2);
+                for tile in task.tiles.clone().step_by(2) {
+                    let column_tiles = (task.tiles.end - tile).min(2);
+                    // SAFETY: the panel ends with as many elements as the last rows reach beyond it; packed weights have a
+                    // tile per segment and step; the sums have room for 2 x 2 tiles.
+                    unsafe {
+                        let first = weight.tile(tile);
+                        unit.multiply(
+                            row_tiles,
+                            column_tiles,
+                            &Product {
+                                rows: &rows,
+                                row_bytes: w.step * k * size_of::<u16>(),
+                                columns: [
+                                    first,
+                                    if column_tiles == 2 {
+                                        weight.tile(tile + 1)
+                                    } else {
+                                        first
+                                    },
+                                ],
+                                steps: weight.steps,
+                                sums: scratch.sums.as_mut_ptr(),
+                                sum_bytes: 2 * ROWS * size_of::<f32>(),
+                                accumulate: false,
+                            },
+                        );
+                    }
+                    let channel = tile * ROWS;
+                    let count = (column_tiles * ROWS).min(job.out_channels - channel);
+                    for (i, sums) in scratch
+                        .sums
+                        .chunks_exact(2 * ROWS)
+                        .take(left.min(2 * ROWS))
+                        .enumerate()
+                    {
+                        let (row, column) = ((p + i) / per_row, (p + i) % per_row);
+                        if column >= w.count {
+                            continue;
+                        }
+                        let qh = task.h.start + first_row + row;
+                        let voxel = ((task.batch_idx * d.output + d.output_at(qd)) * h.output
+                            + h.output_at(qh))
+                            * w.output
+                            + w.output_at(column);
+                        // SAFETY: an output of this task and channels of its tiles.
+                        unsafe {
+                            let dst = out.ptr().add(voxel * job.out_channels + channel);
+                            dst.copy_from_nonoverlapping(sums.as_ptr(), count);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    drop(unit);
+    if !with_moments {
+        return None;
+    }
+    let channels = task.tiles.start * ROWS..(task.tiles.end * ROWS).min(job.out_channels);
+    let rows = task.d.clone().flat_map(|qd| {
+        task.h.clone().map(move |qh| {
+            let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
+            let at = row * w.output * job.out_channels + task.tiles.start * ROWS;
+            out.ptr().cast_const().wrapping_add(at)
+        })
+    });
+    // SAFETY: this task has just written these channels of these rows.
+    Some(unsafe { block_moments(rows, w.output, job.out_channels, channels, task.batch_idx) })
+}
+
+/// Copies a box of voxels of one sample, rounded, zero-padded: `[D][H][W][channel]`, and behind it as many elements as the
+/// rows of the last tiles may read.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn pack_panel(
+    job: &Correlation<f32>,
+    batch_idx: usize,
+    first: [isize; 3],
+    size: [usize; 3],
+    panel: &mut Vec<u16>,
+) {
+    let k = job.k_channels();
+    let input = job.axes.each_ref().map(|a| a.input);
+    let slack = (2 * ROWS + 1) * job.axes[2].step * k + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
+    panel.resize(size.iter().product::<usize>() * k + slack, 0);
+    let before = ((-first[2]).max(0) as usize).min(size[2]);
+    let skip = first[2].max(0) as usize;
+    let count = input[2].saturating_sub(skip).min(size[2] - before);
+    let channels = channels(job.sources, batch_idx);
+    for d in 0..size[0] {
+        for h in 0..size[1] {
+            let row = &mut panel[(d * size[1] + h) * size[2] * k..][..size[2] * k];
+            let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
+            if count == 0 || !inside(id, input[0]) || !inside(ih, input[1]) {
+                row.fill(0);
+                continue;
+            }
+            row[..before * k].fill(0);
+            row[(before + count) * k..].fill(0);
+            let voxel =
+                ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + skip;
+            for c in &channels {
+                for i in 0..count {
+                    let x = round(c.read(voxel + i));
+                    let dst = &mut row[(before + i) * k + c.at..][..c.len];
+                    // SAFETY: the slice is that long.
+                    unsafe { store_first(dst.as_mut_ptr(), x, c.len) }
+                }
+            }
+        }
+    }
+}
+
