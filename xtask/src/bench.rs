@@ -41,6 +41,8 @@ struct Case {
     name: &'static str,
     about: &'static str,
     arguments: &'static [&'static str],
+    /// What `adw` gets besides.
+    adw_only: &'static [&'static str],
     /// What PyTorch gets besides.
     torch_only: &'static [&'static str],
 }
@@ -49,29 +51,45 @@ const fn case(
     name: &'static str,
     about: &'static str,
     arguments: &'static [&'static str],
+    adw_only: &'static [&'static str],
     torch_only: &'static [&'static str],
 ) -> Case {
     Case {
         name,
         about,
         arguments,
+        adw_only,
         torch_only,
     }
 }
 
 const CASES: &[Case] = &[
-    case("batch-1", "patch 40x56x40, batch 1", &["--batch", "1"], &[]),
-    case("batch-2", "patch 40x56x40, batch 2", &["--batch", "2"], &[]),
+    case(
+        "batch-1",
+        "patch 40x56x40, batch 1",
+        &["--batch", "1"],
+        &[],
+        &[],
+    ),
+    case(
+        "batch-2",
+        "patch 40x56x40, batch 2",
+        &["--batch", "2"],
+        &[],
+        &[],
+    ),
     case(
         "narrow",
         "at most 12 channels, batch 2",
         &["--batch", "2", "--max-width", "12"],
+        &[],
         &[],
     ),
     case(
         "anisotropic",
         "patch 20x64x64, first kernel 1x3x3, batch 1",
         &["--batch", "1", "--anisotropic", "--patch", "20", "64", "64"],
+        &[],
         &[],
     ),
     case(
@@ -90,11 +108,20 @@ const CASES: &[Case] = &[
             "1",
         ],
         &[],
+        &[],
     ),
     case(
         "bf16",
-        "batch-1, PyTorch in bfloat16, adw in f32",
+        "batch-1, both in bfloat16 (needs Intel AMX)",
         &["--batch", "1"],
+        &["--bf16"],
+        &["--amp", "bf16"],
+    ),
+    case(
+        "f32-to-bf16",
+        "batch-1, adw in f32, PyTorch in bfloat16",
+        &["--batch", "1"],
+        &[],
         &["--amp", "bf16"],
     ),
 ];
@@ -190,6 +217,7 @@ fn our_command(adw: &Path, case: &Case, args: &BenchArgs) -> Command {
     let mut command = Command::new(adw);
     command.args(["bench", "step", "--json"]);
     common(&mut command, case, args);
+    command.args(case.adw_only);
     command
 }
 

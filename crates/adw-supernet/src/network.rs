@@ -472,13 +472,12 @@ impl Backward<'_> {
                     let (_, size, c) = dims(&out.map)?;
                     let head = self.net.heads[u];
                     if self.wanted == Role::Weight {
-                        self.gradients[head] =
-                            Some(conv3d::grad_weight(
-                                &[out.input()],
-                                (&g).into(),
-                                HEAD,
-                                Precision::Full,
-                            )?);
+                        self.gradients[head] = Some(conv3d::grad_weight(
+                            &[out.input()],
+                            (&g).into(),
+                            HEAD,
+                            Precision::Full,
+                        )?);
                     }
                     accumulate(
                         &mut grad_out,

@@ -70,13 +70,20 @@ fn convolutions(c: &mut Criterion) {
         let [d, h, w] = l.size;
         let x = random(&[1, d, h, w, l.ci]);
         let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
-        let forward = || conv3d::forward_plain(&[Input::from(&x)], &weight, g, Precision::Full).expect("shapes fit");
+        let forward = || {
+            conv3d::forward_plain(&[Input::from(&x)], &weight, g, Precision::Full)
+                .expect("shapes fit")
+        };
         let y = forward();
         let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
-        let grad_input =
-            || conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, Precision::Full).expect("shapes fit");
-        let grad_weight =
-            || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, Precision::Full).expect("shapes fit");
+        let grad_input = || {
+            conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, Precision::Full)
+                .expect("shapes fit")
+        };
+        let grad_weight = || {
+            conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, Precision::Full)
+                .expect("shapes fit")
+        };
         let rates = [
             seconds(|| drop(forward())),
             seconds(|| drop(grad_input())),

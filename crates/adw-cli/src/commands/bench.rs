@@ -51,7 +51,9 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     )?;
     if args.bf16 {
         if !Precision::Bf16.is_available() {
-            bad_input!("--bf16: this processor has no matrix unit for bf16 (Intel AMX); leave it out");
+            bad_input!(
+                "--bf16: this processor has no matrix unit for bf16 (Intel AMX); leave it out"
+            );
         }
         net.set_precision(Precision::Bf16);
     }

@@ -10,13 +10,13 @@
 //! channels` is contiguous in the panel, and no im2col matrix is ever built.
 
 use super::Means;
-#[cfg(target_arch = "x86_64")]
-use super::{amx, same};
 use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
     vector_shape,
 };
 use super::winograd::{self, correlate::TransformWeight};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, same};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};

@@ -12,9 +12,9 @@ use super::tile::{
     Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
     pack_row, run_tile, vector_shape,
 };
+use super::{Conv3dGeometry, Means, winograd};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, same};
-use super::{Conv3dGeometry, Means, winograd};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;

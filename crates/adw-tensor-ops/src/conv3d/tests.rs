@@ -139,7 +139,11 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
 /// Every instruction set of this processor with both algorithms.
 fn all_means() -> impl Iterator<Item = Means> {
     InstructionSet::available().into_iter().flat_map(|set| {
-        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm, ..Means::best() })
+        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means {
+            set,
+            algorithm,
+            ..Means::best()
+        })
     })
 }
 
@@ -432,7 +436,17 @@ fn impossible_sizes_are_refused() {
         stride: [1 << 32, 1 << 32, 1],
         padding: [0; 3],
     };
-    assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1, Precision::Full).is_err());
+    assert!(
+        grad_input(
+            (&g).into(),
+            &w,
+            geometry,
+            [1 << 32, 1 << 32, 1],
+            0..1,
+            Precision::Full
+        )
+        .is_err()
+    );
     let padded = Conv3dGeometry {
         kernel: [1; 3],
         stride: [1; 3],

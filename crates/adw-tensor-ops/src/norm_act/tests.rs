@@ -98,7 +98,8 @@ fn gates_fold() {
         };
         let grads = z.powf(3.0).unwrap().sum_all().unwrap().backward().unwrap();
 
-        let (y, m) = conv3d::forward(&[Input::from(&x_last)], &w, geometry, Precision::Full).unwrap();
+        let (y, m) =
+            conv3d::forward(&[Input::from(&x_last)], &w, geometry, Precision::Full).unwrap();
         let factor = gate.detach();
         let folded = Some(Gate {
             factor: &factor,
@@ -113,7 +114,13 @@ fn gates_fold() {
             (Some((&grad_z, 0.25)), None, 0.25),
         ] {
             let g = backward(&y, &n, &gamma, &beta, folded, outer, direct).unwrap();
-            let gw = conv3d::grad_weight(&[Input::from(&x_last)], (&g.y).into(), geometry, Precision::Full).unwrap();
+            let gw = conv3d::grad_weight(
+                &[Input::from(&x_last)],
+                (&g.y).into(),
+                geometry,
+                Precision::Full,
+            )
+            .unwrap();
             for (what, got, var) in [
                 ("gamma", &g.gamma, &gamma),
                 ("beta", &g.beta, &beta),

@@ -304,7 +304,8 @@ fn pack_panel(
 ) {
     let k = job.k_channels();
     let input = job.axes.each_ref().map(|a| a.input);
-    let slack = (2 * ROWS + 1) * job.axes[2].step * k + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
+    let slack = (2 * ROWS + 1) * job.axes[2].step * k
+        + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
     panel.resize(size.iter().product::<usize>() * k + slack, 0);
     let before = ((-first[2]).max(0) as usize).min(size[2]);
     let skip = first[2].max(0) as usize;
@@ -333,4 +334,3 @@ fn pack_panel(
         }
     }
 }
-

@@ -89,9 +89,8 @@ fn block_rows(job: &GradWeight<f32>) -> [usize; 2] {
     let [od, oh, ow] = job.output;
     let (ci, co) = (job.in_channels(), job.grad_output.channels);
     let width = ow + kw - 1;
-    let bytes = |[nd, nh]: [usize; 2]| {
-        2 * width * ((nd + kd - 1) * (nh + kh - 1) * ci + nd * nh * co)
-    };
+    let bytes =
+        |[nd, nh]: [usize; 2]| 2 * width * ((nd + kd - 1) * (nh + kh - 1) * ci + nd * nh * co);
     // Blocks overlap, and every block's sums are read and written.
     let cost = |[nd, nh]: [usize; 2]| {
         od.div_ceil(nd) * oh.div_ceil(nh) * ((nd + kd - 1) * (nh + kh - 1) + 16)
@@ -139,7 +138,8 @@ unsafe fn add_block(
     let (nd, nh) = (block.d.len(), block.h.len());
     let size = [nd + kd - 1, nh + kh - 1, ow + kw - 1];
     let steps = (nh * size[2]).div_ceil(DEPTH);
-    let channel_range = row_pairs.start * 2 * ROWS..(row_pairs.end * 2 * ROWS).min(partials.ci_pitch);
+    let channel_range =
+        row_pairs.start * 2 * ROWS..(row_pairs.end * 2 * ROWS).min(partials.ci_pitch);
     let pitch = pack_input(job, block, size, &channel_range, steps, &mut scratch.input);
     pack_grad(job, block, size[2], steps, &mut scratch.grad);
     let column_tiles = partials.co_pitch / ROWS;
@@ -243,10 +243,8 @@ fn pack_input(
                         if !of_range(c.at + lane) {
                             continue;
                         }
-                        let at = (c.at + lane - channel_range.start) * pitch
-                            + position
-                            + before
-                            + start;
+                        let at =
+                            (c.at + lane - channel_range.start) * pitch + position + before + start;
                         for (i, x) in out[at..at + n].iter_mut().enumerate() {
                             *x = tile[i][lane];
                         }
@@ -260,13 +258,7 @@ fn pack_input(
 
 /// Copies a block's gradient in pairs of positions, rows `width` positions apart, zero behind their end.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_grad(
-    job: &GradWeight<f32>,
-    block: &Block,
-    width: usize,
-    steps: usize,
-    out: &mut Vec<u16>,
-) {
+fn pack_grad(job: &GradWeight<f32>, block: &Block, width: usize, steps: usize, out: &mut Vec<u16>) {
     let ow = job.output[2];
     let sources = [job.grad_output];
     let all = channels(&sources, block.batch_idx);

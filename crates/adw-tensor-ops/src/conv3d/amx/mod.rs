@@ -12,6 +12,9 @@
 //! Rust has no stable functions for these instructions, hence the assembler. Linux only: the system has to be asked for the
 //! unit's state first.
 
+// Small matrices, indexed as in the formulas.
+#![allow(clippy::needless_range_loop)]
+
 pub(super) mod correlate;
 pub(super) mod grad_weight;
 
@@ -55,6 +58,7 @@ impl Amx {
     }
 
     /// Sets the unit up on this thread: eight tiles of full size.
+    #[allow(clippy::unused_self)] // The value is the proof that the unit may be used.
     fn start(self) -> Started {
         #[repr(C, align(64))]
         struct Configuration {
@@ -90,7 +94,13 @@ fn permitted() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: a request with two numbers.
-        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+        unsafe {
+            libc::syscall(
+                libc::SYS_arch_prctl,
+                ARCH_REQ_XCOMP_PERM,
+                XFEATURE_XTILEDATA,
+            ) == 0
+        }
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -219,6 +229,7 @@ impl Started {
     ///
     /// # Safety
     /// All addresses of the product are valid, for whole tiles; there are segments and steps.
+    #[allow(clippy::unused_self)] // The value is the proof that the unit is set up.
     unsafe fn multiply(&self, row_tiles: usize, column_tiles: usize, p: &Product) {
         debug_assert!(!p.rows.is_empty() && p.steps > 0);
         // SAFETY: the unit is set up as long as `self` exists; the rest as the caller vouches.
