@@ -40,28 +40,32 @@ impl Weight {
             .enumerate()
             .for_each(|(tile, out)| {
                 let first = tile * ROWS;
-                for lane in 0..ROWS.min(job.out_channels - first) {
-                    for kc in 0..k {
+                let lanes = ROWS.min(job.out_channels - first);
+                // The loop over what lies closer together in the weight is the inner one.
+                let k_inner = layout.k_stride <= layout.lane_stride;
+                let (outer, inner) = if k_inner { (lanes, k) } else { (k, lanes) };
+                for i in 0..outer {
+                    for j in 0..inner {
+                        let (lane, kc) = if k_inner { (i, j) } else { (j, i) };
                         let src = &job.weight[layout.base
                             + kc * layout.k_stride
                             + (first + lane) * layout.lane_stride..];
-                        for (segment, (td, th)) in d
-                            .taps
-                            .iter()
-                            .flat_map(|td| h.taps.iter().map(move |th| (td, th)))
-                            .enumerate()
-                        {
-                            for (i, tw) in w.taps.iter().enumerate() {
-                                let r = i * k + kc;
-                                let at = (segment * steps + r / DEPTH) * TILE
-                                    + (r % DEPTH) / 2 * DEPTH
-                                    + lane * 2
-                                    + r % 2;
-                                out[at] = bf16(
-                                    src[td.weight * layout.tap_strides[0]
-                                        + th.weight * layout.tap_strides[1]
-                                        + tw.weight * layout.tap_strides[2]],
-                                );
+                        let mut segment = 0;
+                        for td in &d.taps {
+                            for th in &h.taps {
+                                for (i, tw) in w.taps.iter().enumerate() {
+                                    let r = i * k + kc;
+                                    let at = (segment * steps + r / DEPTH) * TILE
+                                        + (r % DEPTH) / 2 * DEPTH
+                                        + lane * 2
+                                        + r % 2;
+                                    out[at] = bf16(
+                                        src[td.weight * layout.tap_strides[0]
+                                            + th.weight * layout.tap_strides[1]
+                                            + tw.weight * layout.tap_strides[2]],
+                                    );
+                                }
+                                segment += 1;
                             }
                         }
                     }
