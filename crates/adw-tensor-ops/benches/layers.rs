@@ -3,7 +3,7 @@
 
 use adw_tensor_ops::conv3d::{self, Input, Precision};
 use adw_tensor_ops::norm_act::{self, NormAct};
-use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
+use adw_tensor_ops::{Conv3dGeometry, InstructionSet, conv_transpose3d, peak};
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -65,6 +65,8 @@ fn seconds(mut f: impl FnMut()) -> f64 {
 }
 
 fn convolutions(c: &mut Criterion) {
+    let peak = peak::flops_per_second(InstructionSet::detect());
+    println!("peak of the register tile: {:.0} GFLOP/s", peak / 1e9);
     for l in LAYERS {
         let g = Conv3dGeometry::same(l.kernel, l.stride);
         let [d, h, w] = l.size;
@@ -90,9 +92,10 @@ fn convolutions(c: &mut Criterion) {
             seconds(|| drop(grad_weight())),
         ];
         println!(
-            "{:18} GFLOP/s: {:?}",
+            "{:18} GFLOP/s: {:?}, % of the peak: {:?}",
             l.name,
-            rates.map(|s| (flops as f64 / s / 1e9).round())
+            rates.map(|s| (flops as f64 / s / 1e9).round()),
+            rates.map(|s| (100.0 * flops as f64 / s / peak).round())
         );
         let mut group = c.benchmark_group(l.name);
         group
