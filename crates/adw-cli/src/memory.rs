@@ -107,25 +107,21 @@ pub(crate) fn check(
 
 /// Memory that can be had without swapping: Linux's own estimate, or what the control group leaves if that is less.
 fn available_bytes() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
-    let available = meminfo.lines().find_map(|line| {
-        let kib: u64 = line
-            .strip_prefix("MemAvailable:")?
-            .trim()
-            .strip_suffix(" kB")?
-            .parse()
-            .ok()?;
-        Some(kib * 1024)
-    })?;
+    let available = bytes_in(Path::new("/proc/meminfo"), "MemAvailable:")?;
     let in_group = in_control_group(Path::new("/sys/fs/cgroup"));
     Some(in_group.map_or(available, |group| group.min(available)))
 }
 
 /// The most memory this process has held so far; none where the system does not say.
 pub(crate) fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    bytes_in(Path::new("/proc/self/status"), "VmHWM:")
+}
+
+/// The amount that one of Linux's tables names by `key`.
+fn bytes_in(table: &Path, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(table).ok()?;
+    let amount = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = amount.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }
 

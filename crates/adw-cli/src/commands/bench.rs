@@ -129,12 +129,10 @@ fn median_seconds(
         }
     }
     seconds.sort_by(f64::total_cmp);
-    let middle = repeats / 2;
-    Ok(if repeats % 2 == 1 {
-        seconds[middle]
-    } else {
-        f64::midpoint(seconds[middle - 1], seconds[middle])
-    })
+    Ok(f64::midpoint(
+        seconds[(repeats - 1) / 2],
+        seconds[repeats / 2],
+    ))
 }
 
 fn report(args: &BenchStepArgs, seconds: Map<String, Value>) {

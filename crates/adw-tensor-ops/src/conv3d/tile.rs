@@ -3,9 +3,10 @@
 //! ```text
 //! c[r][v] += sum over segments s, k < s.len:  a[s.a + r * a_row + k * a_step] * b[s.b + k * b_step + v * b_vector]
 //! ```
-//! where `c[r][v]` and `b[...]` are vectors. `R` rows by `V` vectors stay in registers for the whole sum. Forward and input gradient: rows are output voxels,
-//! `k` runs over input channels (and taps along W), `j` over output channels. Weight gradient: rows are input
-//! channels, `k` runs over voxels. Every sum is taken in one fixed order, whatever the number of threads.
+//! where `c[r][v]` and `b[...]` are vectors. `R` rows by `V` vectors stay in registers for the whole sum. Forward and input
+//! gradient: rows are output voxels, `k` runs over input channels (and taps along W), vectors hold output channels. Weight
+//! gradient: rows are input channels, `k` runs over voxels. Every sum is taken in one fixed order, whatever the number of
+//! threads.
 
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 
@@ -38,7 +39,7 @@ pub(crate) struct Operands<T> {
 }
 
 /// Most vectors a tile may be wide.
-pub(crate) const fn max_vectors<S: Simd>() -> usize {
+pub(super) const fn max_vectors<S: Simd>() -> usize {
     match S::REGISTERS {
         32 => 4,
         16 => 2,
@@ -59,7 +60,7 @@ pub(crate) const fn max_rows<S: Simd>(vectors: usize) -> usize {
 }
 
 /// Splits `n` into parts of at most `max` that differ by at most one.
-pub(crate) fn balanced(
+pub(super) fn balanced(
     n: usize,
     max: usize,
 ) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
@@ -179,7 +180,7 @@ pub(crate) struct Norm<'a, T> {
 /// # Safety
 /// `dst` is valid for writing `voxels * pitch` elements; `pitch >=` the sum of all channels.
 #[inline(always)]
-pub(crate) unsafe fn pack_row<T: Element>(
+pub(super) unsafe fn pack_row<T: Element>(
     dst: *mut T,
     sources: &[Source<T>],
     batch_idx: usize,
@@ -189,12 +190,10 @@ pub(crate) unsafe fn pack_row<T: Element>(
     voxels: usize,
     pitch: usize,
 ) {
-    let skip = (-before).max(0) as usize;
-    let first = before.max(0) as usize;
-    let count = width.saturating_sub(skip).min(voxels.saturating_sub(first));
+    let (first, skip, count) = overlap(-before, voxels, width);
     // SAFETY: the caller vouches for the length.
     let dst = unsafe { std::slice::from_raw_parts_mut(dst, voxels * pitch) };
-    dst[..first.min(voxels) * pitch].fill(T::ZERO);
+    dst[..first * pitch].fill(T::ZERO);
     if first + count < voxels {
         dst[(first + count) * pitch..].fill(T::ZERO);
     }
@@ -229,8 +228,18 @@ pub(crate) unsafe fn pack_row<T: Element>(
     }
 }
 
+/// Which part of `voxels` positions that begin at `first` lies on an axis of `width`: how many lie in front of it, the
+/// first that does not, and how many are on it.
+#[inline(always)]
+pub(super) fn overlap(first: isize, voxels: usize, width: usize) -> (usize, usize, usize) {
+    let before = ((-first).max(0) as usize).min(voxels);
+    let skip = first.max(0) as usize;
+    let count = width.saturating_sub(skip).min(voxels - before);
+    (before, skip, count)
+}
+
 /// Whether `at` is a position on an axis of `n`.
-pub(crate) fn inside(at: isize, n: usize) -> bool {
+pub(super) fn inside(at: isize, n: usize) -> bool {
     at >= 0 && (at as usize) < n
 }
 
@@ -241,7 +250,7 @@ pub(crate) fn inside(at: isize, n: usize) -> bool {
 /// # Safety
 /// `panel` is valid for writing `size[0] * size[1] * size[2] * (sum of channels)` elements.
 #[inline(always)]
-pub(crate) unsafe fn pack_panel<T: Element>(
+pub(super) unsafe fn pack_panel<T: Element>(
     panel: *mut T,
     sources: &[Source<T>],
     batch_idx: usize,
@@ -268,12 +277,12 @@ pub(crate) unsafe fn pack_panel<T: Element>(
 }
 
 /// What packing has to know of an instruction set.
-pub(crate) struct VectorShape {
-    pub(crate) lanes: usize,
-    pub(crate) max_vectors: usize,
+pub(super) struct VectorShape {
+    pub(super) lanes: usize,
+    pub(super) max_vectors: usize,
 }
 
-pub(crate) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
+pub(super) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
     struct Ask;
     impl<T: Element> Kernel<T> for Ask {
         type Output = VectorShape;

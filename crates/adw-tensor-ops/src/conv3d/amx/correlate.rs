@@ -6,7 +6,7 @@
 
 use super::{Amx, DEPTH, Product, ROWS, Rows, TILE, channels, round, store_first};
 use crate::conv3d::correlate::Correlation;
-use crate::conv3d::tile::{balanced, inside};
+use crate::conv3d::tile::{balanced, inside, overlap};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use rayon::prelude::*;
@@ -102,7 +102,7 @@ pub(in crate::conv3d) unsafe fn run(
     out: SharedOut<f32>,
     with_moments: bool,
 ) -> Vec<BlockMoments<f32>> {
-    let [d, h, w] = &job.axes;
+    let [d, h, _] = &job.axes;
     let weight = Weight::pack(job);
     let [nd, nh] = block_rows(job);
     let column_tiles = job.out_channels.div_ceil(ROWS);
@@ -128,7 +128,6 @@ pub(in crate::conv3d) unsafe fn run(
             }
         }
     }
-    debug_assert!(w.count > 0);
     let moments: Vec<Option<BlockMoments<f32>>> = tasks
         .into_par_iter()
         .map_init(Scratch::default, |scratch, task| {
@@ -311,9 +310,7 @@ fn pack_panel(
     let slack = (2 * ROWS + 1) * job.axes[2].step * k
         + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
     panel.resize(size.iter().product::<usize>() * k + slack, 0);
-    let before = ((-first[2]).max(0) as usize).min(size[2]);
-    let skip = first[2].max(0) as usize;
-    let count = input[2].saturating_sub(skip).min(size[2] - before);
+    let (before, skip, count) = overlap(first[2], size[2], input[2]);
     let channels = channels(job.sources, batch_idx);
     for d in 0..size[0] {
         for h in 0..size[1] {

@@ -7,7 +7,7 @@
 
 use super::{Amx, DEPTH, Product, ROWS, Rows, TILE, channels, round};
 use crate::conv3d::grad_weight::{GradWeight, Partials};
-use crate::conv3d::tile::{balanced, inside};
+use crate::conv3d::tile::{balanced, inside, overlap};
 use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
 use std::arch::x86_64::{
@@ -206,8 +206,7 @@ fn pack_input(
         block.h.start as isize - padding[1] as isize,
         -(padding[2] as isize),
     ];
-    let before = padding[2].min(size[2]);
-    let count = job.input[2].min(size[2] - before);
+    let (before, _, count) = overlap(first[2], size[2], job.input[2]);
     let all = channels(job.sources, block.batch_idx);
     let of_range = |at: usize| at >= channel_range.start && at < channel_range.end;
     for d in 0..size[0] {

@@ -1,8 +1,8 @@
 //! Forward pass and input gradient.
 
 use super::{
-    Block, InputTransform, PLANE, Tiling, lanes_of, output_transform, pack_panel, pays, tile_len,
-    transform_tiles,
+    Block, InputTransform, Lanes, PLANE, Tiling, lanes_of, load_up_to, output_transform,
+    pack_panel, pays, store_up_to, tile_len, transform_tiles,
 };
 use crate::conv3d::correlate::{Axis, Correlation, PackedWeight, WeightForm};
 use crate::conv3d::tile::{Operands, Segment, balanced, max_rows, run_tile};
@@ -204,7 +204,16 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         scratch.inputs.resize(room(lanes.len()), T::ZERO);
         scratch.products.resize(room(num_vectors), T::ZERO);
         let outputs = block.outputs(tiling, [d.count, h.count, w.count]);
-        let mut segments = Vec::with_capacity(lanes.len());
+        // Of every block of output channels, the same at all frequencies.
+        let segments = channel_blocks.iter().map(|channels| {
+            let segment = |(v, lanes): (usize, &Lanes)| Segment {
+                a: room(v),
+                b: lanes.first * channels.vectors * packed.lanes,
+                len: lanes.len,
+            };
+            lanes.iter().enumerate().map(segment).collect()
+        });
+        let segments: Vec<Vec<Segment>> = segments.collect();
 
         for (depth_idx, depth) in tiling.depth.iter().enumerate() {
             // SAFETY: panel and buffer were made for this block.
@@ -220,15 +229,9 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
             }
             for f in 0..PLANE {
                 let mut vector = 0;
-                for channels in channel_blocks {
+                for (channels, segments) in channel_blocks.iter().zip(&segments) {
                     let width = channels.vectors * packed.lanes;
                     let weight = channels.offset + (depth_idx * PLANE + f) * k * width;
-                    segments.clear();
-                    segments.extend(lanes.iter().enumerate().map(|(v, lanes)| Segment {
-                        a: room(v),
-                        b: lanes.first * width,
-                        len: lanes.len,
-                    }));
                     for tiles in balanced(num_tiles, max_rows::<S>(channels.vectors)) {
                         let at = tiles.start * tile_len + f * S::LANES;
                         // SAFETY: inside the buffers of this block and the packed weights of these channels.
@@ -249,7 +252,7 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
                                     tail: S::LANES,
                                     accumulate: false,
                                 },
-                                &segments,
+                                segments,
                             );
                         }
                     }
@@ -363,21 +366,12 @@ unsafe fn add_outputs<S: Simd>(
                                 for j in 0..columns {
                                     let p = out.add((voxel + j) * pitch + c);
                                     let y = y[i][j];
-                                    if lanes == S::LANES {
-                                        let v = if is_first {
-                                            y
-                                        } else {
-                                            S::mul_add(y, share, S::load(p))
-                                        };
-                                        S::store(p, v);
+                                    let sum = if is_first {
+                                        y
                                     } else {
-                                        let v = if is_first {
-                                            y
-                                        } else {
-                                            S::mul_add(y, share, S::load_first(p, lanes))
-                                        };
-                                        S::store_first(p, v, lanes);
-                                    }
+                                        S::mul_add(y, share, load_up_to::<S>(p, lanes))
+                                    };
+                                    store_up_to::<S>(p, sum, lanes);
                                 }
                             }
                         }

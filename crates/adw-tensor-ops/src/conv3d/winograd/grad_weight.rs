@@ -70,7 +70,8 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
         }
     }
     let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
-    // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each writes them.
+    // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each
+    // writes them.
     let partials = unsafe {
         filled(num_groups * shape.sum_len(), |out: SharedOut<T>| {
             tasks.into_par_iter().for_each_init(

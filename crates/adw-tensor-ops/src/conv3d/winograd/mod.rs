@@ -23,7 +23,7 @@ pub(super) mod correlate;
 pub(super) mod grad_weight;
 
 use super::Algorithm;
-use super::tile::{Source, balanced, inside};
+use super::tile::{Source, balanced, inside, overlap};
 use crate::simd::{Element, Simd};
 use std::ops::Range;
 
@@ -91,7 +91,8 @@ const WEIGHT_COST: usize = 160;
 /// Fewer channels than this leave the transforms more to do than the products.
 const LEAST_CHANNELS: usize = 8;
 
-/// Whether to use the transforms: whether they pay for a layer of `taps` (D, H, W), with `outputs` positions in each of `batch` samples.
+/// Whether to use the transforms: whether they pay for a layer of `taps` (D, H, W), with `outputs` positions in each of
+/// `batch` samples.
 fn pays(
     algorithm: Algorithm,
     taps: [usize; 3],
@@ -314,9 +315,7 @@ fn pack_panel<S: Simd>(
     let row_len = size[2] * S::LANES;
     buffer.resize(channels.len() * size[0] * size[1] * row_len, S::Elem::ZERO);
     // Voxels of a row that lie inside.
-    let before = ((-first[2]).max(0) as usize).min(size[2]);
-    let skip = first[2].max(0) as usize;
-    let count = input[2].saturating_sub(skip).min(size[2] - before);
+    let (before, skip, count) = overlap(first[2], size[2], input[2]);
     for d in 0..size[0] {
         for h in 0..size[1] {
             let (id, ih) = (first[0] + d as isize, first[1] + h as isize);
@@ -373,33 +372,53 @@ unsafe fn copy_lanes<S: Simd>(
     // SAFETY: as the caller vouches.
     unsafe {
         match norm {
-            None if len == S::LANES => {
-                for i in 0..count {
-                    S::store(dst.add(i * S::LANES), S::load(src.add(i * pitch)));
-                }
-            }
             None => {
                 for i in 0..count {
-                    S::store(
-                        dst.add(i * S::LANES),
-                        S::load_first(src.add(i * pitch), len),
-                    );
+                    let x = load_up_to::<S>(src.add(i * pitch), len);
+                    S::store(dst.add(i * S::LANES), x);
                 }
             }
             Some((scale, shift, slope)) => {
                 let (scale, shift) = (S::load_first(scale, len), S::load_first(shift, len));
                 let slope = S::splat(slope);
                 for i in 0..count {
-                    let p = src.add(i * pitch);
-                    let x = if len == S::LANES {
-                        S::load(p)
-                    } else {
-                        S::load_first(p, len)
-                    };
+                    let x = load_up_to::<S>(src.add(i * pitch), len);
                     let y = S::leaky(S::mul_add(x, scale, shift), slope);
                     S::store(dst.add(i * S::LANES), y);
                 }
             }
+        }
+    }
+}
+
+/// The first `n <= LANES` elements, by a plain load if that is all of them.
+///
+/// # Safety
+/// They are valid for reading.
+#[inline(always)]
+unsafe fn load_up_to<S: Simd>(p: *const S::Elem, n: usize) -> S::Vector {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        if n == S::LANES {
+            S::load(p)
+        } else {
+            S::load_first(p, n)
+        }
+    }
+}
+
+/// Writes the first `n <= LANES` elements, by a plain store if that is all of them.
+///
+/// # Safety
+/// They are valid for writing.
+#[inline(always)]
+unsafe fn store_up_to<S: Simd>(p: *mut S::Elem, x: S::Vector, n: usize) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        if n == S::LANES {
+            S::store(p, x);
+        } else {
+            S::store_first(p, x, n);
         }
     }
 }
