@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 /// One step of the way from a dataset to label maps.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// List everything that is wrong with a dataset, and how to put it right
+    Check(CheckArgs),
     /// Show what a dataset says about patch size, poolings and normalisation
     Plan(PlanArgs),
     /// Search the architecture that fits a dataset
@@ -24,6 +26,10 @@ pub(crate) enum Command {
     Retrain(RetrainArgs),
     /// Segment images with trained models
     Predict(PredictArgs),
+    /// Segment a dataset's test images into a folder as the decathlon wants it
+    Submit(SubmitArgs),
+    /// Find out whether keeping only the largest component helps predictions
+    Postprocess(PostprocessArgs),
     /// Compare label maps with reference label maps
     Evaluate(EvaluateArgs),
     /// Write a synthetic dataset in decathlon layout
@@ -62,6 +68,16 @@ pub(crate) struct ConfigArgs {
     /// Seed of every random draw [default: 1]
     #[arg(long)]
     pub(crate) seed: Option<u64>,
+}
+
+/// `adw check`
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// The dataset's folder, or the folder it lies in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: Process,
 }
 
 /// `adw plan`
@@ -138,24 +154,68 @@ pub(crate) struct RetrainArgs {
     pub(crate) process: Process,
 }
 
-/// `adw predict`
+/// How trained models are applied.
 #[derive(Args, Debug)]
-pub(crate) struct PredictArgs {
+pub(crate) struct ModelArgs {
     /// Trained models; the logits of several are averaged
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) model: Vec<PathBuf>,
-    /// An image, or a folder of images (.nii, .nii.gz)
-    #[arg(long, value_name = "FILE|DIR")]
-    pub(crate) input: PathBuf,
-    /// Folder the label maps are written to
-    #[arg(long, value_name = "DIR")]
-    pub(crate) output: PathBuf,
     /// Average over all mirrorings of each patch: eight times the work, slightly better
     #[arg(long)]
     pub(crate) mirror: bool,
     /// Distance of neighbouring windows as a fraction of the patch
     #[arg(long, default_value_t = 0.5)]
     pub(crate) step: f64,
+    /// Apply what `adw postprocess` found
+    #[arg(long, value_name = "FILE")]
+    pub(crate) postprocessing: Option<PathBuf>,
+    /// Keep the label maps that an interrupted call left
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// `adw predict`
+#[derive(Args, Debug)]
+pub(crate) struct PredictArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// An image, or a folder of images (.nii, .nii.gz; one per image, or `CASE_0000`, `CASE_0001`, ... per channel)
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) input: PathBuf,
+    /// Folder the label maps are written to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw submit`
+#[derive(Args, Debug)]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The dataset's folder, or the folder it lies in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Folder for submissions; the label maps go to its subfolder of the dataset's name
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: Process,
+}
+
+/// `adw postprocess`
+#[derive(Args, Debug)]
+pub(crate) struct PostprocessArgs {
+    /// Folders of label maps of cases the models were not trained on, such as the validation cases of each fold
+    #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+    pub(crate) predictions: Vec<PathBuf>,
+    /// Folder of reference label maps of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) references: PathBuf,
+    /// Write what helps to this file, for `adw predict --postprocessing`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) process: Process,
 }

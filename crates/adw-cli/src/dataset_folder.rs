@@ -18,7 +18,11 @@ pub(crate) fn open(dir: &Path) -> Result<Dataset> {
     Ok(Dataset::open(&find(dir)?)?)
 }
 
-fn find(dir: &Path) -> Result<PathBuf> {
+/// The folder of the dataset in `dir` or of the only one below.
+///
+/// # Errors
+/// None or several there.
+pub(crate) fn find(dir: &Path) -> Result<PathBuf> {
     if dir.join("dataset.json").is_file() {
         return Ok(dir.to_owned());
     }

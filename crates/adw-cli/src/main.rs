@@ -38,10 +38,13 @@ fn main() -> ExitCode {
         );
     }));
     let result = panic::catch_unwind(|| match &cli.command {
+        Command::Check(args) => commands::check::run(args),
         Command::Plan(args) => commands::plan::run(args),
         Command::Search(args) => commands::search::run(args),
         Command::Retrain(args) => commands::retrain::run(args),
         Command::Predict(args) => commands::predict::run(args),
+        Command::Submit(args) => commands::submit::run(args),
+        Command::Postprocess(args) => commands::postprocess::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Phantom(args) => commands::phantom::run(args),
         Command::Bench(Bench::Step(args)) => commands::bench::step(args),

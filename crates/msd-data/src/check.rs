@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -79,24 +79,8 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
             "{json}: numTraining is {announced}, but {found} cases are listed"
         )));
     }
-    for (folder, listed) in [
-        (
-            "imagesTr",
-            dataset
-                .training
-                .iter()
-                .map(|case| &case.id)
-                .collect::<BTreeSet<_>>(),
-        ),
-        (
-            "labelsTr",
-            dataset.training.iter().map(|case| &case.id).collect(),
-        ),
-        (
-            "imagesTs",
-            dataset.test.iter().map(|case| &case.id).collect(),
-        ),
-    ] {
+    let listed: BTreeSet<_> = dataset.listed_files().collect();
+    for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed));
     }
     let cases: Vec<(Vec<Problem>, BTreeSet<u16>)> = dataset
@@ -151,30 +135,34 @@ fn announced_cases(dir: &Path) -> Option<usize> {
     json["numTraining"].as_u64().map(|n| n as usize)
 }
 
-fn unlisted(folder: &Path, listed: &BTreeSet<&String>) -> Option<Problem> {
-    let files = fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| case_id(&entry.ok()?.path()));
-    let mut extra: Vec<String> = files.filter(|id| !listed.contains(id)).collect();
+fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
+    let files = fs::read_dir(folder).ok()?;
+    let files =
+        files.filter_map(|entry| Some(entry.ok()?.path().components().collect::<PathBuf>()));
+    let mut extra: Vec<PathBuf> = files
+        .filter(|file| case_id(file).is_some() && !listed.contains(file))
+        .collect();
     extra.sort();
-    let first = extra.first()?;
-    let n = extra.len();
-    let message = format!(
-        "{}: {n} files that dataset.json does not list, e.g. {first}",
-        folder.display()
-    );
-    Some(warning(message))
+    let (first, n) = (extra.first()?.display(), extra.len());
+    Some(warning(format!(
+        "{n} files that dataset.json does not list, e.g. {first}: list them or remove them"
+    )))
 }
 
 fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
-    if !case.image.is_file() || !case.label.is_file() {
+    if !case
+        .image
+        .iter()
+        .chain([&case.label])
+        .all(|file| file.is_file())
+    {
         return (vec![], BTreeSet::new()); // reported as missing
     }
     let (image, labels) = match dataset.load_case(case) {
         Ok(loaded) => loaded,
         Err(e) => return (vec![error(&e)], BTreeSet::new()),
     };
-    let mut problems = constant_channels(&case.image, &image);
+    let mut problems = constant_channels(&case.image[0], &image);
     let seen: BTreeSet<u16> = labels.data.iter().copied().collect();
     if seen.iter().all(|&label| label == 0) {
         problems.push(warning(format!(
@@ -183,7 +171,7 @@ fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
         )));
     }
     if let Some(mm) = displacement_mm(&image.geometry, &labels.geometry).filter(|&mm| mm > 0.1) {
-        let (label, image) = (case.label.display(), case.image.display());
+        let (label, image) = (case.label.display(), case.image[0].display());
         problems.push(warning(format!(
             "{label}: lies up to {mm:.1} mm away from its image {image} in the scanner"
         )));
@@ -191,12 +179,12 @@ fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
     (problems, seen)
 }
 
-fn check_image(dataset: &Dataset, path: &Path) -> Vec<Problem> {
-    if !path.is_file() {
+fn check_image(dataset: &Dataset, files: &[PathBuf]) -> Vec<Problem> {
+    if !files.iter().all(|file| file.is_file()) {
         return vec![];
     }
-    match dataset.load_image(path) {
-        Ok(image) => constant_channels(path, &image),
+    match dataset.load_image(files) {
+        Ok(image) => constant_channels(&files[0], &image),
         Err(e) => vec![error(&e)],
     }
 }

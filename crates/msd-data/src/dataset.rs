@@ -1,21 +1,28 @@
-//! A dataset on disk: `dataset.json` and the files it lists.
+//! A dataset on disk: `dataset.json` and the files it lists, in the layout of the decathlon or of nnU-Net v2.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ndarray::ArrayView3;
+use ndarray::{ArrayView3, Axis, concatenate};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::nifti::{LabelMap, Volume, read_image, read_labels};
 
-/// A dataset in MSD layout whose listed files exist.
+mod description;
+
+pub use description::channel_of;
+use description::{Description, Files};
+
+/// A dataset whose files exist.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     /// The folder that holds `dataset.json`.
     pub root: PathBuf,
-    /// The folder's name if it looks like `Task04_Hippocampus`, else the `name` in `dataset.json`.
+    /// The folder's name if it looks like `Task04_Hippocampus` or `Dataset004_Hippocampus`, else the `name` in
+    /// `dataset.json`.
     pub name: String,
     /// Names of the image channels, e.g. `["MRI"]`, `["CT"]`, `["T2", "ADC"]`.
     pub modalities: Vec<String>,
@@ -39,10 +46,10 @@ pub struct Label {
 /// A labelled case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
-    /// The file name without `.nii.gz`.
+    /// The file name without `.nii.gz` (and, with a file per channel, without `_0000`).
     pub id: String,
-    /// The image file.
-    pub image: PathBuf,
+    /// The image: one file with all channels, or one file per channel in the order of the modalities.
+    pub image: Vec<PathBuf>,
     /// The label map.
     pub label: PathBuf,
 }
@@ -50,34 +57,10 @@ pub struct Case {
 /// A case without labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestCase {
-    /// The file name without `.nii.gz`.
+    /// As [`Case::id`].
     pub id: String,
-    /// The image file.
-    pub image: PathBuf,
-}
-
-#[derive(Deserialize)]
-struct DatasetJson {
-    #[serde(default)]
-    name: String,
-    modality: BTreeMap<String, String>,
-    labels: BTreeMap<String, String>,
-    training: Vec<TrainingEntry>,
-    #[serde(default)]
-    test: Vec<TestEntry>,
-}
-
-#[derive(Deserialize)]
-struct TrainingEntry {
-    image: PathBuf,
-    label: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TestEntry {
-    Image(PathBuf),
-    Entry { image: PathBuf },
+    /// As [`Case::image`].
+    pub image: Vec<PathBuf>,
 }
 
 /// A file that `dataset.json` lists, without the `./` that the decathlon puts in front.
@@ -88,6 +71,10 @@ fn listed(dir: &Path, file: impl AsRef<Path>) -> PathBuf {
 impl Dataset {
     /// Opens the dataset in `dir`: reads `dataset.json` and checks that its labels are 0, 1, 2, ... and that every
     /// listed file exists. Entries for macOS's AppleDouble files (`._name`) are ignored. No volume is read.
+    ///
+    /// Two layouts are understood: that of the decathlon (`modality`, files listed under `training` and `test`) and
+    /// that of nnU-Net v2 (`channel_names`, files found in `imagesTr`, `labelsTr` and `imagesTs`, one per channel and
+    /// called `CASE_0000.nii.gz`, or listed under `dataset`).
     ///
     /// # Errors
     /// [`Error::NotADataset`], [`Error::Json`], [`Error::DatasetJson`], [`Error::MissingFile`].
@@ -113,8 +100,8 @@ impl Dataset {
         let training = self
             .training
             .iter()
-            .flat_map(|case| [&case.image, &case.label]);
-        training.chain(self.test.iter().map(|case| &case.image))
+            .flat_map(|case| case.image.iter().chain([&case.label]));
+        training.chain(self.test.iter().flat_map(|case| &case.image))
     }
 
     /// What `dataset.json` says, whether its files exist or not.
@@ -126,7 +113,17 @@ impl Dataset {
             });
         }
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let json: DatasetJson = serde_json::from_str(&text).map_err(|cause| Error::Json {
+        Self::from_json(dir, &text)
+    }
+
+    /// What a `dataset.json` in `dir` of this text says, whether the files it lists exist or not. With the layout of
+    /// nnU-Net v2, the folders are looked at to find the cases.
+    ///
+    /// # Errors
+    /// [`Error::Json`], [`Error::DatasetJson`], [`Error::Io`].
+    pub fn from_json(dir: &Path, text: &str) -> Result<Self> {
+        let path = dir.join("dataset.json");
+        let json: Description = serde_json::from_str(text).map_err(|cause| Error::Json {
             path: path.clone(),
             cause,
         })?;
@@ -134,59 +131,19 @@ impl Dataset {
             path: path.clone(),
             problem,
         };
-
-        let modalities = numbered("modality", &json.modality).map_err(&wrong)?;
-        let names = numbered("labels", &json.labels).map_err(&wrong)?;
-        if names.len() < 2 {
-            return Err(wrong(
-                "labels names only the background; at least one structure is needed".to_owned(),
-            ));
-        }
-        if names.len() > usize::from(u16::MAX) {
-            return Err(wrong(format!(
-                "{} labels; at most {} are possible",
-                names.len(),
-                u16::MAX
-            )));
-        }
-        let labels = names.into_iter().enumerate().map(|(value, name)| Label {
-            value: value as u16,
-            name,
-        });
-
-        let mut training = Vec::new();
-        for entry in &json.training {
-            if let Some(id) = case_id(&entry.image) {
-                training.push(Case {
-                    id,
-                    image: listed(dir, &entry.image),
-                    label: listed(dir, &entry.label),
-                });
-            }
-        }
-        let mut test = Vec::new();
-        for TestEntry::Image(image) | TestEntry::Entry { image } in &json.test {
-            if let Some(id) = case_id(image) {
-                test.push(TestCase {
-                    id,
-                    image: listed(dir, image),
-                });
-            }
-        }
-        training.sort_by(|a, b| a.id.cmp(&b.id));
-        test.sort_by(|a, b| a.id.cmp(&b.id));
+        let modalities = json.modalities().map_err(&wrong)?;
+        let labels = json.labels().map_err(&wrong)?;
+        let Files { training, test } = json.files(dir, modalities.len())?;
         let mut seen = BTreeSet::new();
         if let Some(twice) = training.iter().find(|case| !seen.insert(&case.id)) {
             return Err(wrong(format!(
-                "training lists case {} twice; each case must be listed once",
+                "training lists case {:?} twice; each case must be listed once",
                 twice.id
             )));
         }
-        let labels = labels.collect();
-        let name = dataset_name(dir, &json.name);
         Ok(Self {
             root: dir.to_path_buf(),
-            name,
+            name: dataset_name(dir, &json.name),
             modalities,
             labels,
             training,
@@ -213,53 +170,27 @@ impl Dataset {
         })
     }
 
-    /// Reads an image and checks that it has one channel per modality.
+    /// Reads an image ([`Case::image`]) and checks that it has one channel per modality.
     ///
     /// # Errors
-    /// Those of [`read_image`]; [`Error::ChannelCount`].
-    pub fn load_image(&self, path: &Path) -> Result<Volume<f32>> {
-        let volume = read_image(path)?;
-        let (found, expected) = (volume.data.shape()[0], self.modalities.len());
-        if found != expected {
-            return Err(Error::ChannelCount {
-                path: path.to_path_buf(),
-                found,
-                expected,
-            });
-        }
-        Ok(volume)
+    /// Those of [`read_image`]; [`Error::ChannelCount`]; [`Error::ShapeMismatch`] and [`Error::SpacingMismatch`] if
+    /// channels in files of their own do not lie on one grid.
+    pub fn load_image(&self, files: &[PathBuf]) -> Result<Volume<f32>> {
+        load_image(files, self.modalities.len())
     }
 
     /// Reads a training case and checks that image and labels fit each other and `dataset.json`.
     ///
     /// # Errors
-    /// Those of [`read_image`] and [`read_labels`]; [`Error::ChannelCount`], [`Error::ShapeMismatch`],
-    /// [`Error::SpacingMismatch`], [`Error::UnknownLabel`].
+    /// Those of [`Self::load_image`] and [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`],
+    /// [`Error::UnknownLabel`].
     pub fn load_case(&self, case: &Case) -> Result<(Volume<f32>, LabelMap)> {
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
-        let (a, b) = (&image.geometry, &labels.geometry);
-        if a.shape != b.shape {
-            return Err(Error::ShapeMismatch {
-                image: case.image.clone(),
-                label: case.label.clone(),
-                image_shape: a.shape,
-                label_shape: b.shape,
-            });
-        }
-        // Headers store f32; tools that rewrite them lose the last digits.
-        if a.spacing_mm
-            .iter()
-            .zip(b.spacing_mm)
-            .any(|(a, b)| (a - b).abs() > 1e-3 * a)
-        {
-            return Err(Error::SpacingMismatch {
-                image: case.image.clone(),
-                label: case.label.clone(),
-                image_mm: a.spacing_mm,
-                label_mm: b.spacing_mm,
-            });
-        }
+        check_same_grid(
+            (&case.image[0], &image.geometry),
+            (&case.label, &labels.geometry),
+        )?;
         self.check_label_values(&labels.data.view(), &case.label)?;
         Ok((image, labels))
     }
@@ -279,36 +210,71 @@ impl Dataset {
     }
 }
 
-/// The values of `{"0": a, "1": b, ...}` in the order of their keys, which must be 0, 1, 2, ...
-fn numbered(
-    what: &str,
-    map: &BTreeMap<String, String>,
-) -> std::result::Result<Vec<String>, String> {
-    let keys = || {
-        map.keys()
-            .map(String::as_str)
-            .collect::<Vec<_>>()
-            .join(", ")
+/// Reads an image of `num_channels` channels from one file that holds them all, or from a file for each.
+///
+/// # Errors
+/// As [`Dataset::load_image`].
+pub fn load_image(files: &[PathBuf], num_channels: usize) -> Result<Volume<f32>> {
+    let Some((first, others)) = files.split_first() else {
+        return Err(Error::Invalid("an image without a file".to_owned()));
     };
-    if map.is_empty() {
-        return Err(format!(
-            "{what} is empty; expected {{\"0\": ..., \"1\": ...}}"
-        ));
-    }
-    (0..map.len())
-        .map(|i| map.get(&i.to_string()).cloned())
-        .collect::<Option<_>>()
-        .ok_or_else(|| {
-            format!(
-                "{what} has the keys {}; expected the numbers from 0 to {}",
-                keys(),
-                map.len() - 1
-            )
+    let mut image = read_image(first)?;
+    let expected = if others.is_empty() { num_channels } else { 1 };
+    let check_channels = |path: &Path, found: usize| {
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::ChannelCount {
+            path: path.to_path_buf(),
+            found,
+            expected,
         })
+    };
+    check_channels(first, image.data.shape()[0])?;
+    if others.is_empty() {
+        return Ok(image);
+    }
+    let mut channels = vec![image.data];
+    for path in others {
+        let channel = read_image(path)?;
+        check_channels(path, channel.data.shape()[0])?;
+        check_same_grid((first, &image.geometry), (path, &channel.geometry))?;
+        channels.push(channel.data);
+    }
+    let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
+    image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");
+    Ok(image)
+}
+
+/// Whether two volumes of one case have equal shapes and voxel sizes.
+fn check_same_grid(image: (&Path, &Geometry), label: (&Path, &Geometry)) -> Result<()> {
+    let ((image, a), (label, b)) = (image, label);
+    if a.shape != b.shape {
+        return Err(Error::ShapeMismatch {
+            image: image.to_path_buf(),
+            label: label.to_path_buf(),
+            image_shape: a.shape,
+            label_shape: b.shape,
+        });
+    }
+    // Headers store f32; tools that rewrite them lose the last digits.
+    if a.spacing_mm
+        .iter()
+        .zip(b.spacing_mm)
+        .any(|(a, b)| (a - b).abs() > 1e-3 * a)
+    {
+        return Err(Error::SpacingMismatch {
+            image: image.to_path_buf(),
+            label: label.to_path_buf(),
+            image_mm: a.spacing_mm,
+            label_mm: b.spacing_mm,
+        });
+    }
+    Ok(())
 }
 
 /// The file name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files.
-pub(crate) fn case_id(path: &Path) -> Option<String> {
+pub fn case_id(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     if name.starts_with('.') {
         return None;
@@ -327,9 +293,13 @@ fn dataset_name(dir: &Path, json_name: &str) -> String {
         .file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let digits = |s: &str| s.len() > 2 && s.as_bytes()[..2].iter().all(u8::is_ascii_digit);
-    let task_folder = folder.strip_prefix("Task").is_some_and(digits);
-    if task_folder || json_name.is_empty() {
+    let numbered = [("Task", 2), ("Dataset", 3)]
+        .iter()
+        .any(|(prefix, digits)| {
+            let number = folder.strip_prefix(prefix).and_then(|s| s.get(..*digits));
+            number.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+        });
+    if numbered || json_name.is_empty() {
         folder
     } else {
         json_name.to_owned()

@@ -29,7 +29,7 @@ pub enum Error {
     },
     /// The folder holds no dataset.
     #[error(
-        "{path}: no dataset.json here; a dataset in Medical Segmentation Decathlon layout has one, beside imagesTr and labelsTr"
+        "{path}: no dataset.json here; a dataset in Medical Segmentation Decathlon or nnU-Net v2 layout has one, beside imagesTr and labelsTr"
     )]
     NotADataset {
         /// The folder that was asked for.
@@ -74,7 +74,7 @@ pub enum Error {
         total: usize,
     },
     /// Image and label map do not lie on the same grid.
-    #[error("{}: shape {label_shape:?} (z, y, x) differs from that of its image {}, {image_shape:?}; they must be equal", .label.display(), .image.display())]
+    #[error("{}: shape {label_shape:?} (z, y, x) differs from that of {}, {image_shape:?}; they must be equal", .label.display(), .image.display())]
     ShapeMismatch {
         /// The image file.
         image: PathBuf,
@@ -86,7 +86,7 @@ pub enum Error {
         label_shape: [usize; 3],
     },
     /// Image and label map have different voxel sizes.
-    #[error("{}: voxel size {label_mm:?} mm (z, y, x) differs from that of its image {}, {image_mm:?}; they must be equal", .label.display(), .image.display())]
+    #[error("{}: voxel size {label_mm:?} mm (z, y, x) differs from that of {}, {image_mm:?}; they must be equal", .label.display(), .image.display())]
     SpacingMismatch {
         /// The image file.
         image: PathBuf,
@@ -98,13 +98,13 @@ pub enum Error {
         label_mm: [f64; 3],
     },
     /// An image has more or fewer channels than the dataset has modalities.
-    #[error("{path}: {found} channels, but the dataset has {expected} modalities")]
+    #[error("{path}: the number of channels is {found}; expected {expected}")]
     ChannelCount {
         /// The image file.
         path: PathBuf,
         /// Channels in the file.
         found: usize,
-        /// Modalities in `dataset.json`.
+        /// One per modality, or one where each channel has a file.
         expected: usize,
     },
     /// A label map holds a value that `dataset.json` does not name.

@@ -9,8 +9,6 @@ pub mod dataset;
 mod error;
 mod fingerprint;
 mod geometry;
-#[cfg(test)]
-mod golden;
 pub mod loader;
 pub mod metrics;
 pub mod nifti;
@@ -34,7 +32,7 @@ pub use loader::Loader;
 pub use metrics::{EvaluationOptions, Report, dice, evaluate_folder};
 pub use phantom::{PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
-pub use postprocess::Postprocessing;
+pub use postprocess::{FoundPostprocessing, Postprocessing};
 pub use preprocess::{
     CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess,
 };

@@ -49,7 +49,19 @@ pub struct LabelMap {
 /// [`Error::NotFinite`] with the number of NaN or infinite voxels.
 pub fn read_image(path: impl AsRef<Path>) -> Result<Volume<f32>> {
     let path = path.as_ref();
-    let mut file = NiftiFile::open(path)?;
+    image(NiftiFile::open(path)?, path)
+}
+
+/// As [`read_image`] from the bytes of a file, compressed or not; errors call it `path`.
+///
+/// # Errors
+/// As [`read_image`].
+pub fn image_from_bytes(bytes: &[u8], path: impl AsRef<Path>) -> Result<Volume<f32>> {
+    let path = path.as_ref();
+    image(NiftiFile::of(bytes, bytes.len() as u64, path)?, path)
+}
+
+fn image(mut file: NiftiFile<'_>, path: &Path) -> Result<Volume<f32>> {
     let mut voxels = Vec::new();
     let mut not_finite = 0;
     let (slope, intercept) = file.scaling;
@@ -80,7 +92,19 @@ pub fn read_image(path: impl AsRef<Path>) -> Result<Volume<f32>> {
 /// As [`read_image`]; [`NiftiProblem::NotALabel`] if a value is negative, fractional or above 65535.
 pub fn read_labels(path: impl AsRef<Path>) -> Result<LabelMap> {
     let path = path.as_ref();
-    let mut file = NiftiFile::open(path)?;
+    labels(NiftiFile::open(path)?, path)
+}
+
+/// As [`read_labels`] from the bytes of a file, compressed or not; errors call it `path`.
+///
+/// # Errors
+/// As [`read_labels`].
+pub fn labels_from_bytes(bytes: &[u8], path: impl AsRef<Path>) -> Result<LabelMap> {
+    let path = path.as_ref();
+    labels(NiftiFile::of(bytes, bytes.len() as u64, path)?, path)
+}
+
+fn labels(mut file: NiftiFile<'_>, path: &Path) -> Result<LabelMap> {
     if file.channels != 1 {
         let dim = file.dim;
         let expected = "one volume of three dimensions for a label map";

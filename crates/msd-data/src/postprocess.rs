@@ -3,7 +3,7 @@
 //! nnU-Net's rule: first the union of all foreground, accepted if the mean Dice over labels rises and no label's
 //! falls; then, with several labels, each label by itself, accepted if its own mean Dice rises.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +35,15 @@ pub struct Postprocessing {
     pub keep_largest: Vec<Structure>,
 }
 
+/// What [`Postprocessing::find`] found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FoundPostprocessing {
+    /// The steps that help; there may be none.
+    pub postprocessing: Postprocessing,
+    /// Mean Dice of each label before and after them.
+    pub dice: BTreeMap<u16, [f64; 2]>,
+}
+
 impl Postprocessing {
     /// Applies the steps to a label map, `[z, y, x]`.
     pub fn apply(&self, labels: &mut Array3<u16>) {
@@ -43,15 +52,21 @@ impl Postprocessing {
         }
     }
 
-    /// Finds the steps that raise Dice on `predictions` (cases the networks were not trained on) against the files of
-    /// the same name in `references`. Reads the files once per candidate, so memory does not grow with their number.
+    /// Finds the steps that raise Dice on the label maps in `predictions` (cases the networks were not trained on)
+    /// against the files of the same name in `references`, for every label that occurs in either. Reads the files once
+    /// per candidate, so memory does not grow with their number.
     ///
     /// # Errors
     /// As [`crate::evaluate_folder`].
-    pub fn find(predictions: &Path, references: &Path, labels: &[u16]) -> Result<Self> {
-        let files = matched_files(predictions, references)?.pairs;
+    pub fn find(predictions: &[PathBuf], references: &Path) -> Result<FoundPostprocessing> {
+        let mut files = Vec::new();
+        for folder in predictions {
+            files.extend(matched_files(folder, references)?.pairs);
+        }
+        let labels: Vec<u16> = labels_in(&files)?.into_iter().collect();
         let mut found = Self::default();
-        let mut best = found.mean_dice(&files, labels)?;
+        let before = found.mean_dice(&files, &labels)?;
+        let mut best = before.clone();
         let candidates = labels
             .iter()
             .filter(|_| labels.len() > 1)
@@ -59,7 +74,7 @@ impl Postprocessing {
         for candidate in std::iter::once(Structure::Foreground).chain(candidates) {
             let mut tried = found.clone();
             tried.keep_largest.push(candidate);
-            let dice = tried.mean_dice(&files, labels)?;
+            let dice = tried.mean_dice(&files, &labels)?;
             let mean = |dice: &BTreeMap<u16, f64>| dice.values().sum::<f64>() / dice.len() as f64;
             let helps = match candidate {
                 Structure::Foreground => {
@@ -71,7 +86,13 @@ impl Postprocessing {
                 (found, best) = (tried, dice);
             }
         }
-        Ok(found)
+        let dice = before
+            .into_iter()
+            .map(|(label, dice)| (label, [dice, best[&label]]));
+        Ok(FoundPostprocessing {
+            postprocessing: found,
+            dice: dice.collect(),
+        })
     }
 
     /// Mean Dice of each label over the cases where it is a number.
@@ -126,6 +147,23 @@ impl Postprocessing {
     pub fn save(&self, path: &Path) -> Result<()> {
         write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
     }
+}
+
+/// The labels above 0 that occur in any of the files.
+fn labels_in(files: &[(PathBuf, PathBuf)]) -> Result<BTreeSet<u16>> {
+    let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> {
+        Ok(read_labels(path)?.data.into_iter().collect())
+    };
+    let both = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<BTreeSet<u16>> {
+        Ok(&labels(prediction)? | &labels(reference)?)
+    };
+    let found: Vec<_> = files.par_iter().map(both).collect();
+    let mut all = BTreeSet::new();
+    for labels in found {
+        all.extend(labels?);
+    }
+    all.remove(&0);
+    Ok(all)
 }
 
 /// Sets to 0 every voxel of `structure` outside its largest component; voxels are neighbours if they share a face,

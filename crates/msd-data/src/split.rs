@@ -132,7 +132,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::golden;
 
     fn ids(n: usize) -> Vec<String> {
         (0..n).map(|i| format!("case_{i:03}")).collect()
@@ -168,25 +167,6 @@ mod tests {
             assert_eq!(val(20, f), expected);
         }
         assert_eq!(val(260, 0)[..8], [9, 10, 16, 18, 20, 30, 33, 40]);
-    }
-
-    #[test]
-    fn folds_equal_the_golden_splits() {
-        for task in ["aniso_ct", "two_mr", "hippocampus"] {
-            let Some(folder) = golden::folder(task) else {
-                continue;
-            };
-            let text = std::fs::read_to_string(folder.join("splits_final.json")).unwrap();
-            let expected: Vec<Fold> = serde_json::from_str(&text).unwrap();
-            let mut ids: Vec<_> = expected[0]
-                .train
-                .iter()
-                .chain(&expected[0].validation)
-                .cloned()
-                .collect();
-            ids.reverse();
-            assert_eq!(five_folds(&ids).unwrap(), expected, "{task}");
-        }
     }
 
     proptest! {

@@ -1,9 +1,12 @@
 //! One file per command.
 
 pub(crate) mod bench;
+pub(crate) mod check;
 pub(crate) mod evaluate;
 pub(crate) mod phantom;
 pub(crate) mod plan;
+pub(crate) mod postprocess;
 pub(crate) mod predict;
 pub(crate) mod retrain;
 pub(crate) mod search;
+pub(crate) mod submit;

@@ -1,20 +1,26 @@
 //! `adw predict`: label maps of new images.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
-use msd_data::{Geometry, Plan, PreparedCase, Volume, preprocess, read_image, write_labels};
+use candle_core::Device;
+use msd_data::{
+    Geometry, Plan, Postprocessing, PreparedCase,
+    dataset::{case_id, channel_of, load_image},
+    preprocess, write_labels,
+};
 use serde_json::json;
 
 use crate::{
-    args::PredictArgs,
+    args::{ModelArgs, PredictArgs, Process},
     device,
     failure::bad_input,
-    model,
+    model::{self, Models},
     report::progress::{Progress, emit, say},
     run_folder::check_writable,
     segment::Segmenter,
@@ -22,31 +28,63 @@ use crate::{
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
     let device = device::set_up(&args.process)?;
+    let models = model::load(&args.model.model, &device)?;
+    let images = images(&args.input, models.plan.modalities.len())?;
+    predict(
+        &images,
+        &args.output,
+        &models,
+        &args.model,
+        &device,
+        &args.process,
+    )
+}
+
+/// What is segmented as one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Image {
+    /// That of the label map, without ending.
+    pub(crate) name: String,
+    /// One with all channels, or one per channel.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Segments images, one label map each.
+///
+/// # Errors
+/// An image that cannot be read or does not fit the models, before the first is segmented; a full or read-only disk.
+pub(crate) fn predict(
+    images: &[Image],
+    output: &Path,
+    models: &Models,
+    args: &ModelArgs,
+    device: &Device,
+    process: &Process,
+) -> Result<()> {
     if !(args.step > 0.0 && args.step <= 1.0) {
         bad_input!(
             "--step {}: expected a fraction of the patch above 0, at most 1",
             args.step
         );
     }
-    let models = model::load(&args.model, &device)?;
-    let images = images(&args.input)?;
+    let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load);
+    let postprocessing = postprocessing.transpose()?.unwrap_or_default();
     if images
         .iter()
-        .any(|image| is_same(parent_of(image), &args.output))
+        .any(|image| is_same(parent_of(&image.files[0]), output))
     {
         bad_input!(
             "--output {}: would overwrite the images; choose another folder",
-            args.output.display()
+            output.display()
         );
     }
-    check_writable(&args.output)?;
+    check_writable(output)?;
     // All are looked at before the first is written: a bad one at the end of a long list is found at once.
-    for image in &images {
-        load(image, &models.plan)?;
+    for image in images {
+        load_image(&image.files, models.plan.modalities.len())?;
     }
 
-    fs::create_dir_all(&args.output)
-        .with_context(|| format!("cannot create {}", args.output.display()))?;
+    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
     let window = SlidingWindow {
         step: args.step,
         mirror: if args.mirror {
@@ -59,102 +97,104 @@ pub(crate) fn run(args: &PredictArgs) -> Result<()> {
     let segmenter = Segmenter {
         models: &models.networks,
         window,
-        device,
+        device: device.clone(),
     };
-    let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);
-    for (done, path) in images.iter().enumerate() {
-        let (case, geometry) = prepare(path, &models.plan)?;
-        let name = format!("{}.nii.gz", case_name(path));
-        let labels = segmenter.segment(&case, &mut |window, windows| {
-            progress.step(done as u64, || {
-                format!("{name}: window {window} of {windows}")
-            });
-        })?;
-        let target = args.output.join(&name);
-        write_labels(&target, &labels.view(), &geometry)?;
+    let progress = Progress::new("predict", 0, images.len() as u64, process.json);
+    for (done, image) in images.iter().enumerate() {
+        let name = format!("{}.nii.gz", image.name);
+        let target = output.join(&name);
+        if !(args.resume && target.is_file()) {
+            let (case, geometry) = prepare(image, &models.plan)?;
+            let mut labels = segmenter.segment(&case, &mut |window, windows| {
+                progress.step(done as u64, || {
+                    format!("{name}: window {window} of {windows}")
+                });
+            })?;
+            postprocessing.apply(&mut labels);
+            write_labels(&target, &labels.view(), &geometry)?;
+        }
         progress.step(done as u64 + 1, || name.clone());
-        if args.process.json {
-            emit("predicted", &json!({ "image": path, "labels": target }));
+        if process.json {
+            let files = match image.files.as_slice() {
+                [file] => json!(file),
+                files => json!(files),
+            };
+            emit("predicted", &json!({ "image": files, "labels": target }));
         }
     }
     drop(progress);
-    if !args.process.json {
+    if !process.json {
         say(&format!(
             "{} label maps in {}\n",
             images.len(),
-            args.output.display()
+            output.display()
         ));
     }
     Ok(())
 }
 
-/// The image, or the folder's images in the order of their names.
-fn images(input: &Path) -> Result<Vec<PathBuf>> {
+/// The image, or the folder's images in the order of their names. Where every name ends in the number of a channel and
+/// each case has all channels of the model, its files are one image, as nnU-Net keeps them.
+fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
+    let one = |path: PathBuf| Image {
+        name: case_id(&path).unwrap_or_default(),
+        files: vec![path],
+    };
     if !input.is_dir() {
         if !input.is_file() {
             bad_input!("--input {}: no such file or folder", input.display());
         }
-        return Ok(vec![input.to_owned()]);
+        return Ok(vec![one(input.to_owned())]);
     }
-    let mut images = Vec::new();
+    let mut files = Vec::new();
     for entry in fs::read_dir(input).with_context(|| format!("cannot read {}", input.display()))? {
         let path = entry
             .with_context(|| format!("cannot read {}", input.display()))?
             .path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !name.starts_with('.') && case_name(&path) != name {
-            images.push(path);
+        let name = path.to_string_lossy();
+        if case_id(&path).is_some() && (name.ends_with(".nii") || name.ends_with(".nii.gz")) {
+            files.push(path);
         }
     }
-    images.sort();
-    if images.is_empty() {
+    files.sort();
+    if files.is_empty() {
         bad_input!("--input {}: no .nii or .nii.gz there", input.display());
     }
-    if let Some(pair) = images
-        .windows(2)
-        .find(|pair| case_name(&pair[0]) == case_name(&pair[1]))
-    {
+    let images =
+        by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
+    if let Some(pair) = images.windows(2).find(|pair| pair[0].name == pair[1].name) {
         bad_input!(
             "--input {}: {} and {} would have the same label map",
             input.display(),
-            pair[0].display(),
-            pair[1].display()
+            pair[0].files[0].display(),
+            pair[1].files[0].display()
         );
     }
     Ok(images)
 }
 
-/// The file name without `.nii` or `.nii.gz`.
-fn case_name(path: &Path) -> String {
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let stem = name
-        .strip_suffix(".nii.gz")
-        .or_else(|| name.strip_suffix(".nii"));
-    stem.map_or(name.clone(), str::to_owned)
-}
-
-/// Reads an image and checks that a model of this plan can use it.
-fn load(path: &Path, plan: &Plan) -> Result<Volume<f32>> {
-    let image = read_image(path)?;
-    let (channels, expected) = (image.data.shape()[0], plan.modalities.len());
-    if channels != expected {
-        bad_input!(
-            "{}: {channels} channels, but the model takes {expected} ({})",
-            path.display(),
-            plan.modalities.join(", ")
-        );
+/// Sorted files as images of one file per channel; none if that is not what they are.
+fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
+    let mut cases = BTreeMap::<String, Vec<PathBuf>>::new();
+    for file in files {
+        let id = case_id(file)?;
+        let (case, channel) = channel_of(&id)?;
+        let channels = cases.entry(case.to_owned()).or_default();
+        if channel != channels.len() {
+            return None;
+        }
+        channels.push(file.clone());
     }
-    Ok(image)
+    let whole = cases.values().all(|files| files.len() == num_channels);
+    let image = |(name, files)| Image { name, files };
+    whole.then(|| cases.into_iter().map(image).collect())
 }
 
-fn prepare(path: &Path, plan: &Plan) -> Result<(PreparedCase, Geometry)> {
-    let image = load(path, plan)?;
-    let case = preprocess(&image, None, plan).with_context(|| path.display().to_string())?;
-    Ok((case, image.geometry))
+fn prepare(image: &Image, plan: &Plan) -> Result<(PreparedCase, Geometry)> {
+    let volume = load_image(&image.files, plan.modalities.len())?;
+    let case =
+        preprocess(&volume, None, plan).with_context(|| image.files[0].display().to_string())?;
+    Ok((case, volume.geometry))
 }
 
 fn parent_of(path: &Path) -> &Path {
@@ -175,20 +215,32 @@ mod tests {
     #[test]
     fn a_folder_gives_its_images_by_name_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a folder");
-        for name in ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"] {
-            fs::write(dir.path().join(name), "").expect("a file");
-        }
-        let found = images(dir.path()).expect("two images");
-        assert_eq!(
-            found,
-            [dir.path().join("a.nii.gz"), dir.path().join("b.nii")]
-        );
-        fs::write(dir.path().join("a.nii"), "").expect("a file");
-        assert!(
-            images(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("same label map")
-        );
+        let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
+        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"].map(write);
+        let found = images(dir.path(), 1).expect("two images");
+        let image = |name: &str, files: &[&str]| Image {
+            name: name.to_owned(),
+            files: files.iter().map(|file| dir.path().join(file)).collect(),
+        };
+        assert_eq!(found, [image("a", &["a.nii.gz"]), image("b", &["b.nii"])]);
+        write("a.nii");
+        let error = images(dir.path(), 1).unwrap_err().to_string();
+        assert!(error.contains("same label map"), "{error}");
+    }
+
+    #[test]
+    fn files_of_channels_are_one_image_if_the_model_has_those_channels() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
+        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"].map(write);
+        let names = |channels| {
+            let found = images(dir.path(), channels).expect("images");
+            let name = |image: &Image| (image.name.clone(), image.files.len());
+            found.iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(2), [("a".to_owned(), 2), ("b".to_owned(), 2)]);
+        assert_eq!(names(1).len(), 4, "four images of one channel");
+        fs::remove_file(dir.path().join("b_0000.nii")).expect("removed");
+        assert_eq!(names(2).len(), 3, "no pairs");
     }
 }

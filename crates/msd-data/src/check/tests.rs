@@ -85,10 +85,7 @@ fn all_problems_are_listed_at_once() {
             "phantom_006.nii.gz: every voxel of channel 0 is the same",
         ),
         ("warning", "lies up to 5.0 mm away"),
-        (
-            "warning",
-            "1 files that dataset.json does not list, e.g. stray",
-        ),
+        ("warning", "1 files that dataset.json does not list, e.g. "),
     ] {
         let found = problems
             .iter()

@@ -74,7 +74,7 @@ fn impossible_descriptions_are_refused_in_one_line() {
     let cases: [(Change, &str); 8] = [
         (
             |j| j["labels"] = json!({"0": "background", "2": "b"}),
-            "keys 0, 2; expected the numbers from 0 to 1",
+            "keys \"0\", \"2\"; expected the numbers from 0 to 1",
         ),
         (
             |j| j["labels"] = json!({"background": "0", "a": "1"}),
@@ -137,22 +137,149 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
         .unwrap();
     };
     label([4, 3, 3], [2.0, 1.0, 1.0], 1);
-    fails("shape [4, 3, 3] (z, y, x) differs from that of its image");
+    fails("shape [4, 3, 3] (z, y, x) differs from that of");
     label([4, 3, 2], [2.0, 1.0, 1.1], 1);
     fails("voxel size");
     label([4, 3, 2], [2.0, 1.0, 1.0], 7);
     fails("24 voxels have label 7, which dataset.json does not name (it names 0 to 2)");
     label([4, 3, 2], [2.0, 1.0, 1.0], 2);
     let geometry = Geometry::new([4, 3, 2], [2.0, 1.0, 1.0]);
-    write_image(&case.image, &Array4::ones((2, 4, 3, 2)).view(), &geometry).unwrap();
-    fails("2 channels, but the dataset has 1 modalities");
+    write_image(
+        &case.image[0],
+        &Array4::ones((2, 4, 3, 2)).view(),
+        &geometry,
+    )
+    .unwrap();
+    fails("the number of channels is 2; expected 1");
     let mut image = Array4::ones((1, 4, 3, 2));
     image[[0, 1, 1, 1]] = f32::NAN;
-    write_image(&case.image, &image.view(), &geometry).unwrap();
+    write_image(&case.image[0], &image.view(), &geometry).unwrap();
     fails("1 of 24 voxels are NaN");
     fs::remove_file(&case.label).unwrap();
-    write_image(&case.image, &Array4::ones((1, 4, 3, 2)).view(), &geometry).unwrap();
+    write_image(
+        &case.image[0],
+        &Array4::ones((1, 4, 3, 2)).view(),
+        &geometry,
+    )
+    .unwrap();
     fails("No such file");
+}
+
+/// nnU-Net's layout: a file per channel, names of labels to values.
+fn nnunet_layout(dir: &Path, cases: &[&str], channels: usize) {
+    for folder in ["imagesTr", "labelsTr", "imagesTs"] {
+        fs::create_dir_all(dir.join(folder)).unwrap();
+    }
+    let geometry = Geometry::new([4, 3, 2], [2.0, 1.0, 1.0]);
+    let write = |folder: &str, id: &str| {
+        for c in 0..channels {
+            let image = Array4::from_elem((1, 4, 3, 2), c as f32 + 1.0);
+            let file = dir.join(format!("{folder}/{id}_{c:04}.nii.gz"));
+            write_image(file, &image.view(), &geometry).unwrap();
+        }
+    };
+    for id in cases {
+        write("imagesTr", id);
+        let labels = Array3::from_elem((4, 3, 2), 1u16);
+        let file = dir.join(format!("labelsTr/{id}.nii.gz"));
+        write_labels(file, &labels.view(), &geometry).unwrap();
+    }
+    write("imagesTs", "new");
+    fs::write(dir.join("imagesTr/._junk_0000.nii.gz"), "junk").unwrap();
+    let json = json!({
+        "channel_names": {"0": "T2", "1": "ADC"},
+        "labels": {"tumour": 2, "background": 0, "organ": 1},
+        "numTraining": cases.len(), "file_ending": ".nii.gz"
+    });
+    fs::write(dir.join("dataset.json"), json.to_string()).unwrap();
+}
+
+#[test]
+fn nnunets_layout_is_read_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    nnunet_layout(dir.path(), &["b_01", "a_02"], 2);
+    let dataset = Dataset::open(dir.path()).unwrap();
+    assert_eq!(dataset.modalities, ["T2", "ADC"]);
+    let names: Vec<_> = dataset
+        .labels
+        .iter()
+        .map(|label| label.name.as_str())
+        .collect();
+    assert_eq!(names, ["background", "organ", "tumour"]);
+    assert_eq!(dataset.training_ids(), ["a_02", "b_01"]);
+    assert_eq!(dataset.test[0].id, "new");
+    let (image, labels) = dataset.load_case(&dataset.training[0]).unwrap();
+    assert_eq!(image.data.shape(), [2, 4, 3, 2]);
+    assert_eq!(
+        (image.data[[0, 3, 2, 1]], image.data[[1, 3, 2, 1]]),
+        (1.0, 2.0)
+    );
+    assert_eq!(labels.data[[0, 0, 0]], 1);
+    let problems = crate::check_dataset(dir.path());
+    assert!(
+        problems
+            .iter()
+            .all(|p| !p.message.contains("does not list")),
+        "{problems:?}"
+    );
+
+    let geometry = Geometry::new([4, 3, 3], [2.0, 1.0, 1.0]);
+    let other = dir.path().join("imagesTr/a_02_0001.nii.gz");
+    write_image(&other, &Array4::ones((1, 4, 3, 3)).view(), &geometry).unwrap();
+    let error = dataset
+        .load_case(&dataset.training[0])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("a_02_0001.nii.gz: shape [4, 3, 3]"),
+        "{error}"
+    );
+    fs::remove_file(other).unwrap();
+    let error = Dataset::open(dir.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("a_02_0001.nii.gz, which does not exist"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_nnunets_layout_must_not_hold_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    nnunet_layout(dir.path(), &["a"], 2);
+    let fails = |expected: &str| {
+        let error = Dataset::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    let json = |key: &str, value: serde_json::Value| {
+        let mut json = json!({"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "organ": 1}});
+        json[key] = value;
+        fs::write(dir.path().join("dataset.json"), json.to_string()).unwrap();
+    };
+    json(
+        "labels",
+        json!({"background": 0, "whole": [1, 2], "core": 2}),
+    );
+    fails("label \"whole\" is a region");
+    json("labels", json!({"background": 0, "organ": 1, "ignore": 2}));
+    fails("relabel those voxels");
+    json("labels", json!({"background": 0, "organ": 2}));
+    fails("labels has the values 0, 2; expected each of the numbers from 0 to 1 once");
+    json("file_ending", json!(".png"));
+    fails("only .nii and .nii.gz can be read");
+    json("channel_names", json!({"0": "T2"}));
+    fails("a_0001.nii.gz: channel 1, but dataset.json names 1 (from 0)");
+    json("dataset", json!({"x": {"images": [], "label": "x"}}));
+    fails("dataset lists no image for case \"x\"");
+    json(
+        "dataset",
+        json!({"x": {"images": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"],
+        "label": "./labelsTr/a.nii.gz"}}),
+    );
+    let dataset = Dataset::open(dir.path()).unwrap();
+    dataset.load_case(&dataset.training[0]).unwrap();
+    fs::write(dir.path().join("imagesTr/b.nii.gz"), "").unwrap();
+    json("file_ending", json!(".nii.gz"));
+    fails("the name must end in the number of its channel, as in b_0000.nii.gz");
 }
 
 proptest! {

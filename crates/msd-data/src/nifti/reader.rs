@@ -12,8 +12,8 @@ use crate::error::{Error, NiftiProblem, Result};
 use crate::geometry::{Geometry, HEADER_BYTES};
 
 /// A file opened and positioned at its first voxel.
-pub(super) struct NiftiFile {
-    reader: Box<dyn Read>,
+pub(super) struct NiftiFile<'a> {
+    reader: Box<dyn Read + 'a>,
     pub(super) geometry: Geometry,
     pub(super) channels: usize,
     pub(super) dim: Vec<u16>,
@@ -23,17 +23,23 @@ pub(super) struct NiftiFile {
     offset: u64,
 }
 
-impl NiftiFile {
+impl NiftiFile<'static> {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         let file_bytes = file.metadata().map_err(Error::io(path))?.len();
-        let mut reader = BufReader::with_capacity(1 << 16, file);
+        Self::of(BufReader::with_capacity(1 << 16, file), file_bytes, path)
+    }
+}
+
+impl<'a> NiftiFile<'a> {
+    /// The file whose `file_bytes` bytes `reader` gives; errors call it `path`.
+    pub(super) fn of(mut reader: impl BufRead + 'a, file_bytes: u64, path: &Path) -> Result<Self> {
         // By content, not by name: files are renamed more often than recompressed.
         let gzip = reader
             .fill_buf()
             .map_err(Error::io(path))?
             .starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn Read> = if gzip {
+        let reader: Box<dyn Read + 'a> = if gzip {
             Box::new(MultiGzDecoder::new(reader))
         } else {
             Box::new(reader)
@@ -42,7 +48,7 @@ impl NiftiFile {
     }
 
     fn parse(
-        mut reader: Box<dyn Read>,
+        mut reader: Box<dyn Read + 'a>,
         file_bytes: u64,
         gzip: bool,
     ) -> std::result::Result<Self, NiftiProblem> {
@@ -61,6 +67,12 @@ impl NiftiFile {
         }
         let header = NiftiHeader::from_reader(&bytes[..])
             .map_err(|e| NiftiProblem::Header(e.to_string()))?;
+        // The crate goes by the dimensions. A file that a tool swapped half is no file to guess about.
+        let big = header.endianness == Endianness::Big;
+        if size[usize::from(big)] != 348 {
+            let said = "its size and its dimensions are in different byte orders";
+            return Err(NiftiProblem::Header(said.to_owned()));
+        }
         let dim = header
             .dim()
             .map_err(|e| NiftiProblem::Header(e.to_string()))?
@@ -79,9 +91,10 @@ impl NiftiFile {
             return Err(bad_dims("no more than four dimensions"));
         }
         let voxel_type = VoxelType::of(header.datatype)?;
-        if !(348.0..1e9).contains(&header.vox_offset) {
+        let offset = header.vox_offset;
+        if !(352.0..1e7).contains(&offset) || offset.fract() != 0.0 {
             return Err(NiftiProblem::Header(format!(
-                "voxel offset {}; expected at least 352",
+                "voxel offset {}; expected a whole number of bytes from 352 on",
                 header.vox_offset
             )));
         }

@@ -39,12 +39,18 @@ fn steps_are_accepted_where_they_help() {
     // Label 1 has a stray voxel, label 2 truly consists of two parts.
     write(&p, "a.nii", [1, 1, 1, 0, 1, 0, 2, 0, 2, 2]);
     write(&r, "a.nii", [1, 1, 1, 0, 0, 0, 2, 0, 2, 2]);
-    let found = Postprocessing::find(&p, &r, &[1, 2]).unwrap();
-    assert_eq!(found.keep_largest, [Structure::Label(1)]);
+    let find = || Postprocessing::find(std::slice::from_ref(&p), &r).unwrap();
+    let found = find();
+    assert_eq!(found.postprocessing.keep_largest, [Structure::Label(1)]);
+    let [before, after] = found.dice[&1];
+    assert!(
+        (before - 6.0 / 7.0).abs() < 1e-12 && after == 1.0,
+        "{found:?}"
+    );
     // Everything but the largest is wrong.
     write(&r, "a.nii", [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]);
-    let found = Postprocessing::find(&p, &r, &[1]).unwrap();
-    assert_eq!(found.keep_largest, [Structure::Foreground]);
+    write(&p, "a.nii", [1, 1, 1, 0, 1, 0, 1, 0, 1, 1]);
+    assert_eq!(find().postprocessing.keep_largest, [Structure::Foreground]);
 
     let file = dir.path().join("postprocessing.json");
     let both = Postprocessing {

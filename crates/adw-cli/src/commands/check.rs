@@ -1,0 +1,45 @@
+//! `adw check`: everything that is wrong with a dataset, at once.
+
+use anyhow::Result;
+use msd_data::{Problem, Severity, check_dataset};
+
+use crate::{
+    args::CheckArgs,
+    dataset_folder, device,
+    failure::bad_input,
+    report::progress::{emit, say},
+};
+
+pub(crate) fn run(args: &CheckArgs) -> Result<()> {
+    device::set_up(&args.process)?;
+    let folder = dataset_folder::find(&args.data)?;
+    let problems = check_dataset(&folder);
+    for problem in &problems {
+        if args.process.json {
+            emit("problem", problem);
+        } else {
+            say(&format!("{problem}\n"));
+        }
+    }
+    let count = |severity| {
+        let severe = |problem: &&Problem| problem.severity == severity;
+        problems.iter().filter(severe).count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let (folder, warned) = (folder.display(), plural(warnings, "warning"));
+    if errors > 0 {
+        bad_input!(
+            "{folder}: {} to put right, {warned}",
+            plural(errors, "error")
+        );
+    }
+    if !args.process.json {
+        say(&format!("{folder}: sound, {warned}\n"));
+    }
+    Ok(())
+}
+
+fn plural(n: usize, what: &str) -> String {
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{s}")
+}

@@ -1,0 +1,45 @@
+//! `adw postprocess`: does keeping only the largest component help?
+
+use anyhow::{Context, Result};
+use msd_data::Postprocessing;
+
+use crate::{
+    args::PostprocessArgs,
+    device,
+    failure::bad_input,
+    report::progress::say,
+    run_folder::{check_writable, parent},
+};
+
+pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
+    device::set_up(&args.process)?;
+    for (option, folder) in args
+        .predictions
+        .iter()
+        .map(|folder| ("--predictions", folder))
+        .chain([("--references", &args.references)])
+    {
+        if !folder.is_dir() {
+            bad_input!("{option} {}: no such folder", folder.display());
+        }
+    }
+    check_writable(&parent(&args.output))?;
+    let found = Postprocessing::find(&args.predictions, &args.references)?;
+    found.postprocessing.save(&args.output)?;
+    if args.process.json {
+        say(&format!("{}\n", serde_json::to_string(&found)?));
+        return Ok(());
+    }
+    for (label, [before, after]) in &found.dice {
+        say(&format!(
+            "label {label}: Dice {before:.4} before, {after:.4} after\n"
+        ));
+    }
+    let kept =
+        serde_json::to_string(&found.postprocessing.keep_largest).context("the steps as JSON")?;
+    say(&format!(
+        "keep the largest component of {kept}: {}\n",
+        args.output.display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! What the text of a `dataset.json` says, in either layout.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Case, Label, TestCase, case_id, listed};
+use crate::error::{Error, Result};
+
+/// `dataset.json`.
+#[derive(Deserialize)]
+pub(super) struct Description {
+    #[serde(default)]
+    pub(super) name: String,
+    /// The decathlon's name for what nnU-Net calls `channel_names`.
+    #[serde(default)]
+    modality: BTreeMap<String, String>,
+    channel_names: Option<BTreeMap<String, String>>,
+    labels: BTreeMap<String, Value>,
+    #[serde(default)]
+    training: Vec<TrainingEntry>,
+    #[serde(default)]
+    test: Vec<TestEntry>,
+    #[serde(default = "compressed")]
+    file_ending: String,
+    /// nnU-Net: files by case, instead of the folders' content.
+    dataset: Option<BTreeMap<String, CaseFiles>>,
+}
+
+fn compressed() -> String {
+    ".nii.gz".to_owned()
+}
+
+#[derive(Deserialize)]
+struct TrainingEntry {
+    image: PathBuf,
+    label: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TestEntry {
+    Image(PathBuf),
+    Entry { image: PathBuf },
+}
+
+#[derive(Deserialize)]
+struct CaseFiles {
+    images: Vec<PathBuf>,
+    label: PathBuf,
+}
+
+/// The cases of a dataset, sorted by id.
+#[derive(Default)]
+pub(super) struct Files {
+    pub(super) training: Vec<Case>,
+    pub(super) test: Vec<TestCase>,
+}
+
+impl Description {
+    /// Names of the channels in their order.
+    pub(super) fn modalities(&self) -> std::result::Result<Vec<String>, String> {
+        match &self.channel_names {
+            Some(names) => numbered("channel_names", names),
+            None => numbered("modality", &self.modality),
+        }
+    }
+
+    /// The labels by ascending value.
+    pub(super) fn labels(&self) -> std::result::Result<Vec<Label>, String> {
+        let names = if self.labels.values().all(Value::is_string) {
+            let names = self.labels.iter();
+            let names = names.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()));
+            numbered("labels", &names.collect())?
+        } else {
+            named(&self.labels)?
+        };
+        if names.len() < 2 {
+            return Err(
+                "labels names only the background; at least one structure is needed".to_owned(),
+            );
+        }
+        if names.len() > usize::from(u16::MAX) {
+            let (found, most) = (names.len(), u16::MAX);
+            return Err(format!("{found} labels; at most {most} are possible"));
+        }
+        let labels = names.into_iter().enumerate().map(|(value, name)| Label {
+            value: value as u16,
+            name,
+        });
+        Ok(labels.collect())
+    }
+
+    /// The files of every case.
+    pub(super) fn files(&self, dir: &Path, num_channels: usize) -> Result<Files> {
+        let mut files = match (&self.channel_names, &self.dataset) {
+            (None, _) => self.listed(dir),
+            (Some(_), Some(cases)) => Files {
+                training: cases
+                    .iter()
+                    .map(|(id, files)| Case {
+                        id: id.clone(),
+                        image: files.images.iter().map(|file| listed(dir, file)).collect(),
+                        label: listed(dir, &files.label),
+                    })
+                    .collect(),
+                ..Files::default()
+            },
+            (Some(_), None) => self.found(dir, num_channels)?,
+        };
+        if let Some(case) = files.training.iter().find(|case| case.image.is_empty()) {
+            return Err(Error::DatasetJson {
+                path: dir.join("dataset.json"),
+                problem: format!(
+                    "dataset lists no image for case {:?}; name one file per channel",
+                    case.id
+                ),
+            });
+        }
+        files.training.sort_by(|a, b| a.id.cmp(&b.id));
+        files.test.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(files)
+    }
+
+    /// The decathlon: what `training` and `test` list.
+    fn listed(&self, dir: &Path) -> Files {
+        let training = self.training.iter().filter_map(|entry| {
+            Some(Case {
+                id: case_id(&entry.image)?,
+                image: vec![listed(dir, &entry.image)],
+                label: listed(dir, &entry.label),
+            })
+        });
+        let test = self.test.iter().filter_map(|entry| {
+            let (TestEntry::Image(image) | TestEntry::Entry { image }) = entry;
+            Some(TestCase {
+                id: case_id(image)?,
+                image: vec![listed(dir, image)],
+            })
+        });
+        Files {
+            training: training.collect(),
+            test: test.collect(),
+        }
+    }
+
+    /// nnU-Net v2: what lies in the folders.
+    fn found(&self, dir: &Path, num_channels: usize) -> Result<Files> {
+        let ending = self.file_ending.as_str();
+        if ![".nii", ".nii.gz"].contains(&ending) {
+            return Err(Error::DatasetJson {
+                path: dir.join("dataset.json"),
+                problem: format!(
+                    "file_ending is {ending:?}; only .nii and .nii.gz can be read, convert the files"
+                ),
+            });
+        }
+        let images_of = |folder: &str| -> Result<Vec<(String, Vec<PathBuf>)>> {
+            let folder = dir.join(folder);
+            let ids = ids_in(&folder, ending, num_channels)?;
+            let files = ids.into_iter().map(|id| {
+                let channel = |c| folder.join(format!("{id}_{c:04}{ending}"));
+                let image = (0..num_channels).map(channel).collect();
+                (id, image)
+            });
+            Ok(files.collect())
+        };
+        let training = images_of("imagesTr")?.into_iter().map(|(id, image)| Case {
+            label: dir.join("labelsTr").join(format!("{id}{ending}")),
+            id,
+            image,
+        });
+        let test = dir
+            .join("imagesTs")
+            .is_dir()
+            .then(|| images_of("imagesTs"))
+            .transpose()?;
+        let test = test.into_iter().flatten();
+        Ok(Files {
+            training: training.collect(),
+            test: test.map(|(id, image)| TestCase { id, image }).collect(),
+        })
+    }
+}
+
+/// The ids of the files `ID_0000.nii.gz`, `ID_0001.nii.gz`, ... in a folder, sorted.
+fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let Some(stem) = name
+            .strip_suffix(ending)
+            .filter(|stem| !stem.starts_with('.'))
+        else {
+            continue;
+        };
+        let wrong = |problem| Error::DatasetJson {
+            path: path.clone(),
+            problem,
+        };
+        let Some((id, channel)) = channel_of(stem) else {
+            return Err(wrong(format!(
+                "the name must end in the number of its channel, as in {stem}_0000{ending}"
+            )));
+        };
+        if channel >= num_channels {
+            return Err(wrong(format!(
+                "channel {channel}, but dataset.json names {num_channels} (from 0)"
+            )));
+        }
+        ids.push(id.to_owned());
+    }
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// `CASE` and 1 of `CASE_0001`, nnU-Net's way to name the file of a channel.
+pub fn channel_of(stem: &str) -> Option<(&str, usize)> {
+    let (id, number) = stem.rsplit_once('_')?;
+    let is_number = number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit());
+    is_number.then(|| Some((id, number.parse().ok()?)))?
+}
+
+/// The values of `{"0": a, "1": b, ...}` in the order of their keys, which must be 0, 1, 2, ...
+fn numbered(
+    what: &str,
+    map: &BTreeMap<String, String>,
+) -> std::result::Result<Vec<String>, String> {
+    if map.is_empty() {
+        return Err(format!(
+            "{what} is empty; expected {{\"0\": ..., \"1\": ...}}"
+        ));
+    }
+    let values = (0..map.len()).map(|i| map.get(&i.to_string()).cloned());
+    values.collect::<Option<_>>().ok_or_else(|| {
+        let keys: Vec<_> = map.keys().map(|key| format!("{key:?}")).collect();
+        format!(
+            "{what} has the keys {}; expected the numbers from 0 to {}",
+            keys.join(", "),
+            map.len() - 1
+        )
+    })
+}
+
+/// The keys of `{"background": 0, "liver": 1, ...}` in the order of their values, which must be 0, 1, 2, ...
+fn named(map: &BTreeMap<String, Value>) -> std::result::Result<Vec<String>, String> {
+    if let Some((name, _)) = map.iter().find(|(_, value)| value.is_array()) {
+        return Err(format!(
+            "label {name:?} is a region of several values; regions are not supported, give each value a name"
+        ));
+    }
+    if let Some(value) = map.get("ignore") {
+        return Err(format!(
+            "label \"ignore\" ({value}) is not supported; relabel those voxels"
+        ));
+    }
+    let by_value: BTreeMap<u64, &String> = map
+        .iter()
+        .filter_map(|(name, value)| Some((value.as_u64()?, name)))
+        .collect();
+    let values = (0..map.len() as u64).map(|value| by_value.get(&value).map(ToString::to_string));
+    values.collect::<Option<_>>().ok_or_else(|| {
+        let values: Vec<_> = map.values().map(ToString::to_string).collect();
+        format!(
+            "labels has the values {}; expected each of the numbers from 0 to {} once",
+            values.join(", "),
+            map.len() - 1
+        )
+    })
+}
