@@ -98,7 +98,7 @@ pub enum Error {
         label_mm: [f64; 3],
     },
     /// An image has more or fewer channels than the dataset has modalities.
-    #[error("{path}: the number of channels is {found}; expected {expected}")]
+    #[error("{path}: {found} channels, where {expected} are expected")]
     ChannelCount {
         /// The image file.
         path: PathBuf,

@@ -216,7 +216,9 @@ mod tests {
     fn a_folder_gives_its_images_by_name_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a folder");
         let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"].map(write);
+        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"]
+            .into_iter()
+            .for_each(write);
         let found = images(dir.path(), 1).expect("two images");
         let image = |name: &str, files: &[&str]| Image {
             name: name.to_owned(),
@@ -232,7 +234,9 @@ mod tests {
     fn files_of_channels_are_one_image_if_the_model_has_those_channels() {
         let dir = tempfile::tempdir().expect("a folder");
         let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"].map(write);
+        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"]
+            .into_iter()
+            .for_each(write);
         let names = |channels| {
             let found = images(dir.path(), channels).expect("images");
             let name = |image: &Image| (image.name.clone(), image.files.len());

@@ -150,7 +150,7 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
         &geometry,
     )
     .unwrap();
-    fails("the number of channels is 2; expected 1");
+    fails("2 channels, where 1 are expected");
     let mut image = Array4::ones((1, 4, 3, 2));
     image[[0, 1, 1, 1]] = f32::NAN;
     write_image(&case.image[0], &image.view(), &geometry).unwrap();
