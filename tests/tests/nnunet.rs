@@ -208,7 +208,7 @@ impl Comparison {
                 tensors.tensor("seg").unwrap(),
             );
             let (image, labels) = dataset.load_case(case).unwrap();
-            let found = preprocess(&image, Some(&labels), plan).unwrap();
+            let found = preprocess(image, Some(labels), plan).unwrap();
             if found.image.shape() != data.shape() {
                 let (found, expected) = (found.image.shape(), data.shape());
                 self.wrong.push(format!(

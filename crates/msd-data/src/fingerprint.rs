@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::preprocess::crop::{nonzero_bounds, nonzero_mask};
+use crate::preprocess::crop::nonzero_bounds;
 
 /// Facts about a training set that the planner needs. Triples are z, y, x as in the files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ const MAX_SAMPLES: usize = 200_000;
 
 fn look_at(dataset: &Dataset, case: &crate::dataset::Case) -> Result<CaseFacts> {
     let (image, labels) = dataset.load_case(case)?;
-    let bounds = nonzero_bounds(&nonzero_mask(&image.data.view()));
+    let bounds = nonzero_bounds(&image.data.view());
     let shape_after_crop = bounds.map(|b| b.len());
     let relative_size = shape_after_crop.iter().product::<usize>() as f64
         / image.geometry.shape.iter().product::<usize>() as f64;

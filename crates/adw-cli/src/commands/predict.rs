@@ -192,9 +192,10 @@ fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
 
 fn prepare(image: &Image, plan: &Plan) -> Result<(PreparedCase, Geometry)> {
     let volume = load_image(&image.files, plan.modalities.len())?;
+    let geometry = volume.geometry.clone();
     let case =
-        preprocess(&volume, None, plan).with_context(|| image.files[0].display().to_string())?;
-    Ok((case, volume.geometry))
+        preprocess(volume, None, plan).with_context(|| image.files[0].display().to_string())?;
+    Ok((case, geometry))
 }
 
 fn parent_of(path: &Path) -> &Path {

@@ -350,9 +350,10 @@ impl Job<'_> {
             }
             let case = run.dataset.training_case(id)?;
             let image = run.dataset.load_image(&case.image)?;
-            let prepared = msd_data::preprocess(&image, None, &loaded.plan)?;
+            let geometry = image.geometry.clone();
+            let prepared = msd_data::preprocess(image, None, &loaded.plan)?;
             let labels = segmenter.segment(&prepared, &mut |_, _| {})?;
-            write_labels(&path, &labels.view(), &image.geometry)?;
+            write_labels(&path, &labels.view(), &geometry)?;
         }
         drop(progress);
         self.evaluate(run, &directory)

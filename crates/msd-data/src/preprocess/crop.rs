@@ -2,85 +2,87 @@
 
 use std::ops::Range;
 
-use ndarray::{Array3, ArrayView4, Axis, Zip};
+use ndarray::{Array3, ArrayView2, ArrayView4, Axis, Zip, parallel::prelude::*};
 
-/// Where any channel is not 0, with holes filled: zeros that no 6-connected path of zeros joins to the border count
-/// as inside. `[C, z, y, x]` to `[z, y, x]`.
-pub(crate) fn nonzero_mask(image: &ArrayView4<f32>) -> Array3<bool> {
+/// The smallest box around the voxels where any channel is not 0, half-open; the whole grid if there are none.
+/// `[C, z, y, x]`.
+pub(crate) fn nonzero_bounds(image: &ArrayView4<f32>) -> [Range<usize>; 3] {
     let (_, d, h, w) = image.dim();
-    let mut mask = Array3::from_elem((d, h, w), false);
-    for channel in image.axis_iter(Axis(0)) {
-        Zip::from(&mut mask)
-            .and(&channel)
-            .for_each(|m, &v| *m |= v != 0.0);
-    }
-    fill_holes(&mut mask);
-    mask
+    let slices = (0..d).into_par_iter().filter_map(|z| {
+        let channels = image.axis_iter(Axis(0));
+        let in_plane =
+            channels.filter_map(|channel| bounds_of_slice(&channel.index_axis(Axis(0), z)));
+        let [y, x] = in_plane.reduce(|a, b| [union(&a[0], &b[0]), union(&a[1], &b[1])])?;
+        Some([z..z + 1, y, x])
+    });
+    let all = slices.reduce_with(|a, b| [0, 1, 2].map(|axis| union(&a[axis], &b[axis])));
+    all.unwrap_or([0..d, 0..h, 0..w])
 }
 
-/// Flood-fills the outside from the border; what it does not reach is inside.
-fn fill_holes(mask: &mut Array3<bool>) {
-    let (d, h, w) = mask.dim();
-    if !mask.iter().any(|&m| !m) {
-        return;
+fn union(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    a.start.min(b.start)..a.end.max(b.end)
+}
+
+fn bounds_of_slice(slice: &ArrayView2<f32>) -> Option<[Range<usize>; 2]> {
+    let rows = slice.outer_iter().enumerate().filter_map(|(y, row)| {
+        let first = row.iter().position(|&v| v != 0.0)?;
+        let last = row.iter().rposition(|&v| v != 0.0)?;
+        Some([y..y + 1, first..last + 1])
+    });
+    rows.reduce(|a, b| [union(&a[0], &b[0]), union(&a[1], &b[1])])
+}
+
+/// Where every channel is 0 and a 6-connected path of such voxels leads to the border: beyond what was imaged. Zeros
+/// in holes are not. `[C, z, y, x]` to `[z, y, x]`; none if no voxel is outside.
+///
+/// Of an image cut to its nonzero box this is the same as before the cut, since what was cut off is all outside.
+pub(crate) fn outside(image: &ArrayView4<f32>) -> Option<Array3<bool>> {
+    let (_, d, h, w) = image.dim();
+    let border = || {
+        let rows = (0..d).flat_map(move |z| (0..h).map(move |y| (z, y)));
+        rows.flat_map(move |(z, y)| {
+            let whole_row = z == 0 || z == d - 1 || y == 0 || y == h - 1;
+            let step = if whole_row { 1 } else { (w - 1).max(1) };
+            (0..w).step_by(step).map(move |x| (z, y, x))
+        })
+    };
+    let is_zero = |(z, y, x)| {
+        image
+            .axis_iter(Axis(0))
+            .all(|channel| channel[[z, y, x]] == 0.0)
+    };
+    border().find(|&at| is_zero(at))?;
+
+    let mut zero = Array3::from_elem((d, h, w), true);
+    for channel in image.axis_iter(Axis(0)) {
+        Zip::from(&mut zero)
+            .and(&channel)
+            .par_for_each(|zero, &v| *zero &= v == 0.0);
     }
-    let solid = mask.as_slice_mut().expect("made in standard layout");
-    let mut outside = vec![false; solid.len()];
+    let mut outside = Array3::from_elem((d, h, w), false);
     let mut stack = Vec::new();
-    let mut visit = |at: usize, stack: &mut Vec<usize>| {
-        if !solid[at] && !outside[at] {
+    let mut visit = |at: (usize, usize, usize), stack: &mut Vec<_>| {
+        if zero[at] && !outside[at] {
             outside[at] = true;
             stack.push(at);
         }
     };
-    for z in 0..d {
-        for y in 0..h {
-            let whole_row = z == 0 || z == d - 1 || y == 0 || y == h - 1;
-            let step = if whole_row { 1 } else { (w - 1).max(1) };
-            for x in (0..w).step_by(step) {
-                visit((z * h + y) * w + x, &mut stack);
-            }
-        }
-    }
-    while let Some(at) = stack.pop() {
-        let (z, y, x) = (at / (h * w), at / w % h, at % w);
-        for (inside, neighbour) in [
-            (x > 0, at.wrapping_sub(1)),
-            (x + 1 < w, at + 1),
-            (y > 0, at.wrapping_sub(w)),
-            (y + 1 < h, at + w),
-            (z > 0, at.wrapping_sub(h * w)),
-            (z + 1 < d, at + h * w),
+    border().for_each(|at| visit(at, &mut stack));
+    while let Some((z, y, x)) = stack.pop() {
+        for (exists, neighbour) in [
+            (x > 0, (z, y, x.wrapping_sub(1))),
+            (x + 1 < w, (z, y, x + 1)),
+            (y > 0, (z, y.wrapping_sub(1), x)),
+            (y + 1 < h, (z, y + 1, x)),
+            (z > 0, (z.wrapping_sub(1), y, x)),
+            (z + 1 < d, (z + 1, y, x)),
         ] {
-            if inside {
+            if exists {
                 visit(neighbour, &mut stack);
             }
         }
     }
-    for (m, outside) in solid.iter_mut().zip(outside) {
-        *m = !outside;
-    }
-}
-
-/// The smallest box around the mask, half-open; the whole grid if the mask is empty.
-pub(crate) fn nonzero_bounds(mask: &Array3<bool>) -> [Range<usize>; 3] {
-    let shape = [mask.dim().0, mask.dim().1, mask.dim().2];
-    let mut bounds = [0, 1, 2].map(|axis| shape[axis]..0);
-    let rows = (0..shape[0]).flat_map(|z| (0..shape[1]).map(move |y| (z, y)));
-    for ((z, y), lane) in rows.zip(mask.rows()) {
-        let Some(first) = lane.iter().position(|&m| m) else {
-            continue;
-        };
-        let last = lane.iter().rposition(|&m| m).expect("the row has a first");
-        for (bound, (low, high)) in bounds.iter_mut().zip([(z, z), (y, y), (first, last)]) {
-            *bound = bound.start.min(low)..bound.end.max(high + 1);
-        }
-    }
-    if bounds[0].is_empty() {
-        shape.map(|n| 0..n)
-    } else {
-        bounds
-    }
+    Some(outside)
 }
 
 #[cfg(test)]
@@ -98,14 +100,26 @@ mod tests {
             f32::from(u8::from(organ && !hole && !dent))
         });
         image[[1, 0, 3, 3]] = -1.0;
-        let mask = nonzero_mask(&image.view());
-        assert!(mask[[2, 3, 4]] && !mask[[2, 3, 6]] && mask[[0, 3, 3]]);
-        assert_eq!(nonzero_bounds(&mask), [0..5, 1..6, 2..7]);
+        let found = outside(&image.view()).unwrap();
+        assert!(!found[[2, 3, 4]] && found[[2, 3, 6]] && !found[[0, 3, 3]]);
+        assert_eq!(nonzero_bounds(&image.view()), [0..5, 1..6, 2..7]);
+        let cut = image.slice_each_axis(|ax| match ax.axis {
+            Axis(0) => ndarray::Slice::from(..),
+            Axis(a) => ndarray::Slice::from([0..5, 1..6, 2..7][a - 1].clone()),
+        });
+        let cut = outside(&cut).unwrap();
+        for ((z, y, x), &outside) in cut.indexed_iter() {
+            assert_eq!(outside, found[[z, y + 1, x + 2]], "{z} {y} {x}");
+        }
     }
 
     #[test]
-    fn an_empty_image_is_not_cropped() {
-        let mask = nonzero_mask(&Array4::zeros((1, 3, 4, 5)).view());
-        assert_eq!(nonzero_bounds(&mask), [0..3, 0..4, 0..5]);
+    fn an_empty_image_is_not_cropped_and_a_full_one_has_no_outside() {
+        let zeros = Array4::zeros((1, 3, 4, 5));
+        assert_eq!(nonzero_bounds(&zeros.view()), [0..3, 0..4, 0..5]);
+        assert!(outside(&zeros.view()).unwrap().iter().all(|&v| v));
+        let mut full = Array4::ones((1, 3, 4, 5));
+        full[[0, 1, 2, 2]] = 0.0;
+        assert_eq!(outside(&full.view()), None);
     }
 }

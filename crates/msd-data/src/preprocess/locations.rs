@@ -1,7 +1,6 @@
 //! Where the foreground lies, for patches that must show some.
 
-use ndarray::ArrayView3;
-use rand::RngExt;
+use ndarray::{ArrayView2, ArrayView3, Axis, parallel::prelude::*};
 
 use crate::random::{Purpose, rng};
 
@@ -15,37 +14,78 @@ pub struct ClassLocations {
 }
 
 /// The voxels of every label above 0 that occurs, by ascending label.
+///
+/// Counts first and then finds the voxels drawn by their rank: memory is for what is kept, whatever the labels' size.
 pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
-    let highest = labels.iter().copied().max().unwrap_or(0).max(0);
-    let mut all = vec![Vec::new(); highest as usize + 1];
-    for ((d, h, w), &label) in labels.indexed_iter().filter(|&(_, &label)| label > 0) {
-        all[label as usize].push([d as u32, h as u32, w as u32]);
-    }
-    let found = all
-        .into_iter()
-        .enumerate()
-        .filter(|(_, voxels)| !voxels.is_empty());
-    found
-        .map(|(label, voxels)| ClassLocations {
+    let counts: Vec<Vec<usize>> = labels.outer_iter().into_par_iter().map(count).collect();
+    let highest = counts.iter().map(Vec::len).max().unwrap_or(0);
+    let label = |label: usize| {
+        // Before each slice, and after the last.
+        let mut before = vec![0];
+        for counts in &counts {
+            before.push(before[before.len() - 1] + counts.get(label).copied().unwrap_or(0));
+        }
+        let ranks = draw(before[counts.len()], label);
+        let of_slice = |d: usize| {
+            let from = ranks.partition_point(|&rank| rank < before[d]);
+            let to = ranks.partition_point(|&rank| rank < before[d + 1]);
+            let wanted = ranks[from..to].iter().map(|&rank| rank - before[d]);
+            let slice = labels.index_axis(Axis(0), d);
+            find(&slice, label as i16, wanted)
+                .into_iter()
+                .map(move |[h, w]| [d as u32, h, w])
+        };
+        ClassLocations {
             label: label as u16,
-            voxels: thin(voxels, label),
-        })
-        .collect()
+            voxels: (0..counts.len()).flat_map(of_slice).collect(),
+        }
+    };
+    let found = (1..highest).into_par_iter().map(label);
+    found.filter(|class| !class.voxels.is_empty()).collect()
 }
 
-fn thin(mut voxels: Vec<[u32; 3]>, label: usize) -> Vec<[u32; 3]> {
-    let n = voxels.len();
-    let kept = n.min(10_000).max(n.div_ceil(100));
-    if kept < n {
-        // The same voxels in every run, as in nnU-Net, whose seed here is 1234; which ones differs from nnU-Net.
-        let mut rng = rng(1234, Purpose::Locations, 0, 0, label as u32);
-        for i in 0..kept {
-            voxels.swap(i, rng.random_range(i..n));
+/// Voxels of each label from 0 on.
+fn count(slice: ArrayView2<i16>) -> Vec<usize> {
+    let mut counts = vec![0; 1];
+    for &label in slice.iter().filter(|&&label| label > 0) {
+        let label = label as usize;
+        if label >= counts.len() {
+            counts.resize(label + 1, 0);
         }
-        voxels.truncate(kept);
-        voxels.sort_unstable();
+        counts[label] += 1;
     }
-    voxels
+    counts
+}
+
+/// The ranks to keep of `n` voxels, ascending: the same in every run, as in nnU-Net, whose seed here is 1234; which
+/// ones differs from nnU-Net.
+fn draw(n: usize, label: usize) -> Vec<usize> {
+    let kept = n.min(10_000).max(n.div_ceil(100));
+    if kept == n {
+        return (0..n).collect();
+    }
+    let mut rng = rng(1234, Purpose::Locations, 0, 0, label as u32);
+    let mut ranks = rand::seq::index::sample(&mut rng, n, kept).into_vec();
+    ranks.sort_unstable();
+    ranks
+}
+
+/// Indices of the `wanted`-th voxels of a label in a slice.
+fn find(slice: &ArrayView2<i16>, label: i16, wanted: impl Iterator<Item = usize>) -> Vec<[u32; 2]> {
+    let mut wanted = wanted.peekable();
+    let (mut rank, mut found) = (0, Vec::new());
+    for (h, row) in slice.outer_iter().enumerate() {
+        if wanted.peek().is_none() {
+            break;
+        }
+        for (w, _) in row.iter().enumerate().filter(|&(_, &v)| v == label) {
+            if wanted.next_if_eq(&rank).is_some() {
+                found.push([h as u32, w as u32]);
+            }
+            rank += 1;
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The order is nnU-Net's: transpose, crop to the nonzero region, normalise, resample. Normalising comes first, so
 //! its statistics are those of the scanner's own voxels.
 
-use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, Slice};
+use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -66,61 +66,69 @@ impl CaseProperties {
 /// interpolation of each label's indicator. Cases whose voxels are more than three times longer along one axis are
 /// resampled in-plane, and nearest-neighbour across.
 ///
+/// Takes what it prepares, so that the largest cases are in memory as seldom as possible: at most about three times
+/// the larger of the volumes before and after, its labels included.
+///
 /// # Errors
 /// [`Error::Shape`] if image, labels and plan do not fit each other.
 pub fn preprocess(
-    image: &Volume<f32>,
-    labels: Option<&LabelMap>,
+    image: Volume<f32>,
+    labels: Option<LabelMap>,
     plan: &Plan,
 ) -> Result<PreparedCase> {
-    check(image, labels, plan)?;
+    check(&image, labels.as_ref(), plan)?;
     let forward = plan.transpose_forward;
     let spacing_mm = forward.map(|a| image.geometry.spacing_mm[a]);
-    let data = image
-        .data
-        .view()
-        .permuted_axes([0, 1 + forward[0], 1 + forward[1], 1 + forward[2]]);
-    let mask = crop::nonzero_mask(&data);
-    let bounds = crop::nonzero_bounds(&mask);
-    let crop = bounds.clone().map(|b| [b.start, b.end]);
-    let mut cropped = crop_image(&data, crop);
+    let image_axes = [0, 1 + forward[0], 1 + forward[1], 1 + forward[2]];
+    let data = image.data.permuted_axes(image_axes);
+    let (_, d, h, w) = data.dim();
+    let crop = crop::nonzero_bounds(&data.view()).map(|b| [b.start, b.end]);
+    let mut image = cut(
+        data,
+        &[&[[0, plan.normalization.len()]], crop.as_slice()].concat(),
+    );
+    let outside = crop::outside(&image.view());
+    let has_labels = labels.is_some();
     // Without labels only the sign matters, to tell inside from outside.
-    let mut cropped_labels = match labels {
-        Some(labels) => {
-            crop_volume(&labels.data.view().permuted_axes(forward), crop).mapv(|v| v as i16)
-        }
-        None => Array3::zeros(bounds.map(|b| b.len())),
+    let mut labels = match labels {
+        Some(labels) => Some(as_signed(cut(labels.data.permuted_axes(forward), &crop))),
+        None => outside.as_ref().map(|outside| Array3::zeros(outside.dim())),
     };
-    let inside = crop_volume(&mask.view(), crop);
-    cropped_labels.zip_mut_with(&inside, |label, &inside| {
-        if *label == 0 && !inside {
-            *label = -1;
-        }
-    });
-    for (c, mut channel) in cropped.outer_iter_mut().enumerate() {
-        let masked = plan.use_mask_for_norm[c].then(|| cropped_labels.view());
+    if let (Some(labels), Some(outside)) = (&mut labels, outside) {
+        Zip::from(labels)
+            .and(&outside)
+            .par_for_each(|label, &outside| {
+                if outside && *label == 0 {
+                    *label = -1;
+                }
+            });
+    }
+    for (c, mut channel) in image.outer_iter_mut().enumerate() {
+        let masked = labels.as_ref().filter(|_| plan.use_mask_for_norm[c]);
         normalize::normalize(
             &mut channel,
-            masked.as_ref(),
+            masked.map(|labels| labels.view()).as_ref(),
             plan.normalization[c],
             plan.intensity.get(c),
         )?;
     }
 
     let target_mm = plan.spacing_mm;
-    let (d, h, w) = cropped_labels.dim();
-    let shape = resample::resampled_shape([d, h, w], spacing_mm, target_mm);
+    let cropped = crop.map(|[start, end]| end - start);
+    let shape = resample::resampled_shape(cropped, spacing_mm, target_mm);
     let separate = resample::separate_axis(spacing_mm, target_mm);
     let properties = CaseProperties {
         spacing_mm,
         target_spacing_mm: target_mm,
-        shape_before_cropping: [mask.dim().0, mask.dim().1, mask.dim().2],
+        shape_before_cropping: [d, h, w],
         crop,
         shape,
         transpose_forward: forward,
     };
-    let image = resample::resample_image(cropped, shape, separate);
-    let labels = labels.map(|_| resample::resample_labels(cropped_labels, shape, separate));
+    let image = resample::resample_image(image, shape, separate);
+    let labels = labels
+        .filter(|_| has_labels)
+        .map(|labels| resample::resample_labels(labels, shape, separate));
     let locations = labels
         .as_ref()
         .map(|l| locations::class_locations(&l.view()))
@@ -144,7 +152,7 @@ pub fn prepare_training_cases(
 ) -> Result<Vec<PreparedCase>> {
     let prepare = |id: &String| {
         let (image, labels) = dataset.load_case(dataset.training_case(id)?)?;
-        preprocess(&image, Some(&labels), plan)
+        preprocess(image, Some(labels), plan)
     };
     let cases: Vec<_> = ids.par_iter().map(prepare).collect();
     cases.into_iter().collect()
@@ -171,17 +179,31 @@ fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<
     Ok(())
 }
 
-fn crop_image(image: &ArrayView4<f32>, crop: [[usize; 2]; 3]) -> Array4<f32> {
-    let cropped = image.slice_each_axis(|ax| match ax.axis {
-        Axis(0) => Slice::from(..),
-        Axis(a) => Slice::from(crop[a - 1][0]..crop[a - 1][1]),
+/// A box of an array, in standard layout; the array itself if that is what it is.
+fn cut<T: Clone + Send + Sync, D: Dimension>(
+    array: Array<T, D>,
+    bounds: &[[usize; 2]],
+) -> Array<T, D> {
+    let whole = bounds
+        .iter()
+        .zip(array.shape())
+        .all(|([start, end], n)| *start == 0 && end == n);
+    if whole && array.is_standard_layout() {
+        return array;
+    }
+    let part = array.slice_each_axis(|ax| {
+        let [start, end] = bounds[ax.axis.0];
+        Slice::from(start..end)
     });
-    cropped.as_standard_layout().into_owned()
+    part.as_standard_layout().into_owned()
 }
 
-fn crop_volume<T: Clone>(volume: &ArrayView3<T>, crop: [[usize; 2]; 3]) -> Array3<T> {
-    let cropped = volume.slice_each_axis(|ax| Slice::from(crop[ax.axis.0][0]..crop[ax.axis.0][1]));
-    cropped.as_standard_layout().into_owned()
+/// The same memory, read as another type.
+fn as_signed(labels: Array3<u16>) -> Array3<i16> {
+    let shape = labels.dim();
+    let (values, _) = labels.into_raw_vec_and_offset();
+    let values = values.into_iter().map(|v| v as i16).collect();
+    Array3::from_shape_vec(shape, values).expect("as many as before")
 }
 
 #[cfg(test)]

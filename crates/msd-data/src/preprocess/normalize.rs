@@ -1,6 +1,6 @@
 //! Intensities to a common scale.
 
-use ndarray::{ArrayView3, ArrayViewMut3};
+use ndarray::{ArrayView3, ArrayViewMut3, Axis, Zip, parallel::prelude::*};
 
 use crate::error::{Error, Result};
 use crate::fingerprint::IntensityStatistics;
@@ -19,13 +19,13 @@ pub(crate) fn normalize(
 ) -> Result<()> {
     match how {
         Normalization::None => {}
-        Normalization::RgbToUnit => channel.mapv_inplace(|v| v / 255.0),
+        Normalization::RgbToUnit => channel.par_mapv_inplace(|v| v / 255.0),
         Normalization::RescaleToUnit => {
             let (min, max) = channel
                 .iter()
                 .fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
             let range = (max - min).max(1e-8);
-            channel.mapv_inplace(|v| (v - min) / range);
+            channel.par_mapv_inplace(|v| (v - min) / range);
         }
         Normalization::Ct => {
             let missing = || {
@@ -34,7 +34,7 @@ pub(crate) fn normalize(
             let stats = dataset.ok_or_else(missing)?;
             let (low, high) = (stats.percentile_00_5 as f32, stats.percentile_99_5 as f32);
             let (mean, std) = (stats.mean as f32, stats.std.max(1e-8) as f32);
-            channel.mapv_inplace(|v| (v.clamp(low, high) - mean) / std);
+            channel.par_mapv_inplace(|v| (v.clamp(low, high) - mean) / std);
         }
         Normalization::ZScore => z_score(channel, masked),
     }
@@ -42,22 +42,33 @@ pub(crate) fn normalize(
 }
 
 fn z_score(channel: &mut ArrayViewMut3<f32>, masked: Option<&ArrayView3<i16>>) {
-    let inside = |index| masked.is_none_or(|labels| labels[index] >= 0);
-    let values = || {
-        channel
-            .indexed_iter()
-            .filter(|(index, _)| inside(*index))
-            .map(|(_, &v)| f64::from(v))
+    // Sums of slices, then their sum: the same for any number of threads.
+    let sum = |of: &(dyn Fn(f64) -> f64 + Sync)| {
+        let slices = channel.outer_iter().into_par_iter().enumerate();
+        let sums = slices.map(|(z, slice)| match masked {
+            None => (slice.iter().map(|&v| of(f64::from(v))).sum(), slice.len()),
+            Some(labels) => {
+                let labels = labels.index_axis(Axis(0), z);
+                let inside = slice.iter().zip(labels).filter(|(_, label)| **label >= 0);
+                inside.fold((0.0, 0), |(sum, n), (&v, _)| {
+                    (sum + of(f64::from(v)), n + 1)
+                })
+            }
+        });
+        let sums: Vec<(f64, usize)> = sums.collect();
+        let (sum, n) = sums.iter().fold((0.0, 0), |(a, n), (b, m)| (a + b, n + m));
+        sum / n.max(1) as f64
     };
-    let n = values().count().max(1) as f64;
-    let mean = values().sum::<f64>() / n;
-    let std = (values().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
-        .sqrt()
-        .max(1e-8);
-    for (index, v) in channel.indexed_iter_mut() {
-        if inside(index) {
-            *v = ((f64::from(*v) - mean) / std) as f32;
-        }
+    let mean = sum(&|v| v);
+    let std = sum(&|v| (v - mean).powi(2)).sqrt().max(1e-8);
+    let scaled = |v: f32| ((f64::from(v) - mean) / std) as f32;
+    match masked {
+        None => channel.par_mapv_inplace(scaled),
+        Some(labels) => Zip::from(channel).and(labels).par_for_each(|v, &label| {
+            if label >= 0 {
+                *v = scaled(*v);
+            }
+        }),
     }
 }
 

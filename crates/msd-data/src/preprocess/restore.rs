@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayView3, ArrayView4, Slice, Zip};
 
 use super::CaseProperties;
-use super::resample::{Kernel, resample, separate_axis};
+use super::resample::{resample_linear, separate_axis};
 use crate::error::{Error, Result};
 
 impl CaseProperties {
@@ -52,7 +52,7 @@ impl CaseProperties {
                     .and(logits)
                     .for_each(keep);
             } else {
-                let logits = resample(&logits, shape, separate, Kernel::Linear);
+                let logits = resample_linear(&logits, shape, separate);
                 Zip::from(&mut best)
                     .and(&mut labels)
                     .and(&logits)

@@ -46,7 +46,7 @@ fn organ() -> (Volume<f32>, LabelMap) {
 fn labels_come_back_to_where_they_were() {
     let (image, labels) = organ();
     let plan = test_plan([2.0, 1.5, 1.0], [2, 0, 1]);
-    let case = preprocess(&image, Some(&labels), &plan).unwrap();
+    let case = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap();
     assert_eq!(case.image.shape(), [1, 12, 10, 9], "cropped, x first");
     assert_eq!(case.properties.shape_before_cropping, [16, 14, 12]);
     let predicted = case.labels.as_ref().unwrap().mapv(|v| v.max(0) as u16);
@@ -58,7 +58,7 @@ fn labels_come_back_to_where_they_were() {
         case.locations.iter().map(|l| l.label).collect::<Vec<_>>(),
         [1, 2]
     );
-    let without_labels = preprocess(&image, None, &plan).unwrap();
+    let without_labels = preprocess(image, None, &plan).unwrap();
     assert_eq!(without_labels.image, case.image);
     assert!(without_labels.labels.is_none() && without_labels.locations.is_empty());
 }
@@ -67,7 +67,7 @@ fn labels_come_back_to_where_they_were() {
 fn logits_are_resampled_back() {
     let (image, labels) = organ();
     let plan = test_plan([1.0, 1.0, 1.0], [0, 1, 2]);
-    let case = preprocess(&image, Some(&labels), &plan).unwrap();
+    let case = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap();
     assert_eq!(case.image.shape(), [1, 15, 9, 24]);
     let truth = case.labels.as_ref().unwrap();
     let (d, h, w) = truth.dim();
@@ -106,7 +106,7 @@ fn ill_fitting_cases_are_refused() {
     let (image, mut labels) = organ();
     let plan = test_plan([1.0; 3], [0, 1, 2]);
     labels.data = Array3::zeros((14, 12, 15));
-    let message = preprocess(&image, Some(&labels), &plan)
+    let message = preprocess(image.clone(), Some(labels.clone()), &plan)
         .unwrap_err()
         .to_string();
     assert_eq!(
@@ -118,7 +118,7 @@ fn ill_fitting_cases_are_refused() {
         geometry: image.geometry,
     };
     assert!(
-        preprocess(&two, None, &plan)
+        preprocess(two, None, &plan)
             .unwrap_err()
             .to_string()
             .contains("image channels")
