@@ -1,68 +1,122 @@
 //! Transforms of one voxel at a time. `channel` is one channel of a patch.
 
-use std::f32::consts::TAU;
+#![expect(
+    clippy::inline_always,
+    reason = "a transform is compiled anew for each set of vectors that it is dispatched to"
+)]
 
-use rand::{Rng, RngExt};
+use std::f32::consts::LN_2;
+
+use pulp::{Arch, NullaryFnOnce};
+use rand::Rng;
+
+use super::vector_math::{log2, moments, power, sin_cos_turns};
 
 /// Adds normally distributed noise of standard deviation `std` (Box-Muller).
 pub(crate) fn add_noise(image: &mut [f32], std: f32, rng: &mut impl Rng) {
-    for pair in image.chunks_mut(2) {
-        // 1 - u lies in (0, 1]: the logarithm is finite.
-        let radius = std * (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
-        let (sin, cos) = (TAU * rng.random::<f32>()).sin_cos();
-        for (v, direction) in pair.iter_mut().zip([cos, sin]) {
-            *v += radius * direction;
+    for block in image.chunks_mut(2 * PAIRS) {
+        let mut bytes = [0; 8 * PAIRS];
+        rng.fill_bytes(&mut bytes);
+        Arch::new().dispatch(AddNoise { block, std, bytes });
+    }
+}
+
+/// Pairs of numbers that are made at once.
+const PAIRS: usize = 64;
+
+struct AddNoise<'a> {
+    block: &'a mut [f32],
+    std: f32,
+    bytes: [u8; 8 * PAIRS],
+}
+
+impl NullaryFnOnce for AddNoise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let (numbers, _) = self.bytes.as_chunks::<4>();
+        // 24 random bits: u + 1 / 2^25 lies in (0, 1), so the logarithm is finite.
+        let uniform = |i: usize| (u32::from_le_bytes(numbers[i]) >> 8) as f32 / (1u32 << 24) as f32;
+        let mut noise = [0.0; 2 * PAIRS];
+        for i in 0..PAIRS {
+            let u = uniform(i) + 1.0 / (1u32 << 25) as f32;
+            let radius = self.std * (-2.0 * LN_2 * log2(u)).max(0.0).sqrt();
+            let (sin, cos) = sin_cos_turns(uniform(PAIRS + i));
+            noise[i] = radius * cos;
+            noise[PAIRS + i] = radius * sin;
+        }
+        for (v, noise) in self.block.iter_mut().zip(noise) {
+            *v += noise;
         }
     }
 }
 
-/// x f
-pub(crate) fn brightness(channel: &mut [f32], f: f32) {
-    for v in channel {
-        *v *= f;
-    }
+/// Brightness, then contrast, each a factor if it was drawn, in one sweep: x b, then (x - mean) c + mean within the
+/// old range.
+pub(crate) struct BrightnessAndContrast<'a> {
+    pub(crate) channel: &'a mut [f32],
+    pub(crate) brightness: Option<f32>,
+    pub(crate) contrast: Option<f32>,
 }
 
-/// (x - mean) f + mean, within the old range.
-pub(crate) fn contrast(channel: &mut [f32], f: f32) {
-    let (mean, _) = mean_and_std(channel);
-    let (min, max) = range(channel);
-    for v in channel.iter_mut() {
-        *v = ((*v - mean) * f + mean).clamp(min, max);
+impl NullaryFnOnce for BrightnessAndContrast<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let b = self.brightness.unwrap_or(1.0);
+        let Some(c) = self.contrast else {
+            return self.channel.iter_mut().for_each(|v| *v *= b);
+        };
+        let before = moments(self.channel);
+        let (mean, min, max) = (b * before.mean, b * before.min, b * before.max);
+        for v in self.channel {
+            let contrasted = (*v * b - mean) * c + mean;
+            let raised = if contrasted < min { min } else { contrasted };
+            *v = if raised > max { max } else { raised };
+        }
     }
 }
 
 /// ((x - min) / range)^g range + min, then shifted and scaled to the old mean and standard deviation; of the negative
 /// image if `inverted`.
-pub(crate) fn gamma(channel: &mut [f32], g: f32, inverted: bool) {
-    let sign = if inverted { -1.0 } else { 1.0 };
-    let (mean, std) = mean_and_std(channel);
-    let (low, high) = range(channel);
-    let (min, extent) = (if inverted { -high } else { low }, high - low);
-    let scale = 1.0 / extent.max(1e-7);
-    for v in channel.iter_mut() {
-        *v = ((sign * *v - min) * scale).max(0.0).powf(g) * extent + min;
-    }
-    let (new_mean, new_std) = mean_and_std(channel);
-    let factor = std / new_std.max(1e-8);
-    for v in channel.iter_mut() {
-        *v = sign * ((*v - new_mean) * factor + sign * mean);
+pub(crate) struct Gamma<'a> {
+    pub(crate) channel: &'a mut [f32],
+    pub(crate) g: f32,
+    pub(crate) inverted: bool,
+}
+
+impl NullaryFnOnce for Gamma<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self {
+            channel,
+            g,
+            inverted,
+        } = self;
+        let sign = if inverted { -1.0 } else { 1.0 };
+        let before = moments(channel);
+        let extent = before.max - before.min;
+        let min = if inverted { -before.max } else { before.min };
+        let scale = 1.0 / extent.max(1e-7);
+        for v in channel.iter_mut() {
+            let x = (sign * *v - min) * scale;
+            let x = if x > 0.0 { x } else { 0.0 };
+            let x = if x < 1.0 { x } else { 1.0 };
+            *v = power(x, g) * extent + min;
+        }
+        let after = moments(channel);
+        let factor = before.std / after.std.max(1e-8);
+        for v in channel.iter_mut() {
+            *v = sign * (*v - after.mean) * factor + before.mean;
+        }
     }
 }
 
-/// Mean and sample standard deviation, summed in f64 in a fixed order.
-fn mean_and_std(values: &[f32]) -> (f32, f32) {
-    let n = values.len() as f64;
-    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    let squares = values
-        .iter()
-        .map(|&v| (f64::from(v) - mean).powi(2))
-        .sum::<f64>();
-    (mean as f32, (squares / (n - 1.0).max(1.0)).sqrt() as f32)
-}
-
-fn range(values: &[f32]) -> (f32, f32) {
-    values.iter().fold((f32::MAX, f32::MIN), |(min, max), &v| {
-        (min.min(v), max.max(v))
-    })
+/// Applies a transform with the vectors of this processor.
+pub(crate) fn apply(transform: impl NullaryFnOnce<Output = ()>) {
+    Arch::new().dispatch(transform);
 }

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 mod filter;
 mod intensity;
 mod spatial;
+mod vector_math;
+
+use intensity::{BrightnessAndContrast, Gamma};
 
 pub(crate) use filter::blur;
 pub(crate) use intensity::add_noise;
@@ -155,15 +158,20 @@ impl Augmentation {
                 filter::blur(channel, shape, sigma);
             }
         }
-        if rng.random_bool(self.brightness) {
-            patch
-                .channels_mut()
-                .for_each(|channel| intensity::brightness(channel, around_one(0.75, 1.25, rng)));
-        }
-        if rng.random_bool(self.contrast) {
-            patch
-                .channels_mut()
-                .for_each(|channel| intensity::contrast(channel, around_one(0.75, 1.25, rng)));
+        let (brighten, contrast) = (
+            rng.random_bool(self.brightness),
+            rng.random_bool(self.contrast),
+        );
+        if brighten || contrast {
+            patch.channels_mut().for_each(|channel| {
+                let mut factor = |drawn: bool| drawn.then(|| around_one(0.75, 1.25, rng));
+                let (brightness, contrast) = (factor(brighten), factor(contrast));
+                intensity::apply(BrightnessAndContrast {
+                    channel,
+                    brightness,
+                    contrast,
+                });
+            });
         }
         if rng.random_bool(self.low_resolution) {
             let flat = spatial::is_flat(shape);
@@ -182,7 +190,12 @@ impl Augmentation {
         for (probability, inverted) in [(self.gamma_inverted, true), (self.gamma, false)] {
             if rng.random_bool(probability) {
                 patch.channels_mut().for_each(|channel| {
-                    intensity::gamma(channel, around_one(0.7, 1.5, rng), inverted);
+                    let g = around_one(0.7, 1.5, rng);
+                    intensity::apply(Gamma {
+                        channel,
+                        g,
+                        inverted,
+                    });
                 });
             }
         }

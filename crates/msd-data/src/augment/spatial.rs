@@ -1,7 +1,13 @@
 //! Rotation, scaling and cropping in one interpolation.
+#![expect(
+    clippy::inline_always,
+    reason = "what interpolates is compiled anew for each set of vectors that it is dispatched to"
+)]
 
 use std::f32::consts::PI;
+use std::ops::Range;
 
+use pulp::{Arch, NullaryFnOnce};
 use rand::{Rng, RngExt};
 
 use super::{Augmentation, Patch};
@@ -197,23 +203,86 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn interpolate(&self, m: &[[f32; 3]; 3], out: &mut Patch) {
-        let [pd, ph, pw] = out.shape;
-        let centre = out.shape.map(|n| (n as f32 - 1.0) / 2.0);
-        let target = self.enlarged.map(|n| (n as f32 - 1.0) / 2.0);
-        let voxels = pd * ph * pw;
-        let mut at = 0;
-        for d in 0..pd {
-            for h in 0..ph {
-                let (d, h) = (d as f32 - centre[0], h as f32 - centre[1]);
-                let row = [0, 1, 2].map(|a| m[a][0] * d + m[a][1] * h + target[a]);
-                for w in 0..pw {
-                    let w = w as f32 - centre[2];
-                    let src = [0, 1, 2].map(|a| row[a] + m[a][2] * w);
-                    self.voxel(src, at, voxels, out);
-                    at += 1;
+    fn interpolate(&self, matrix: &[[f32; 3]; 3], out: &mut Patch) {
+        Arch::new().dispatch(Interpolate {
+            source: self,
+            matrix,
+            out,
+        });
+    }
+
+    /// The voxels of a row whose eight neighbours lie in the image and the enlarged patch.
+    #[inline(always)]
+    fn inner(&self, n: usize, source: impl Fn(usize) -> [f32; 3]) -> Range<usize> {
+        // Along a row each coordinate only grows or only falls, also when rounded: what is inside is one range.
+        let inside = |w: usize, a: usize| {
+            let base = source(w)[a].floor() as isize + self.start[a];
+            base >= self.valid[a].0 && base + 1 < self.valid[a].1
+        };
+        let mut range = 0..n;
+        for a in 0..3 {
+            let lower = |w: usize| source(w)[a].floor() as isize + self.start[a] < self.valid[a].0;
+            let grows = source(n - 1)[a] >= source(0)[a];
+            let first = partition(n, |w| {
+                if grows {
+                    lower(w)
+                } else {
+                    !lower(w) && !inside(w, a)
                 }
-            }
+            });
+            let last = first + partition(n - first, |w| inside(first + w, a));
+            range = range.start.max(first)..range.end.min(last);
+        }
+        range.start.min(range.end)..range.end
+    }
+
+    /// Vectorised: nothing but arithmetic.
+    #[inline(always)]
+    fn place(&self, source: [f32; 3]) -> Place {
+        let floor = source.map(f32::floor);
+        let base = [0, 1, 2].map(|a| floor[a] as i32 + self.start[a] as i32);
+        Place {
+            corner: ((base[0] * self.shape[1] as i32 + base[1]) * self.shape[2] as i32 + base[2])
+                as u32,
+            t: [0, 1, 2].map(|a| source[a] - floor[a]),
+        }
+    }
+
+    /// Trilinear values of a channel.
+    #[inline(always)]
+    fn values(&self, channel: &[f32], places: &[Place], out: &mut [f32]) {
+        let [_, sh, sw] = self.shape;
+        let lerp = |[a, b]: [f32; 2], t: f32| a + (b - a) * t;
+        for (v, place) in out.iter_mut().zip(places) {
+            let corner = place.corner as usize;
+            let [tz, ty, tx] = place.t;
+            let pair = |offset: usize| {
+                let pair = &channel[corner + offset..][..2];
+                lerp([pair[0], pair[1]], tx)
+            };
+            let near = lerp([pair(0), pair(sw)], ty);
+            let far = lerp([pair(sh * sw), pair(sh * sw + sw)], ty);
+            *v = lerp([near, far], tz);
+        }
+    }
+
+    /// The label with the largest interpolated indicator.
+    #[inline(always)]
+    fn winners(&self, places: &[Place], out: &mut [i16]) {
+        let [_, sh, sw] = self.shape;
+        for (label, place) in out.iter_mut().zip(places) {
+            let corner = place.corner as usize;
+            let pairs = [0, sw, sh * sw, sh * sw + sw].map(|offset| {
+                let pair = &self.labels[corner + offset..][..2];
+                [pair[0], pair[1]]
+            });
+            let first = pairs[0][0];
+            *label = if pairs == [[first; 2]; 4] {
+                first
+            } else {
+                let [tz, ty, tx] = place.t;
+                heaviest(pairs, &corner_weights(tz, ty, tx))
+            };
         }
     }
 
@@ -223,35 +292,8 @@ impl<'a> Source<'a> {
         let floor = src.map(f32::floor);
         let [tz, ty, tx] = [0, 1, 2].map(|a| src[a] - floor[a]);
         let base = [0, 1, 2].map(|a| floor[a] as isize + self.start[a]);
-        let weights = [
-            (1.0 - tz) * (1.0 - ty) * (1.0 - tx),
-            (1.0 - tz) * (1.0 - ty) * tx,
-            (1.0 - tz) * ty * (1.0 - tx),
-            (1.0 - tz) * ty * tx,
-            tz * (1.0 - ty) * (1.0 - tx),
-            tz * (1.0 - ty) * tx,
-            tz * ty * (1.0 - tx),
-            tz * ty * tx,
-        ];
+        let weights = corner_weights(tz, ty, tx);
         let [_, sh, sw] = self.shape;
-        if (0..3).all(|a| base[a] >= self.valid[a].0 && base[a] + 1 < self.valid[a].1) {
-            let corner = (base[0] as usize * sh + base[1] as usize) * sw + base[2] as usize;
-            let taps = [0, 1, sw, sw + 1].map(|o| corner + o);
-            let below = taps.map(|t| t + sh * sw);
-            let taps = [
-                taps[0], taps[1], taps[2], taps[3], below[0], below[1], below[2], below[3],
-            ];
-            for c in 0..self.channels() {
-                let channel = &self.image[c * self.labels.len()..];
-                out.image[c * voxels + at] = taps
-                    .iter()
-                    .zip(&weights)
-                    .map(|(&t, w)| channel[t] * w)
-                    .sum();
-            }
-            out.labels[at] = heaviest(taps.map(|t| self.labels[t]), &weights);
-            return;
-        }
         if (0..3).any(|a| base[a] + 1 < self.valid[a].0 || base[a] >= self.valid[a].1) {
             return; // 0 and -1 already
         }
@@ -271,27 +313,186 @@ impl<'a> Source<'a> {
             }
         }
         if (0..3).all(|a| (0.0..=(self.enlarged[a] - 1) as f32).contains(&src[a])) {
-            out.labels[at] = heaviest(labels, &weights);
+            let [a, b, c, d, e, f, g, h] = labels;
+            out.labels[at] = heaviest([[a, b], [c, d], [e, f], [g, h]], &weights);
         }
     }
 }
 
-#[inline]
-fn heaviest(labels: [i16; 8], weights: &[f32; 8]) -> i16 {
-    if labels[1..].iter().all(|&l| l == labels[0]) {
-        return labels[0];
+/// Where a voxel of a patch comes from: the first of eight voxels, and how far it lies from it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    corner: u32,
+    t: [f32; 3],
+}
+
+/// Fills a patch row by row: the voxels that lie between eight of the image in one loop for their places and one for
+/// their values, the few at its border one at a time.
+struct Interpolate<'a> {
+    source: &'a Source<'a>,
+    matrix: &'a [[f32; 3]; 3],
+    out: &'a mut Patch,
+}
+
+impl NullaryFnOnce for Interpolate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self {
+            source,
+            matrix: m,
+            out,
+        } = self;
+        let [pd, ph, pw] = out.shape;
+        let centre = out.shape.map(|n| (n as f32 - 1.0) / 2.0);
+        let target = source.enlarged.map(|n| (n as f32 - 1.0) / 2.0);
+        let voxels = pd * ph * pw;
+        let mut places = vec![Place::default(); pw];
+        for d in 0..pd {
+            for h in 0..ph {
+                let (y, x) = (d as f32 - centre[0], h as f32 - centre[1]);
+                let row = [0, 1, 2].map(|a| m[a][0] * y + m[a][1] * x + target[a]);
+                let from = |w: usize| {
+                    let w = w as f32 - centre[2];
+                    [0, 1, 2].map(|a| row[a] + m[a][2] * w)
+                };
+                let inner = source.inner(pw, from);
+                let places = &mut places[..inner.len()];
+                for (w, place) in inner.clone().zip(&mut *places) {
+                    *place = source.place(from(w));
+                }
+                let at = (d * ph + h) * pw;
+                for c in 0..source.channels() {
+                    let channel = &source.image[c * source.labels.len()..][..source.labels.len()];
+                    let out = &mut out.image[c * voxels + at..][inner.clone()];
+                    source.values(channel, places, out);
+                }
+                source.winners(places, &mut out.labels[at..][inner.clone()]);
+                for w in (0..inner.start).chain(inner.end..pw) {
+                    source.voxel(from(w), at + w, voxels, out);
+                }
+            }
+        }
+    }
+}
+
+/// The first of 0..n for which `before` does not hold, if it holds for a first part only.
+#[inline(always)]
+fn partition(n: usize, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, n);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+fn corner_weights(tz: f32, ty: f32, tx: f32) -> [f32; 8] {
+    let [sz, sy, sx] = [1.0 - tz, 1.0 - ty, 1.0 - tx];
+    let plane = [sy * sx, sy * tx, ty * sx, ty * tx];
+    let [a, b, c, d] = plane;
+    [
+        sz * a,
+        sz * b,
+        sz * c,
+        sz * d,
+        tz * a,
+        tz * b,
+        tz * c,
+        tz * d,
+    ]
+}
+
+/// The label of the largest total weight, the lowest of equals.
+fn heaviest(corners: [[i16; 2]; 4], weights: &[f32; 8]) -> i16 {
+    let labels = corners.as_flattened();
+    let total = |label: i16| {
+        let weights = labels.iter().zip(weights);
+        weights
+            .map(|(l, w)| if *l == label { *w } else { 0.0 })
+            .sum::<f32>()
+    };
+    // Most often two labels meet: one and the other.
+    let first = labels[0];
+    let other = labels
+        .iter()
+        .copied()
+        .find(|&l| l != first)
+        .unwrap_or(first);
+    if labels.iter().all(|&l| l == first || l == other) {
+        let (a, b) = (total(first), total(other));
+        let first_wins = a > b || (a == b && first <= other);
+        return if first_wins { first } else { other };
     }
     let (mut best, mut best_weight) = (i16::MAX, -1.0);
-    for &label in &labels {
-        let weight: f32 = labels
-            .iter()
-            .zip(weights)
-            .filter(|(l, _)| **l == label)
-            .map(|(_, w)| w)
-            .sum();
+    for &label in labels {
+        let weight = total(label);
         if weight > best_weight || (weight == best_weight && label < best) {
             (best, best_weight) = (label, weight);
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array3, Array4};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::preprocess::CaseProperties;
+
+    proptest! {
+        /// Rows with their ranges and vectors as voxel by voxel.
+        #[test]
+        fn rows_equal_their_voxels(
+            angles in prop::array::uniform3(-3.2f32..3.2),
+            scale in 0.7f32..1.4,
+            start in prop::array::uniform3(-9isize..9),
+            shape in prop::array::uniform3(2usize..17),
+            patch in prop::array::uniform3(1usize..10),
+            flat: bool,
+        ) {
+            let mut n = 1u32;
+            let mut noise = || {
+                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                n >> 16
+            };
+            let [d, h, w] = shape;
+            let image = Array4::from_shape_simple_fn((2, d, h, w), || noise() as f32 / 65536.0);
+            let labels = Array3::from_shape_fn(shape, |(z, y, x)| ((z / 3 + y / 2 + x / 4) % 4) as i16 - 1);
+            let properties = CaseProperties {
+                spacing_mm: [1.0; 3],
+                target_spacing_mm: [1.0; 3],
+                shape_before_cropping: shape,
+                crop: [[0, d], [0, h], [0, w]],
+                shape,
+                transpose_forward: [0, 1, 2],
+            };
+            let case = PreparedCase { image, labels: Some(labels), locations: vec![], properties };
+            let transform = SpatialTransform::affine(angles, scale, flat);
+            let enlarged = enlarged(patch);
+            let found = transform.extract(&case, start, enlarged, patch);
+
+            let source = Source::new(&case, start, enlarged);
+            let voxels: usize = patch.iter().product();
+            let mut expected = Patch { image: vec![0.0; 2 * voxels], labels: vec![-1; voxels], shape: patch };
+            let m = transform.matrix.expect("affine");
+            let centre = |n: usize| (n as f32 - 1.0) / 2.0;
+            for (at, (z, y, x)) in ndarray::indices(patch).into_iter().enumerate() {
+                let o = [z as f32 - centre(patch[0]), y as f32 - centre(patch[1]), x as f32 - centre(patch[2])];
+                let row = [0, 1, 2].map(|a| m[a][0] * o[0] + m[a][1] * o[1] + centre(enlarged[a]));
+                source.voxel([0, 1, 2].map(|a| row[a] + m[a][2] * o[2]), at, voxels, &mut expected);
+            }
+            prop_assert_eq!(&found.labels, &expected.labels);
+            for (a, b) in found.image.iter().zip(&expected.image) {
+                prop_assert!((a - b).abs() < 1e-5, "{} {}", a, b);
+            }
+        }
+    }
 }

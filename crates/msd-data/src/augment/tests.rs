@@ -210,7 +210,11 @@ fn intensity_transforms_follow_their_formulas() {
     for inverted in [false, true] {
         for g in [0.7, 1.0, 1.5] {
             let mut v = original.clone();
-            intensity::gamma(&mut v, g, inverted);
+            intensity::apply(Gamma {
+                channel: &mut v,
+                g,
+                inverted,
+            });
             let (new_mean, new_std) = stats(&v);
             assert!(
                 (new_mean - mean).abs() < 1e-4 && (new_std - std).abs() < 1e-4,
@@ -235,14 +239,32 @@ fn intensity_transforms_follow_their_formulas() {
             }
         }
     }
+    let change = |channel: &mut [f32], brightness, contrast| {
+        intensity::apply(BrightnessAndContrast {
+            channel,
+            brightness,
+            contrast,
+        });
+    };
     let mut v = original.clone();
-    intensity::contrast(&mut v, 1.25);
+    change(&mut v, None, Some(1.25));
     assert!(
         v.iter().all(|v| (min..=max).contains(v)),
         "within the old range"
     );
-    intensity::brightness(&mut v, 0.5);
-    assert!(v.iter().all(|v| (min * 0.5..=max * 0.5).contains(v)));
+    for (v, original) in v.iter().zip(&original) {
+        let expected = ((original - mean) * 1.25 + mean).clamp(min, max);
+        assert!((v - expected).abs() < 1e-5, "{v} {expected}");
+    }
+    let mut one_after_the_other = original.clone();
+    for (b, c) in [(Some(0.5), None), (None, Some(0.8))] {
+        change(&mut one_after_the_other, b, c);
+    }
+    let mut at_once = original.clone();
+    change(&mut at_once, Some(0.5), Some(0.8));
+    for (a, b) in at_once.iter().zip(&one_after_the_other) {
+        assert!((a - b).abs() < 1e-6, "{a} {b}");
+    }
     let mut noise = vec![0.0; 100_001];
     intensity::add_noise(&mut noise, 0.1, &mut rng(3, Purpose::Weights, 0, 0, 0));
     let (mean, std) = stats(&noise);

@@ -17,7 +17,11 @@ pub struct ClassLocations {
 ///
 /// Counts first and then finds the voxels drawn by their rank: memory is for what is kept, whatever the labels' size.
 pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
-    let counts: Vec<Vec<usize>> = labels.outer_iter().into_par_iter().map(count).collect();
+    let counts: Vec<Vec<usize>> = labels
+        .outer_iter()
+        .into_par_iter()
+        .map(|slice| count(&slice))
+        .collect();
     let highest = counts.iter().map(Vec::len).max().unwrap_or(0);
     let label = |label: usize| {
         // Before each slice, and after the last.
@@ -45,7 +49,7 @@ pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
 }
 
 /// Voxels of each label from 0 on.
-fn count(slice: ArrayView2<i16>) -> Vec<usize> {
+fn count(slice: &ArrayView2<i16>) -> Vec<usize> {
     let mut counts = vec![0; 1];
     for &label in slice.iter().filter(|&&label| label > 0) {
         let label = label as usize;
@@ -75,8 +79,11 @@ fn find(slice: &ArrayView2<i16>, label: i16, wanted: impl Iterator<Item = usize>
     let mut wanted = wanted.peekable();
     let (mut rank, mut found) = (0, Vec::new());
     for (h, row) in slice.outer_iter().enumerate() {
-        if wanted.peek().is_none() {
-            break;
+        let Some(&next) = wanted.peek() else { break };
+        let in_row = row.iter().filter(|&&v| v == label).count();
+        if next >= rank + in_row {
+            rank += in_row;
+            continue;
         }
         for (w, _) in row.iter().enumerate().filter(|&(_, &v)| v == label) {
             if wanted.next_if_eq(&rank).is_some() {

@@ -2,12 +2,16 @@
 //! at `(i + 0.5) n_in / n_out - 0.5` of the input, edges replicate, there is no anti-aliasing. Every interpolation
 //! is separable, so images are done one axis at a time, axes that grow most last, in blocks of neighbouring lines whose
 //! arithmetic fills a vector. Labels are decided voxel by voxel from the corners around, without a map of their own.
+#![expect(
+    clippy::inline_always,
+    reason = "a block is compiled anew for each set of vectors that it is dispatched to"
+)]
 
 use ndarray::{
     Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Zip,
     parallel::prelude::*,
 };
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// Interpolation along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +79,7 @@ pub(crate) fn resample_image(
     }
     let mut out = Array4::zeros((image.dim().0, shape[0], shape[1], shape[2]));
     for (from, to) in image.outer_iter().zip(out.outer_iter_mut()) {
-        resample_into(from, to, separate, Kernel::Cubic);
+        resample_into(&from, to, separate, Kernel::Cubic);
     }
     out
 }
@@ -186,13 +190,13 @@ pub(crate) fn resample_linear(
     separate: Option<usize>,
 ) -> Array3<f32> {
     let mut out = Array3::zeros(shape);
-    resample_into(volume.view(), out.view_mut(), separate, Kernel::Linear);
+    resample_into(volume, out.view_mut(), separate, Kernel::Linear);
     out
 }
 
 /// Resamples one volume to the shape of `to`; cubic results are clipped to the input's range.
 fn resample_into<T: Voxel>(
-    from: ArrayView3<T>,
+    from: &ArrayView3<T>,
     mut to: ArrayViewMut3<T>,
     separate: Option<usize>,
     kernel: Kernel,
@@ -207,7 +211,7 @@ fn resample_into<T: Voxel>(
     // What grows most comes last: the maps between stay small.
     axes.sort_by(|&a, &b| (n_out[a] * n_in[b]).cmp(&(n_out[b] * n_in[a])));
     let clip = kernel == Kernel::Cubic && !axes.is_empty();
-    let whole = (clip && separate.is_none()).then(|| range(&from));
+    let whole = (clip && separate.is_none()).then(|| range(from));
     let across = separate.filter(|&a| n_in[a] != n_out[a]);
     let mut current: Option<Array3<T>> = None;
     for (i, &axis) in axes.iter().enumerate() {
@@ -229,7 +233,7 @@ fn resample_into<T: Voxel>(
             Some(current) if across.is_some() => current.view_mut(),
             _ => to.view_mut(),
         };
-        clip_slices(in_plane, &from, axis);
+        clip_slices(in_plane, from, axis);
     }
     match across {
         Some(axis) => {
@@ -238,7 +242,7 @@ fn resample_into<T: Voxel>(
             let slices = to.axis_iter_mut(Axis(axis)).into_par_iter().zip(picked);
             slices.for_each(|(mut to, i)| to.assign(&source.index_axis(Axis(axis), i)));
         }
-        None if axes.is_empty() => to.assign(&from),
+        None if axes.is_empty() => to.assign(from),
         None => {}
     }
 }
@@ -313,7 +317,12 @@ fn along<T: Voxel>(
             blocks
                 .zip(from.axis_chunks_iter(Axis(1), BLOCK))
                 .for_each(|(to, from)| {
-                    Arch::new().dispatch(|| taps.apply(&from, to, bounds));
+                    Arch::new().dispatch(Block {
+                        taps: &taps,
+                        from,
+                        to,
+                        bounds,
+                    });
                 });
         });
 }
@@ -356,12 +365,7 @@ impl Taps {
         }
     }
 
-    /// A block of lines, `[samples, lines]`.
     #[inline(always)]
-    #[expect(
-        clippy::inline_always,
-        reason = "to be compiled for the vectors of its caller"
-    )]
     fn apply<T: Voxel>(
         &self,
         from: &ArrayView2<T>,
@@ -407,12 +411,25 @@ impl Taps {
     }
 }
 
+/// A block of lines, `[samples, lines]`, to be resampled.
+struct Block<'a, T> {
+    taps: &'a Taps,
+    from: ArrayView2<'a, T>,
+    to: ArrayViewMut2<'a, T>,
+    bounds: Option<(T, T)>,
+}
+
+impl<T: Voxel> NullaryFnOnce for Block<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.taps.apply(&self.from, self.to, self.bounds);
+    }
+}
+
 /// Lines side by side in f64, their end values repeated `pad` times.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "to be compiled for the vectors of its caller"
-)]
 fn padded<T: Voxel>(from: &ArrayView2<T>, pad: usize) -> Vec<[f64; BLOCK]> {
     let n = from.dim().0;
     let mut lines = vec![[0.0; BLOCK]; n + 2 * pad];
@@ -431,10 +448,6 @@ fn padded<T: Voxel>(from: &ArrayView2<T>, pad: usize) -> Vec<[f64; BLOCK]> {
 /// Coefficients of the interpolating cubic B-splines through lines whose end values repeat `PAD` times and beyond
 /// (Unser, IEEE Signal Processing Magazine 1999), in place of the samples.
 #[inline(always)]
-#[expect(
-    clippy::inline_always,
-    reason = "to be compiled for the vectors of its caller"
-)]
 fn spline_coefficients(lines: &mut [[f64; BLOCK]]) {
     let pole = 3f64.sqrt() - 2.0;
     let end = lines.len() - 1;
