@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 epoch: 0,
                 iteration,
             };
-            sampler.batch(key);
+            sampler.batch(key)?;
         }
         Ok(start.seconds() / patches as f64)
     };

@@ -1,10 +1,11 @@
 //! What a dataset looks like: shapes, voxel sizes and the intensities of its foreground.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::Dataset;
+use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::nifti::read_geometry;
 use crate::preprocess::crop::nonzero_bounds;
 
 /// Facts about a training set that the planner needs. Triples are z, y, x as in the files.
@@ -48,19 +49,28 @@ pub struct IntensityStatistics {
 /// # Errors
 /// Those of [`Dataset::load_case`]; [`Error::NoForeground`]; [`Error::Invalid`] without training cases.
 pub fn fingerprint(dataset: &Dataset) -> Result<Fingerprint> {
+    fingerprint_within(dataset, &Memory::unlimited())
+}
+
+/// As [`fingerprint`], reading as many cases at once as `memory` allows.
+///
+/// # Errors
+/// Those of [`fingerprint`]; [`Error::Invalid`] for a case that is too large to be read.
+pub fn fingerprint_within(dataset: &Dataset, memory: &Memory) -> Result<Fingerprint> {
     if dataset.training.is_empty() {
         return Err(Error::Invalid(format!(
             "{}: dataset.json lists no training case",
             dataset.root.display()
         )));
     }
+    // The image, its labels, and the values of one channel's foreground, at most all.
+    let need = |case: &Case| {
+        let (geometry, _) = read_geometry(&case.image[0])?;
+        let voxels = geometry.shape.iter().map(|&n| n as u64).product::<u64>();
+        Ok(voxels * (4 * dataset.modalities.len() as u64 + 2 + 4))
+    };
     // In order of the cases, so sums and the first error do not depend on threads.
-    let per_case: Vec<_> = dataset
-        .training
-        .par_iter()
-        .map(|case| look_at(dataset, case))
-        .collect();
-    let cases = per_case.into_iter().collect::<Result<Vec<_>>>()?;
+    let cases = memory.each(&dataset.training, need, |case| look_at(dataset, case))?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()
@@ -96,7 +106,7 @@ struct Foreground {
 /// memory to some 100 MB for the largest task of the decathlon while moving a percentile by far less than noise.
 const MAX_SAMPLES: usize = 200_000;
 
-fn look_at(dataset: &Dataset, case: &crate::dataset::Case) -> Result<CaseFacts> {
+fn look_at(dataset: &Dataset, case: &Case) -> Result<CaseFacts> {
     let (image, labels) = dataset.load_case(case)?;
     let bounds = nonzero_bounds(&image.data.view());
     let shape_after_crop = bounds.map(|b| b.len());

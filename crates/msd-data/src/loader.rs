@@ -58,7 +58,7 @@ impl Loader<SampledBatch> {
         num_threads: usize,
         queue: usize,
     ) -> Self {
-        Self::with_maker(move |key| Ok(sampler.batch(key)), keys, num_threads, queue)
+        Self::with_maker(move |key| sampler.batch(key), keys, num_threads, queue)
     }
 }
 

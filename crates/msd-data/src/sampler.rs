@@ -1,13 +1,11 @@
 //! Batches of patches drawn from prepared cases.
 
-use std::sync::Arc;
-
 use rand::RngExt;
 
 use crate::augment::{Augmentation, Patch, SpatialTransform};
 use crate::error::{Error, Result};
-use crate::preprocess::PreparedCase;
 use crate::random::{Purpose, rng};
+use crate::training_case::TrainingCase;
 
 /// Names one batch. Equal keys give equal batches, whatever was drawn before, on any thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +39,7 @@ pub struct SampledBatch {
 /// third of each batch centred on foreground, patches that may reach beyond the image (padded with 0 and background).
 #[derive(Debug, Clone)]
 pub struct PatchSampler {
-    cases: Vec<Arc<PreparedCase>>,
+    cases: Vec<TrainingCase>,
     patch_size: [usize; 3],
     batch_size: usize,
     augmentation: Augmentation,
@@ -58,7 +56,7 @@ impl PatchSampler {
     /// [`Error::Invalid`] without cases, for a case without labels or with a label above 255, for an empty patch or
     /// batch, for a probability outside 0..=1. [`Error::Shape`] if cases differ in their number of channels.
     pub fn new(
-        cases: Vec<Arc<PreparedCase>>,
+        cases: Vec<impl Into<TrainingCase>>,
         patch_size: [usize; 3],
         batch_size: usize,
         augmentation: Augmentation,
@@ -73,30 +71,14 @@ impl PatchSampler {
         if cases.is_empty() {
             return Err(Error::Invalid("no case to draw patches from".to_owned()));
         }
+        let cases: Vec<TrainingCase> = cases.into_iter().map(Into::into).collect();
         for case in &cases {
-            let labels = case.labels.as_ref();
-            let labels = labels.ok_or_else(|| {
-                Error::Invalid("a case to draw patches from has no labels".to_owned())
-            })?;
-            if labels.shape() != &case.image.shape()[1..] {
-                let (found, expected) = (labels.shape().to_vec(), case.image.shape()[1..].to_vec());
-                return Err(Error::Shape {
-                    what: "labels of a prepared case",
-                    found,
-                    expected,
-                });
-            }
-            if let Some(label) = labels.iter().find(|&&v| v > 255) {
-                return Err(Error::Invalid(format!(
-                    "label {label}; batches hold labels up to 255"
-                )));
-            }
-            if case.image.shape()[0] != masked_channels.len() {
-                let (found, expected) = (vec![case.image.shape()[0]], vec![masked_channels.len()]);
+            case.check()?;
+            if case.channels() != masked_channels.len() {
                 return Err(Error::Shape {
                     what: "channels of a prepared case",
-                    found,
-                    expected,
+                    found: vec![case.channels()],
+                    expected: vec![masked_channels.len()],
                 });
             }
         }
@@ -122,7 +104,10 @@ impl PatchSampler {
     }
 
     /// The batch named by `key`.
-    pub fn batch(&self, key: BatchKey) -> SampledBatch {
+    ///
+    /// # Errors
+    /// Those of reading a stored case; none for cases in memory.
+    pub fn batch(&self, key: BatchKey) -> Result<SampledBatch> {
         let [d, h, w] = self.patch_size;
         let (b, c) = (self.batch_size, self.masked_channels.len());
         let mut batch = SampledBatch {
@@ -133,7 +118,7 @@ impl PatchSampler {
             cases: Vec::with_capacity(b),
         };
         for sample in 0..b {
-            let (case, patch) = self.sample(key, sample);
+            let (case, patch) = self.sample(key, sample)?;
             batch.x.extend(patch.image);
             // -1, outside of the image or its nonzero region, has served its purpose.
             batch
@@ -141,10 +126,10 @@ impl PatchSampler {
                 .extend(patch.labels.iter().map(|&label| label.max(0) as u8));
             batch.cases.push(case);
         }
-        batch
+        Ok(batch)
     }
 
-    fn sample(&self, key: BatchKey, sample: usize) -> (usize, Patch) {
+    fn sample(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch)> {
         let rng = &mut rng(
             key.seed,
             key.purpose,
@@ -158,30 +143,19 @@ impl PatchSampler {
         // Rounding makes this every second sample of a batch of two, and none of a batch of one.
         let unforced =
             (self.batch_size as f64 * (1.0 - self.forced_foreground)).round_ties_even() as usize;
-        let shape = [
-            case.image.shape()[1],
-            case.image.shape()[2],
-            case.image.shape()[3],
-        ];
-        let focus = (sample >= unforced)
-            .then(|| foreground_voxel(case, rng))
-            .flatten();
+        let shape = case.shape();
+        let focus = if sample >= unforced {
+            case.foreground_voxel(rng)?
+        } else {
+            None
+        };
         let start = corner(shape, enlarged, self.patch_size, focus, rng);
         let spatial = SpatialTransform::draw(&self.augmentation, self.patch_size, rng);
-        let mut patch = spatial.extract(case, start, enlarged, self.patch_size);
+        let mut patch = spatial.extract(case, start, enlarged, self.patch_size)?;
         self.augmentation.apply(&mut patch, rng);
         patch.clear_outside(&self.masked_channels);
-        (case_idx, patch)
+        Ok((case_idx, patch))
     }
-}
-
-/// A voxel of a label drawn uniformly among those present.
-fn foreground_voxel(case: &PreparedCase, rng: &mut impl rand::Rng) -> Option<[u32; 3]> {
-    if case.locations.is_empty() {
-        return None;
-    }
-    let class = &case.locations[rng.random_range(0..case.locations.len())];
-    Some(class.voxels[rng.random_range(0..class.voxels.len())])
 }
 
 /// First voxel of the enlarged patch; may be negative. The final patch can reach beyond the image by half of what the

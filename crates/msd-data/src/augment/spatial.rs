@@ -11,7 +11,8 @@ use pulp::{Arch, NullaryFnOnce};
 use rand::{Rng, RngExt};
 
 use super::{Augmentation, Patch};
-use crate::preprocess::PreparedCase;
+use crate::error::Result;
+use crate::training_case::{Region, TrainingCase};
 
 /// Where each voxel of a patch comes from: `src = matrix (dst - centre of patch) + centre of enlarged patch`, or a
 /// plain crop of the centre.
@@ -105,27 +106,30 @@ impl SpatialTransform {
     /// interpolated indicator, the lowest of equals.
     pub(crate) fn extract(
         &self,
-        case: &PreparedCase,
+        case: &TrainingCase,
         start: [isize; 3],
         enlarged: [usize; 3],
         patch: [usize; 3],
-    ) -> Patch {
-        let source = Source::new(case, start, enlarged);
+    ) -> Result<Patch> {
         let voxels: usize = patch.iter().product();
-        let channels = source.channels();
         let mut out = Patch {
-            image: vec![0.0; channels * voxels],
+            image: vec![0.0; case.channels() * voxels],
             labels: vec![-1; voxels],
             shape: patch,
         };
         match &self.matrix {
-            None => source.crop(
-                [0, 1, 2].map(|a| start[a] + (enlarged[a] / 2 - patch[a] / 2) as isize),
-                &mut out,
-            ),
-            Some(matrix) => source.interpolate(matrix, &mut out),
+            None => {
+                let margin = |a: usize| (enlarged[a] / 2) as isize - (patch[a] / 2) as isize;
+                let from = [0, 1, 2].map(|a| start[a] + margin(a));
+                let source = case.region(from, patch)?;
+                Source::new(&source, from, patch).crop(&mut out);
+            }
+            Some(matrix) => {
+                let source = case.region(start, enlarged)?;
+                Source::new(&source, start, enlarged).interpolate(matrix, &mut out);
+            }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -133,51 +137,42 @@ fn multiply(a: &[[f32; 3]; 3], b: &[[f32; 3]; 3]) -> [[f32; 3]; 3] {
     [0, 1, 2].map(|i| [0, 1, 2].map(|j| (0..3).map(|k| a[i][k] * b[k][j]).sum()))
 }
 
-/// A case seen through an enlarged patch.
+/// A case, or the part of it at hand, seen through an enlarged patch.
 struct Source<'a> {
     image: &'a [f32],
     labels: &'a [i16],
+    channels: usize,
     shape: [usize; 3],
+    /// First voxel of the enlarged patch, in the voxels at hand.
     start: [isize; 3],
     enlarged: [usize; 3],
-    /// Case voxels within the enlarged patch, per axis: first and one past the last.
+    /// Voxels at hand within the enlarged patch, per axis: first and one past the last.
     valid: [(isize, isize); 3],
 }
 
 impl<'a> Source<'a> {
-    fn new(case: &'a PreparedCase, start: [isize; 3], enlarged: [usize; 3]) -> Self {
-        let labels = case
-            .labels
-            .as_ref()
-            .expect("the sampler takes labelled cases only");
-        let shape = [labels.dim().0, labels.dim().1, labels.dim().2];
+    fn new(region: &'a Region<'_>, start: [isize; 3], enlarged: [usize; 3]) -> Self {
+        let start = [0, 1, 2].map(|a| start[a] - region.origin[a] as isize);
         let valid = [0, 1, 2].map(|a| {
             (
                 start[a].max(0),
-                (start[a] + enlarged[a] as isize).min(shape[a] as isize),
+                (start[a] + enlarged[a] as isize).min(region.shape[a] as isize),
             )
         });
         Self {
-            image: case
-                .image
-                .as_slice()
-                .expect("prepared cases are in standard layout"),
-            labels: labels
-                .as_slice()
-                .expect("prepared cases are in standard layout"),
-            shape,
+            image: &region.image,
+            labels: &region.labels,
+            channels: region.channels,
+            shape: region.shape,
             start,
             enlarged,
             valid,
         }
     }
 
-    fn channels(&self) -> usize {
-        self.image.len() / self.labels.len()
-    }
-
     /// Copies what lies in the image.
-    fn crop(&self, from: [isize; 3], out: &mut Patch) {
+    fn crop(&self, out: &mut Patch) {
+        let from = self.start;
         let [pd, ph, pw] = out.shape;
         let [sd, sh, sw] = self.shape.map(|n| n as isize);
         let voxels = pd * ph * pw;
@@ -195,7 +190,7 @@ impl<'a> Source<'a> {
                 let (src, dst) = ((row + first as isize) as usize, (d * ph + h) * pw + first);
                 let n = last - first;
                 out.labels[dst..dst + n].copy_from_slice(&self.labels[src..src + n]);
-                for c in 0..self.channels() {
+                for c in 0..self.channels {
                     let (src, dst) = (src + c * self.labels.len(), dst + c * voxels);
                     out.image[dst..dst + n].copy_from_slice(&self.image[src..src + n]);
                 }
@@ -306,7 +301,7 @@ impl<'a> Source<'a> {
             ];
             if (0..3).all(|a| (self.valid[a].0..self.valid[a].1).contains(&tap[a])) {
                 let t = (tap[0] as usize * sh + tap[1] as usize) * sw + tap[2] as usize;
-                for c in 0..self.channels() {
+                for c in 0..self.channels {
                     out.image[c * voxels + at] += weight * self.image[c * self.labels.len() + t];
                 }
                 *label = self.labels[t];
@@ -363,7 +358,7 @@ impl NullaryFnOnce for Interpolate<'_> {
                     *place = source.place(from(w));
                 }
                 let at = (d * ph + h) * pw;
-                for c in 0..source.channels() {
+                for c in 0..source.channels {
                     let channel = &source.image[c * source.labels.len()..][..source.labels.len()];
                     let out = &mut out.image[c * voxels + at..][inner.clone()];
                     source.values(channel, places, out);
@@ -445,7 +440,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::preprocess::CaseProperties;
+    use crate::preprocess::{CaseProperties, PreparedCase};
 
     proptest! {
         /// Rows with their ranges and vectors as voxel by voxel.
@@ -477,9 +472,11 @@ mod tests {
             let case = PreparedCase { image, labels: Some(labels), locations: vec![], properties };
             let transform = SpatialTransform::affine(angles, scale, flat);
             let enlarged = enlarged(patch);
-            let found = transform.extract(&case, start, enlarged, patch);
+            let case = TrainingCase::from(case);
+            let found = transform.extract(&case, start, enlarged, patch).unwrap();
 
-            let source = Source::new(&case, start, enlarged);
+            let region = case.region(start, enlarged).unwrap();
+            let source = Source::new(&region, start, enlarged);
             let voxels: usize = patch.iter().product();
             let mut expected = Patch { image: vec![0.0; 2 * voxels], labels: vec![-1; voxels], shape: patch };
             let m = transform.matrix.expect("affine");

@@ -4,11 +4,11 @@
 //! its statistics are those of the scanner's own voxels.
 
 use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
+use crate::memory::Memory;
 use crate::nifti::{LabelMap, Volume};
 use crate::plan::Plan;
 
@@ -19,6 +19,7 @@ mod resample;
 mod restore;
 
 pub use locations::ClassLocations;
+pub(crate) use resample::resampled_shape;
 
 /// A case ready for training or prediction. Spatial axes D, H, W are the plan's
 /// (z, y, x moved by [`Plan::transpose_forward`]).
@@ -150,12 +151,18 @@ pub fn prepare_training_cases(
     ids: &[String],
     plan: &Plan,
 ) -> Result<Vec<PreparedCase>> {
-    let prepare = |id: &String| {
-        let (image, labels) = dataset.load_case(dataset.training_case(id)?)?;
-        preprocess(image, Some(labels), plan)
-    };
-    let cases: Vec<_> = ids.par_iter().map(prepare).collect();
-    cases.into_iter().collect()
+    let cases = ids
+        .iter()
+        .map(|id| dataset.training_case(id))
+        .collect::<Result<Vec<_>>>()?;
+    Memory::unlimited().each(
+        &cases,
+        |_| Ok(0),
+        |case| {
+            let (image, labels) = dataset.load_case(case)?;
+            preprocess(image, Some(labels), plan)
+        },
+    )
 }
 
 fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<()> {

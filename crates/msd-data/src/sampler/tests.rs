@@ -1,7 +1,10 @@
+use std::sync::Arc;
+
 use ndarray::{Array3, Array4};
 use proptest::prelude::*;
 
 use super::*;
+use crate::preprocess::PreparedCase;
 use crate::preprocess::{CaseProperties, ClassLocations};
 
 fn case(shape: [usize; 3], voxel: [usize; 3]) -> Arc<PreparedCase> {
@@ -49,7 +52,7 @@ fn half_of_a_batch_of_two_shows_foreground() {
         let sampler = PatchSampler::new(cases, [16, 16, 16], 2, augmentation, &[false]).unwrap();
         let (mut forced, mut random) = (0, 0);
         for i in 0..60 {
-            let batch = sampler.batch(key(i));
+            let batch = sampler.batch(key(i)).unwrap();
             assert_eq!(
                 (batch.x_shape, batch.target_shape),
                 ([2, 1, 16, 16, 16], [2, 16, 16, 16])
@@ -76,7 +79,7 @@ fn forced_patches_contain_their_voxel_without_augmentation() {
     )
     .unwrap();
     for i in 0..20 {
-        let batch = sampler.batch(key(i));
+        let batch = sampler.batch(key(i)).unwrap();
         assert!(
             batch.target[2 * 720..].contains(&2),
             "the last of three is forced"
@@ -92,7 +95,7 @@ fn the_forced_part_can_be_chosen() {
             PatchSampler::new(cases, [6, 6, 6], 1, Augmentation::none(), &[false]).unwrap();
         let sampler = sampler.with_forced_foreground(part);
         (0..20)
-            .filter(|&i| sampler.batch(key(i)).target.contains(&2))
+            .filter(|&i| sampler.batch(key(i)).unwrap().target.contains(&2))
             .count()
     };
     assert_eq!(whole(1.0), 20);
@@ -109,7 +112,7 @@ fn patches_larger_than_the_image_are_padded() {
         &[false],
     )
     .unwrap();
-    let batch = sampler.batch(key(0));
+    let batch = sampler.batch(key(0)).unwrap();
     assert_eq!(
         batch.x.iter().filter(|v| **v == 1.0).count(),
         5 * 6 * 7 - 1,
@@ -126,9 +129,9 @@ fn patches_larger_than_the_image_are_padded() {
 fn a_key_names_a_batch() {
     let cases = vec![case([20, 20, 20], [3, 3, 3]), case([22, 20, 20], [9, 3, 3])];
     let sampler = PatchSampler::new(cases, [12, 12, 12], 2, Augmentation::full(), &[true]).unwrap();
-    let first = sampler.batch(key(7));
-    sampler.batch(key(8));
-    assert_eq!(sampler.batch(key(7)), first);
+    let first = sampler.batch(key(7)).unwrap();
+    let _ = sampler.batch(key(8));
+    assert_eq!(sampler.batch(key(7)).unwrap(), first);
     for other in [
         key(8),
         BatchKey { seed: 6, ..key(7) },
@@ -138,13 +141,13 @@ fn a_key_names_a_batch() {
         },
         BatchKey { epoch: 1, ..key(7) },
     ] {
-        assert_ne!(sampler.batch(other), first, "{other:?}");
+        assert_ne!(sampler.batch(other).unwrap(), first, "{other:?}");
     }
 }
 
 #[test]
 fn impossible_requests_are_refused() {
-    let refuse = |cases, patch, batch, says: &str| {
+    let refuse = |cases: Vec<Arc<PreparedCase>>, patch, batch, says: &str| {
         let message = PatchSampler::new(cases, patch, batch, Augmentation::none(), &[false])
             .unwrap_err()
             .to_string();
@@ -181,7 +184,7 @@ proptest! {
     fn any_shape_works(shape in prop::array::uniform3(1usize..24), patch in prop::array::uniform3(1usize..20), seed: u64, full: bool) {
         let augmentation = if full { Augmentation::full() } else { Augmentation::none() };
         let sampler = PatchSampler::new(vec![case(shape, [0, 0, 0])], patch, 3, augmentation, &[false]).unwrap();
-        let batch = sampler.batch(BatchKey { seed, ..key(0) });
+        let batch = sampler.batch(BatchKey { seed, ..key(0) }).unwrap();
         prop_assert_eq!(batch.x.len(), 3 * patch.iter().product::<usize>());
         prop_assert!(batch.x.iter().all(|v| v.is_finite()));
         if !full {
