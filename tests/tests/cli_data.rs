@@ -163,3 +163,34 @@ fn check_lists_every_problem_and_ends_with_2() {
     let severe = |line: &&str| line.contains(r#""severity":"error""#);
     assert_eq!(lines.lines().filter(severe).count(), 2, "{lines}");
 }
+
+/// Cases that do not fit into memory go to files; the search is the same, a kill while they are made is no loss.
+#[test]
+fn a_search_within_little_memory_finds_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("Task00_Large");
+    Adw::new([
+        "phantom", "--shape", "48", "64", "56", "--cases", "10", "--test", "0",
+    ])
+    .path("--output", &data)
+    .succeed();
+    let search = |run: &str| {
+        Adw::new(["search", "--set=data.patch_size=[16,16,16]"])
+            .path("--data", &data)
+            .path("--run", &dir.path().join(run))
+            .args(TINY)
+    };
+    search("roomy").succeed();
+    let tight = search("tight").args(["--memory", "0.011"]);
+    let outcome = tight.succeed();
+    assert!(outcome.stderr.contains("kept in"), "{}", outcome.stderr);
+    let prepared = dir.path().join("tight/prepared");
+    assert_eq!(names(&prepared).len(), 8, "the training cases of one fold");
+    let found =
+        |run: &str| fs::read(dir.path().join(run).join("search/fold_0/architecture.json")).unwrap();
+    assert_eq!(found("roomy"), found("tight"));
+
+    let tiny = search("tiny").args(["--memory", "0.001"]).run();
+    tiny.assert_bad_input(&["GB"]);
+    assert!(!dir.path().join("tiny").exists());
+}

@@ -12,8 +12,8 @@ use std::{
 };
 
 use msd_data::{
-    Dataset, Fingerprint, IntensityStatistics, Normalization, Plan, PlanOptions, fingerprint,
-    five_folds, plan, preprocess,
+    Dataset, Fingerprint, IntensityStatistics, Memory, Normalization, Plan, PlanOptions,
+    fingerprint, five_folds, plan, preprocess,
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ struct Comparison {
 impl Comparison {
     fn of(&mut self, dataset: &Dataset) {
         let golden = self.json("nnUNetPlans.json").unwrap();
-        let found = fingerprint(dataset).unwrap();
+        let found = fingerprint(dataset, Memory::unlimited()).unwrap();
         self.fingerprint(&found);
         let mut plan = plan(&found, dataset, &PlanOptions::default()).unwrap();
         self.plan(&plan, &golden);

@@ -1,30 +1,74 @@
-//! Prepared cases, kept in memory and shared between the parts of a training.
+//! Prepared cases, shared between the parts of a training: in memory if they fit, else in files of the run.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use anyhow::Result;
-use msd_data::{PreparedCase, prepare_training_cases};
+use msd_data::{
+    Memory, TrainingCase, prepare_training_cases, store_training_cases, training_cases_bytes,
+};
 
-use crate::run::Run;
+use crate::{report::progress::note, run::Run};
 
 /// The cases prepared so far, by id.
-#[derive(Default)]
-pub(crate) struct Cases(BTreeMap<String, Arc<PreparedCase>>);
+pub(crate) struct Cases {
+    prepared: BTreeMap<String, TrainingCase>,
+    /// For the work of preparing.
+    memory: Memory,
+    /// Where cases are kept that do not fit into memory.
+    folder: Option<PathBuf>,
+}
 
 impl Cases {
+    /// For the cases called `ids`, which may take `left` of the memory. With more than that the run's folder is made, if
+    /// it is new, and they are kept in its `prepared/`, where a later training finds them.
+    ///
+    /// # Errors
+    /// An image whose header cannot be read; a disk that cannot be written to.
+    pub(crate) fn new(run: &mut Run, ids: &[String], left: Memory) -> Result<Self> {
+        let need = training_cases_bytes(&run.dataset, ids, &run.plan)?;
+        let fits = left.holds(need.prepared + need.preparing_largest);
+        let folder = if fits {
+            None
+        } else {
+            let folder = run.folder()?.prepared();
+            note(&format!(
+                "{} prepared cases take {:.1} GB: kept in {}",
+                ids.len(),
+                need.prepared as f64 / 1e9,
+                folder.display()
+            ));
+            Some(folder)
+        };
+        Ok(Self {
+            prepared: BTreeMap::new(),
+            // Of a case that is the last to be prepared, all others are in memory already.
+            memory: if fits { left.less(need.prepared) } else { left },
+            folder,
+        })
+    }
+
     /// The cases called `ids`, in their order, each read and prepared at most once.
     ///
     /// # Errors
     /// A case that cannot be read or does not fit the dataset; the first in the order of `ids`.
-    pub(crate) fn prepare(&mut self, run: &Run, ids: &[String]) -> Result<Vec<Arc<PreparedCase>>> {
+    pub(crate) fn prepare(&mut self, run: &Run, ids: &[String]) -> Result<Vec<TrainingCase>> {
         let missing: Vec<String> = ids
             .iter()
-            .filter(|id| !self.0.contains_key(*id))
+            .filter(|id| !self.prepared.contains_key(*id))
             .cloned()
             .collect();
-        let prepared = prepare_training_cases(&run.dataset, &missing, &run.plan)?;
-        self.0
-            .extend(missing.into_iter().zip(prepared.into_iter().map(Arc::new)));
-        Ok(ids.iter().map(|id| Arc::clone(&self.0[id])).collect())
+        let (dataset, plan, memory) = (&run.dataset, &run.plan, self.memory);
+        let prepared: Vec<TrainingCase> = match &self.folder {
+            None => prepare_training_cases(dataset, &missing, plan, memory)?
+                .into_iter()
+                .map(|case| Arc::new(case).into())
+                .collect(),
+            Some(folder) => store_training_cases(dataset, &missing, plan, folder, memory)?
+                .into_iter()
+                .map(TrainingCase::from)
+                .collect(),
+        };
+        self.prepared.extend(missing.into_iter().zip(prepared));
+        Ok(ids.iter().map(|id| self.prepared[id].clone()).collect())
     }
 }

@@ -4,9 +4,13 @@ use std::{fs, path::Path};
 
 use adw_supernet::{Architecture, SupernetConfig};
 use anyhow::Result;
-use msd_data::Plan;
+use msd_data::{Memory, Plan};
 
-use crate::failure::bad_input;
+use crate::{
+    args::Process,
+    failure::bad_input,
+    source::{QUEUE, num_loader_threads},
+};
 
 /// What a training needs at its peak, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +19,7 @@ pub(crate) struct Need {
     pub(crate) activations: u64,
     /// Weights, gradients and the optimisers' state.
     pub(crate) parameters: u64,
-    /// Prepared cases and batches on their way.
+    /// Batches on their way, and what is read of cases for them.
     pub(crate) data: u64,
 }
 
@@ -27,23 +31,20 @@ const BACKWARD: u64 = 2;
 const COPIES: u64 = 4;
 
 impl Need {
-    /// For training `architecture` (for a search: [`largest`]) on `num_cases` cases of `plan`'s median shape.
-    pub(crate) fn of(
-        architecture: &Architecture,
-        plan: &Plan,
-        batch_size: usize,
-        num_cases: usize,
-    ) -> Self {
+    /// For training `architecture` (for a search: [`largest`]) on batches of `plan`'s patches.
+    pub(crate) fn of(architecture: &Architecture, plan: &Plan, batch_size: usize) -> Self {
         let cost = architecture.cost(plan.patch_size);
-        let voxels = plan.median_shape.iter().product::<f64>() as u64;
-        // f32 intensities and i16 labels.
-        let case = voxels * (4 * plan.modalities.len() as u64 + 2);
+        let voxels = plan.patch_size.iter().product::<usize>() as u64;
+        // f32 intensities and u8 labels of the batches; a rotated patch is cut from a box of some four times its voxels.
+        let channels = plan.modalities.len() as u64;
+        let batch = voxels * (4 * channels + 1) * batch_size as u64;
+        let source = 4 * voxels * (4 * channels + 2);
         Self {
             activations: cost
                 .activation_bytes
                 .saturating_mul(BACKWARD * batch_size as u64),
             parameters: cost.parameters.saturating_mul(4 * COPIES),
-            data: case * num_cases as u64,
+            data: (QUEUE as u64 + 2) * batch + num_loader_threads() as u64 * source,
         }
     }
 
@@ -72,7 +73,15 @@ pub(crate) fn largest(config: &SupernetConfig) -> Result<Architecture> {
     )?)
 }
 
-/// Refuses work that does not fit in `limit_gb`, else in what the system has available; an unknown system has enough.
+/// What `--memory` allows, else what the system has available; an unknown system has enough.
+pub(crate) fn limit(process: &Process) -> Memory {
+    let asked = process.memory.map(|gb| (gb * 1e9) as u64);
+    asked
+        .or_else(available_bytes)
+        .map_or(Memory::unlimited(), Memory::bytes)
+}
+
+/// Refuses work that does not fit in the limit; what is left is for prepared cases.
 ///
 /// # Errors
 /// Names the need and the patch that causes it.
@@ -80,28 +89,23 @@ pub(crate) fn check(
     need: Need,
     patch: [usize; 3],
     batch_size: usize,
-    limit_gb: Option<f64>,
-) -> Result<()> {
-    let Some(available) = limit_gb
-        .map(|gb| (gb * 1e9) as u64)
-        .or_else(available_bytes)
-    else {
-        return Ok(());
-    };
-    if need.total() <= available {
-        return Ok(());
+    process: &Process,
+) -> Result<Memory> {
+    let limit = limit(process);
+    if limit.holds(need.total()) {
+        return Ok(limit.less(need.total()));
     }
     let gb = |bytes: u64| bytes as f64 / 1e9;
+    let available = process.memory.unwrap_or(gb(available_bytes().unwrap_or(0)));
     let [d, h, w] = patch;
     bad_input!(
         "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB ({:.2} GB of feature maps, \
-         {:.2} GB of weights, {:.2} GB of data), {:.2} GB are available: lower batch_size (of search or \
+         {:.2} GB of weights, {:.2} GB of batches), {available:.2} GB are available: lower batch_size (of search or \
          retrain), data.patch_size or network.max_width",
         gb(need.total()),
         gb(need.activations),
         gb(need.parameters),
-        gb(need.data),
-        gb(available)
+        gb(need.data)
     );
 }
 
@@ -189,8 +193,15 @@ mod tests {
             parameters: 500_000_000,
             data: 0,
         };
-        check(need, [8, 8, 8], 2, Some(3.6)).unwrap();
-        let message = check(need, [64, 96, 80], 2, Some(3.4))
+        let process = |gb| Process {
+            threads: None,
+            device: "cpu".to_owned(),
+            json: false,
+            memory: Some(gb),
+        };
+        let left = check(need, [8, 8, 8], 2, &process(3.6)).unwrap();
+        assert_eq!(left, Memory::bytes(100_000_000));
+        let message = check(need, [64, 96, 80], 2, &process(3.4))
             .unwrap_err()
             .to_string();
         assert!(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use msd_data::{Dataset, Plan, PlanOptions, fingerprint};
+use msd_data::{Dataset, Memory, Plan, PlanOptions, fingerprint};
 
 use crate::{
     args::ConfigArgs,
@@ -23,6 +23,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) config: &'a ConfigArgs,
     /// `--fold`
     pub(crate) fold: Option<usize>,
+    /// `--memory`
+    pub(crate) memory: Memory,
 }
 
 /// Everything that is the same for all folds and trainings of a run.
@@ -71,7 +73,7 @@ impl Run {
         let fold = wish.fold.unwrap_or(0);
         let splits = Splits::new(&dataset, config.settings.seed)?;
         splits.fold(fold)?;
-        let plan = plan(&dataset, &config)?;
+        let plan = plan(&dataset, &config, wish.memory)?;
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_owned(),
@@ -167,14 +169,14 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
 ///
 /// # Errors
 /// Bad data; a patch that the poolings do not divide.
-pub(crate) fn plan(dataset: &Dataset, config: &RunConfig) -> Result<Plan> {
+pub(crate) fn plan(dataset: &Dataset, config: &RunConfig, memory: Memory) -> Result<Plan> {
     let data = &config.settings.data;
     let options = PlanOptions {
         gpu_memory_gb: data.gpu_memory_gb,
         spacing_mm: data.spacing_mm,
         batch_size: None,
     };
-    let mut plan = msd_data::plan(&fingerprint(dataset)?, dataset, &options)?;
+    let mut plan = msd_data::plan(&fingerprint(dataset, memory)?, dataset, &options)?;
     if let Some(patch) = data.patch_size {
         for axis in 0..3 {
             let divisor: usize = plan.strides.iter().map(|stride| stride[axis]).product();

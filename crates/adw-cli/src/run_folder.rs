@@ -70,6 +70,11 @@ impl RunFolder {
         }
     }
 
+    /// Prepared cases that do not fit into memory.
+    pub(crate) fn prepared(&self) -> PathBuf {
+        self.root.join("prepared")
+    }
+
     /// `search/fold_<k>`
     pub(crate) fn search(&self, fold: usize) -> PathBuf {
         self.root.join(format!("search/fold_{fold}"))

@@ -5,11 +5,16 @@ use std::{collections::BTreeMap, sync::Arc};
 use adw_search::{Batch, BatchSource, BoxError, Part, Request, Requests};
 use candle_core::{Device, Tensor};
 use msd_data::{
-    Augmentation, BatchKey, Loader, PatchSampler, Plan, PreparedCase, Purpose, SampledBatch,
+    Augmentation, BatchKey, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase,
 };
 
 /// Batches waiting to be fetched, at most.
-const QUEUE: usize = 4;
+pub(crate) const QUEUE: usize = 4;
+
+/// Threads that make batches. A patch costs a small part of a training step, so a few keep up with all others.
+pub(crate) fn num_loader_threads() -> usize {
+    (rayon::current_num_threads() / 4).max(1)
+}
 
 /// Draws the batches of each part from that part's cases.
 pub(crate) struct PatchSource {
@@ -36,7 +41,7 @@ impl PatchSource {
     /// # Errors
     /// A part without cases; see [`PatchSampler::new`].
     pub(crate) fn new(
-        parts: Vec<(Part, Vec<Arc<PreparedCase>>)>,
+        parts: Vec<(Part, Vec<TrainingCase>)>,
         sampling: Sampling<'_>,
         device: &Device,
     ) -> msd_data::Result<Self> {
@@ -65,8 +70,7 @@ impl PatchSource {
         Ok(Self {
             samplers: Arc::new(samplers),
             seed,
-            // Preparing a patch costs a small part of a training step, so a few threads keep up with all others.
-            num_threads: (rayon::current_num_threads() / 4).max(1),
+            num_threads: num_loader_threads(),
             device: device.clone(),
             loader: None,
         })
@@ -92,7 +96,7 @@ impl BatchSource for PatchSource {
             .iter()
             .find(|(part, _)| purpose(**part) == key.purpose)
         {
-            Some((_, sampler)) => Ok((key, sampler.batch(key))),
+            Some((_, sampler)) => Ok((key, sampler.batch(key)?)),
             None => Err(msd_data::Error::Invalid(format!("no cases for {key:?}"))),
         };
         self.loader = Some(Loader::with_maker(make, keys, self.num_threads, QUEUE));

@@ -11,6 +11,9 @@ use msd_data::{
 };
 use ndarray::{Array3, Array4};
 
+/// Makes one transform certain.
+type Change = fn(&mut Augmentation);
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize| args.get(i).map(|arg| arg.parse::<usize>()).transpose();
@@ -23,21 +26,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let patch = triple(0)?.unwrap_or([40, 56, 40]);
     let shape = triple(4)?.unwrap_or(patch.map(|n| 2 * n));
     let [d, h, w] = shape;
-    let voxels = match args.get(3) {
-        Some(file) => std::fs::read(file)?
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect(),
-        None => {
-            let mut n = 1u32;
-            let mut noise = || {
-                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (n >> 8) as f32 / (1 << 23) as f32 - 1.0
-            };
-            (0..d * h * w).map(|_| noise()).collect()
-        }
+    let voxels = if let Some(file) = args.get(3) {
+        let bytes = std::fs::read(file)?;
+        let (values, _) = bytes.as_chunks();
+        values.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    } else {
+        let mut n = 1u32;
+        let mut noise = || {
+            n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (n >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..d * h * w).map(|_| noise()).collect()
     };
     let geometry = Geometry::new(shape, [1.0; 3]);
     let image = Volume {
@@ -77,7 +76,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let few = (20_000_000 / patch.iter().product::<usize>() as u64).max(4);
     let none = time(Augmentation::none(), few)?;
     println!("crop: {:.3} ms", none * 1e3);
-    type Change = fn(&mut Augmentation);
     let each: [(&str, Change); 9] = [
         ("rotation", |a| a.rotation = 1.0),
         ("scaling", |a| a.scaling = 1.0),

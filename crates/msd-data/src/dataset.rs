@@ -170,6 +170,14 @@ impl Dataset {
         })
     }
 
+    /// The training cases called `ids`, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::training_case`].
+    pub fn training_cases(&self, ids: &[String]) -> Result<Vec<&Case>> {
+        ids.iter().map(|id| self.training_case(id)).collect()
+    }
+
     /// Reads an image ([`Case::image`]) and checks that it has one channel per modality.
     ///
     /// # Errors

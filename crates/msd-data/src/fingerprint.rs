@@ -40,23 +40,16 @@ pub struct IntensityStatistics {
     pub percentile_99_5: f64,
 }
 
-/// Computes the fingerprint of the training cases; reads every one of them, several at a time.
+/// Computes the fingerprint of the training cases; reads every one of them, as many at a time as `memory` allows.
 ///
 /// Deviation: nnU-Net draws `1e8 / num_cases` foreground voxels per case at random with replacement and computes
 /// statistics of the pool. Here every voxel of a case weighs `1 / (foreground voxels of the case)`, which is what
 /// that draw estimates, so the result is exact and has no seed.
 ///
 /// # Errors
-/// Those of [`Dataset::load_case`]; [`Error::NoForeground`]; [`Error::Invalid`] without training cases.
-pub fn fingerprint(dataset: &Dataset) -> Result<Fingerprint> {
-    fingerprint_within(dataset, &Memory::unlimited())
-}
-
-/// As [`fingerprint`], reading as many cases at once as `memory` allows.
-///
-/// # Errors
-/// Those of [`fingerprint`]; [`Error::Invalid`] for a case that is too large to be read.
-pub fn fingerprint_within(dataset: &Dataset, memory: &Memory) -> Result<Fingerprint> {
+/// Those of [`Dataset::load_case`]; [`Error::NoForeground`]; [`Error::Invalid`] without training cases or for one
+/// that does not fit into `memory`.
+pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     if dataset.training.is_empty() {
         return Err(Error::Invalid(format!(
             "{}: dataset.json lists no training case",

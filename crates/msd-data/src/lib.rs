@@ -29,7 +29,7 @@ pub use augment::Augmentation;
 pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};
 pub use error::{Error, NiftiProblem, Result};
-pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint, fingerprint_within};
+pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint};
 pub use geometry::Geometry;
 pub use loader::Loader;
 pub use memory::Memory;
@@ -43,5 +43,5 @@ pub use preprocess::{
 pub use random::Purpose;
 pub use sampler::{BatchKey, PatchSampler, SampledBatch};
 pub use split::{Fold, five_folds, halves};
-pub use store::{StoredCase, store_training_cases};
+pub use store::{StoredCase, TrainingCasesBytes, store_training_cases, training_cases_bytes};
 pub use training_case::TrainingCase;

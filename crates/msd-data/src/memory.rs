@@ -3,8 +3,9 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
+use crate::dataset::Case;
 use crate::error::{Error, Result};
-use crate::geometry::Geometry;
+use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::resampled_shape;
 
@@ -33,6 +34,22 @@ impl Memory {
         Self { limit }
     }
 
+    /// What is left once so many bytes are in use; none of no limit.
+    #[must_use]
+    pub fn less(self, bytes: u64) -> Self {
+        let limited = self.limit != u64::MAX;
+        Self::bytes(if limited {
+            self.limit.saturating_sub(bytes)
+        } else {
+            self.limit
+        })
+    }
+
+    /// Whether so many bytes fit.
+    pub fn holds(self, bytes: u64) -> bool {
+        bytes <= self.limit
+    }
+
     /// `work` on each item, at once as many as there are threads and as their `need`s in bytes allow; results in the
     /// order of the items. Items are begun in that order, so the same case never waits for ever behind smaller ones.
     ///
@@ -40,7 +57,7 @@ impl Memory {
     /// The first error in the order of the items, of `need` or `work`; [`Error::Invalid`] if one item needs more than
     /// all there is. No further item is begun after an error.
     pub fn each<I: Sync, T: Send>(
-        &self,
+        self,
         items: &[I],
         need: impl Fn(&I) -> Result<u64> + Sync,
         work: impl Fn(&I) -> Result<T> + Sync,
@@ -117,23 +134,25 @@ struct State<T> {
     results: Vec<Option<Result<T>>>,
 }
 
-/// Bytes of a case as it is in memory once prepared: f32 voxels of each channel and i16 labels. An upper bound: what is
-/// cropped away is not known beforehand.
-pub(crate) fn prepared_bytes(geometry: &Geometry, plan: &Plan) -> u64 {
+/// Bytes of a case as it is in memory once prepared, by the header of its image: f32 voxels of each channel and i16
+/// labels. An upper bound: what is cropped away is not known beforehand.
+pub(crate) fn prepared_bytes(case: &Case, plan: &Plan) -> Result<u64> {
+    let (geometry, _) = read_geometry(&case.image[0])?;
     let forward = plan.transpose_forward;
     let shape = resampled_shape(
         forward.map(|a| geometry.shape[a]),
         forward.map(|a| geometry.spacing_mm[a]),
         plan.spacing_mm,
     );
-    per_voxel(plan) * shape.iter().map(|&n| n as u64).product::<u64>()
+    Ok(per_voxel(plan) * shape.iter().map(|&n| n as u64).product::<u64>())
 }
 
-/// Bytes that it takes to read and prepare a case: about three times the larger volume (`examples/large_case.rs`
-/// measures 1.7 to 2.1 times its image).
-pub(crate) fn preparing_bytes(geometry: &Geometry, plan: &Plan) -> u64 {
+/// Bytes that it takes to read and prepare a case: twice the larger of the volumes before and after
+/// (`examples/large_case.rs` measures 1.7 to 2.1 times its image, labels included).
+pub(crate) fn preparing_bytes(case: &Case, plan: &Plan) -> Result<u64> {
+    let (geometry, _) = read_geometry(&case.image[0])?;
     let before = per_voxel(plan) * geometry.shape.iter().map(|&n| n as u64).product::<u64>();
-    2 * before.max(prepared_bytes(geometry, plan))
+    Ok(2 * before.max(prepared_bytes(case, plan)?))
 }
 
 fn per_voxel(plan: &Plan) -> u64 {

@@ -25,7 +25,6 @@ use crate::atomic_file::write_atomically;
 use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, prepared_bytes, preparing_bytes};
-use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::{CaseProperties, PreparedCase, preprocess};
 
@@ -376,41 +375,59 @@ pub fn store_training_cases(
     ids: &[String],
     plan: &Plan,
     folder: &Path,
-    memory: &Memory,
+    memory: Memory,
 ) -> Result<Vec<StoredCase>> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let cases = ids
-        .iter()
-        .map(|id| dataset.training_case(id))
-        .collect::<Result<Vec<_>>>()?;
-    let need = |case: &&Case| {
-        let (geometry, _) = read_geometry(&case.image[0])?;
-        Ok(preparing_bytes(&geometry, plan))
-    };
-    memory.each(&cases, need, |case| {
-        let key = key(case, plan)?;
-        let path = folder.join(format!("{}.case", case.id));
-        if path.is_file() {
-            // One of another key, or a damaged one, is made anew.
-            if let Ok(stored) = StoredCase::open(&path, &key) {
-                return Ok(stored);
+    let cases = dataset.training_cases(ids)?;
+    memory.each(
+        &cases,
+        |case| preparing_bytes(case, plan),
+        |case| {
+            let key = key(case, plan)?;
+            let path = folder.join(format!("{}.case", case.id));
+            if path.is_file() {
+                // One of another key, or a damaged one, is made anew.
+                if let Ok(stored) = StoredCase::open(&path, &key) {
+                    return Ok(stored);
+                }
             }
-        }
-        let (image, labels) = dataset.load_case(case)?;
-        StoredCase::write(&path, &preprocess(image, Some(labels), plan)?, &key)
-    })
+            let (image, labels) = dataset.load_case(case)?;
+            StoredCase::write(&path, &preprocess(image, Some(labels), plan)?, &key)
+        },
+    )
 }
 
-/// Bytes that the prepared cases take in memory all together, by their headers.
+/// Bytes that training cases take in memory, by their headers; upper bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingCasesBytes {
+    /// All of them, prepared.
+    pub prepared: u64,
+    /// Reading and preparing the largest.
+    pub preparing_largest: u64,
+}
+
+/// See [`TrainingCasesBytes`].
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<u64> {
-    let bytes = ids.iter().map(|id| {
-        let (geometry, _) = read_geometry(&dataset.training_case(id)?.image[0])?;
-        Ok(prepared_bytes(&geometry, plan))
-    });
-    bytes.sum()
+pub fn training_cases_bytes(
+    dataset: &Dataset,
+    ids: &[String],
+    plan: &Plan,
+) -> Result<TrainingCasesBytes> {
+    let none = TrainingCasesBytes {
+        prepared: 0,
+        preparing_largest: 0,
+    };
+    dataset
+        .training_cases(ids)?
+        .iter()
+        .try_fold(none, |sum, case| {
+            Ok(TrainingCasesBytes {
+                prepared: sum.prepared + prepared_bytes(case, plan)?,
+                preparing_largest: sum.preparing_largest.max(preparing_bytes(case, plan)?),
+            })
+        })
 }
 
 /// What decides how a prepared case looks: its files, by size and time, and the part of the plan that is about voxels.

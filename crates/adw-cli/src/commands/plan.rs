@@ -5,7 +5,7 @@ use msd_data::Plan;
 
 use crate::{
     args::PlanArgs,
-    dataset_folder, device,
+    dataset_folder, device, memory,
     report::{progress::say, table::Table},
     run,
     run_config::RunConfig,
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
         check_writable(&parent(output))?;
     }
     let dataset = dataset_folder::open(&args.data)?;
-    let plan = run::plan(&dataset, &config)?;
+    let plan = run::plan(&dataset, &config, memory::limit(&args.process))?;
     if let Some(output) = &args.output {
         plan.save(output)?;
     }

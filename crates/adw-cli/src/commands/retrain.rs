@@ -50,6 +50,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         data: args.data.as_deref(),
         config: &args.config,
         fold: args.fold,
+        memory: memory::limit(&args.process),
     };
     let mut run = Run::open(&wish, "cpu", may_change)?;
     let fold = run.fold;
@@ -235,16 +236,12 @@ impl Job<'_> {
                 return Ok(path);
             }
         }
-        let num_cases = split.train.len() + split.validation.len();
         let batch_size = settings.retrain.batch_size;
-        let need = memory::Need::of(&self.architecture, &run.plan, batch_size, num_cases);
-        memory::check(
-            need,
-            run.plan.patch_size,
-            batch_size,
-            self.args.process.memory,
-        )?;
-        let mut cases = Cases::default();
+        let need = memory::Need::of(&self.architecture, &run.plan, batch_size);
+        let patch = run.plan.patch_size;
+        let left = memory::check(need, patch, batch_size, &self.args.process)?;
+        let all = [split.train.as_slice(), &split.validation].concat();
+        let mut cases = Cases::new(run, &all, left)?;
         let parts = vec![
             (Part::Train, cases.prepare(run, &split.train)?),
             (Part::Validation, cases.prepare(run, &split.validation)?),

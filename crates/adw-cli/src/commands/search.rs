@@ -30,6 +30,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         data: args.data.as_deref(),
         config: &args.config,
         fold: args.fold,
+        memory: memory::limit(&args.process),
     };
     let mut run = Run::open(&wish, "cpu", |_| false)?;
     let (fold, settings) = (run.fold, run.config.settings.clone());
@@ -59,15 +60,11 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let patch = run.plan.patch_size;
     let split = run.splits.fold(fold)?.clone();
     let largest = memory::largest(&network)?;
-    let need = memory::Need::of(
-        &largest,
-        &run.plan,
-        settings.search.batch_size,
-        split.train.len(),
-    );
-    memory::check(need, patch, settings.search.batch_size, args.process.memory)?;
+    let batch_size = settings.search.batch_size;
+    let need = memory::Need::of(&largest, &run.plan, batch_size);
+    let left = memory::check(need, patch, batch_size, &args.process)?;
 
-    let mut cases = Cases::default();
+    let mut cases = Cases::new(&mut run, &split.train, left)?;
     let train_a = cases.prepare(&run, &split.train_a)?;
     let train_b = cases.prepare(&run, &split.train_b)?;
     let sampling = Sampling {

@@ -100,6 +100,11 @@ pub(crate) fn emit(name: &str, event: &impl Serialize) {
     say(&format!("{}\n", Value::Object(object)));
 }
 
+/// A line on stderr, for a person.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Text on stdout. A reader that went away is no reason to lose a training.
 pub(crate) fn say(text: &str) {
     let mut out = io::stdout().lock();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Memory;
 use crate::dataset::Dataset;
 use crate::fingerprint::fingerprint;
 use crate::plan::{PlanOptions, plan};
@@ -37,7 +38,7 @@ fn is_a_real_dataset_with_every_label_in_every_case() {
         assert!(counts.iter().all(|&n| n > 30), "{} {counts:?}", case.id);
     }
     let plan = plan(
-        &fingerprint(&dataset).unwrap(),
+        &fingerprint(&dataset, Memory::unlimited()).unwrap(),
         &dataset,
         &PlanOptions::default(),
     )

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::memory::Memory;
+use crate::memory::{Memory, preparing_bytes};
 use crate::nifti::{LabelMap, Volume};
 use crate::plan::Plan;
 
@@ -142,22 +142,24 @@ pub fn preprocess(
     })
 }
 
-/// Reads and prepares training cases, several at a time; the result is in the order of `ids`.
+/// Reads and prepares training cases, as many at a time as `memory` allows; the result is in the order of `ids`.
+///
+/// The limit is for the work; what is prepared stays in memory besides (see [`crate::training_cases_bytes`], and
+/// [`crate::store_training_cases`] for what does not fit).
 ///
 /// # Errors
-/// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`].
+/// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`]; [`Error::Invalid`] for a case that
+/// cannot be prepared within `memory`.
 pub fn prepare_training_cases(
     dataset: &Dataset,
     ids: &[String],
     plan: &Plan,
+    memory: Memory,
 ) -> Result<Vec<PreparedCase>> {
-    let cases = ids
-        .iter()
-        .map(|id| dataset.training_case(id))
-        .collect::<Result<Vec<_>>>()?;
-    Memory::unlimited().each(
+    let cases = dataset.training_cases(ids)?;
+    memory.each(
         &cases,
-        |_| Ok(0),
+        |case| preparing_bytes(case, plan),
         |case| {
             let (image, labels) = dataset.load_case(case)?;
             preprocess(image, Some(labels), plan)

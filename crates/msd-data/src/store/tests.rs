@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::memory::Memory;
 use crate::plan::{PlanOptions, plan};
 use crate::preprocess::ClassLocations;
 use crate::{PhantomOptions, fingerprint, write_phantom};
@@ -112,13 +113,13 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     write_phantom(&data, &options).unwrap();
     let dataset = Dataset::open(&data).unwrap();
     let mut plan = plan(
-        &fingerprint(&dataset).unwrap(),
+        &fingerprint(&dataset, Memory::unlimited()).unwrap(),
         &dataset,
         &PlanOptions::default(),
     )
     .unwrap();
     let ids = dataset.training_ids();
-    let store = |plan: &Plan, memory| store_training_cases(&dataset, &ids, plan, &folder, &memory);
+    let store = |plan: &Plan, memory| store_training_cases(&dataset, &ids, plan, &folder, memory);
     let times = || {
         ids.iter()
             .map(|id| {
@@ -135,7 +136,7 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     let stored = store(&plan, Memory::unlimited()).unwrap();
     for (stored, prepared) in stored
         .iter()
-        .zip(crate::prepare_training_cases(&dataset, &ids, &plan).unwrap())
+        .zip(crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited()).unwrap())
     {
         let (image, labels) = stored.read(&stored.shape().map(|n| 0..n)).unwrap();
         assert_eq!((image, Some(labels)), (prepared.image, prepared.labels));
@@ -153,8 +154,10 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
         times().iter().zip(&after).all(|(a, b)| a != b),
         "another plan"
     );
-    let size: u64 = training_cases_bytes(&dataset, &ids, &plan).unwrap();
-    let real: usize = crate::prepare_training_cases(&dataset, &ids, &plan)
+    let size = training_cases_bytes(&dataset, &ids, &plan)
+        .unwrap()
+        .prepared;
+    let real: usize = crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited())
         .unwrap()
         .iter()
         .map(|case| 4 * case.image.len() + 2 * case.image.len())
@@ -163,4 +166,45 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
         (size as usize) >= real,
         "{size} is an upper bound of {real}"
     );
+}
+
+/// Where the cases lie changes nothing in the batches.
+#[test]
+fn batches_from_files_are_those_from_memory() {
+    use crate::{Augmentation, BatchKey, PatchSampler, Purpose, TrainingCase};
+    let dir = tempfile::tempdir().unwrap();
+    let cases: Vec<_> = [[40, 50, 45], [20, 70, 33]]
+        .into_iter()
+        .map(|shape| {
+            let mut case = case(2, shape);
+            // Finite numbers: sums of patches are compared.
+            case.image
+                .mapv_inplace(|v| if v.is_finite() { v % 10.0 } else { 1.0 });
+            case
+        })
+        .collect();
+    let stored = cases.iter().enumerate().map(|(i, case)| {
+        StoredCase::write(&dir.path().join(format!("{i}.case")), case, "")
+            .unwrap()
+            .into()
+    });
+    let [files, memory]: [Vec<TrainingCase>; 2] = [
+        stored.collect(),
+        cases.iter().cloned().map(Into::into).collect(),
+    ];
+    for augmentation in [Augmentation::none(), Augmentation::full()] {
+        let sampler = |cases: &Vec<TrainingCase>| {
+            PatchSampler::new(cases.clone(), [24, 30, 28], 3, augmentation, &[false, true]).unwrap()
+        };
+        let (files, memory) = (sampler(&files), sampler(&memory));
+        for iteration in 0..15 {
+            let key = BatchKey {
+                seed: 1,
+                purpose: Purpose::Weights,
+                epoch: 0,
+                iteration,
+            };
+            assert_eq!(files.batch(key).unwrap(), memory.batch(key).unwrap());
+        }
+    }
 }
