@@ -1,5 +1,6 @@
 //! Kernels on the host: their sources compiled by the C++ compiler against `include/emulate.h`.
 
+use std::cell::RefCell;
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
@@ -8,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::cell::RefCell;
 
 use libloading::Library;
 
@@ -51,7 +51,10 @@ impl Memory {
         memory
     }
 
-    #[expect(clippy::mut_from_ref, reason = "kernels write through addresses; nobody holds a slice across a launch")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "kernels write through addresses; nobody holds a slice across a launch"
+    )]
     fn all(&self) -> &mut [u8] {
         // SAFETY: the vector lives as long as `self`, is never resized, and slices of it do not outlive one statement.
         unsafe {
@@ -67,7 +70,9 @@ impl Memory {
 
     fn check_guards(&self) {
         let all = self.all();
-        let outside = all[..self.start].iter().chain(&all[self.start + self.len..]);
+        let outside = all[..self.start]
+            .iter()
+            .chain(&all[self.start + self.len..]);
         assert!(
             outside.into_iter().all(|&b| b == GUARD_BYTE),
             "a kernel wrote outside a buffer of {} bytes",
@@ -157,17 +162,34 @@ impl Runtime for Emulator {
             kernel: launch.kernel,
             cause,
         };
-        if launch.grid.contains(&0) || launch.threads > 1024 || launch.grid[1..].iter().any(|&n| n > 65535) {
-            return Err(fail(format!("grid {:?} of {} threads cannot be launched", launch.grid, launch.threads)));
+        if launch.grid.contains(&0)
+            || launch.threads > 1024
+            || launch.grid[1..].iter().any(|&n| n > 65535)
+        {
+            return Err(fail(format!(
+                "grid {:?} of {} threads cannot be launched",
+                launch.grid, launch.threads
+            )));
         }
         if launch.shared > 227 * 1024 {
-            return Err(fail(format!("{} bytes of shared memory, an H100 has 227 KiB", launch.shared)));
+            return Err(fail(format!(
+                "{} bytes of shared memory, an H100 has 227 KiB",
+                launch.shared
+            )));
         }
         let library = library(launch.module)?;
         let params = bytes_of(&launch.params);
         let run = |order: u32| {
             let [x, y, z] = launch.grid;
-            let config = [x, y, z, launch.threads, launch.shared, order, params.len() as u32];
+            let config = [
+                x,
+                y,
+                z,
+                launch.threads,
+                launch.shared,
+                order,
+                params.len() as u32,
+            ];
             type Kernel = unsafe extern "C" fn(*const c_void, *const u32) -> *const c_char;
             // SAFETY: `ADW_KERNEL` defines every kernel with this signature; the caller vouches for the addresses.
             let error = unsafe {
@@ -180,10 +202,19 @@ impl Runtime for Emulator {
                 return Ok(());
             }
             // SAFETY: a string constant of the library, which is never unloaded.
-            Err(fail(unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned()))
+            Err(fail(
+                unsafe { CStr::from_ptr(error) }
+                    .to_string_lossy()
+                    .into_owned(),
+            ))
         };
         let buffers = self.buffers();
-        let copy = || buffers.iter().map(|m| m.bytes().to_vec()).collect::<Vec<_>>();
+        let copy = || {
+            buffers
+                .iter()
+                .map(|m| m.bytes().to_vec())
+                .collect::<Vec<_>>()
+        };
         let before = copy();
         run(0)?;
         let first = copy();
@@ -192,7 +223,9 @@ impl Runtime for Emulator {
         }
         run(1)?;
         if copy() != first {
-            return Err(fail("the result depends on the order of threads or blocks".into()));
+            return Err(fail(
+                "the result depends on the order of threads or blocks".into(),
+            ));
         }
         Ok(())
     }
@@ -220,8 +253,11 @@ pub fn is_available(test: &str) -> bool {
 }
 
 fn library(module: Module) -> Result<Arc<Library>> {
-    static LOADED: LazyLock<Mutex<HashMap<&'static str, Arc<Library>>>> = LazyLock::new(Mutex::default);
-    let mut loaded = LOADED.lock().expect("no thread panics while it holds the lock");
+    static LOADED: LazyLock<Mutex<HashMap<&'static str, Arc<Library>>>> =
+        LazyLock::new(Mutex::default);
+    let mut loaded = LOADED
+        .lock()
+        .expect("no thread panics while it holds the lock");
     if let Some(library) = loaded.get(module.name) {
         return Ok(library.clone());
     }
@@ -259,13 +295,22 @@ fn compiled(module: Module) -> Result<PathBuf> {
         .current_dir(&own)
         .args(["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared"])
         // glibc's checked longjmp takes a jump to another stack for a mistake.
-        .args(["-U_FORTIFY_SOURCE", "-DADW_EMULATED", "-I.", "-Wall", "-Wno-unknown-pragmas"])
+        .args([
+            "-U_FORTIFY_SOURCE",
+            "-DADW_EMULATED",
+            "-I.",
+            "-Wall",
+            "-Wno-unknown-pragmas",
+        ])
         .args(["-ffp-contract=off", "-o", "kernel.so", "kernel.cu"])
         .output()
         .map_err(|e| unavailable(format!("cannot start {}: {e}", compiler())))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(unavailable(format!("{}.cu does not compile:\n{log}", module.name)));
+        return Err(unavailable(format!(
+            "{}.cu does not compile:\n{log}",
+            module.name
+        )));
     }
     std::fs::rename(own.join("kernel.so"), &library)
         .map_err(|e| unavailable(format!("{}: {e}", library.display())))?;
@@ -276,7 +321,9 @@ fn compiled(module: Module) -> Result<PathBuf> {
 /// Beside the running program, in the target folder.
 fn folder() -> Result<PathBuf> {
     let program = std::env::current_exe().map_err(|e| Error::Unavailable(e.to_string()))?;
-    let target = program.ancestors().find(|p| p.join(".fingerprint").is_dir());
+    let target = program
+        .ancestors()
+        .find(|p| p.join(".fingerprint").is_dir());
     let folder = target
         .map_or_else(std::env::temp_dir, Path::to_path_buf)
         .join("cuda-emulated");
