@@ -4,7 +4,12 @@
 use adw_cuda::Module;
 
 /// Every kernel source of this crate.
-pub const MODULES: [Module; 2] = [crate::conv3d::cuda::MODULE, crate::norm_act::cuda::MODULE];
+pub const MODULES: [Module; 4] = [
+    crate::conv3d::cuda::MODULE,
+    crate::norm_act::cuda::MODULE,
+    crate::gumbel_softmax::cuda::MODULE,
+    crate::loss::cuda::MODULE,
+];
 
 /// Element type of maps and packed weights on a device. Sums, statistics and parameters are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
