@@ -20,6 +20,9 @@ const GUARD_BYTE: u8 = 0xA5;
 /// What fresh buffers hold: not-a-number in every element type, so that what was never written shows.
 const POISON: u8 = 0xFF;
 
+/// What `ADW_KERNEL` makes of a kernel on the host: argument and configuration in, an error message or null out.
+type Kernel = unsafe extern "C" fn(*const c_void, *const u32) -> *const c_char;
+
 /// Runs kernels on the host, one thread at a time.
 ///
 /// Every launch runs twice from the same memory, with blocks and threads in opposite orders; that both leave the same
@@ -63,7 +66,6 @@ impl Memory {
         }
     }
 
-    #[expect(clippy::mut_from_ref, reason = "as above")]
     fn bytes(&self) -> &mut [u8] {
         &mut self.all()[self.start..self.start + self.len]
     }
@@ -190,7 +192,6 @@ impl Runtime for Emulator {
                 order,
                 params.len() as u32,
             ];
-            type Kernel = unsafe extern "C" fn(*const c_void, *const u32) -> *const c_char;
             // SAFETY: `ADW_KERNEL` defines every kernel with this signature; the caller vouches for the addresses.
             let error = unsafe {
                 let kernel = library

@@ -166,11 +166,12 @@ struct ChannelPiece {
             }
             return out;
         }
-#pragma unroll 1
+// Unrolled, rare as it is: an index that is not constant would put the piece into local memory.
+#pragma unroll
         for (int e = 0; e < LEN; ++e) {
             const u32 c = channel + e;
             if (c >= sources.channels) {
-                out = with(out, e, from_float<T>(0.f));
+                out.v[e] = from_float<T>(0.f);
                 continue;
             }
             const Source &s = sources.maps[c >= sources.maps[0].channels];
@@ -180,17 +181,9 @@ struct ChannelPiece {
                 const u32 at = batch_idx * s.channels + l;
                 x = from_float<T>(leaky(s.scale[at] * to_float(x) + s.shift[at], s.slope));
             }
-            out = with(out, e, x);
+            out.v[e] = x;
         }
         return out;
-    }
-
-    // Without an index that is not constant: that would put the piece into local memory.
-    static __device__ Piece<T> with(Piece<T> p, int at, T x) {
-#pragma unroll
-        for (int e = 0; e < LEN; ++e)
-            if (e == at) p.v[e] = x;
-        return p;
     }
 
     static __device__ Piece<T> zero() {
