@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod cuda_check;
 mod dataset;
 mod download;
 mod fetch;
@@ -81,6 +82,8 @@ enum Command {
     Retrain(RetrainArgs),
     /// Time one search iteration beside PyTorch, in turns
     Bench(bench::BenchArgs),
+    /// Compile and assemble every CUDA kernel, without a GPU; fetches a toolkit where there is none
+    CudaCheck,
     /// Run all tests in release mode
     Test {
         /// Passed to `cargo test`
@@ -187,6 +190,7 @@ fn main() -> ExitCode {
         Command::Search(args) => launch::search(&args),
         Command::Retrain(args) => launch::retrain(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::CudaCheck => cuda_check::cuda_check(),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
     };

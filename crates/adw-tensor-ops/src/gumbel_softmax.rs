@@ -1,5 +1,7 @@
 //! Gumbel-softmax (Jang, Gu, Poole: *Categorical reparameterization with Gumbel-softmax*, ICLR 2017).
 
+pub mod cuda;
+
 use crate::error::{Error, Result};
 use crate::philox::Stream;
 use candle_core::{D, DType, Device, Tensor};

@@ -8,6 +8,7 @@
 pub mod allocation;
 pub mod conv3d;
 pub mod conv_transpose3d;
+pub mod cuda;
 mod error;
 mod geometry;
 pub mod gumbel_softmax;

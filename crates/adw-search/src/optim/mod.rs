@@ -6,6 +6,8 @@
 
 mod adam;
 mod clip;
+#[allow(unsafe_code, reason = "launches of kernels")]
+pub mod cuda;
 mod ema;
 mod in_place;
 mod sgd;

@@ -11,6 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod correlate;
+pub mod cuda;
 mod grad_weight;
 pub(crate) mod tile;
 mod winograd;

@@ -8,6 +8,7 @@
 //! Probabilities are never stored: both passes work from the logits.
 
 mod cpu;
+pub mod cuda;
 
 #[cfg(test)]
 mod tests;

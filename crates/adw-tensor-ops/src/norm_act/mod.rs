@@ -17,6 +17,7 @@
 //! directly, where differentiating product and normalisation one after the other would cancel most digits.
 
 pub(crate) mod cpu;
+pub mod cuda;
 
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,238 @@
+//! Launches of `optim.cu`: optimisers and the gradient norm over all parameters at once.
+
+use super::{AdamConfig, SgdConfig};
+use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime};
+
+#[cfg(test)]
+mod tests;
+
+/// The kernels' source.
+pub const MODULE: Module = Module {
+    name: "optim",
+    source: include_str!("optim.cu"),
+};
+
+const THREADS: u32 = 256;
+/// Elements of a block: 64 per thread.
+const CHUNK: usize = 16 * 1024;
+
+/// One parameter; all of it f32 on the device.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// Updated in place.
+    pub weight: Address,
+    /// Its gradient.
+    pub grad: Address,
+    /// Velocity (SGD) or mean of gradients (Adam); zeros at first.
+    pub first: Address,
+    /// Mean of squared gradients (Adam).
+    pub second: Address,
+    /// Elements.
+    pub len: u64,
+}
+
+/// A chunk of a parameter.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Chunk {
+    slot: u32,
+    first: u32,
+}
+
+/// The chunks of all slots, in order. Slots and chunks are copied to the device once.
+pub fn chunks(slots: &[Slot]) -> Vec<Chunk> {
+    let of_slot = |(slot, s): (usize, &Slot)| {
+        (0..(s.len as usize).div_ceil(CHUNK)).map(move |first| Chunk {
+            slot: slot as u32,
+            first: first as u32,
+        })
+    };
+    slots.iter().enumerate().flat_map(of_slot).collect()
+}
+
+/// Slots and their [`chunks`] in the device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    /// Of the slots.
+    pub slots: Address,
+    /// Of the chunks.
+    pub chunks: Address,
+    /// How many chunks there are.
+    pub num_chunks: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ListParams {
+    slots: Address,
+    chunks: Address,
+    chunk: u32,
+    num_chunks: u32,
+}
+
+impl From<&List> for ListParams {
+    fn from(l: &List) -> Self {
+        Self {
+            slots: l.slots,
+            chunks: l.chunks,
+            chunk: CHUNK as u32,
+            num_chunks: l.num_chunks as u32,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SgdParams {
+    list: ListParams,
+    scale: Address,
+    lr: f32,
+    momentum: f32,
+    decay: f32,
+    _unused: u32,
+}
+// SAFETY: plain numbers, laid out as in optim.cu.
+unsafe impl Params for SgdParams {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct AdamParams {
+    list: ListParams,
+    scale: Address,
+    step_size: f32,
+    root_correction: f32,
+    beta1: f32,
+    beta2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
+    eps: f32,
+    _unused: u32,
+}
+// SAFETY: plain numbers, laid out as in optim.cu.
+unsafe impl Params for AdamParams {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct NormParams {
+    list: ListParams,
+    partial: Address,
+    norm: Address,
+    scale: Address,
+    max_norm: f64,
+}
+// SAFETY: plain numbers, laid out as in optim.cu.
+unsafe impl Params for NormParams {}
+
+fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, params: P) -> Launch<P> {
+    Launch {
+        module: MODULE,
+        kernel,
+        grid: [blocks as u32, 1, 1],
+        threads: THREADS,
+        shared,
+        params,
+    }
+}
+
+/// The step of [`Sgd`](super::Sgd). `scale` is the address of one f32, or [`Address::NONE`] for 1.
+///
+/// # Safety
+/// The addresses in the list are valid.
+///
+/// # Errors
+/// If the launch fails.
+pub unsafe fn sgd<R: Runtime>(
+    rt: &R,
+    list: &List,
+    config: &SgdConfig,
+    lr: f64,
+    scale: Address,
+) -> Result<()> {
+    let params = SgdParams {
+        list: list.into(),
+        scale,
+        lr: lr as f32,
+        momentum: config.momentum as f32,
+        decay: config.weight_decay as f32,
+        _unused: 0,
+    };
+    // SAFETY: as the caller vouches.
+    unsafe { rt.launch(&launch("optim_sgd", list.num_chunks, 0, params)) }
+}
+
+/// The step of [`Adam`](super::Adam); `steps` counts updates of these parameters, this one included.
+///
+/// # Safety
+/// The addresses in the list are valid.
+///
+/// # Errors
+/// If the launch fails.
+pub unsafe fn adam<R: Runtime>(
+    rt: &R,
+    list: &List,
+    config: &AdamConfig,
+    steps: i32,
+    lr: f64,
+    scale: Address,
+) -> Result<()> {
+    let params = AdamParams {
+        list: list.into(),
+        scale,
+        step_size: (lr / (1.0 - config.beta1.powi(steps))) as f32,
+        root_correction: (1.0 - config.beta2.powi(steps)).sqrt() as f32,
+        beta1: config.beta1 as f32,
+        beta2: config.beta2 as f32,
+        one_minus_beta1: (1.0 - config.beta1) as f32,
+        one_minus_beta2: (1.0 - config.beta2) as f32,
+        eps: config.eps as f32,
+        _unused: 0,
+    };
+    // SAFETY: as the caller vouches.
+    unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, params)) }
+}
+
+/// The norm of all gradients together, and what clips them to `max_norm`.
+pub struct GradientNorm<B> {
+    /// One f64.
+    pub norm: B,
+    /// One f32: [`clip_scale`](super::clip_scale).
+    pub scale: B,
+}
+
+/// Norm and scale, left on the device.
+///
+/// # Safety
+/// The addresses in the list are valid.
+///
+/// # Errors
+/// If a launch fails or the device has no memory left.
+pub unsafe fn gradient_norm<R: Runtime>(
+    rt: &R,
+    list: &List,
+    max_norm: f64,
+) -> Result<GradientNorm<R::Buffer>> {
+    let partial = rt.alloc(list.num_chunks * 8)?;
+    let out = GradientNorm {
+        norm: rt.alloc(8)?,
+        scale: rt.alloc(4)?,
+    };
+    let params = NormParams {
+        list: list.into(),
+        partial: partial.address(),
+        norm: out.norm.address(),
+        scale: out.scale.address(),
+        max_norm,
+    };
+    // SAFETY: as the caller vouches.
+    unsafe {
+        rt.launch(&launch(
+            "optim_norm_partial",
+            list.num_chunks,
+            THREADS * 8,
+            params,
+        ))?;
+        rt.launch(&launch("optim_norm_finish", 1, THREADS * 8, params))?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,547 @@
+// 3D convolution on channels-last maps as implicit GEMM: outputs and input gradients (one kernel), weight gradients.
+//
+// A block takes a box of 128 output voxels and keeps the region of the input that they read in shared memory, a slice of
+// the channels at a time. All taps of the kernel read that one region at shifted addresses, so an input value is loaded
+// (and normalised) about 2.8 times for a 3x3x3 kernel, not 27 times; with channels last, a shift of the taps is one
+// addition to an address. bf16 multiplies on tensor cores, f32 in register tiles; the two differ in `Mma` only.
+//
+// Rows in shared memory are 16 bytes longer than their contents: eight of them then lie in different banks.
+#include "device.cuh"
+
+constexpr int M = 128;            // voxels of a block
+constexpr int MAX_TAPS = 8;       // per axis
+constexpr int STAGES = 3;         // tiles of weights on their way
+
+template <class T>
+struct Mma;
+
+// Accumulators acc[..][i] of a 16 x 8 tile, by lane: `row` and `col` say which elements they are.
+template <>
+struct Mma<bf16> {
+    static constexpr int ROWS = 1;  // rows of A, per 16, whose address a lane needs
+    static __device__ int row_of(int, int lane) { return lane % 16; }
+    static __device__ int row(int i, int lane) { return lane / 4 + 8 * (i / 2); }
+    static __device__ int col(int i, int lane) { return 2 * (lane % 4) + i % 2; }
+
+    template <int NT>
+    static __device__ void load_b(u32 (&b)[NT][2], const bf16 *tile, int stride, int lane) {
+#pragma unroll
+        for (int j = 0; j < NT; j += 2) {
+            u32 r[4];
+            load_matrices<true>(r, tile + lane % 16 * stride + j * 8 + lane / 16 * 8);
+            b[j][0] = r[0], b[j][1] = r[1];
+            b[j + 1][0] = r[2], b[j + 1][1] = r[3];
+        }
+    }
+
+    // acc += A B over 16 of k: rows of A at `a + rows`, B [16][stride].
+    template <int MT, int NT>
+    static __device__ void step(float (&acc)[MT][NT][4], const bf16 *a, const int (&rows)[MT][ROWS], const bf16 *b,
+                                int stride, int lane) {
+        u32 bf[NT][2];
+        load_b<NT>(bf, b, stride, lane);
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+            u32 af[4];
+            load_matrices<false>(af, a + rows[m][0] + lane / 16 * 8);
+#pragma unroll
+            for (int j = 0; j < NT; ++j) mma_16x8x16(acc[m][j], af, bf[j]);
+        }
+    }
+
+    template <int NT>
+    struct B {
+        u32 f[NT][2];
+        __device__ void load(const bf16 *tile, int stride, int lane) { load_b<NT>(f, tile, stride, lane); }
+    };
+
+    // acc += A^T B over 16 voxels: voxel v's row of A at `a + rows[v]`, 16 columns of it.
+    template <int NT>
+    static __device__ void step_transposed(float (&acc)[NT][4], const bf16 *a, const int *rows, const B<NT> &b,
+                                           const bf16 *, int, int lane) {
+        u32 af[4];
+        load_matrices<true>(af, a + rows[lane % 8 + lane / 16 * 8] + lane / 8 % 2 * 8);
+#pragma unroll
+        for (int j = 0; j < NT; ++j) mma_16x8x16(acc[j], af, b.f[j]);
+    }
+};
+
+template <>
+struct Mma<float> {
+    static constexpr int ROWS = 4;
+    static __device__ int row_of(int r, int lane) { return lane / 8 * 4 + r; }
+    static __device__ int row(int i, int lane) { return lane / 8 * 4 + i; }
+    static __device__ int col(int, int lane) { return lane % 8; }
+
+    template <int MT, int NT>
+    static __device__ void step(float (&acc)[MT][NT][4], const float *a, const int (&rows)[MT][ROWS], const float *b,
+                                int stride, int lane) {
+#pragma unroll
+        for (int k = 0; k < 16; k += 4) {
+            Piece<float> av[MT][4];
+#pragma unroll
+            for (int m = 0; m < MT; ++m)
+#pragma unroll
+                for (int r = 0; r < 4; ++r) av[m][r] = load_piece(a + rows[m][r] + k);
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+#pragma unroll
+                for (int j = 0; j < NT; ++j) {
+                    const float bv = b[(k + e) * stride + j * 8 + lane % 8];
+#pragma unroll
+                    for (int m = 0; m < MT; ++m)
+#pragma unroll
+                        for (int r = 0; r < 4; ++r) acc[m][j][r] += av[m][r].v[e] * bv;
+                }
+        }
+    }
+
+    template <int NT>
+    struct B {
+        __device__ void load(const float *, int, int) {}
+    };
+
+    template <int NT>
+    static __device__ void step_transposed(float (&acc)[NT][4], const float *a, const int *rows, const B<NT> &,
+                                           const float *tile, int stride, int lane) {
+#pragma unroll 4
+        for (int v = 0; v < 16; ++v) {
+            const Piece<float> av = load_piece(a + rows[v] + lane / 8 * 4);
+#pragma unroll
+            for (int j = 0; j < NT; ++j) {
+                const float bv = tile[v * stride + j * 8 + lane % 8];
+#pragma unroll
+                for (int r = 0; r < 4; ++r) acc[j][r] += av.v[r] * bv;
+            }
+        }
+    }
+};
+
+// A map, read as leaky(scale * x + shift) if there is a scale.
+struct Source {
+    const void *data;
+    const float *scale, *shift;  // [B, C]
+    u32 channels;
+    float slope;
+};
+
+// Up to two maps whose channels lie side by side.
+struct Sources {
+    Source maps[2];
+    u32 channels;   // of both
+    u32 in_pieces;  // whether no 16-byte piece lies across a border
+};
+
+// Channels [channel, channel + LEN) of the maps, for one thread: where they are and what normalises them.
+template <class T>
+struct ChannelPiece {
+    static constexpr int LEN = Piece<T>::LEN;
+    const Sources &sources;
+    u32 channel, batch_idx;
+    const Source *source;
+    u32 local;
+    float scale[LEN], shift[LEN];
+
+    __device__ __forceinline__ ChannelPiece(const Sources &s, u32 c, u32 b) : sources(s), channel(c), batch_idx(b) {
+        source = &s.maps[c >= s.maps[0].channels];
+        local = c - (c >= s.maps[0].channels ? s.maps[0].channels : 0u);
+        const bool there = s.in_pieces && c < s.channels && source->scale;
+#pragma unroll
+        for (int e = 0; e < LEN; ++e) {
+            scale[e] = there ? source->scale[b * source->channels + local + e] : 1.f;
+            shift[e] = there ? source->shift[b * source->channels + local + e] : 0.f;
+        }
+    }
+
+    // Of the voxel with this index in the whole batch.
+    __device__ __forceinline__ Piece<T> load(i64 voxel) const {
+        Piece<T> out;
+        if (sources.in_pieces) {
+            if (channel >= sources.channels) return zero();
+            out = load_piece(static_cast<const T *>(source->data) + voxel * source->channels + local);
+            if (source->scale) {
+#pragma unroll
+                for (int e = 0; e < LEN; ++e)
+                    out.v[e] = from_float<T>(leaky(scale[e] * to_float(out.v[e]) + shift[e], source->slope));
+            }
+            return out;
+        }
+// Unrolled, rare as it is: an index that is not constant would put the piece into local memory.
+#pragma unroll
+        for (int e = 0; e < LEN; ++e) {
+            const u32 c = channel + e;
+            if (c >= sources.channels) {
+                out.v[e] = from_float<T>(0.f);
+                continue;
+            }
+            const Source &s = sources.maps[c >= sources.maps[0].channels];
+            const u32 l = c - (c >= sources.maps[0].channels ? sources.maps[0].channels : 0u);
+            T x = static_cast<const T *>(s.data)[voxel * s.channels + l];
+            if (s.scale) {
+                const u32 at = batch_idx * s.channels + l;
+                x = from_float<T>(leaky(s.scale[at] * to_float(x) + s.shift[at], s.slope));
+            }
+            out.v[e] = x;
+        }
+        return out;
+    }
+
+    static __device__ Piece<T> zero() {
+        Piece<T> p;
+#pragma unroll
+        for (int e = 0; e < LEN; ++e) p.v[e] = from_float<T>(0.f);
+        return p;
+    }
+};
+
+// A box of 128 positions, and the region of a map that they reach.
+struct Tiling {
+    int log_size[3];  // of the box; sums to 7
+    int tiles[3];     // boxes per axis
+    int count[3];     // positions per axis
+    int step[3];      // positions of the map from one to the next
+    int first[3];     // offset of the first tap
+    int region[3];    // size of the region
+    int map[3];       // size of the map
+};
+
+struct Box {
+    int start[3];  // first position
+
+    __device__ __forceinline__ Box(const Tiling &t, int tile) {
+        start[2] = tile % t.tiles[2] << t.log_size[2];
+        start[1] = tile / t.tiles[2] % t.tiles[1] << t.log_size[1];
+        start[0] = tile / t.tiles[2] / t.tiles[1] << t.log_size[0];
+    }
+};
+
+// Position m of a box, along the three axes.
+__device__ __forceinline__ void within(const Tiling &t, int m, int (&at)[3]) {
+    at[2] = m & ((1 << t.log_size[2]) - 1);
+    at[1] = m >> t.log_size[2] & ((1 << t.log_size[1]) - 1);
+    at[0] = m >> (t.log_size[2] + t.log_size[1]);
+}
+
+// Voxel of the region that position m reads with the tap of offset `first`.
+__device__ __forceinline__ int region_voxel(const Tiling &t, int m) {
+    int at[3];
+    within(t, m, at);
+    return (at[0] * t.step[0] * t.region[1] + at[1] * t.step[1]) * t.region[2] + at[2] * t.step[2];
+}
+
+// Channels [channel, channel + CK) of a box's region into shared memory, zeros outside the map.
+template <class T, int CK, int THREADS>
+__device__ __forceinline__ void load_region(T *shared, const Sources &s, const Tiling &t, const Box &box, u32 channel, u32 batch_idx) {
+    constexpr int LEN = Piece<T>::LEN, PIECES = CK / LEN, ROW = CK + LEN;
+    static_assert(THREADS % PIECES == 0, "a thread keeps one piece of the channels");
+    const ChannelPiece<T> piece(s, channel + threadIdx.x % PIECES * LEN, batch_idx);
+    const int voxels = t.region[0] * t.region[1] * t.region[2];
+    const int origin[3] = {box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
+                           box.start[2] * t.step[2] + t.first[2]};
+    for (int v = threadIdx.x / PIECES; v < voxels; v += THREADS / PIECES) {
+        const int w = origin[2] + v % t.region[2], rest = v / t.region[2];
+        const int h = origin[1] + rest % t.region[1], d = origin[0] + rest / t.region[1];
+        const bool inside = u32(d) < u32(t.map[0]) && u32(h) < u32(t.map[1]) && u32(w) < u32(t.map[2]);
+        const i64 voxel = ((i64(batch_idx) * t.map[0] + d) * t.map[1] + h) * t.map[2] + w;
+        store_piece(shared + v * ROW + threadIdx.x % PIECES * LEN, inside ? piece.load(voxel) : piece.zero());
+    }
+}
+
+struct CorrelateParams {
+    Sources sources;
+    const void *weight;  // [taps of the whole kernel, k rounded up to the slice, n rounded up to the tile]
+    void *out;           // [B, output, channels_out]
+    float *partial;      // [B, tiles, channels_out, 2]: mean and sum of squared deviations; may be absent
+    float *counts;       // [B, tiles]
+    Tiling tiling;
+    int output[3], out_step[3], out_offset[3];
+    int num_taps[3];
+    int tap_offset[3][MAX_TAPS];  // from `tiling.first`
+    int tap_weight[3][MAX_TAPS];  // index of the tap along its axis, times its stride among the taps
+    u32 channels_out, weight_rows, weight_columns;
+    u32 _unused;
+};
+
+// y[q * out_step + out_offset] = sum over taps: x[q * step + offset] weight[tap]; with 4 warps of 32 voxels each.
+// Blocks: (boxes of a sample, tiles of N output channels, samples).
+template <class T, int N>
+__device__ void correlate(const CorrelateParams &p) {
+    constexpr int THREADS = 128, LEN = Piece<T>::LEN, CK = 64 / sizeof(T), ROW = CK + LEN, BROW = N + LEN;
+    constexpr int MT = 2, NT = N / 8;
+    using Unit = Mma<T>;
+    ADW_SHARED(memory);
+    int *out_voxel = reinterpret_cast<int *>(memory);  // [M], -1 outside the map
+    T *weights = reinterpret_cast<T *>(memory + M * 4);
+    T *region = weights + STAGES * CK * BROW;
+
+    const Tiling &t = p.tiling;
+    const Box box(t, blockIdx.x);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 n0 = blockIdx.y * N, batch_idx = blockIdx.z;
+    {
+        int at[3];
+        within(t, threadIdx.x, at);
+        bool inside = true;
+        int o[3];
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            const int q = box.start[i] + at[i];
+            inside = inside && q < t.count[i];
+            o[i] = q * p.out_step[i] + p.out_offset[i];
+        }
+        out_voxel[threadIdx.x] = inside ? (o[0] * p.output[1] + o[1]) * p.output[2] + o[2] : -1;
+    }
+    int rows[MT][Unit::ROWS];
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int r = 0; r < Unit::ROWS; ++r)
+            rows[m][r] = region_voxel(t, warp * 32 + m * 16 + Unit::row_of(r, lane)) * ROW;
+    float acc[MT][NT][4];
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc[m][j][i] = 0.f;
+
+    const int taps = p.num_taps[0] * p.num_taps[1] * p.num_taps[2];
+    const int steps = int(p.weight_rows) / CK * taps;
+    const auto fetch = [&](int step) {
+        if (step < steps) {
+            const int tap = step % taps, k0 = step / taps * CK;
+            const int kw = tap % p.num_taps[2], kh = tap / p.num_taps[2] % p.num_taps[1];
+            const int kd = tap / p.num_taps[2] / p.num_taps[1];
+            const i64 index = p.tap_weight[0][kd] + p.tap_weight[1][kh] + p.tap_weight[2][kw];
+            const T *from = static_cast<const T *>(p.weight) + (index * p.weight_rows + k0) * p.weight_columns + n0;
+            T *to = weights + step % STAGES * CK * BROW;
+            for (int i = threadIdx.x; i < CK * (N / LEN); i += THREADS) {
+                const int k = i / (N / LEN), n = i % (N / LEN) * LEN;
+                copy_async(to + k * BROW + n, from + i64(k) * p.weight_columns + n);
+            }
+        }
+        copy_commit();
+    };
+    for (int s = 0; s < STAGES - 1; ++s) fetch(s);
+    int step = 0;
+    for (u32 k0 = 0; k0 < p.weight_rows; k0 += CK) {
+        __syncthreads();
+        load_region<T, CK, THREADS>(region, p.sources, t, box, k0, batch_idx);
+        for (int kd = 0; kd < p.num_taps[0]; ++kd)
+            for (int kh = 0; kh < p.num_taps[1]; ++kh)
+                for (int kw = 0; kw < p.num_taps[2]; ++kw, ++step) {
+                    // Its own weights have come, and nobody reads those of the step before any more.
+                    copy_wait<STAGES - 2>();
+                    __syncthreads();
+                    fetch(step + STAGES - 1);
+                    const int shift =
+                        (p.tap_offset[0][kd] * t.region[1] + p.tap_offset[1][kh]) * t.region[2] + p.tap_offset[2][kw];
+                    const T *b = weights + step % STAGES * CK * BROW;
+#pragma unroll
+                    for (int k = 0; k < CK; k += 16)
+                        Unit::template step<MT, NT>(acc, region + shift * ROW + k, rows, b + k * BROW, BROW, lane);
+                }
+    }
+
+    // Through shared memory, so that stores are whole pieces in the order of the map.
+    __syncthreads();
+    T *tile = region;
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                tile[(warp * 32 + m * 16 + Unit::row(i, lane)) * BROW + j * 8 + Unit::col(i, lane)] =
+                    from_float<T>(acc[m][j][i]);
+    __syncthreads();
+    const u32 width = u32(min(N, int(p.channels_out - n0)));
+    const i64 first_voxel = i64(batch_idx) * p.output[0] * p.output[1] * p.output[2];
+    T *out = static_cast<T *>(p.out) + n0;
+    if (p.channels_out % LEN == 0) {
+        for (u32 i = threadIdx.x; i < M * (N / LEN); i += THREADS) {
+            const u32 m = i / (N / LEN), n = i % (N / LEN) * LEN;
+            if (out_voxel[m] >= 0 && n < width)
+                store_piece(out + (first_voxel + out_voxel[m]) * p.channels_out + n, load_piece(tile + m * BROW + n));
+        }
+    } else {
+        for (u32 i = threadIdx.x; i < M * width; i += THREADS) {
+            const u32 m = i / width, n = i % width;
+            if (out_voxel[m] >= 0) out[(first_voxel + out_voxel[m]) * p.channels_out + n] = tile[m * BROW + n];
+        }
+    }
+    if (!p.partial) return;
+
+    // Moments of what was stored, as deviations from the first voxel of the box (which is always inside).
+    constexpr int PARTS = 8;
+    float *sums = reinterpret_cast<float *>(weights);  // [PARTS][N][2]
+    static_assert(PARTS * N * 2 * 4 <= STAGES * CK * BROW * int(sizeof(T)), "sums fit where the weights were");
+    for (int i = threadIdx.x; i < PARTS * N; i += THREADS) {
+        const int n = i % N, part = i / N;
+        const float origin = to_float(tile[n]);
+        float sum = 0.f, squares = 0.f;
+        for (int m = part; m < M; m += PARTS) {
+            if (out_voxel[m] < 0) continue;
+            const float d = to_float(tile[m * BROW + n]) - origin;
+            sum += d;
+            squares += d * d;
+        }
+        sums[i * 2] = sum;
+        sums[i * 2 + 1] = squares;
+    }
+    __syncthreads();
+    float count = 1.f;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) count *= float(min(1 << t.log_size[i], t.count[i] - box.start[i]));
+    const i64 block = i64(batch_idx) * gridDim.x + blockIdx.x;
+    for (u32 n = threadIdx.x; n < width; n += THREADS) {
+        float sum = 0.f, squares = 0.f;
+        for (int part = 0; part < PARTS; ++part) {
+            sum += sums[(part * N + n) * 2];
+            squares += sums[(part * N + n) * 2 + 1];
+        }
+        float *at = p.partial + (block * p.channels_out + n0 + n) * 2;
+        at[0] = to_float(tile[n]) + sum / count;
+        at[1] = squares - sum * sum / count;
+    }
+    if (blockIdx.y == 0 && threadIdx.x == 0) p.counts[block] = count;
+}
+
+struct PackParams {
+    const float *weight;
+    const float *mask;  // a factor per output channel of the convolution; may be absent
+    void *out;          // [taps, rows, columns]
+    u32 taps, rows, columns;        // of the result
+    u32 num_rows, num_columns;      // of what is there; the rest is 0
+    u32 base, row_stride, column_stride;
+    u32 mask_on_rows;
+    u32 _unused;
+};
+
+// Weights in the order a product reads them, rounded to the maps' element type.
+template <class T>
+__device__ void pack(const PackParams &p) {
+    const u32 i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= p.taps * p.rows * p.columns) return;
+    const u32 column = i % p.columns, row = i / p.columns % p.rows, tap = i / p.columns / p.rows;
+    float v = 0.f;
+    if (row < p.num_rows && column < p.num_columns) {
+        v = p.weight[p.base + row * p.row_stride + column * p.column_stride + tap];
+        if (p.mask) v *= p.mask[p.mask_on_rows ? row : column];
+    }
+    static_cast<T *>(p.out)[i] = from_float<T>(v);
+}
+
+struct GradWeightParams {
+    Sources sources;  // x, at the taps
+    Sources grad;     // the gradient of the output: one map
+    float *partial;   // [splits * parts, taps, ci, co]
+    Tiling tiling;
+    int kernel[3];
+    u32 batch, parts;
+    u32 _unused;
+};
+
+// dW[tap, ci, co] = sum over voxels: x[voxel * step + tap, ci] grad[voxel, co]. Nine warps with three taps each: all 27 of
+// a 3x3x3 kernel for 16 x 48 channels stay in registers while the block walks over its boxes. Of smaller kernels, several
+// `parts` of a box's voxels are summed apart. Blocks: (16 of ci, 48 of co, splits of the boxes).
+template <class T>
+__device__ void grad_weight(const GradWeightParams &p) {
+    constexpr int THREADS = 288, CI = 16, CO = 48, NT = CO / 8, SLOTS = 3;
+    constexpr int LEN = Piece<T>::LEN, ROW = CI + LEN, BROW = CO + LEN;
+    using Unit = Mma<T>;
+    ADW_SHARED(memory);
+    int *rows = reinterpret_cast<int *>(memory);  // [M]: elements from the region's start
+    T *grads = reinterpret_cast<T *>(memory + M * 4);
+    T *region = grads + M * BROW;
+    const Tiling &t = p.tiling;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 ci0 = blockIdx.x * CI, co0 = blockIdx.y * CO;
+    if (threadIdx.x < M) rows[threadIdx.x] = region_voxel(t, threadIdx.x) * ROW;
+
+    const int taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+    int shift[SLOTS], part[SLOTS];
+    float acc[SLOTS][NT][4];
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) {
+        const int slot = warp * SLOTS + s, tap = slot % taps;
+        part[s] = slot / taps < int(p.parts) ? slot / taps : -1;
+        const int kw = tap % p.kernel[2], kh = tap / p.kernel[2] % p.kernel[1], kd = tap / p.kernel[2] / p.kernel[1];
+        shift[s] = ((kd * t.region[1] + kh) * t.region[2] + kw) * ROW;
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) acc[s][j][i] = 0.f;
+    }
+    const u32 per_sample = t.tiles[0] * t.tiles[1] * t.tiles[2];
+    for (u32 tile = blockIdx.z; tile < per_sample * p.batch; tile += gridDim.z) {
+        const Box box(t, tile % per_sample);
+        const u32 batch_idx = tile / per_sample;
+        __syncthreads();
+        load_region<T, CI, THREADS>(region, p.sources, t, box, ci0, batch_idx);
+        {
+            constexpr int PIECES = CO / LEN;
+            static_assert(THREADS % PIECES == 0, "a thread keeps one piece of the channels");
+            const ChannelPiece<T> piece(p.grad, co0 + threadIdx.x % PIECES * LEN, batch_idx);
+            for (int m = threadIdx.x / PIECES; m < M; m += THREADS / PIECES) {
+                int at[3];
+                within(t, m, at);
+                const int d = box.start[0] + at[0], h = box.start[1] + at[1], w = box.start[2] + at[2];
+                const bool inside = d < t.count[0] && h < t.count[1] && w < t.count[2];
+                const i64 voxel = ((i64(batch_idx) * t.count[0] + d) * t.count[1] + h) * t.count[2] + w;
+                store_piece(grads + m * BROW + threadIdx.x % PIECES * LEN, inside ? piece.load(voxel) : piece.zero());
+            }
+        }
+        __syncthreads();
+        for (int k = 0; k < M / 16; ++k) {
+            typename Unit::template B<NT> b;
+            const T *at = grads + k * 16 * BROW;
+            b.load(at, BROW, lane);
+#pragma unroll
+            for (int s = 0; s < SLOTS; ++s)
+                if (k % int(p.parts) == part[s])
+                    Unit::template step_transposed<NT>(acc[s], region + shift[s], rows + k * 16, b, at, BROW, lane);
+        }
+    }
+    const u32 ci = p.sources.channels, co = p.grad.channels;
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) {
+        if (part[s] < 0) continue;
+        const int tap = (warp * SLOTS + s) % taps;
+        float *out = p.partial + (i64(blockIdx.z) * p.parts + part[s]) * taps * ci * co + i64(tap) * ci * co;
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const u32 r = ci0 + Unit::row(i, lane), c = co0 + j * 8 + Unit::col(i, lane);
+                if (r < ci && c < co) out[i64(r) * co + c] = acc[s][j][i];
+            }
+    }
+}
+
+struct GradWeightFinishParams {
+    const float *partial;  // [parts, taps, ci, co]
+    float *out;            // [co, ci, taps]
+    u32 parts, taps, ci, co;
+};
+
+__device__ void grad_weight_finish(const GradWeightFinishParams &p) {
+    const u32 i = blockIdx.x * 256 + threadIdx.x, n = p.taps * p.ci * p.co;
+    if (i >= n) return;
+    float sum = 0.f;
+    for (u32 part = 0; part < p.parts; ++part) sum += p.partial[i64(part) * n + i];
+    const u32 co = i % p.co, ci = i / p.co % p.ci, tap = i / p.co / p.ci;
+    p.out[(i64(co) * p.ci + ci) * p.taps + tap] = sum;
+}
+
+ADW_KERNEL(conv_correlate_f32_n16, 128, 2, CorrelateParams, (correlate<float, 16>(p)))
+ADW_KERNEL(conv_correlate_f32_n48, 128, 2, CorrelateParams, (correlate<float, 48>(p)))
+ADW_KERNEL(conv_correlate_f32_n96, 128, 2, CorrelateParams, (correlate<float, 96>(p)))
+ADW_KERNEL(conv_correlate_bf16_n16, 128, 2, CorrelateParams, (correlate<bf16, 16>(p)))
+ADW_KERNEL(conv_correlate_bf16_n48, 128, 2, CorrelateParams, (correlate<bf16, 48>(p)))
+ADW_KERNEL(conv_correlate_bf16_n96, 128, 2, CorrelateParams, (correlate<bf16, 96>(p)))
+ADW_KERNEL(conv_pack_f32, 256, 1, PackParams, pack<float>(p))
+ADW_KERNEL(conv_pack_bf16, 256, 1, PackParams, pack<bf16>(p))
+ADW_KERNEL(conv_grad_weight_f32, 288, 1, GradWeightParams, grad_weight<float>(p))
+ADW_KERNEL(conv_grad_weight_bf16, 288, 1, GradWeightParams, grad_weight<bf16>(p))
+ADW_KERNEL(conv_grad_weight_finish, 256, 1, GradWeightFinishParams, grad_weight_finish(p))

@@ -1,0 +1,672 @@
+//! Launches of `conv3d.cu`: the three passes of a convolution, and with them those of a transposed one.
+
+use crate::cuda::ElementType;
+use crate::geometry::Conv3dGeometry;
+use crate::norm_act::cuda::{Coefficients, PartialMoments};
+use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
+use std::ops::Range;
+
+#[cfg(test)]
+mod tests;
+
+/// The kernels' source.
+pub const MODULE: Module = Module {
+    name: "conv3d",
+    source: include_str!("conv3d.cu"),
+};
+
+/// Voxels of a block.
+const BOX: usize = 128;
+const MAX_TAPS: usize = 8;
+const STAGES: usize = 3;
+/// Taps that one block of the weight gradient keeps in registers.
+const GRAD_WEIGHT_SLOTS: usize = 27;
+const GRAD_WEIGHT_CI: usize = 16;
+const GRAD_WEIGHT_CO: usize = 48;
+
+/// Whether the kernels take this geometry.
+pub fn supports(geometry: &Conv3dGeometry) -> bool {
+    geometry.kernel.iter().all(|&k| k <= MAX_TAPS)
+        && geometry.kernel.iter().product::<usize>() <= GRAD_WEIGHT_SLOTS
+}
+
+/// A map `[B, voxels, C]` on the device, normalised while it is read if `norm` is there.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceMap {
+    /// Of the map.
+    pub data: Address,
+    /// Its channels.
+    pub channels: usize,
+    /// Scale and shift, `[B, C]` f32, and the slope of LeakyReLU.
+    pub norm: Option<(Address, Address, f64)>,
+}
+
+impl SourceMap {
+    /// A map as it is.
+    pub fn plain(data: Address, channels: usize) -> Self {
+        Self {
+            data,
+            channels,
+            norm: None,
+        }
+    }
+
+    /// A map that is normalised while it is read.
+    pub fn normalised<B: Buffer>(data: Address, channels: usize, c: &Coefficients<B>) -> Self {
+        Self {
+            data,
+            channels,
+            norm: Some((c.scale.address(), c.shift.address(), c.config.slope)),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Source {
+    data: Address,
+    scale: Address,
+    shift: Address,
+    channels: u32,
+    slope: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Sources {
+    maps: [Source; 2],
+    channels: u32,
+    in_pieces: u32,
+}
+
+impl Sources {
+    fn new(maps: &[SourceMap], element: ElementType) -> Self {
+        assert!(
+            (1..=2).contains(&maps.len()),
+            "{} maps, expected one or two",
+            maps.len()
+        );
+        let source = |m: &SourceMap| {
+            let (scale, shift, slope) = m.norm.unwrap_or_default();
+            Source {
+                data: m.data,
+                scale,
+                shift,
+                channels: m.channels as u32,
+                slope: slope as f32,
+            }
+        };
+        Self {
+            maps: [
+                source(&maps[0]),
+                source(maps.last().expect("checked above")),
+            ],
+            channels: maps.iter().map(|m| m.channels as u32).sum(),
+            in_pieces: u32::from(
+                maps.iter()
+                    .all(|m| m.channels.is_multiple_of(element.piece())),
+            ),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Tiling {
+    log_size: [i32; 3],
+    tiles: [i32; 3],
+    count: [i32; 3],
+    step: [i32; 3],
+    first: [i32; 3],
+    region: [i32; 3],
+    map: [i32; 3],
+}
+
+impl Tiling {
+    /// The box with the least to load: fewest boxes first (each costs its products), then the smallest region, as long as
+    /// that leaves room for a second block on the multiprocessor.
+    fn new(
+        count: [usize; 3],
+        step: [usize; 3],
+        first: [i32; 3],
+        reach: [usize; 3],
+        map: [usize; 3],
+        row_bytes: usize,
+    ) -> Self {
+        const LOG: usize = BOX.ilog2() as usize;
+        let region =
+            |log: [usize; 3]| [0, 1, 2].map(|i| ((1usize << log[i]) - 1) * step[i] + reach[i]);
+        let boxes = (0..=LOG).flat_map(|d| (0..=LOG - d).map(move |h| [d, h, LOG - d - h]));
+        let best = boxes
+            .min_by_key(|&log| {
+                let tiles: usize = (0..3).map(|i| count[i].div_ceil(1 << log[i])).product();
+                let voxels: usize = region(log).iter().product();
+                (voxels * row_bytes > 90 * 1024, tiles * (voxels + 4 * BOX))
+            })
+            .expect("there are boxes");
+        let int = |v: [usize; 3]| v.map(|v| v as i32);
+        Self {
+            log_size: int(best),
+            tiles: int([0, 1, 2].map(|i| count[i].div_ceil(1 << best[i]))),
+            count: int(count),
+            step: int(step),
+            first,
+            region: int(region(best)),
+            map: int(map),
+        }
+    }
+
+    fn num_tiles(&self) -> usize {
+        self.tiles.iter().map(|&t| t as usize).product()
+    }
+
+    fn region_voxels(&self) -> usize {
+        self.region.iter().map(|&r| r as usize).product()
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct PackParams {
+    weight: Address,
+    mask: Address,
+    out: Address,
+    taps: u32,
+    rows: u32,
+    columns: u32,
+    num_rows: u32,
+    num_columns: u32,
+    base: u32,
+    row_stride: u32,
+    column_stride: u32,
+    mask_on_rows: u32,
+    _unused: u32,
+}
+// SAFETY: plain numbers, laid out as in conv3d.cu.
+unsafe impl Params for PackParams {}
+
+/// Weights `[taps, rows, columns]` in the order the product reads them.
+struct Packed<B> {
+    data: B,
+    rows: usize,
+    columns: usize,
+    /// Output channels of a block.
+    tile: usize,
+}
+
+/// Weights of a convolution, `[Cout, Cin, kD, kH, kW]` f32, and a factor per output channel that is folded into them.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights {
+    /// Of the weights.
+    pub data: Address,
+    /// `[Cout]` f32, or [`Address::NONE`].
+    pub mask: Address,
+    /// Output channels.
+    pub co: usize,
+    /// Input channels.
+    pub ci: usize,
+}
+
+/// The widest tile that wastes least.
+fn column_tile(columns: usize) -> usize {
+    [96, 48, 16]
+        .into_iter()
+        .min_by_key(|&n| columns.next_multiple_of(n) + 256 / n)
+        .expect("there are tiles")
+}
+
+/// Input channels (or output channels, in the input gradient) of one slice of the products.
+fn slice(element: ElementType) -> usize {
+    64 / element.size()
+}
+
+impl Weights {
+    /// For the forward pass: rows are input channels, columns output channels; for the input gradient the other way
+    /// round, for input channels `wanted` only.
+    unsafe fn pack<R: Runtime>(
+        &self,
+        rt: &R,
+        taps: usize,
+        wanted: Option<&Range<usize>>,
+        element: ElementType,
+    ) -> Result<Packed<R::Buffer>> {
+        let (num_rows, num_columns) = match wanted {
+            None => (self.ci, self.co),
+            Some(range) => (self.co, range.len()),
+        };
+        let tile = column_tile(num_columns);
+        let (rows, columns) = (
+            num_rows.next_multiple_of(slice(element)),
+            num_columns.next_multiple_of(tile),
+        );
+        let data = rt.alloc(taps * rows * columns * element.size())?;
+        let params = PackParams {
+            weight: self.data,
+            mask: self.mask,
+            out: data.address(),
+            taps: taps as u32,
+            rows: rows as u32,
+            columns: columns as u32,
+            num_rows: num_rows as u32,
+            num_columns: num_columns as u32,
+            base: wanted.map_or(0, |r| r.start * taps) as u32,
+            row_stride: if wanted.is_none() {
+                taps
+            } else {
+                self.ci * taps
+            } as u32,
+            column_stride: if wanted.is_none() {
+                self.ci * taps
+            } else {
+                taps
+            } as u32,
+            mask_on_rows: u32::from(wanted.is_some()),
+            _unused: 0,
+        };
+        // SAFETY: `data` has room for the result; the caller vouches for the weights.
+        unsafe {
+            rt.launch(&Launch {
+                module: MODULE,
+                kernel: match element {
+                    ElementType::F32 => "conv_pack_f32",
+                    ElementType::Bf16 => "conv_pack_bf16",
+                },
+                grid: [blocks(taps * rows * columns, 256), 1, 1],
+                threads: 256,
+                shared: 0,
+                params,
+            })?;
+        }
+        Ok(Packed {
+            data,
+            rows,
+            columns,
+            tile,
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct CorrelateParams {
+    sources: Sources,
+    weight: Address,
+    out: Address,
+    partial: Address,
+    counts: Address,
+    tiling: Tiling,
+    output: [i32; 3],
+    out_step: [i32; 3],
+    out_offset: [i32; 3],
+    num_taps: [i32; 3],
+    tap_offset: [[i32; MAX_TAPS]; 3],
+    tap_weight: [[i32; MAX_TAPS]; 3],
+    channels_out: u32,
+    weight_rows: u32,
+    weight_columns: u32,
+    _unused: u32,
+}
+// SAFETY: plain numbers, laid out as in conv3d.cu; 21 + 12 + 48 + 4 words after the addresses leave an odd number, which
+// `_unused` and the alignment of `Sources` account for.
+unsafe impl Params for CorrelateParams {}
+
+/// Along one axis: which taps there are, where they read and which weights they take.
+struct Axis {
+    step: usize,
+    /// `(offset from step * position, index of the weight)`
+    taps: Vec<(i32, usize)>,
+    count: usize,
+    out_step: usize,
+    out_offset: usize,
+}
+
+/// Sums over taps; the caller vouches for every address.
+unsafe fn correlate<R: Runtime>(
+    rt: &R,
+    maps: &[SourceMap],
+    batch: usize,
+    input: [usize; 3],
+    output: [usize; 3],
+    axes: &[Axis; 3],
+    kernel: [usize; 3],
+    weights: &Packed<R::Buffer>,
+    channels_out: usize,
+    element: ElementType,
+    out: Address,
+    moments: bool,
+) -> Result<Option<PartialMoments<R::Buffer>>> {
+    let piece = element.piece();
+    let row_bytes = (slice(element) + piece) * element.size();
+    let first = [0, 1, 2].map(|i| axes[i].taps.iter().map(|t| t.0).min().unwrap_or(0));
+    let reach = [0, 1, 2].map(|i| {
+        let last = axes[i].taps.iter().map(|t| t.0).max().unwrap_or(0);
+        (last - first[i]) as usize + 1
+    });
+    let tiling = Tiling::new(
+        [0, 1, 2].map(|i| axes[i].count),
+        [0, 1, 2].map(|i| axes[i].step),
+        first,
+        reach,
+        input,
+        row_bytes,
+    );
+    let tap_stride = [kernel[1] * kernel[2], kernel[2], 1];
+    let (mut tap_offset, mut tap_weight) = ([[0; MAX_TAPS]; 3], [[0; MAX_TAPS]; 3]);
+    for i in 0..3 {
+        for (t, &(offset, weight)) in axes[i].taps.iter().enumerate() {
+            tap_offset[i][t] = offset - first[i];
+            tap_weight[i][t] = (weight * tap_stride[i]) as i32;
+        }
+    }
+    let partial = if moments {
+        Some(PartialMoments::alloc(
+            rt,
+            batch,
+            tiling.num_tiles(),
+            channels_out,
+        )?)
+    } else {
+        None
+    };
+    let ints = |f: &dyn Fn(&Axis) -> usize| [0, 1, 2].map(|i| f(&axes[i]) as i32);
+    let params = CorrelateParams {
+        sources: Sources::new(maps, element),
+        weight: weights.data.address(),
+        out,
+        partial: partial
+            .as_ref()
+            .map_or(Address::NONE, |p| p.partial.address()),
+        counts: partial
+            .as_ref()
+            .map_or(Address::NONE, |p| p.counts.address()),
+        tiling,
+        output: output.map(|n| n as i32),
+        out_step: ints(&|a| a.out_step),
+        out_offset: ints(&|a| a.out_offset),
+        num_taps: ints(&|a| a.taps.len()),
+        tap_offset,
+        tap_weight,
+        channels_out: channels_out as u32,
+        weight_rows: weights.rows as u32,
+        weight_columns: weights.columns as u32,
+        _unused: 0,
+    };
+    let (n, size) = (weights.tile, element.size());
+    let stages = STAGES * slice(element) * (n + piece) * size;
+    let region = (tiling.region_voxels() * row_bytes).max(BOX * (n + piece) * size);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        rt.launch(&Launch {
+            module: MODULE,
+            kernel: match (element, n) {
+                (ElementType::F32, 16) => "conv_correlate_f32_n16",
+                (ElementType::F32, 48) => "conv_correlate_f32_n48",
+                (ElementType::F32, _) => "conv_correlate_f32_n96",
+                (ElementType::Bf16, 16) => "conv_correlate_bf16_n16",
+                (ElementType::Bf16, 48) => "conv_correlate_bf16_n48",
+                (ElementType::Bf16, _) => "conv_correlate_bf16_n96",
+            },
+            grid: [
+                tiling.num_tiles() as u32,
+                blocks(weights.columns, n),
+                batch as u32,
+            ],
+            threads: 128,
+            shared: (BOX * 4 + stages + region) as u32,
+            params,
+        })?;
+    }
+    Ok(partial)
+}
+
+/// `y = conv(x, mask * W)` of maps whose channels lie side by side, and the moments of every box of `y` if asked for.
+///
+/// # Safety
+/// The addresses are those of maps `[batch, size, C]`, of the weights, and of room for `[batch, output size, Cout]`.
+///
+/// # Errors
+/// If a launch fails or the device has no memory left.
+///
+/// # Panics
+/// If [`supports`] is false or the kernel does not fit the input: callers have checked.
+pub unsafe fn forward<R: Runtime>(
+    rt: &R,
+    maps: &[SourceMap],
+    batch: usize,
+    size: [usize; 3],
+    weights: &Weights,
+    geometry: Conv3dGeometry,
+    element: ElementType,
+    out: Address,
+    moments: bool,
+) -> Result<Option<PartialMoments<R::Buffer>>> {
+    assert!(supports(&geometry), "{geometry:?} is not supported");
+    let output = geometry
+        .output_size("conv3d", size)
+        .expect("checked by the caller");
+    let axes = [0, 1, 2].map(|i| Axis {
+        step: geometry.stride[i],
+        taps: (0..geometry.kernel[i])
+            .map(|k| (k as i32 - geometry.padding[i] as i32, k))
+            .collect(),
+        count: output[i],
+        out_step: 1,
+        out_offset: 0,
+    });
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let packed = weights.pack(rt, geometry.kernel.iter().product(), None, element)?;
+        correlate(
+            rt,
+            maps,
+            batch,
+            size,
+            output,
+            &axes,
+            geometry.kernel,
+            &packed,
+            weights.co,
+            element,
+            out,
+            moments,
+        )
+    }
+}
+
+/// The gradient of [`forward`] for input channels `wanted`, and the forward pass of a transposed convolution: positions
+/// of the input fall into classes by their residue modulo the stride, each a sum over taps of its own.
+///
+/// # Safety
+/// The addresses are those of a map `[batch, output size, Cout]`, of the weights, and of room for
+/// `[batch, size, wanted.len()]`.
+///
+/// # Errors
+/// If a launch fails or the device has no memory left.
+///
+/// # Panics
+/// As [`forward`].
+pub unsafe fn grad_input<R: Runtime>(
+    rt: &R,
+    grad_output: SourceMap,
+    batch: usize,
+    size: [usize; 3],
+    weights: &Weights,
+    geometry: Conv3dGeometry,
+    wanted: Range<usize>,
+    element: ElementType,
+    out: Address,
+) -> Result<()> {
+    assert!(supports(&geometry), "{geometry:?} is not supported");
+    let output = geometry
+        .output_size("conv3d", size)
+        .expect("checked by the caller");
+    let [kernel, stride, padding] = [geometry.kernel, geometry.stride, geometry.padding];
+    // Output o reaches input i = residue + stride q through tap k iff o = q + (residue + padding - k) / stride.
+    let axis = |i: usize, residue: usize| Axis {
+        step: 1,
+        taps: (0..kernel[i])
+            .filter(|k| {
+                (residue + padding[i] + stride[i] * kernel[i] - k).is_multiple_of(stride[i])
+            })
+            .map(|k| {
+                (
+                    (residue as i32 + padding[i] as i32 - k as i32) / stride[i] as i32,
+                    k,
+                )
+            })
+            .collect(),
+        count: size[i].saturating_sub(residue).div_ceil(stride[i]),
+        out_step: stride[i],
+        out_offset: residue,
+    };
+    // SAFETY: as the caller vouches.
+    let packed = unsafe { weights.pack(rt, kernel.iter().product(), Some(&wanted), element)? };
+    for rd in 0..stride[0].min(size[0]) {
+        for rh in 0..stride[1].min(size[1]) {
+            for rw in 0..stride[2].min(size[2]) {
+                let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
+                // SAFETY: as the caller vouches.
+                unsafe {
+                    correlate(
+                        rt,
+                        &[grad_output],
+                        batch,
+                        output,
+                        size,
+                        &axes,
+                        kernel,
+                        &packed,
+                        wanted.len(),
+                        element,
+                        out,
+                        false,
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GradWeightParams {
+    sources: Sources,
+    grad: Sources,
+    partial: Address,
+    tiling: Tiling,
+    kernel: [i32; 3],
+    batch: u32,
+    parts: u32,
+    _unused: u32,
+}
+// SAFETY: plain numbers, laid out as in conv3d.cu.
+unsafe impl Params for GradWeightParams {}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GradWeightFinishParams {
+    partial: Address,
+    out: Address,
+    parts: u32,
+    taps: u32,
+    ci: u32,
+    co: u32,
+}
+// SAFETY: plain numbers, laid out as in conv3d.cu.
+unsafe impl Params for GradWeightFinishParams {}
+
+/// Into how many shares the boxes are split: two blocks for each of an H100's 132 multiprocessors, a number that depends
+/// on shapes only.
+fn splits(blocks_per_share: usize, boxes: usize) -> usize {
+    (264 / blocks_per_share).clamp(1, boxes)
+}
+
+/// The gradient of [`forward`] for the weight, `[Cout, Cin, kD, kH, kW]` f32. With a mask folded into the weights, this
+/// is the gradient of the masked weights.
+///
+/// # Safety
+/// The addresses are those of maps `[batch, size, C]`, of a map `[batch, output size, Cout]`, and of room for the result.
+///
+/// # Errors
+/// If a launch fails or the device has no memory left.
+///
+/// # Panics
+/// As [`forward`].
+pub unsafe fn grad_weight<R: Runtime>(
+    rt: &R,
+    maps: &[SourceMap],
+    grad_output: SourceMap,
+    batch: usize,
+    size: [usize; 3],
+    geometry: Conv3dGeometry,
+    element: ElementType,
+    out: Address,
+) -> Result<()> {
+    assert!(supports(&geometry), "{geometry:?} is not supported");
+    let output = geometry
+        .output_size("conv3d", size)
+        .expect("checked by the caller");
+    let piece = element.piece();
+    let row_bytes = (GRAD_WEIGHT_CI + piece) * element.size();
+    let first = geometry.padding.map(|p| -(p as i32));
+    let tiling = Tiling::new(
+        output,
+        geometry.stride,
+        first,
+        geometry.kernel,
+        size,
+        row_bytes,
+    );
+    let (sources, grad) = (
+        Sources::new(maps, element),
+        Sources::new(&[grad_output], element),
+    );
+    let (ci, co) = (sources.channels as usize, grad_output.channels);
+    let taps: usize = geometry.kernel.iter().product();
+    let parts = (GRAD_WEIGHT_SLOTS / taps).min(BOX / 16);
+    let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
+    let splits = splits((ci_tiles * co_tiles) as usize, tiling.num_tiles() * batch);
+    let partial = rt.alloc(splits * parts * taps * ci * co * 4)?;
+    let shared = BOX * 4
+        + BOX * (GRAD_WEIGHT_CO + piece) * element.size()
+        + tiling.region_voxels() * row_bytes;
+    // SAFETY: `partial` has room for every share; the caller vouches for the rest.
+    unsafe {
+        rt.launch(&Launch {
+            module: MODULE,
+            kernel: match element {
+                ElementType::F32 => "conv_grad_weight_f32",
+                ElementType::Bf16 => "conv_grad_weight_bf16",
+            },
+            grid: [ci_tiles, co_tiles, splits as u32],
+            threads: 288,
+            shared: shared as u32,
+            params: GradWeightParams {
+                sources,
+                grad,
+                partial: partial.address(),
+                tiling,
+                kernel: geometry.kernel.map(|k| k as i32),
+                batch: batch as u32,
+                parts: parts as u32,
+                _unused: 0,
+            },
+        })?;
+        rt.launch(&Launch {
+            module: MODULE,
+            kernel: "conv_grad_weight_finish",
+            grid: [blocks(taps * ci * co, 256), 1, 1],
+            threads: 256,
+            shared: 0,
+            params: GradWeightFinishParams {
+                partial: partial.address(),
+                out,
+                parts: (splits * parts) as u32,
+                taps: taps as u32,
+                ci: ci as u32,
+                co: co as u32,
+            },
+        })
+    }
+}

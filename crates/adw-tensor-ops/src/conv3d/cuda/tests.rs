@@ -1,0 +1,411 @@
+//! Every pass beside the op on the CPU, emulated; and those of the transposed convolution, which are the same kernels.
+
+use super::*;
+use crate::conv_transpose3d;
+use crate::conv3d::{self, Input, Precision};
+use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
+use crate::norm_act::{self, NormAct, NormCoefficients};
+use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
+use candle_core::Tensor;
+
+struct Case {
+    batch: usize,
+    /// Of one or two maps side by side.
+    ci: &'static [usize],
+    co: usize,
+    size: [usize; 3],
+    geometry: Conv3dGeometry,
+}
+
+const fn case(
+    batch: usize,
+    ci: &'static [usize],
+    co: usize,
+    size: [usize; 3],
+    kernel: [usize; 3],
+    stride: [usize; 3],
+    padding: [usize; 3],
+) -> Case {
+    let geometry = Conv3dGeometry {
+        kernel,
+        stride,
+        padding,
+    };
+    Case {
+        batch,
+        ci,
+        co,
+        size,
+        geometry,
+    }
+}
+
+/// Odd sizes; channels that divide into pieces, slices and tiles, and that do not; every kind of layer of a network.
+const CASES: &[Case] = &[
+    case(2, &[1], 5, [3, 4, 5], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    case(1, &[48], 48, [5, 3, 9], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    case(2, &[16, 24], 56, [3, 6, 5], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    case(2, &[7], 33, [5, 6, 7], [3, 3, 3], [2, 2, 2], [1, 1, 1]),
+    case(1, &[17], 12, [4, 9, 10], [1, 3, 3], [1, 2, 2], [0, 1, 1]),
+    case(1, &[40], 3, [6, 5, 4], [1, 1, 1], [1, 1, 1], [0, 0, 0]),
+    case(1, &[8], 72, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
+    case(1, &[5, 3], 9, [7, 8, 9], [3, 3, 1], [3, 1, 2], [2, 0, 0]),
+    case(2, &[8], 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+];
+
+/// Maps, with what normalises them, on both sides.
+struct Maps {
+    cpu: Vec<Tensor>,
+    cpu_norms: Vec<NormCoefficients>,
+    device: Vec<EmulatedBuffer>,
+    device_norms: Vec<(EmulatedBuffer, EmulatedBuffer)>,
+    channels: Vec<usize>,
+}
+
+impl Maps {
+    fn new(
+        rt: &Emulator,
+        seed: u32,
+        batch: usize,
+        size: [usize; 3],
+        channels: &[usize],
+        element: ElementType,
+    ) -> Self {
+        let mut maps = Self {
+            cpu: Vec::new(),
+            cpu_norms: Vec::new(),
+            device: Vec::new(),
+            device_norms: Vec::new(),
+            channels: channels.to_vec(),
+        };
+        for (i, &c) in channels.iter().enumerate() {
+            let seed = seed + 10 * i as u32;
+            let x = values(seed, batch * size.iter().product::<usize>() * c, element);
+            let map = tensor(&x, &[batch, size[0], size[1], size[2], c]);
+            let parameter = |seed| tensor(&values(seed, c, ElementType::F32), &[c]);
+            let moments = norm_act::moments(&map).unwrap();
+            let gamma = (parameter(seed + 1) + 2.0).unwrap();
+            let norm = NormAct::default()
+                .coefficients(&moments, &gamma, &parameter(seed + 2), None)
+                .unwrap();
+            let vector =
+                |t: &Tensor| rt.upload(&t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            maps.device_norms
+                .push((vector(&norm.scale), vector(&norm.shift)));
+            maps.device.push(upload(rt, element, &x));
+            maps.cpu.push(map);
+            maps.cpu_norms.push(norm);
+        }
+        maps
+    }
+
+    /// The first as it is, others (or all, if asked) normalised.
+    fn inputs(&self, norm_all: bool) -> Vec<Input<'_>> {
+        let norms = self.cpu.iter().zip(&self.cpu_norms).enumerate();
+        norms
+            .map(|(i, (map, norm))| Input {
+                map,
+                norm: (norm_all || i > 0).then_some(norm),
+            })
+            .collect()
+    }
+
+    fn sources(&self, norm_all: bool) -> Vec<SourceMap> {
+        (0..self.cpu.len())
+            .map(|i| SourceMap {
+                data: self.device[i].address(),
+                channels: self.channels[i],
+                norm: (norm_all || i > 0).then(|| {
+                    let (scale, shift) = &self.device_norms[i];
+                    (scale.address(), shift.address(), NormAct::default().slope)
+                }),
+            })
+            .collect()
+    }
+}
+
+fn for_every_case(test: &str, mut f: impl FnMut(&Case, ElementType, &str)) {
+    if !emulated::is_available(test) {
+        return;
+    }
+    for (i, case) in CASES.iter().enumerate() {
+        for element in [ElementType::F32, ElementType::Bf16] {
+            let what = format!("case {i}, {element:?}");
+            f(case, element, &what);
+        }
+    }
+}
+
+struct WeightPair {
+    values: Vec<f32>,
+    cpu: Tensor,
+    device: EmulatedBuffer,
+}
+
+fn weights(rt: &Emulator, shape: &[usize], element: ElementType) -> WeightPair {
+    let values = values(99, shape.iter().product(), element);
+    WeightPair {
+        cpu: tensor(&values, shape),
+        device: rt.upload(&values),
+        values,
+    }
+}
+
+#[test]
+fn forward_with_moments_and_mask() {
+    for_every_case("forward_with_moments_and_mask", |case, element, what| {
+        let rt = Emulator::new();
+        let ci: usize = case.ci.iter().sum();
+        let [kd, kh, kw] = case.geometry.kernel;
+        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
+        let shape = [case.co, ci, kd, kh, kw];
+        let w = weights(&rt, &shape, element);
+        // Powers of two: masked weights are as exact in bf16 as unmasked ones.
+        let mask: Vec<f32> = (0..case.co).map(|c| [1.0, 0.5, 0.25][c % 3]).collect();
+        let per_channel = ci * kd * kh * kw;
+        let masked: Vec<f32> = w
+            .values
+            .iter()
+            .enumerate()
+            .map(|(i, v)| v * mask[i / per_channel])
+            .collect();
+        let mask = rt.upload(&mask);
+        let output = case.geometry.output_size("test", case.size).unwrap();
+        let n = case.batch * output.iter().product::<usize>() * case.co;
+        for norm_all in [false, true] {
+            let (y, m) = conv3d::forward(
+                &maps.inputs(norm_all),
+                &tensor(&masked, &shape),
+                case.geometry,
+                Precision::Full,
+            )
+            .unwrap();
+            let out = rt.alloc(n * element.size()).unwrap();
+            let packed = Weights {
+                data: w.device.address(),
+                mask: mask.address(),
+                co: case.co,
+                ci,
+            };
+            let ones = rt.upload(&vec![1.0f32; case.co]);
+            let affine = norm_act::cuda::Affine {
+                gamma: ones.address(),
+                beta: ones.address(),
+                gate: None,
+            };
+            // SAFETY: the buffers have the sizes of the shapes.
+            let coefficients = unsafe {
+                let partial = forward(
+                    &rt,
+                    &maps.sources(norm_all),
+                    case.batch,
+                    case.size,
+                    &packed,
+                    case.geometry,
+                    element,
+                    out.address(),
+                    true,
+                )
+                .unwrap()
+                .unwrap();
+                norm_act::cuda::coefficients(
+                    &rt,
+                    &partial,
+                    &affine,
+                    NormAct::default(),
+                    case.batch,
+                    case.co,
+                )
+                .unwrap()
+            };
+            compare(&format!("{what}: y"), &out, element, &y, tolerance(element));
+            compare(
+                &format!("{what}: mean"),
+                &coefficients.mean,
+                ElementType::F32,
+                &m.mean,
+                tolerance(element),
+            );
+            compare(
+                &format!("{what}: variance"),
+                &coefficients.variance,
+                ElementType::F32,
+                &m.variance,
+                tolerance(element),
+            );
+        }
+    });
+}
+
+#[test]
+fn gradients() {
+    for_every_case("gradients", |case, element, what| {
+        let rt = Emulator::new();
+        let ci: usize = case.ci.iter().sum();
+        let [kd, kh, kw] = case.geometry.kernel;
+        let output = case.geometry.output_size("test", case.size).unwrap();
+        let x = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
+        let g = Maps::new(&rt, 50, case.batch, output, &[case.co], element);
+        let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
+        let packed = Weights {
+            data: w.device.address(),
+            mask: Address::NONE,
+            co: case.co,
+            ci,
+        };
+        let mut first = 0;
+        for &c in case.ci {
+            let wanted = first..first + c;
+            first += c;
+            let expected = conv3d::grad_input(
+                g.inputs(false)[0],
+                &w.cpu,
+                case.geometry,
+                case.size,
+                wanted.clone(),
+                Precision::Full,
+            )
+            .unwrap();
+            let out = rt
+                .alloc(case.batch * case.size.iter().product::<usize>() * c * element.size())
+                .unwrap();
+            // SAFETY: the buffers have the sizes of the shapes.
+            unsafe {
+                let source = g.sources(false)[0];
+                grad_input(
+                    &rt,
+                    source,
+                    case.batch,
+                    case.size,
+                    &packed,
+                    case.geometry,
+                    wanted,
+                    element,
+                    out.address(),
+                )
+                .unwrap();
+            }
+            compare(
+                &format!("{what}: grad x"),
+                &out,
+                element,
+                &expected,
+                tolerance(element),
+            );
+        }
+        let expected = conv3d::grad_weight(
+            &x.inputs(true),
+            g.inputs(false)[0],
+            case.geometry,
+            Precision::Full,
+        )
+        .unwrap();
+        let out = rt.alloc(w.values.len() * 4).unwrap();
+        // SAFETY: the buffers have the sizes of the shapes.
+        unsafe {
+            let (maps, grad) = (x.sources(true), g.sources(false)[0]);
+            grad_weight(
+                &rt,
+                &maps,
+                grad,
+                case.batch,
+                case.size,
+                case.geometry,
+                element,
+                out.address(),
+            )
+            .unwrap();
+        }
+        compare(
+            &format!("{what}: grad w"),
+            &out,
+            ElementType::F32,
+            &expected,
+            tolerance(element),
+        );
+    });
+}
+
+/// Its three passes are those of a strided convolution, with the maps in each other's places.
+#[test]
+fn transposed_convolution() {
+    if !emulated::is_available("transposed_convolution") {
+        return;
+    }
+    for (batch, ci, co, size, stride) in [
+        (2, 24, 16, [2, 3, 5], [2, 2, 2]),
+        (1, 40, 56, [3, 2, 3], [1, 2, 2]),
+        (1, 5, 3, [3, 1, 4], [2, 1, 3]),
+    ] {
+        for element in [ElementType::F32, ElementType::Bf16] {
+            let rt = Emulator::new();
+            let up = [0, 1, 2].map(|i| size[i] * stride[i]);
+            let geometry = Conv3dGeometry::non_overlapping(stride);
+            let x = Maps::new(&rt, 1, batch, size, &[ci], element);
+            let g = Maps::new(&rt, 50, batch, up, &[co], element);
+            let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], element);
+            let packed = Weights {
+                data: w.device.address(),
+                mask: Address::NONE,
+                co: ci,
+                ci: co,
+            };
+            let alloc = |size: [usize; 3], c: usize| {
+                rt.alloc(batch * size.iter().product::<usize>() * c * element.size())
+                    .unwrap()
+            };
+            let (y, gx, gw) = (
+                alloc(up, co),
+                alloc(size, ci),
+                rt.alloc(w.values.len() * 4).unwrap(),
+            );
+            // SAFETY: the buffers have the sizes of the shapes.
+            unsafe {
+                let (x, g) = (x.sources(true)[0], g.sources(false)[0]);
+                grad_input(
+                    &rt,
+                    x,
+                    batch,
+                    up,
+                    &packed,
+                    geometry,
+                    0..co,
+                    element,
+                    y.address(),
+                )
+                .unwrap();
+                forward(
+                    &rt,
+                    &[g],
+                    batch,
+                    up,
+                    &packed,
+                    geometry,
+                    element,
+                    gx.address(),
+                    false,
+                )
+                .unwrap();
+                grad_weight(&rt, &[g], x, batch, up, geometry, element, gw.address()).unwrap();
+            }
+            let (x, g) = (x.inputs(true)[0], g.inputs(false)[0].map);
+            let t = tolerance(element);
+            compare(
+                "y",
+                &y,
+                element,
+                &conv_transpose3d::forward(x, &w.cpu).unwrap(),
+                t,
+            );
+            compare(
+                "grad x",
+                &gx,
+                element,
+                &conv_transpose3d::grad_input(g, &w.cpu).unwrap(),
+                t,
+            );
+            let expected = conv_transpose3d::grad_weight(x, g, stride).unwrap();
+            compare("grad w", &gw, ElementType::F32, &expected, t);
+        }
+    }
+}

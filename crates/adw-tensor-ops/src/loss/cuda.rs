@@ -1,0 +1,176 @@
+//! Launches of `loss.cu`: Dice + cross-entropy of all scales of deep supervision.
+
+use super::DiceCe;
+use crate::cuda::ElementType;
+use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
+
+#[cfg(test)]
+mod tests;
+
+/// The kernels' source.
+pub const MODULE: Module = Module {
+    name: "loss",
+    source: include_str!("loss.cu"),
+};
+
+const THREADS: u32 = 256;
+const CHUNK: usize = 4096;
+/// The most scales of one launch.
+pub const MAX_SCALES: usize = 8;
+
+/// Logits of one scale and the place of their gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// `[B, size, K]`
+    pub logits: Address,
+    /// As the logits; written.
+    pub grad: Address,
+    /// D, H, W.
+    pub size: [usize; 3],
+    /// Of this scale in the sum of losses; above 0.
+    pub weight: f64,
+}
+
+/// The labels, one byte per voxel of the finest scale, `[B, size]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Of the labels.
+    pub data: Address,
+    /// D, H, W.
+    pub size: [usize; 3],
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct ScaleParams {
+    logits: Address,
+    grad: Address,
+    size: [i32; 3],
+    chunks: u32,
+    first_block: u32,
+    weight: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct LossParams {
+    scales: [ScaleParams; MAX_SCALES],
+    target: Address,
+    partial: Address,
+    cross_entropy: Address,
+    unknown: Address,
+    coefficients: Address,
+    loss: Address,
+    status: Address,
+    target_size: [i32; 3],
+    num_scales: u32,
+    batch: u32,
+    classes: u32,
+    batch_dice: u32,
+    smooth: f32,
+}
+// SAFETY: plain numbers, laid out as in loss.cu.
+unsafe impl Params for LossParams {}
+
+/// What stays on the device until somebody asks.
+pub struct Losses<B> {
+    /// `[scales]` f32, not multiplied by the weights.
+    pub loss: B,
+    /// `[scales]` u32: 0, or 1 + the largest label that has no class; the gradients mean nothing then.
+    pub status: B,
+}
+
+/// Losses of all scales and the gradients of their weighted sum: three launches.
+///
+/// # Safety
+/// The addresses are those of logits, gradients and labels of these sizes.
+///
+/// # Errors
+/// If a launch fails or the device has no memory left.
+///
+/// # Panics
+/// If there is no scale, or more than [`MAX_SCALES`].
+pub unsafe fn loss_and_gradients<R: Runtime>(
+    rt: &R,
+    config: DiceCe,
+    scales: &[Scale],
+    target: Target,
+    batch: usize,
+    classes: usize,
+    element: ElementType,
+) -> Result<Losses<R::Buffer>> {
+    assert!(
+        (1..=MAX_SCALES).contains(&scales.len()),
+        "{} scales, expected 1 to {MAX_SCALES}",
+        scales.len()
+    );
+    let mut total = 0;
+    let mut params = [ScaleParams::default(); MAX_SCALES];
+    for (p, s) in params.iter_mut().zip(scales) {
+        let chunks = blocks(s.size.iter().product(), CHUNK);
+        *p = ScaleParams {
+            logits: s.logits,
+            grad: s.grad,
+            size: s.size.map(|n| n as i32),
+            chunks,
+            first_block: total,
+            weight: s.weight as f32,
+        };
+        total += chunks * batch as u32;
+    }
+    let groups = if config.batch_dice { 1 } else { batch };
+    let partial = rt.alloc(total as usize * 3 * classes * 4)?;
+    let (cross_entropy, unknown) = (rt.alloc(total as usize * 4)?, rt.alloc(total as usize * 4)?);
+    let coefficients = rt.alloc(scales.len() * groups * 2 * classes * 4)?;
+    let out = Losses {
+        loss: rt.alloc(scales.len() * 4)?,
+        status: rt.alloc(scales.len() * 4)?,
+    };
+    let params = LossParams {
+        scales: params,
+        target: target.data,
+        partial: partial.address(),
+        cross_entropy: cross_entropy.address(),
+        unknown: unknown.address(),
+        coefficients: coefficients.address(),
+        loss: out.loss.address(),
+        status: out.status.address(),
+        target_size: target.size.map(|n| n as i32),
+        num_scales: scales.len() as u32,
+        batch: batch as u32,
+        classes: classes as u32,
+        batch_dice: u32::from(config.batch_dice),
+        smooth: config.smooth as f32,
+    };
+    let group = if classes <= 4 { 4 } else { 16 };
+    let launch = |kernel, grid, shared: usize| Launch {
+        module: MODULE,
+        kernel,
+        grid,
+        threads: THREADS,
+        shared: shared as u32,
+        params,
+    };
+    let (sums, gradient) = match (element, group) {
+        (ElementType::F32, 4) => ("loss_sums_f32_k4", "loss_gradient_f32"),
+        (ElementType::F32, _) => ("loss_sums_f32_k16", "loss_gradient_f32"),
+        (ElementType::Bf16, 4) => ("loss_sums_bf16_k4", "loss_gradient_bf16"),
+        (ElementType::Bf16, _) => ("loss_sums_bf16_k16", "loss_gradient_bf16"),
+    };
+    // SAFETY: the buffers have room for what the kernels write; the caller vouches for the rest.
+    unsafe {
+        let warps = THREADS as usize / 32;
+        rt.launch(&launch(
+            sums,
+            [total, blocks(classes, group), 1],
+            warps * (3 * group + 2) * 4,
+        ))?;
+        rt.launch(&launch(
+            "loss_finish",
+            [scales.len() as u32, 1, 1],
+            THREADS as usize * 8,
+        ))?;
+        rt.launch(&launch(gradient, [total, 1, 1], 0))?;
+    }
+    Ok(out)
+}

@@ -1,0 +1,123 @@
+use super::*;
+use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
+use crate::loss::{deep_supervision_weights, resize_target};
+use adw_cuda::emulated::{self, Emulator};
+use candle_core::{Device, Tensor};
+
+/// Three scales of odd sizes, few and many classes, several chunks of voxels.
+#[test]
+fn loss_and_gradients_of_all_scales() {
+    if !emulated::is_available("loss_and_gradients_of_all_scales") {
+        return;
+    }
+    let batch = 2;
+    for (classes, batch_dice, element) in [
+        (2, true, ElementType::F32),
+        (3, false, ElementType::Bf16),
+        (4, true, ElementType::Bf16),
+        (21, false, ElementType::F32),
+        (5, true, ElementType::F32),
+    ] {
+        let rt = Emulator::new();
+        let config = DiceCe {
+            batch_dice,
+            ..DiceCe::default()
+        };
+        let sizes = [[18, 17, 15], [9, 8, 5], [3, 4, 2], [2, 2, 1]];
+        let voxels: usize = sizes[0].iter().product();
+        let labels: Vec<u8> = (0..batch * voxels)
+            .map(|i| (i * i / 3 % 7 % classes) as u8)
+            .collect();
+        let [d, h, w] = sizes[0];
+        let target = Tensor::from_slice(&labels, (batch, d, h, w), &Device::Cpu).unwrap();
+        let weights = deep_supervision_weights(4);
+        let logits: Vec<Vec<f32>> = (sizes[..3].iter().zip(1..))
+            .map(|(s, seed)| {
+                let n = batch * s.iter().product::<usize>() * classes;
+                values(seed, n, element).iter().map(|x| 4.0 * x).collect()
+            })
+            .collect();
+        let device: Vec<_> = logits
+            .iter()
+            .map(|x| {
+                (
+                    upload(&rt, element, x),
+                    rt.alloc(x.len() * element.size()).unwrap(),
+                )
+            })
+            .collect();
+        let labels = rt.upload(&labels);
+        let scales: Vec<_> = (0..3)
+            .map(|i| Scale {
+                logits: device[i].0.address(),
+                grad: device[i].1.address(),
+                size: sizes[i],
+                weight: weights[i],
+            })
+            .collect();
+        let finest = Target {
+            data: labels.address(),
+            size: sizes[0],
+        };
+        // SAFETY: the buffers have the sizes of the scales.
+        let got = unsafe {
+            loss_and_gradients(&rt, config, &scales, finest, batch, classes, element).unwrap()
+        };
+        let losses = got.loss.read::<f32>();
+        assert_eq!(got.status.read::<u32>(), [0; 3]);
+        for i in 0..3 {
+            let [d, h, w] = sizes[i];
+            let x = tensor(&logits[i], &[batch, d, h, w, classes]);
+            let target = resize_target(&target, sizes[i]).unwrap();
+            let expected = config.loss_and_gradient(&x, &target, weights[i]).unwrap();
+            let what = format!("{classes} classes, scale {i}");
+            assert!(
+                (f64::from(losses[i]) - expected.loss).abs() < 1e-5 * expected.loss.abs().max(1.0),
+                "{what}: loss {}, expected {}",
+                losses[i],
+                expected.loss
+            );
+            compare(
+                &what,
+                &device[i].1,
+                element,
+                &expected.grad_logits,
+                tolerance(element),
+            );
+        }
+    }
+}
+
+#[test]
+fn labels_without_a_class_are_reported() {
+    if !emulated::is_available("labels_without_a_class_are_reported") {
+        return;
+    }
+    let rt = Emulator::new();
+    let (logits, grad) = (rt.upload(&[0f32; 24]), rt.alloc(96).unwrap());
+    let labels = rt.upload(&[0u8, 1, 2, 0, 200, 1, 9, 0]);
+    let scale = Scale {
+        logits: logits.address(),
+        grad: grad.address(),
+        size: [2; 3],
+        weight: 1.0,
+    };
+    let target = Target {
+        data: labels.address(),
+        size: [2; 3],
+    };
+    // SAFETY: eight voxels of three classes.
+    let got = unsafe {
+        loss_and_gradients(
+            &rt,
+            DiceCe::default(),
+            &[scale],
+            target,
+            1,
+            3,
+            ElementType::F32,
+        )
+        .unwrap()
+    };
+    assert_eq!(got.status.read::<u32>(), [201]);
+}

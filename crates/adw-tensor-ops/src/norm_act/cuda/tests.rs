@@ -1,0 +1,307 @@
+//! Every kernel beside the op on the CPU, emulated.
+
+use super::*;
+use crate::cuda::ElementType;
+use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
+use crate::norm_act::{self, Gate, NormCoefficients};
+use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
+use candle_core::Tensor;
+
+/// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
+const SHAPES: [(usize, [usize; 3], usize); 5] = [
+    (2, [3, 5, 7], 5),
+    (1, [9, 8, 7], 48),
+    (3, [2, 3, 11], 33),
+    (2, [9, 11, 13], 16),
+    (1, [1, 1, 3], 72),
+];
+
+struct Case {
+    element: ElementType,
+    shape: MapShape,
+    dims: [usize; 5],
+    y: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    gate: Option<(Vec<f32>, GatePosition)>,
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let gates = [
+        None,
+        Some(GatePosition::PreNorm),
+        Some(GatePosition::PostNorm),
+    ];
+    let all = SHAPES.into_iter().flat_map(move |s| gates.map(|g| (s, g)));
+    all.flat_map(|((batch, [d, h, w], channels), position)| {
+        [ElementType::F32, ElementType::Bf16].map(|element| {
+            let shape = MapShape {
+                batch,
+                voxels: d * h * w,
+                channels,
+                element,
+            };
+            let mut y = values(1, shape.len(), element);
+            // A large mean in some channels: squares must not cancel.
+            for (i, y) in y.iter_mut().enumerate() {
+                if i % channels % 3 == 1 {
+                    *y += 4.0;
+                }
+            }
+            let positive = |seed| {
+                values(seed, channels, ElementType::F32)
+                    .iter()
+                    .map(|x| 0.75 + 0.5 * x)
+                    .collect()
+            };
+            Case {
+                element,
+                shape,
+                dims: [batch, d, h, w, channels],
+                // What bf16 holds of it.
+                y: match element {
+                    ElementType::F32 => y,
+                    ElementType::Bf16 => y
+                        .iter()
+                        .map(|&y| half::bf16::from_f32(y).to_f32())
+                        .collect(),
+                },
+                gamma: positive(2),
+                beta: values(3, channels, ElementType::F32),
+                gate: position.map(|p| (positive(4), p)),
+            }
+        })
+    })
+}
+
+/// The op's coefficients and the kernels', from the same map.
+struct Pair {
+    rt: Emulator,
+    y_cpu: Tensor,
+    cpu: NormCoefficients,
+    y: EmulatedBuffer,
+    gamma: EmulatedBuffer,
+    beta: EmulatedBuffer,
+    gate: Option<(EmulatedBuffer, GatePosition)>,
+    device: Coefficients<EmulatedBuffer>,
+}
+
+impl Case {
+    fn gate_tensor(&self) -> Option<(Tensor, GatePosition)> {
+        self.gate
+            .as_ref()
+            .map(|(g, p)| (tensor(g, &[self.shape.channels]), *p))
+    }
+
+    fn pair(&self) -> Pair {
+        let (rt, config, c) = (Emulator::new(), NormAct::default(), self.shape.channels);
+        let y_cpu = tensor(&self.y, &self.dims);
+        let gate_cpu = self.gate_tensor();
+        let gate_cpu = gate_cpu.as_ref().map(|(factor, position)| Gate {
+            factor,
+            position: *position,
+        });
+        let moments_cpu = norm_act::moments(&y_cpu).unwrap();
+        let cpu = config
+            .coefficients(
+                &moments_cpu,
+                &tensor(&self.gamma, &[c]),
+                &tensor(&self.beta, &[c]),
+                gate_cpu,
+            )
+            .unwrap();
+        let y = upload(&rt, self.element, &self.y);
+        let (gamma, beta) = (rt.upload(&self.gamma), rt.upload(&self.beta));
+        let gate = self.gate.as_ref().map(|(g, p)| (rt.upload(g), *p));
+        let affine = Affine {
+            gamma: gamma.address(),
+            beta: beta.address(),
+            gate: gate.as_ref().map(|(g, p)| (g.address(), *p)),
+        };
+        // SAFETY: all buffers have the sizes of `shape`.
+        let device = unsafe {
+            let partial = moments(&rt, y.address(), &self.shape).unwrap();
+            coefficients(&rt, &partial, &affine, config, self.shape.batch, c).unwrap()
+        };
+        Pair {
+            rt,
+            y_cpu,
+            cpu,
+            y,
+            gamma,
+            beta,
+            gate,
+            device,
+        }
+    }
+}
+
+#[test]
+fn coefficients_of_a_map() {
+    if !emulated::is_available("coefficients_of_a_map") {
+        return;
+    }
+    for case in cases() {
+        let p = case.pair();
+        let what = |name: &str| {
+            format!(
+                "{name} of {:?}, {:?}",
+                case.shape,
+                case.gate.as_ref().map(|g| g.1)
+            )
+        };
+        for (name, buffer, expected) in [
+            ("mean", &p.device.mean, &p.cpu.mean),
+            ("variance", &p.device.variance, &p.cpu.variance),
+            ("scale", &p.device.scale, &p.cpu.scale),
+            ("shift", &p.device.shift, &p.cpu.shift),
+        ] {
+            // Statistics are f32 whatever the map's elements are.
+            compare(&what(name), buffer, ElementType::F32, expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn weighted_sums() {
+    if !emulated::is_available("weighted_sums") {
+        return;
+    }
+    for case in cases().filter(|c| !matches!(c.gate, Some((_, GatePosition::PreNorm)))) {
+        let p = case.pair();
+        let weights = [0.5f32, 0.3, 0.2];
+        let device_weights = p.rt.upload(&weights);
+        for n in 1..=3 {
+            let out = p.rt.alloc(case.shape.bytes()).unwrap();
+            // One map in several places is enough: which is read where is a matter of addresses. The second is the
+            // gradient's place in other tests.
+            let maps: Vec<_> = (0..n)
+                .map(|l| {
+                    (
+                        p.y.address(),
+                        &p.device,
+                        device_weights.address().offset(4 * l),
+                    )
+                })
+                .collect();
+            // SAFETY: all buffers have the sizes of `shape`.
+            unsafe { weighted_sum(&p.rt, &maps, &case.shape, out.address()).unwrap() };
+            let cpu: Vec<_> = (0..n).map(|_| (&p.y_cpu, &p.cpu)).collect();
+            let weights: Vec<f64> = weights[..n].iter().map(|&w| f64::from(w)).collect();
+            let expected = norm_act::weighted_sum(&cpu, &weights).unwrap();
+            let what = format!("sum of {n} maps {:?}", case.shape);
+            compare(
+                &what,
+                &out,
+                case.element,
+                &expected,
+                tolerance(case.element),
+            );
+        }
+    }
+}
+
+#[test]
+fn backward_of_a_map() {
+    if !emulated::is_available("backward_of_a_map") {
+        return;
+    }
+    for case in cases() {
+        let p = case.pair();
+        let (c, n) = (case.shape.channels, case.shape.len());
+        let (g1, g2) = (values(7, n, case.element), values(8, n, case.element));
+        let weight = 0.37f32;
+        let device_weight = p.rt.upload(&[weight]);
+        for (has_outer, has_direct) in [(true, true), (true, false), (false, true)] {
+            let (outer, direct) = (
+                upload(&p.rt, case.element, &g1),
+                upload(&p.rt, case.element, &g2),
+            );
+            let out = p.rt.alloc(case.shape.bytes()).unwrap();
+            let affine = Affine {
+                gamma: p.gamma.address(),
+                beta: p.beta.address(),
+                gate: p.gate.as_ref().map(|(g, at)| (g.address(), *at)),
+            };
+            let grad = GradOutput {
+                outer: has_outer.then(|| (outer.address(), device_weight.address())),
+                direct: has_direct.then(|| direct.address()),
+            };
+            // SAFETY: all buffers have the sizes of `shape`.
+            let got = unsafe {
+                backward(
+                    &p.rt,
+                    p.y.address(),
+                    &p.device,
+                    &affine,
+                    grad,
+                    &case.shape,
+                    out.address(),
+                )
+                .unwrap()
+            };
+            let (outer_cpu, direct_cpu) = (tensor(&g1, &case.dims), tensor(&g2, &case.dims));
+            let gate = case.gate_tensor();
+            let expected = norm_act::backward(
+                &p.y_cpu,
+                &p.cpu,
+                &tensor(&case.gamma, &[c]),
+                &tensor(&case.beta, &[c]),
+                gate.as_ref().map(|(factor, position)| Gate {
+                    factor,
+                    position: *position,
+                }),
+                has_outer.then_some((&outer_cpu, f64::from(weight))),
+                has_direct.then_some(&direct_cpu),
+            )
+            .unwrap();
+            let what = |name: &str| {
+                format!(
+                    "{name} of {:?}, outer {has_outer}, direct {has_direct}",
+                    case.shape
+                )
+            };
+            compare(
+                &what("grad y"),
+                &out,
+                case.element,
+                &expected.y,
+                tolerance(case.element),
+            );
+            // Sums of many terms that cancel: rounding of single terms shows, so the tolerance is that of the sums.
+            compare(
+                &what("grad gamma"),
+                &got.gamma,
+                ElementType::F32,
+                &expected.gamma,
+                1e-5,
+            );
+            compare(
+                &what("grad beta"),
+                &got.beta,
+                ElementType::F32,
+                &expected.beta,
+                1e-5,
+            );
+            if let (Some(got), Some(expected)) = (&got.gate, &expected.gate) {
+                compare(&what("grad gate"), got, ElementType::F32, expected, 1e-5);
+            }
+            if has_outer {
+                let dot: f64 = got
+                    .outer_dot
+                    .read::<f32>()
+                    .iter()
+                    .map(|&d| f64::from(d))
+                    .sum();
+                let scale: f64 =
+                    g1.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt() * (n as f64).sqrt();
+                assert!(
+                    (dot - expected.weight).abs() < 1e-5 * scale,
+                    "{}: {dot}, expected {}",
+                    what("grad weight"),
+                    expected.weight
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask cuda-check`: every kernel compiled and assembled, without a GPU.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::dataset::workspace;
+
+/// What kernels are compiled for: A100 and H100.
+const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
+
+/// Compiler and headers of CUDA 13.0, as wheels; all that compiling takes.
+const WHEELS: [&str; 5] = [
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cuda-runtime==13.0.96",
+];
+
+/// Kernels that may keep something in local memory, and why: (name, bytes of stack, reason).
+const ALLOWED: [(&str, u32, &str); 0] = [];
+
+/// What the assembler says about one kernel.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Usage {
+    kernel: String,
+    registers: u32,
+    /// Static; dynamic shared memory is a matter of the launch.
+    shared: u32,
+    stack: u32,
+    spills: u32,
+}
+
+/// `cargo xtask cuda-check`
+pub(crate) fn cuda_check() -> Result<ExitCode> {
+    let nvcc = find_nvcc()?;
+    let sources = sources(&workspace().join("crates"))?;
+    if sources.is_empty() {
+        bail!("no .cu file in {}", workspace().join("crates").display());
+    }
+    let mut offenders = Vec::new();
+    println!(
+        "| kernel | for | registers | static shared (B) | stack (B) | spills (B) |\n|---|---|--:|--:|--:|--:|"
+    );
+    for source in &sources {
+        for architecture in ARCHITECTURES {
+            for usage in compile(&nvcc, source, architecture)? {
+                let Usage {
+                    kernel,
+                    registers,
+                    shared,
+                    stack,
+                    spills,
+                } = &usage;
+                println!(
+                    "| {kernel} | {architecture} | {registers} | {shared} | {stack} | {spills} |"
+                );
+                let allowed = ALLOWED.iter().find(|a| a.0 == kernel).map_or(0, |a| a.1);
+                if *spills > 0 || *stack > allowed {
+                    offenders.push(format!(
+                        "{kernel} for {architecture}: {stack} bytes of stack, {spills} spilled"
+                    ));
+                }
+            }
+        }
+    }
+    if !offenders.is_empty() {
+        bail!(
+            "kernels that use local memory and are not on the list of exceptions:\n  {}",
+            offenders.join("\n  ")
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The toolkit's compiler: that of the machine, else one in the target folder, fetched once.
+fn find_nvcc() -> Result<PathBuf> {
+    let homes = ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(env::var_os)
+        .map(PathBuf::from);
+    let in_path = env::var_os("PATH").unwrap_or_default();
+    let candidates = homes
+        .map(|home| home.join("bin/nvcc"))
+        .chain(env::split_paths(&in_path).map(|folder| folder.join("nvcc")))
+        .chain([PathBuf::from("/usr/local/cuda/bin/nvcc")]);
+    if let Some(nvcc) = candidates.into_iter().find(|nvcc| nvcc.is_file()) {
+        return Ok(nvcc);
+    }
+    let folder = workspace().join("target/cuda-toolkit");
+    let nvcc = folder.join("nvidia/cu13/bin/nvcc");
+    if nvcc.is_file() {
+        return Ok(nvcc);
+    }
+    eprintln!(
+        "no CUDA toolkit here: fetching one into {} (104 MB of Python wheels)",
+        folder.display()
+    );
+    // Aside and renamed: an interrupted installation leaves no half of a toolkit.
+    let aside = workspace().join(format!("target/cuda-toolkit.{}", std::process::id()));
+    let status = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"])
+        .args(["--disable-pip-version-check", "--target"])
+        .arg(&aside)
+        .args(WHEELS)
+        .status()
+        .context("cannot start python3, whose pip fetches the toolkit; set CUDA_HOME to one that is there")?;
+    if !status.success() {
+        let _ = fs::remove_dir_all(&aside);
+        bail!("pip cannot install the CUDA toolkit; set CUDA_HOME to one that is there");
+    }
+    let _ = fs::remove_dir_all(&folder);
+    fs::rename(&aside, &folder).with_context(|| format!("cannot rename {}", aside.display()))?;
+    Ok(nvcc)
+}
+
+/// Every `.cu` file below a folder, sorted.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|e| e == "cu") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn compile(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {
+    let output = Command::new(nvcc)
+        .args(["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"])
+        .arg(format!("-arch={architecture}"))
+        .arg("-I")
+        .arg(workspace().join("crates/adw-cuda/include"))
+        .arg(source)
+        .arg("-o")
+        .arg(if cfg!(windows) { "NUL" } else { "/dev/null" })
+        .output()
+        .with_context(|| format!("cannot start {}", nvcc.display()))?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!(
+            "{} does not compile for {architecture}:\n{log}",
+            source.display()
+        );
+    }
+    let usages = parse(&log);
+    if usages.is_empty() {
+        bail!(
+            "{} has no kernel, or the assembler's messages have changed:\n{log}",
+            source.display()
+        );
+    }
+    Ok(usages)
+}
+
+/// Reads `ptxas -v`.
+fn parse(log: &str) -> Vec<Usage> {
+    // The number in front of a phrase.
+    let before = |line: &str, phrase: &str| -> u32 {
+        let number = line
+            .find(phrase)
+            .and_then(|at| line[..at].split_whitespace().last());
+        number.and_then(|n| n.parse().ok()).unwrap_or(0)
+    };
+    let mut usages: Vec<Usage> = Vec::new();
+    for line in log.lines() {
+        if line.contains("Compiling entry function") {
+            let kernel = line.split('\'').nth(1).unwrap_or_default().to_owned();
+            usages.push(Usage {
+                kernel,
+                ..Usage::default()
+            });
+        } else if let Some(usage) = usages.last_mut() {
+            if line.contains("stack frame") {
+                usage.stack = before(line, " bytes stack frame");
+                usage.spills =
+                    before(line, " bytes spill stores") + before(line, " bytes spill loads");
+            } else if line.contains("registers") {
+                usage.registers = before(line, " registers");
+                usage.shared = before(line, " bytes smem");
+            }
+        }
+    }
+    usages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_assemblers_messages() {
+        let log = "ptxas info    : 8 bytes gmem\n\
+                   ptxas info    : Compiling entry function 'norm_moments_f32' for 'sm_90'\n\
+                   ptxas info    : Function properties for norm_moments_f32\n    \
+                   16 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
+                   ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem, 384 bytes cmem[0]\n";
+        let expected = Usage {
+            kernel: "norm_moments_f32".into(),
+            registers: 40,
+            shared: 128,
+            stack: 16,
+            spills: 16,
+        };
+        assert_eq!(parse(log), [expected]);
+    }
+}
