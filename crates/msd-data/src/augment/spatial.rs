@@ -206,29 +206,37 @@ impl<'a> Source<'a> {
         });
     }
 
-    /// The voxels of a row whose eight neighbours lie in the image and the enlarged patch.
+    /// The voxels of a row of `n`, at `row + step w` for w from `-centre` on, whose eight neighbours lie in the image and
+    /// the enlarged patch.
     #[inline(always)]
-    fn inner(&self, n: usize, source: impl Fn(usize) -> [f32; 3]) -> Range<usize> {
-        // Along a row each coordinate only grows or only falls, also when rounded: what is inside is one range.
-        let inside = |w: usize, a: usize| {
-            let base = source(w)[a].floor() as isize + self.start[a];
-            base >= self.valid[a].0 && base + 1 < self.valid[a].1
+    fn inner(&self, n: usize, step: [f32; 3], from: impl Fn(usize) -> [f32; 3]) -> Range<usize> {
+        // Along a row each coordinate only grows or only falls, also when rounded: what is inside is one range. It is
+        // estimated a voxel too wide at both ends, then its ends are tried.
+        let limits = [0, 1, 2].map(|a| {
+            let limit = |v: isize| (v - self.start[a]) as f32;
+            (limit(self.valid[a].0), limit(self.valid[a].1 - 1))
+        });
+        let inside = |w: usize| {
+            let source = from(w);
+            (0..3).all(|a| source[a] >= limits[a].0 && source[a] < limits[a].1)
         };
-        let mut range = 0..n;
+        let origin = from(0);
+        let (mut first, mut last) = (0.0f32, n as f32);
         for a in 0..3 {
-            let lower = |w: usize| source(w)[a].floor() as isize + self.start[a] < self.valid[a].0;
-            let grows = source(n - 1)[a] >= source(0)[a];
-            let first = partition(n, |w| {
-                if grows {
-                    lower(w)
-                } else {
-                    !lower(w) && !inside(w, a)
-                }
-            });
-            let last = first + partition(n - first, |w| inside(first + w, a));
-            range = range.start.max(first)..range.end.min(last);
+            if step[a].abs() > 1e-6 {
+                let [u, v] = [limits[a].0, limits[a].1].map(|limit| (limit - origin[a]) / step[a]);
+                first = first.max(u.min(v) - 1.0);
+                last = last.min(u.max(v) + 2.0);
+            }
         }
-        range.start.min(range.end)..range.end
+        let (mut first, mut last) = (first.min(n as f32) as usize, last.max(0.0) as usize);
+        while first < last && !inside(first) {
+            first += 1;
+        }
+        while first < last && !inside(last - 1) {
+            last -= 1;
+        }
+        first..last.max(first)
     }
 
     /// Vectorised: nothing but arithmetic.
@@ -272,7 +280,11 @@ impl<'a> Source<'a> {
                 [pair[0], pair[1]]
             });
             let first = pairs[0][0];
-            *label = if pairs == [[first; 2]; 4] {
+            // One number that is 0 if all are alike: cheaper than eight branches.
+            let differ = pairs
+                .iter()
+                .fold(0, |d, [a, b]| d | (a ^ first) | (b ^ first));
+            *label = if differ == 0 {
                 first
             } else {
                 let [tz, ty, tx] = place.t;
@@ -352,7 +364,7 @@ impl NullaryFnOnce for Interpolate<'_> {
                     let w = w as f32 - centre[2];
                     [0, 1, 2].map(|a| row[a] + m[a][2] * w)
                 };
-                let inner = source.inner(pw, from);
+                let inner = source.inner(pw, m.map(|row| row[2]), from);
                 let places = &mut places[..inner.len()];
                 for (w, place) in inner.clone().zip(&mut *places) {
                     *place = source.place(from(w));
@@ -370,21 +382,6 @@ impl NullaryFnOnce for Interpolate<'_> {
             }
         }
     }
-}
-
-/// The first of 0..n for which `before` does not hold, if it holds for a first part only.
-#[inline(always)]
-fn partition(n: usize, before: impl Fn(usize) -> bool) -> usize {
-    let (mut low, mut high) = (0, n);
-    while low < high {
-        let middle = usize::midpoint(low, high);
-        if before(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low
 }
 
 fn corner_weights(tz: f32, ty: f32, tx: f32) -> [f32; 8] {
