@@ -1,5 +1,7 @@
 //! Batches of patches drawn from prepared cases.
 
+use std::cell::Cell;
+
 use rand::RngExt;
 
 use crate::augment::{Augmentation, Patch, SpatialTransform};
@@ -47,6 +49,11 @@ pub struct PatchSampler {
     masked_channels: Vec<bool>,
     /// Part of a batch whose patches must show foreground.
     forced_foreground: f64,
+}
+
+thread_local! {
+    /// Memory of the last patch: taking megabytes from the system and giving them back costs more than filling them.
+    static SPARE: Cell<Patch> = Cell::default();
 }
 
 impl PatchSampler {
@@ -119,12 +126,13 @@ impl PatchSampler {
         };
         for sample in 0..b {
             let (case, patch) = self.sample(key, sample)?;
-            batch.x.extend(patch.image);
+            batch.x.extend_from_slice(&patch.image);
             // -1, outside of the image or its nonzero region, has served its purpose.
             batch
                 .target
                 .extend(patch.labels.iter().map(|&label| label.max(0) as u8));
             batch.cases.push(case);
+            SPARE.set(patch);
         }
         Ok(batch)
     }
@@ -151,7 +159,7 @@ impl PatchSampler {
         };
         let start = corner(shape, enlarged, self.patch_size, focus, rng);
         let spatial = SpatialTransform::draw(&self.augmentation, self.patch_size, rng);
-        let mut patch = spatial.extract(case, start, enlarged, self.patch_size)?;
+        let mut patch = spatial.extract(case, start, enlarged, self.patch_size, SPARE.take())?;
         self.augmentation.apply(&mut patch, rng);
         patch.clear_outside(&self.masked_channels);
         Ok((case_idx, patch))

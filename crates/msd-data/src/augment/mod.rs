@@ -214,7 +214,7 @@ fn around_one(low: f32, high: f32, rng: &mut impl Rng) -> f32 {
 }
 
 /// An image patch and its labels while they are being transformed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Patch {
     /// `[C, D, H, W]`
     pub(crate) image: Vec<f32>,

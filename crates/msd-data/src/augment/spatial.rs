@@ -103,20 +103,24 @@ impl SpatialTransform {
 
     /// The patch whose enlarged version begins at `start` in the case. Voxels from outside the enlarged patch or the
     /// image are 0, their label -1. Images are interpolated linearly; the label is the one with the largest
-    /// interpolated indicator, the lowest of equals.
+    /// interpolated indicator, the lowest of equals. The memory of `spare` is used again.
     pub(crate) fn extract(
         &self,
         case: &TrainingCase,
         start: [isize; 3],
         enlarged: [usize; 3],
         patch: [usize; 3],
+        spare: Patch,
     ) -> Result<Patch> {
         let voxels: usize = patch.iter().product();
         let mut out = Patch {
-            image: vec![0.0; case.channels() * voxels],
-            labels: vec![-1; voxels],
             shape: patch,
+            ..spare
         };
+        out.image.clear();
+        out.image.resize(case.channels() * voxels, 0.0);
+        out.labels.clear();
+        out.labels.resize(voxels, -1);
         match &self.matrix {
             None => {
                 let margin = |a: usize| (enlarged[a] / 2) as isize - (patch[a] / 2) as isize;
@@ -242,12 +246,14 @@ impl<'a> Source<'a> {
     /// Vectorised: nothing but arithmetic.
     #[inline(always)]
     fn place(&self, source: [f32; 3]) -> Place {
-        let floor = source.map(f32::floor);
-        let base = [0, 1, 2].map(|a| floor[a] as i32 + self.start[a] as i32);
+        let [z, y, x] = source;
+        let (fz, fy, fx) = (z.floor(), y.floor(), x.floor());
+        let [start_z, start_y, start_x] = self.start.map(|v| v as i32);
+        let (h, w) = (self.shape[1] as i32, self.shape[2] as i32);
+        let row = (fz as i32 + start_z) * h + fy as i32 + start_y;
         Place {
-            corner: ((base[0] * self.shape[1] as i32 + base[1]) * self.shape[2] as i32 + base[2])
-                as u32,
-            t: [0, 1, 2].map(|a| source[a] - floor[a]),
+            corner: (row * w + fx as i32 + start_x) as u32,
+            t: [z - fz, y - fy, x - fx],
         }
     }
 
@@ -275,22 +281,30 @@ impl<'a> Source<'a> {
         let [_, sh, sw] = self.shape;
         for (label, place) in out.iter_mut().zip(places) {
             let corner = place.corner as usize;
-            let pairs = [0, sw, sh * sw, sh * sw + sw].map(|offset| {
+            let pair = |offset: usize| {
                 let pair = &self.labels[corner + offset..][..2];
-                [pair[0], pair[1]]
-            });
-            let first = pairs[0][0];
-            // One number that is 0 if all are alike: cheaper than eight branches.
-            let differ = pairs
-                .iter()
-                .fold(0, |d, [a, b]| d | (a ^ first) | (b ^ first));
+                (i32::from(pair[0]), i32::from(pair[1]))
+            };
+            // Numbers, no array: most voxels are among eight of one label, and this must cost them nothing.
+            let ((a, b), (c, d)) = (pair(0), pair(sw));
+            let ((e, f), (g, h)) = (pair(sh * sw), pair(sh * sw + sw));
+            let differ = (b ^ a) | (c ^ a) | (d ^ a) | (e ^ a) | (f ^ a) | (g ^ a) | (h ^ a);
             *label = if differ == 0 {
-                first
+                a as i16
             } else {
-                let [tz, ty, tx] = place.t;
-                heaviest(pairs, &corner_weights(tz, ty, tx))
+                self.winner(place)
             };
         }
+    }
+
+    #[inline(never)]
+    fn winner(&self, place: &Place) -> i16 {
+        let ([_, sh, sw], [tz, ty, tx]) = (self.shape, place.t);
+        let pairs = [0, sw, sh * sw, sh * sw + sw].map(|offset| {
+            let pair = &self.labels[place.corner as usize + offset..][..2];
+            [pair[0], pair[1]]
+        });
+        heaviest(pairs, &corner_weights(tz, ty, tx))
     }
 
     /// One voxel at `src`, in coordinates of the enlarged patch.
@@ -470,7 +484,7 @@ mod tests {
             let transform = SpatialTransform::affine(angles, scale, flat);
             let enlarged = enlarged(patch);
             let case = TrainingCase::from(case);
-            let found = transform.extract(&case, start, enlarged, patch).unwrap();
+            let found = transform.extract(&case, start, enlarged, patch, Patch::default()).unwrap();
 
             let region = case.region(start, enlarged).unwrap();
             let source = Source::new(&region, start, enlarged);

@@ -78,7 +78,13 @@ fn an_identity_transform_equals_the_crop() {
     ] {
         let crop = SpatialTransform::affine([0.0; 3], 1.0, false);
         let crop = crop
-            .extract(&case.clone().into(), start, enlarged, patch)
+            .extract(
+                &case.clone().into(),
+                start,
+                enlarged,
+                patch,
+                Patch::default(),
+            )
             .unwrap();
         let first = [0, 1, 2].map(|a| start[a] + (enlarged[a] / 2 - patch[a] / 2) as isize);
         let plain = SpatialTransform::draw(
@@ -87,7 +93,13 @@ fn an_identity_transform_equals_the_crop() {
             &mut rng(1, Purpose::Weights, 0, 0, 0),
         );
         let plain = plain
-            .extract(&case.clone().into(), start, enlarged, patch)
+            .extract(
+                &case.clone().into(),
+                start,
+                enlarged,
+                patch,
+                Patch::default(),
+            )
             .unwrap();
         for (i, (a, b)) in crop.image.iter().zip(&plain.image).enumerate() {
             assert!((a - b).abs() < 1e-5, "voxel {i}: {a} {b}");
@@ -121,7 +133,13 @@ fn a_quarter_turn_about_axis_0_moves_voxels_exactly() {
     let turn = SpatialTransform::affine([std::f32::consts::FRAC_PI_2, 0.0, 0.0], 1.0, false);
     let (patch, start) = ([4, 4, 4], [4, 5, 3]);
     let turned = turn
-        .extract(&case.clone().into(), start, [4, 4, 4], patch)
+        .extract(
+            &case.clone().into(),
+            start,
+            [4, 4, 4],
+            patch,
+            Patch::default(),
+        )
         .unwrap();
     for z in 0..4 {
         for y in 0..4 {
@@ -147,6 +165,7 @@ fn images_and_labels_stay_together() {
             [-2, -2, -2],
             [16, 18, 14],
             [10, 12, 8],
+            Patch::default(),
         )
         .unwrap();
     let voxels = patch.labels.len();
@@ -165,7 +184,13 @@ fn images_and_labels_stay_together() {
 fn outside_of_the_enlarged_patch_is_unlabelled_even_within_the_image() {
     let spatial = SpatialTransform::affine([0.0; 3], 1.4, false);
     let patch = spatial
-        .extract(&case().into(), [3, 4, 2], [6, 6, 6], [6, 6, 6])
+        .extract(
+            &case().into(),
+            [3, 4, 2],
+            [6, 6, 6],
+            [6, 6, 6],
+            Patch::default(),
+        )
         .unwrap();
     assert_eq!(patch.labels[0], -1);
     assert_eq!(at(&patch, 0, [0, 0, 0]), 0.0);
@@ -178,7 +203,13 @@ fn flat_patches_are_not_tilted() {
     assert!(spatial::is_flat([3, 10, 5]) && !spatial::is_flat([4, 12, 5]));
     let spatial = SpatialTransform::affine([1.0, 0.7, 0.9], 1.3, true);
     let patch = spatial
-        .extract(&case.clone().into(), [2, 0, 0], [3, 14, 10], [3, 4, 4])
+        .extract(
+            &case.clone().into(),
+            [2, 0, 0],
+            [3, 14, 10],
+            [3, 4, 4],
+            Patch::default(),
+        )
         .unwrap();
     for z in 0..3 {
         let difference = at(&patch, 0, [z, 2, 2]) - at(&patch, 0, [0, 2, 2]);
