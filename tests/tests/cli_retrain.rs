@@ -5,7 +5,8 @@ mod cli_support;
 
 use std::fs;
 
-use cli_support::{Adw, TINY, phantom};
+use adw_supernet::Precision;
+use cli_support::{Adw, TINY, names, phantom};
 
 #[test]
 fn a_resumed_training_keeps_its_architecture_and_its_seed() {
@@ -73,4 +74,61 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
     fewer["training"].as_array_mut().unwrap().pop();
     fs::write(moved.join("dataset.json"), fewer.to_string()).unwrap();
     retrain("3").run().assert_bad_input(&["has no case"]);
+}
+
+#[test]
+fn a_precision_is_a_setting_of_search_training_and_prediction() {
+    if !Precision::Bf16.is_available() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let run = dir.path().join("run");
+    let search = |set: &str| {
+        Adw::new(["search"])
+            .path("--data", &data)
+            .path("--run", &run)
+            .args(TINY)
+            .args(["--set", set])
+    };
+    search("search.precision=bf16").succeed();
+    search("search.precision=full")
+        .arg("--resume")
+        .run()
+        .assert_bad_input(&["search.precision = \"bf16\", not \"full\""]);
+    let model = |name: &str| {
+        run.join("retrain")
+            .join(name)
+            .join("fold_0/model.safetensors")
+    };
+    let retrain = |name: &str, set: &[&str]| {
+        // The matrix unit is for layers of 16 channels and more.
+        Adw::new(["retrain", "--uniform-width", "16", "--name", name])
+            .path("--run", &run)
+            .args(set)
+    };
+    retrain("full", &[]).succeed();
+    retrain("bf16", &["--set=retrain.precision=bf16"]).succeed();
+    assert!(fs::read(model("full")).unwrap() != fs::read(model("bf16")).unwrap());
+    // A training is resumed in the precision it was started in.
+    fs::remove_file(model("bf16")).unwrap();
+    retrain("bf16", &["--resume", "--set=retrain.precision=full"])
+        .run()
+        .assert_bad_input(&["retrain.precision = \"bf16\", not \"full\""]);
+    retrain("bf16", &["--resume"]).succeed();
+
+    let predict = |output: &str, extra: &[&str]| {
+        Adw::new(["predict"])
+            .path("--model", &model("full"))
+            .path("--input", &data.join("imagesTs"))
+            .path("--output", &dir.path().join(output))
+            .args(extra)
+            .succeed()
+    };
+    predict("in-full", &[]);
+    predict("in-bf16", &["--bf16"]);
+    assert_eq!(
+        names(&dir.path().join("in-full")),
+        names(&dir.path().join("in-bf16"))
+    );
 }

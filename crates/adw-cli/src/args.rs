@@ -166,6 +166,9 @@ pub(crate) struct ModelArgs {
     /// Distance of neighbouring windows as a fraction of the patch
     #[arg(long, default_value_t = 0.5)]
     pub(crate) step: f64,
+    /// Multiply in bfloat16, on processors with a matrix unit (Intel AMX); models of any training may be used so
+    #[arg(long)]
+    pub(crate) bf16: bool,
     /// Apply what `adw postprocess` found
     #[arg(long, value_name = "FILE")]
     pub(crate) postprocessing: Option<PathBuf>,

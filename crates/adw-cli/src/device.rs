@@ -1,5 +1,6 @@
 //! The device and the threads a command runs on.
 
+use adw_supernet::Precision;
 use anyhow::{Context, Result};
 use candle_core::Device;
 
@@ -19,6 +20,22 @@ pub(crate) fn set_up(process: &Process) -> Result<Device> {
             .context("cannot set the number of threads")?;
     }
     Ok(device)
+}
+
+/// What `--bf16` asks for.
+///
+/// # Errors
+/// This processor cannot.
+pub(crate) fn precision(bf16: bool) -> Result<Precision> {
+    if !bf16 {
+        return Ok(Precision::Full);
+    }
+    if !Precision::Bf16.is_available() {
+        bad_input!(
+            "--bf16: this processor has no matrix unit for bf16 (Intel AMX, under Linux); leave it out"
+        );
+    }
+    Ok(Precision::Bf16)
 }
 
 fn device(name: &str) -> Result<Device> {

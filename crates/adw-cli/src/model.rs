@@ -6,7 +6,7 @@ use std::{
 };
 
 use adw_search::ModelFile;
-use adw_supernet::Unet;
+use adw_supernet::{Precision, Unet};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use msd_data::Plan;
@@ -49,11 +49,11 @@ pub(crate) fn info(
     ]))
 }
 
-/// Reads models that are to be averaged.
+/// Reads models that are to be averaged, and lets them compute in `precision`.
 ///
 /// # Errors
 /// A file that is no model, or models of different plans.
-pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
+pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> Result<Models> {
     let mut models: Option<Models> = None;
     for path in paths {
         let file = ModelFile::load(path, device)?;
@@ -68,7 +68,8 @@ pub(crate) fn load(paths: &[PathBuf], device: &Device) -> Result<Models> {
                 path.display()
             );
         }
-        let network = file.network(DType::F32, device)?;
+        let mut network = file.network(DType::F32, device)?;
+        network.set_precision(precision);
         match &mut models {
             None => {
                 models = Some(Models {

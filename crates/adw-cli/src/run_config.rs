@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::{RetrainConfig, SearchConfig};
-use adw_supernet::{MaskPosition, SearchSpace};
+use adw_search::{RetrainConfig, SearchConfig, config::check_available};
+use adw_supernet::{MaskPosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
 use msd_data::Augmentation;
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,8 @@ pub(crate) struct PredictConfig {
     pub(crate) step: f64,
     pub(crate) mirror: bool,
     pub(crate) windows_per_forward: usize,
+    #[serde(default)]
+    pub(crate) precision: Precision,
 }
 
 /// Settings with their types; see `configs/*.toml` for what they mean.
@@ -254,6 +256,14 @@ fn leave_out_words(table: &mut Table) {
     }
 }
 
+/// Refuses a precision that this processor cannot compute in; `section` is that of its key.
+///
+/// # Errors
+/// It is `bf16`, and there is no matrix unit.
+pub(crate) fn check_precision(section: &str, precision: Precision) -> Result<()> {
+    in_section(section, check_available(precision))
+}
+
 /// A library names its own keys; the person knows them by their section.
 fn in_section(section: &str, checked: adw_search::Result<()>) -> Result<()> {
     match checked {
@@ -301,6 +311,17 @@ mod tests {
             assert_eq!(
                 (config.settings.search.seed, config.settings.retrain.seed),
                 (7, 7)
+            );
+            let Settings {
+                search,
+                retrain,
+                predict,
+                ..
+            } = &config.settings;
+            assert_eq!(
+                [search.precision, retrain.precision, predict.precision],
+                [Precision::Full; 3],
+                "{name}: bf16 is for whoever asks for it"
             );
             fs::write(&path, render(&facts, &config).unwrap()).unwrap();
             let (read_facts, read) = load(&path).unwrap();
@@ -356,6 +377,35 @@ mod tests {
             .unwrap()
             .settings;
         assert!(settings.retrain.ema.is_none() && settings.data.patch_size.is_none());
+    }
+
+    #[test]
+    fn a_precision_is_read_everywhere_and_refused_only_where_it_is_used() {
+        let set = [
+            "search.precision=bf16",
+            "retrain.precision=bf16",
+            "predict.precision=bf16",
+        ];
+        let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
+        let asked = [
+            settings.search.precision,
+            settings.retrain.precision,
+            settings.predict.precision,
+        ];
+        assert_eq!(asked, [Precision::Bf16; 3]);
+        check_precision("search", Precision::Full).unwrap();
+        match check_precision("search", Precision::Bf16) {
+            Ok(()) => assert!(Precision::Bf16.is_available()),
+            Err(error) => {
+                assert!(!Precision::Bf16.is_available());
+                let message = error.to_string();
+                assert!(
+                    message.starts_with("search.precision = bf16: expected full, for"),
+                    "{message}"
+                );
+            }
+        }
+        assert!(message("search.precision=half").contains("expected `full` or `bf16`"));
     }
 
     #[test]

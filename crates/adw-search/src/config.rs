@@ -1,6 +1,6 @@
 //! Settings of a search and of a training. Read from TOML or JSON; unknown keys are errors.
 
-use adw_supernet::CostUnit;
+use adw_supernet::{CostUnit, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamConfig, EmaConfig, OptimizerConfig, SgdConfig};
@@ -82,6 +82,9 @@ pub struct SearchConfig {
     /// Cost term; none unless given.
     #[serde(default)]
     pub cost: Option<CostConfig>,
+    /// What the factors of the convolutions are rounded to, validation included.
+    #[serde(default)]
+    pub precision: Precision,
     /// Validation batches per epoch (from half B, without noise); 0 for none.
     pub validation_batches: usize,
     /// A checkpoint after every so many epochs, and always after the last.
@@ -113,6 +116,9 @@ pub struct RetrainConfig {
     /// Average of the weights, used for validation and as the result; none unless given.
     #[serde(default)]
     pub ema: Option<EmaConfig>,
+    /// What the factors of the convolutions are rounded to, validation included.
+    #[serde(default)]
+    pub precision: Precision,
     /// Validation batches per validation; 0 for none.
     pub validation_batches: usize,
     /// A checkpoint after every so many epochs, and always after the last.
@@ -174,6 +180,7 @@ impl SearchConfig {
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
             cost: None,
+            precision: Precision::Full,
             checkpoint_every_epochs: 1,
             checkpoint_every_iterations: 0,
             seed: 1,
@@ -220,6 +227,7 @@ impl RetrainConfig {
             optimizer: nnunet_optimizer(),
             clip: 12.0,
             ema: None,
+            precision: Precision::Full,
             validation_batches: 50,
             checkpoint_every_epochs: 1,
             checkpoint_every_iterations: 0,
@@ -241,6 +249,22 @@ impl RetrainConfig {
         let ema = self.ema.as_ref();
         ema.map_or(Ok(()), |ema| below_one("ema.decay", ema.decay))
     }
+}
+
+/// Refuses a precision that this processor cannot compute in. Settings with it are sound all the same: they may have been
+/// made elsewhere, so `check` lets them pass.
+///
+/// # Errors
+/// [`Error::Config`] for the key `precision`.
+pub fn check_available(precision: Precision) -> Result<()> {
+    if precision.is_available() {
+        return Ok(());
+    }
+    fail(
+        "precision",
+        &"bf16",
+        "full, for this processor has no matrix unit for bf16 (Intel AMX, under Linux)",
+    )
 }
 
 fn check_lr(lr: &LearningRate) -> Result<()> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bilevel::clipped_step;
 use crate::checkpoint::Position;
-use crate::config::RetrainConfig;
+use crate::config::{self, RetrainConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::optim::{Ema, Optimizer};
@@ -45,19 +45,23 @@ pub struct Trained {
 
 /// Trains `net` in place. Batches come from [`Part::Train`], validation from [`Part::Validation`].
 ///
-/// As for [`crate::search`], a training that was killed and resumed ends with the bits of one that was not.
+/// As for [`crate::search`], a training that was killed and resumed ends with the bits of one that was not, and the network
+/// computes in the precision of `config` from then on.
 ///
 /// # Errors
-/// When a setting makes no sense, the source fails, training diverges, a file cannot be written, the folder holds
+/// When a setting makes no sense or asks for what the processor cannot do, the source fails, training diverges, a file cannot be written, the folder holds
 /// another run, or the callback stops it.
 pub fn retrain(
-    net: &Unet,
+    net: &mut Unet,
     config: &RetrainConfig,
     options: &RunOptions,
     source: &mut dyn BatchSource,
     on_event: &mut OnEvent<'_, RetrainRow>,
 ) -> Result<Trained> {
     config.check()?;
+    config::check_available(config.precision)?;
+    net.set_precision(config.precision);
+    let net = &*net;
     let settings = Settings {
         kind: "retrain",
         architecture: net.architecture(),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
 use crate::budget::CostPenalty;
 use crate::checkpoint::Position;
-use crate::config::{ArchBatches, Budget, Half, SearchConfig};
+use crate::config::{self, ArchBatches, Budget, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::parameters::{self, Groups};
@@ -72,13 +72,15 @@ pub struct SearchRow {
 /// checkpoint: a search that was killed and resumed ends with the bits of one that was not. `patch` is the size of the
 /// batches' patches (D, H, W), for which costs are counted.
 ///
+/// The network computes in the precision of `config` from then on.
+///
 /// Cases of the fold's validation part are never asked for: validation runs on [`Part::TrainBPlain`].
 ///
 /// # Errors
-/// When a setting makes no sense, the source fails, training diverges, a file cannot be written, the folder holds
+/// When a setting makes no sense or asks for what the processor cannot do, the source fails, training diverges, a file cannot be written, the folder holds
 /// another run, or the callback stops it.
 pub fn search(
-    net: &Supernet,
+    net: &mut Supernet,
     patch: [usize; 3],
     config: &SearchConfig,
     options: &RunOptions,
@@ -86,6 +88,9 @@ pub fn search(
     on_event: &mut OnEvent<'_, SearchRow>,
 ) -> Result<Architecture> {
     config.check()?;
+    config::check_available(config.precision)?;
+    net.set_precision(config.precision);
+    let net = &*net;
     let settings = Settings {
         kind: "search",
         patch,

@@ -13,7 +13,9 @@ use adw_search::{
     Error, Event, Part, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain,
     search,
 };
-use adw_supernet::{Architecture, CostUnit, Parameter, Role, Supernet, Unet};
+use adw_supernet::{
+    Architecture, CostUnit, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
+};
 use candle_core::{DType, Device};
 use cubes::{Cubes, PATCH, supernet_config};
 
@@ -73,7 +75,7 @@ fn bits(parameters: &[Parameter], role: Option<Role>) -> Vec<(String, Vec<u32>)>
 
 /// Runs a search; the `stop`th event is answered with `reaction`.
 fn run_search(
-    net: &Supernet,
+    net: &mut Supernet,
     config: &SearchConfig,
     options: &RunOptions,
     stop: usize,
@@ -103,7 +105,7 @@ fn run_search(
 }
 
 fn run_retrain(
-    net: &Unet,
+    net: &mut Unet,
     config: &RetrainConfig,
     options: &RunOptions,
     stop: usize,
@@ -147,9 +149,9 @@ fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
 #[test]
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
-    let whole = supernet();
+    let mut whole = supernet();
     let (architecture, rows) = run_search(
-        &whole,
+        &mut whole,
         &search_config(),
         &options(&whole_dir, false),
         0,
@@ -165,7 +167,7 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let stopped = run_search(
-            &supernet(),
+            &mut supernet(),
             &search_config(),
             &options(&dir, false),
             stop,
@@ -175,9 +177,9 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
             matches!(stopped, Err(Error::Stopped { .. })),
             "event {stop}"
         );
-        let resumed = supernet();
+        let mut resumed = supernet();
         let (again, _) = run_search(
-            &resumed,
+            &mut resumed,
             &search_config(),
             &options(&dir, true),
             0,
@@ -197,9 +199,9 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
 #[test]
 fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
-    let whole = unet();
+    let mut whole = unet();
     run_retrain(
-        &whole,
+        &mut whole,
         &retrain_config(),
         &options(&whole_dir, false),
         0,
@@ -214,7 +216,7 @@ fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let stopped = run_retrain(
-            &unet(),
+            &mut unet(),
             &retrain_config(),
             &options(&dir, false),
             stop,
@@ -224,9 +226,9 @@ fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
             matches!(stopped, Err(Error::Stopped { .. })),
             "event {stop}"
         );
-        let resumed = unet();
+        let mut resumed = unet();
         run_retrain(
-            &resumed,
+            &mut resumed,
             &retrain_config(),
             &options(&dir, true),
             0,
@@ -250,12 +252,19 @@ fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_d
             .build()
             .unwrap();
         pool.install(|| {
-            let net = supernet();
+            let mut net = supernet();
             let config = SearchConfig {
                 seed,
                 ..search_config()
             };
-            run_search(&net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+            run_search(
+                &mut net,
+                &config,
+                &RunOptions::default(),
+                0,
+                Reaction::Continue,
+            )
+            .unwrap();
             bits(net.parameters(), None)
         })
     };
@@ -267,15 +276,21 @@ fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_d
 
 #[test]
 fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
-    let net = supernet();
+    let mut net = supernet();
     let before = bits(net.parameters(), Some(Role::Architecture));
     let weights = bits(net.parameters(), Some(Role::Weight));
     let warmup = SearchConfig {
         epochs: 1,
         ..search_config()
     };
-    let (_, rows) =
-        run_search(&net, &warmup, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (_, rows) = run_search(
+        &mut net,
+        &warmup,
+        &RunOptions::default(),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
     assert_eq!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_ne!(bits(net.parameters(), Some(Role::Weight)), weights);
     assert_eq!(rows[0].phase, Phase::Warmup);
@@ -291,8 +306,14 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
         weights_on: Half::B,
         ..warmup
     };
-    let (architecture, rows) =
-        run_search(&net, &b_only, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (architecture, rows) = run_search(
+        &mut net,
+        &b_only,
+        &RunOptions::default(),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
     assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_eq!(rows[0].phase, Phase::Search);
     assert!(rows[0].arch_loss_a.is_none() && rows[0].arch_loss_b.is_some());
@@ -313,7 +334,8 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
             ..search_config()
         };
         let quiet = (RunOptions::default(), 0, Reaction::Continue);
-        let (_, mut rows) = run_search(&supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
+        let (_, mut rows) =
+            run_search(&mut supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
         rows.swap_remove(1)
     };
     let largest = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
@@ -338,7 +360,7 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
 #[test]
 fn training_learns_the_problem_and_delivers_the_average() {
     let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
-    let net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
+    let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
     let config = RetrainConfig {
         epochs: 4,
         iterations_per_epoch: 40,
@@ -348,8 +370,14 @@ fn training_learns_the_problem_and_delivers_the_average() {
         },
         ..retrain_config()
     };
-    let (trained, rows) =
-        run_retrain(&net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (trained, rows) = run_retrain(
+        &mut net,
+        &config,
+        &RunOptions::default(),
+        0,
+        Reaction::Continue,
+    )
+    .unwrap();
     let (first, last) = (&rows[0], &rows[3]);
     assert!(
         last.loss.unwrap() < first.loss.unwrap() - 0.3,
@@ -385,7 +413,7 @@ fn a_search_learns_the_problem_too() {
         ..search_config()
     };
     let (_, rows) = run_search(
-        &supernet(),
+        &mut supernet(),
         &config,
         &RunOptions::default(),
         0,
@@ -402,7 +430,7 @@ fn a_search_learns_the_problem_too() {
 fn a_checkpoint_of_another_network_or_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     run_search(
-        &supernet(),
+        &mut supernet(),
         &search_config(),
         &options(&dir, false),
         0,
@@ -414,7 +442,7 @@ fn a_checkpoint_of_another_network_or_configuration_is_refused() {
         ..search_config()
     };
     let error = run_search(
-        &supernet(),
+        &mut supernet(),
         &changed,
         &options(&dir, true),
         0,
@@ -433,7 +461,7 @@ fn a_checkpoint_of_another_network_or_configuration_is_refused() {
         ..search_config()
     };
     run_search(
-        &supernet(),
+        &mut supernet(),
         &often,
         &options(&dir, true),
         0,
@@ -446,9 +474,9 @@ fn a_checkpoint_of_another_network_or_configuration_is_refused() {
 fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_them() {
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, SearchRow>| Reaction::Continue;
-    let (net, options) = (supernet(), RunOptions::default());
+    let (mut net, options) = (supernet(), RunOptions::default());
     search(
-        &net,
+        &mut net,
         PATCH,
         &search_config(),
         &options,
@@ -468,9 +496,95 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
         validation_batches,
         ..retrain_config()
     };
-    let (one, other) = (unet(), unet());
-    retrain(&one, &with(1), &options, &mut source, &mut ignore).unwrap();
+    let (mut one, mut other) = (unet(), unet());
+    retrain(&mut one, &with(1), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(source.asked, [Part::Train, Part::Validation].into());
-    retrain(&other, &with(0), &options, &mut source, &mut ignore).unwrap();
+    retrain(&mut other, &with(0), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
+}
+
+/// Wide enough for the matrix unit, which layers below 16 channels do without.
+fn wide() -> Supernet {
+    let config = SupernetConfig {
+        max_width: 24,
+        ..supernet_config()
+    };
+    Supernet::new(config, 3, DType::F32, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_had() {
+    let with = |precision| SearchConfig {
+        precision,
+        ..search_config()
+    };
+    let run = |precision, options: &RunOptions, stop| {
+        let mut net = wide();
+        run_search(&mut net, &with(precision), options, stop, Reaction::Stop)?;
+        Ok::<_, Error>(bits(net.parameters(), None))
+    };
+    let nowhere = RunOptions::default();
+    let (full, bf16) = (
+        run(Precision::Full, &nowhere, 0),
+        run(Precision::Bf16, &nowhere, 0),
+    );
+    if !Precision::Bf16.is_available() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = run(Precision::Bf16, &options(&dir, false), 0).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("precision = bf16: expected full"),
+            "{error}"
+        );
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+        return;
+    }
+    let bf16 = bf16.unwrap();
+    assert_ne!(bf16, full.unwrap(), "the setting reaches the layers");
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        let again = pool.install(|| run(Precision::Bf16, &nowhere, 0)).unwrap();
+        assert_eq!(again, bf16, "{threads} threads");
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let stopped = run(Precision::Bf16, &options(&dir, false), 9);
+    assert!(matches!(stopped, Err(Error::Stopped { .. })));
+    let error = run(Precision::Full, &options(&dir, true), 0).unwrap_err();
+    let difference = "settings.config.precision: \"bf16\" in the checkpoint, \"full\" now";
+    assert!(error.to_string().contains(difference), "{error}");
+    assert_eq!(run(Precision::Bf16, &options(&dir, true), 0).unwrap(), bf16);
+}
+
+#[test]
+fn a_training_in_bf16_learns_the_problem() {
+    if !Precision::Bf16.is_available() {
+        return;
+    }
+    let architecture =
+        Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 16, 2, 3).unwrap();
+    let train = |precision| {
+        let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
+        let config = RetrainConfig {
+            epochs: 4,
+            iterations_per_epoch: 40,
+            lr: LearningRate {
+                peak: 3e-2,
+                ..retrain_config().lr
+            },
+            precision,
+            ..retrain_config()
+        };
+        let quiet = RunOptions::default();
+        run_retrain(&mut net, &config, &quiet, 0, Reaction::Continue)
+            .unwrap()
+            .1
+    };
+    let (full, bf16) = (train(Precision::Full), train(Precision::Bf16));
+    assert_ne!(full[0].loss, bf16[0].loss, "the setting reaches the layers");
+    assert!(bf16[3].mean_dice.unwrap() > 0.8, "{bf16:?}");
 }

@@ -13,6 +13,7 @@ mod unet;
 #[cfg(test)]
 mod tests;
 
+pub use adw_tensor_ops::conv3d::Precision;
 pub use architecture::{Architecture, FORMAT, widths_line};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};

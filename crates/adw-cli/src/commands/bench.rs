@@ -7,7 +7,7 @@ use adw_search::{
     weight_step,
 };
 use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
-use adw_tensor_ops::{InstructionSet, conv3d::Precision};
+use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
@@ -49,14 +49,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         DType::F32,
         &device,
     )?;
-    if args.bf16 {
-        if !Precision::Bf16.is_available() {
-            bad_input!(
-                "--bf16: this processor has no matrix unit for bf16 (Intel AMX); leave it out"
-            );
-        }
-        net.set_precision(Precision::Bf16);
-    }
+    net.set_precision(device::precision(args.bf16)?);
     let batch = random_batch(args, [d, h, w], &device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);

@@ -28,7 +28,11 @@ use crate::{
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
     let device = device::set_up(&args.process)?;
-    let models = model::load(&args.model.model, &device)?;
+    let models = model::load(
+        &args.model.model,
+        device::precision(args.model.bf16)?,
+        &device,
+    )?;
     let images = images(&args.input, models.plan.modalities.len())?;
     predict(
         &images,

@@ -27,7 +27,7 @@ use crate::{
         training,
     },
     run::{Run, Wish},
-    run_config::{self, RunConfig},
+    run_config::{self, RunConfig, check_precision},
     run_folder::config_path,
     segment::Segmenter,
     source::{PatchSource, Sampling},
@@ -70,6 +70,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         }
         keep_settings(&mut run, directory, args)?;
     }
+    check_precision("predict", run.config.settings.predict.precision)?;
     let architecture = choose_architecture(args, &run, earlier.as_deref())?;
     let job = Job {
         args,
@@ -236,6 +237,7 @@ impl Job<'_> {
                 return Ok(path);
             }
         }
+        check_precision("retrain", settings.retrain.precision)?;
         let batch_size = settings.retrain.batch_size;
         let need = memory::Need::of(&self.architecture, &run.plan, batch_size);
         let patch = run.plan.patch_size;
@@ -253,7 +255,7 @@ impl Job<'_> {
             seed: settings.seed,
         };
         let mut source = PatchSource::new(parts, sampling, &self.device)?;
-        let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
+        let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
 
         let directory = self.directory(run)?;
         fs::create_dir_all(&directory)
@@ -276,7 +278,7 @@ impl Job<'_> {
         };
         let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
         let trained = retrain(
-            &net,
+            &mut net,
             &settings.retrain,
             &options,
             &mut source,
@@ -317,8 +319,9 @@ impl Job<'_> {
     /// Segments the validation cases as new images, one file each, and scores the files.
     fn score(&self, run: &mut Run, model_file: &Path) -> Result<()> {
         let directory = self.directory(run)?;
-        let loaded = model::load(std::slice::from_ref(&model_file.to_owned()), &self.device)?;
         let predict = &run.config.settings.predict;
+        let files = [model_file.to_owned()];
+        let loaded = model::load(&files, predict.precision, &self.device)?;
         let window = SlidingWindow {
             step: predict.step,
             mirror: if predict.mirror {

@@ -20,6 +20,7 @@ use crate::{
         training,
     },
     run::{Run, Wish},
+    run_config::check_precision,
     source::{PatchSource, Sampling},
 };
 
@@ -55,6 +56,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         }
     }
 
+    check_precision("search", settings.search.precision)?;
     let network = supernet_config(&run);
     network.check()?;
     let patch = run.plan.patch_size;
@@ -79,7 +81,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         (Part::TrainBPlain, train_b),
     ];
     let mut source = PatchSource::new(parts, sampling, &device)?;
-    let net = Supernet::new(network, settings.seed, DType::F32, &device)?;
+    let mut net = Supernet::new(network, settings.seed, DType::F32, &device)?;
 
     let directory = run.folder()?.search(fold);
     let identity = BTreeMap::from([
@@ -102,7 +104,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     };
     let mut reporter = training::Reporter::new("search", work, args.process.json);
     let found = search(
-        &net,
+        &mut net,
         patch,
         &settings.search,
         &options,

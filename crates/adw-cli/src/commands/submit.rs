@@ -8,7 +8,11 @@ use crate::{args::SubmitArgs, dataset_folder, device, failure::bad_input, model}
 /// The decathlon takes an archive of folders called like the datasets, each with label maps called like the test images.
 pub(crate) fn run(args: &SubmitArgs) -> Result<()> {
     let device = device::set_up(&args.process)?;
-    let models = model::load(&args.model.model, &device)?;
+    let models = model::load(
+        &args.model.model,
+        device::precision(args.model.bf16)?,
+        &device,
+    )?;
     let dataset = dataset_folder::open(&args.data)?;
     let (plan, data) = (&models.plan, dataset.root.display());
     if plan.labels != dataset.labels || plan.modalities != dataset.modalities {
