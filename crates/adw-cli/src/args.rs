@@ -51,7 +51,8 @@ pub(crate) struct Process {
     /// Machine-readable lines on stdout, nothing else
     #[arg(long)]
     pub(crate) json: bool,
-    /// Refuse work that needs more memory than this, in GB [default: what the system has available]
+    /// Memory to stay within, in GB: larger trainings are refused, cases that do not fit go to files of the run [default:
+    /// what the system has available]
     #[arg(long, value_name = "GB")]
     pub(crate) memory: Option<f64>,
 }
