@@ -1,6 +1,6 @@
 //! Prepared cases, shared between the parts of a training: in memory if they fit, else in files of the run.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Result;
 use msd_data::{
@@ -61,7 +61,7 @@ impl Cases {
         let prepared: Vec<TrainingCase> = match &self.folder {
             None => prepare_training_cases(dataset, &missing, plan, memory)?
                 .into_iter()
-                .map(|case| Arc::new(case).into())
+                .map(TrainingCase::from)
                 .collect(),
             Some(folder) => store_training_cases(dataset, &missing, plan, folder, memory)?
                 .into_iter()

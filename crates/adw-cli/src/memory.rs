@@ -96,16 +96,16 @@ pub(crate) fn check(
         return Ok(limit.less(need.total()));
     }
     let gb = |bytes: u64| bytes as f64 / 1e9;
-    let available = process.memory.unwrap_or(gb(available_bytes().unwrap_or(0)));
     let [d, h, w] = patch;
     bad_input!(
         "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB ({:.2} GB of feature maps, \
-         {:.2} GB of weights, {:.2} GB of batches), {available:.2} GB are available: lower batch_size (of search or \
+         {:.2} GB of weights, {:.2} GB of batches), {:.2} GB are available: lower batch_size (of search or \
          retrain), data.patch_size or network.max_width",
         gb(need.total()),
         gb(need.activations),
         gb(need.parameters),
-        gb(need.data)
+        gb(need.data),
+        gb(limit.limit())
     );
 }
 

@@ -281,6 +281,23 @@ fn check_same_grid(image: (&Path, &Geometry), label: (&Path, &Geometry)) -> Resu
     Ok(())
 }
 
+/// The NIfTI files in a folder, `.nii` and `.nii.gz`, in the order of their names; hidden ones are left out.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be read.
+pub fn nifti_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if (name.ends_with(".nii") || name.ends_with(".nii.gz")) && case_id(&path).is_some() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// The file name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files.
 pub fn case_id(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;

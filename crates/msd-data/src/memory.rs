@@ -34,15 +34,15 @@ impl Memory {
         Self { limit }
     }
 
-    /// What is left once so many bytes are in use; none of no limit.
+    /// The limit in bytes; `u64::MAX` is none.
+    pub fn limit(self) -> u64 {
+        self.limit
+    }
+
+    /// What is left once so many bytes are in use.
     #[must_use]
     pub fn less(self, bytes: u64) -> Self {
-        let limited = self.limit != u64::MAX;
-        Self::bytes(if limited {
-            self.limit.saturating_sub(bytes)
-        } else {
-            self.limit
-        })
+        Self::bytes(self.limit.saturating_sub(bytes))
     }
 
     /// Whether so many bytes fit.
@@ -51,7 +51,7 @@ impl Memory {
     }
 
     /// `work` on each item, at once as many as there are threads and as their `need`s in bytes allow; results in the
-    /// order of the items. Items are begun in that order, so the same case never waits for ever behind smaller ones.
+    /// order of the items.
     ///
     /// # Errors
     /// The first error in the order of the items, of `need` or `work`; [`Error::Invalid`] if one item needs more than
@@ -134,29 +134,31 @@ struct State<T> {
     results: Vec<Option<Result<T>>>,
 }
 
-/// Bytes of a case as it is in memory once prepared, by the header of its image: f32 voxels of each channel and i16
-/// labels. An upper bound: what is cropped away is not known beforehand.
-pub(crate) fn prepared_bytes(case: &Case, plan: &Plan) -> Result<u64> {
-    let (geometry, _) = read_geometry(&case.image[0])?;
-    let forward = plan.transpose_forward;
-    let shape = resampled_shape(
-        forward.map(|a| geometry.shape[a]),
-        forward.map(|a| geometry.spacing_mm[a]),
-        plan.spacing_mm,
-    );
-    Ok(per_voxel(plan) * shape.iter().map(|&n| n as u64).product::<u64>())
+/// Bytes that a case takes, by the header of its image; upper bounds, since what is cropped away is not known beforehand.
+pub(crate) struct CaseBytes {
+    /// Once prepared: f32 voxels of each channel and i16 labels.
+    pub(crate) prepared: u64,
+    /// While it is read and prepared: twice the larger of the volumes before and after (`examples/large_case.rs`
+    /// measures 1.7 to 2.1 times its image, labels included).
+    pub(crate) preparing: u64,
 }
 
-/// Bytes that it takes to read and prepare a case: twice the larger of the volumes before and after
-/// (`examples/large_case.rs` measures 1.7 to 2.1 times its image, labels included).
-pub(crate) fn preparing_bytes(case: &Case, plan: &Plan) -> Result<u64> {
-    let (geometry, _) = read_geometry(&case.image[0])?;
-    let before = per_voxel(plan) * geometry.shape.iter().map(|&n| n as u64).product::<u64>();
-    Ok(2 * before.max(prepared_bytes(case, plan)?))
-}
-
-fn per_voxel(plan: &Plan) -> u64 {
-    4 * plan.modalities.len() as u64 + 2
+impl CaseBytes {
+    pub(crate) fn of(case: &Case, plan: &Plan) -> Result<Self> {
+        let (geometry, _) = read_geometry(&case.image[0])?;
+        let forward = plan.transpose_forward;
+        let shape = forward.map(|a| geometry.shape[a]);
+        let spacing_mm = forward.map(|a| geometry.spacing_mm[a]);
+        let bytes = |shape: [usize; 3]| {
+            let per_voxel = 4 * plan.modalities.len() as u64 + 2;
+            per_voxel * shape.iter().map(|&n| n as u64).product::<u64>()
+        };
+        let prepared = bytes(resampled_shape(shape, spacing_mm, plan.spacing_mm));
+        Ok(Self {
+            prepared,
+            preparing: 2 * prepared.max(bytes(shape)),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::atomic_file::write_atomically;
 use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
-use crate::memory::{Memory, prepared_bytes, preparing_bytes};
+use crate::memory::{CaseBytes, Memory};
 use crate::plan::Plan;
 use crate::preprocess::{CaseProperties, PreparedCase, preprocess};
 
@@ -381,7 +381,7 @@ pub fn store_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| preparing_bytes(case, plan),
+        |case| Ok(CaseBytes::of(case, plan)?.preparing),
         |case| {
             let key = key(case, plan)?;
             let path = folder.join(format!("{}.case", case.id));
@@ -423,9 +423,10 @@ pub fn training_cases_bytes(
         .training_cases(ids)?
         .iter()
         .try_fold(none, |sum, case| {
+            let bytes = CaseBytes::of(case, plan)?;
             Ok(TrainingCasesBytes {
-                prepared: sum.prepared + prepared_bytes(case, plan)?,
-                preparing_largest: sum.preparing_largest.max(preparing_bytes(case, plan)?),
+                prepared: sum.prepared + bytes.prepared,
+                preparing_largest: sum.preparing_largest.max(bytes.preparing),
             })
         })
 }

@@ -8,10 +8,9 @@ use std::{
 
 use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
-use candle_core::Device;
 use msd_data::{
     Geometry, Plan, Postprocessing, PreparedCase,
-    dataset::{case_id, channel_of, load_image},
+    dataset::{case_id, channel_of, load_image, nifti_files},
     preprocess, write_labels,
 };
 use serde_json::json;
@@ -27,21 +26,10 @@ use crate::{
 };
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
-    let device = device::set_up(&args.process)?;
-    let models = model::load(
-        &args.model.model,
-        device::precision(args.model.bf16)?,
-        &device,
-    )?;
-    let images = images(&args.input, models.plan.modalities.len())?;
-    predict(
-        &images,
-        &args.output,
-        &models,
-        &args.model,
-        &device,
-        &args.process,
-    )
+    predict(&args.model, &args.process, |models| {
+        let images = images(&args.input, models.plan.modalities.len())?;
+        Ok((images, args.output.clone()))
+    })
 }
 
 /// What is segmented as one.
@@ -53,18 +41,19 @@ pub(crate) struct Image {
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Segments images, one label map each.
+/// Segments the images that `work` names for the models, one label map each, into the folder that it names.
 ///
 /// # Errors
 /// An image that cannot be read or does not fit the models, before the first is segmented; a full or read-only disk.
 pub(crate) fn predict(
-    images: &[Image],
-    output: &Path,
-    models: &Models,
     args: &ModelArgs,
-    device: &Device,
     process: &Process,
+    work: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>,
 ) -> Result<()> {
+    let device = device::set_up(process)?;
+    let precision = device::precision(args.bf16)?;
+    let models = model::load(&args.model, precision, &device)?;
+    let (images, output) = work(&models)?;
     if !(args.step > 0.0 && args.step <= 1.0) {
         bad_input!(
             "--step {}: expected a fraction of the patch above 0, at most 1",
@@ -75,20 +64,20 @@ pub(crate) fn predict(
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
     if images
         .iter()
-        .any(|image| is_same(parent_of(&image.files[0]), output))
+        .any(|image| is_same(parent_of(&image.files[0]), &output))
     {
         bad_input!(
             "--output {}: would overwrite the images; choose another folder",
             output.display()
         );
     }
-    check_writable(output)?;
+    check_writable(&output)?;
     // All are looked at before the first is written: a bad one at the end of a long list is found at once.
-    for image in images {
+    for image in &images {
         load_image(&image.files, models.plan.modalities.len())?;
     }
 
-    fs::create_dir_all(output).with_context(|| format!("cannot create {}", output.display()))?;
+    fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let window = SlidingWindow {
         step: args.step,
         mirror: if args.mirror {
@@ -101,7 +90,7 @@ pub(crate) fn predict(
     let segmenter = Segmenter {
         models: &models.networks,
         window,
-        device: device.clone(),
+        device,
     };
     let progress = Progress::new("predict", 0, images.len() as u64, process.json);
     for (done, image) in images.iter().enumerate() {
@@ -150,17 +139,7 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         }
         return Ok(vec![one(input.to_owned())]);
     }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(input).with_context(|| format!("cannot read {}", input.display()))? {
-        let path = entry
-            .with_context(|| format!("cannot read {}", input.display()))?
-            .path();
-        let name = path.to_string_lossy();
-        if case_id(&path).is_some() && (name.ends_with(".nii") || name.ends_with(".nii.gz")) {
-            files.push(path);
-        }
-    }
-    files.sort();
+    let files = nifti_files(input)?;
     if files.is_empty() {
         bad_input!("--input {}: no .nii or .nii.gz there", input.display());
     }

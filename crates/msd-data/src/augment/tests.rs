@@ -33,6 +33,20 @@ fn case() -> PreparedCase {
     }
 }
 
+fn extract(
+    spatial: SpatialTransform,
+    case: &PreparedCase,
+    start: [isize; 3],
+    enlarged: [usize; 3],
+    patch: [usize; 3],
+) -> Patch {
+    let case = case.clone().into();
+    let spare = Patch::default();
+    spatial
+        .extract(&case, start, enlarged, patch, spare)
+        .unwrap()
+}
+
 fn at(patch: &Patch, c: usize, [z, y, x]: [usize; 3]) -> f32 {
     let [d, h, w] = patch.shape;
     patch.image[((c * d + z) * h + y) * w + x]
@@ -77,30 +91,14 @@ fn an_identity_transform_equals_the_crop() {
         ([7, 5, 9], [9, 9, 11], [-3, 8, -2]),
     ] {
         let crop = SpatialTransform::affine([0.0; 3], 1.0, false);
-        let crop = crop
-            .extract(
-                &case.clone().into(),
-                start,
-                enlarged,
-                patch,
-                Patch::default(),
-            )
-            .unwrap();
+        let crop = extract(crop, &case, start, enlarged, patch);
         let first = [0, 1, 2].map(|a| start[a] + (enlarged[a] / 2 - patch[a] / 2) as isize);
         let plain = SpatialTransform::draw(
             &Augmentation::none(),
             patch,
             &mut rng(1, Purpose::Weights, 0, 0, 0),
         );
-        let plain = plain
-            .extract(
-                &case.clone().into(),
-                start,
-                enlarged,
-                patch,
-                Patch::default(),
-            )
-            .unwrap();
+        let plain = extract(plain, &case, start, enlarged, patch);
         for (i, (a, b)) in crop.image.iter().zip(&plain.image).enumerate() {
             assert!((a - b).abs() < 1e-5, "voxel {i}: {a} {b}");
         }
@@ -132,15 +130,7 @@ fn a_quarter_turn_about_axis_0_moves_voxels_exactly() {
     let case = case();
     let turn = SpatialTransform::affine([std::f32::consts::FRAC_PI_2, 0.0, 0.0], 1.0, false);
     let (patch, start) = ([4, 4, 4], [4, 5, 3]);
-    let turned = turn
-        .extract(
-            &case.clone().into(),
-            start,
-            [4, 4, 4],
-            patch,
-            Patch::default(),
-        )
-        .unwrap();
+    let turned = extract(turn, &case, start, [4, 4, 4], patch);
     for z in 0..4 {
         for y in 0..4 {
             for x in 0..4 {
@@ -159,15 +149,7 @@ fn a_quarter_turn_about_axis_0_moves_voxels_exactly() {
 fn images_and_labels_stay_together() {
     let case = case();
     let spatial = SpatialTransform::affine([0.3, -0.2, 0.4], 1.2, false);
-    let patch = spatial
-        .extract(
-            &case.clone().into(),
-            [-2, -2, -2],
-            [16, 18, 14],
-            [10, 12, 8],
-            Patch::default(),
-        )
-        .unwrap();
+    let patch = extract(spatial, &case, [-2, -2, -2], [16, 18, 14], [10, 12, 8]);
     let voxels = patch.labels.len();
     // Channel 1 is the label: its interpolation is within one half of the label that won a majority.
     let mut seen = 0;
@@ -183,15 +165,7 @@ fn images_and_labels_stay_together() {
 #[test]
 fn outside_of_the_enlarged_patch_is_unlabelled_even_within_the_image() {
     let spatial = SpatialTransform::affine([0.0; 3], 1.4, false);
-    let patch = spatial
-        .extract(
-            &case().into(),
-            [3, 4, 2],
-            [6, 6, 6],
-            [6, 6, 6],
-            Patch::default(),
-        )
-        .unwrap();
+    let patch = extract(spatial, &case(), [3, 4, 2], [6, 6, 6], [6, 6, 6]);
     assert_eq!(patch.labels[0], -1);
     assert_eq!(at(&patch, 0, [0, 0, 0]), 0.0);
     assert!(at(&patch, 0, [3, 3, 3]) > 0.0);
@@ -202,15 +176,7 @@ fn flat_patches_are_not_tilted() {
     let case = case();
     assert!(spatial::is_flat([3, 10, 5]) && !spatial::is_flat([4, 12, 5]));
     let spatial = SpatialTransform::affine([1.0, 0.7, 0.9], 1.3, true);
-    let patch = spatial
-        .extract(
-            &case.clone().into(),
-            [2, 0, 0],
-            [3, 14, 10],
-            [3, 4, 4],
-            Patch::default(),
-        )
-        .unwrap();
+    let patch = extract(spatial, &case, [2, 0, 0], [3, 14, 10], [3, 4, 4]);
     for z in 0..3 {
         let difference = at(&patch, 0, [z, 2, 2]) - at(&patch, 0, [0, 2, 2]);
         assert!((difference - z as f32).abs() < 1e-4, "axis 0 is untouched");

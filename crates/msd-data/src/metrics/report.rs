@@ -1,7 +1,6 @@
 //! A folder of predictions against a folder of references.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -9,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{overlap, surface_distances};
 use crate::atomic_file::write_atomically;
-use crate::dataset::case_id;
+use crate::dataset::{case_id, nifti_files};
 use crate::error::{Error, Result};
 use crate::nifti::{LabelMap, read_labels};
 
@@ -368,15 +367,10 @@ pub(crate) fn matched_files(predictions: &Path, references: &Path) -> Result<Mat
 
 /// NIfTI files by case id.
 fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".nii") || name.ends_with(".nii.gz") {
-            found.extend(case_id(&path).map(|id| (id, path.clone())));
-        }
-    }
-    Ok(found)
+    let files = nifti_files(folder)?.into_iter();
+    Ok(files
+        .filter_map(|path| Some((case_id(&path)?, path)))
+        .collect())
 }
 
 /// The first names and how many more.

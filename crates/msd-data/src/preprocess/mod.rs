@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::memory::{Memory, preparing_bytes};
+use crate::memory::{CaseBytes, Memory};
 use crate::nifti::{LabelMap, Volume};
 use crate::plan::Plan;
 
@@ -159,7 +159,7 @@ pub fn prepare_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| preparing_bytes(case, plan),
+        |case| Ok(CaseBytes::of(case, plan)?.preparing),
         |case| {
             let (image, labels) = dataset.load_case(case)?;
             preprocess(image, Some(labels), plan)

@@ -15,28 +15,11 @@ use pulp::{Arch, NullaryFnOnce};
 
 /// Interpolation along an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kernel {
+enum Kernel {
     /// Interpolating cubic B-spline.
     Cubic,
     /// Linear.
     Linear,
-}
-
-/// A voxel in memory; arithmetic is in f64.
-pub(crate) trait Voxel: Copy + Send + Sync + PartialOrd {
-    const ZERO: Self;
-    fn load(self) -> f64;
-    fn store(v: f64) -> Self;
-}
-
-impl Voxel for f32 {
-    const ZERO: Self = 0.0;
-    fn load(self) -> f64 {
-        f64::from(self)
-    }
-    fn store(v: f64) -> Self {
-        v as Self
-    }
 }
 
 /// round(shape spacing / target) per axis.
@@ -195,9 +178,9 @@ pub(crate) fn resample_linear(
 }
 
 /// Resamples one volume to the shape of `to`; cubic results are clipped to the input's range.
-fn resample_into<T: Voxel>(
-    from: &ArrayView3<T>,
-    mut to: ArrayViewMut3<T>,
+fn resample_into(
+    from: &ArrayView3<f32>,
+    mut to: ArrayViewMut3<f32>,
     separate: Option<usize>,
     kernel: Kernel,
 ) {
@@ -213,7 +196,7 @@ fn resample_into<T: Voxel>(
     let clip = kernel == Kernel::Cubic && !axes.is_empty();
     let whole = (clip && separate.is_none()).then(|| range(from));
     let across = separate.filter(|&a| n_in[a] != n_out[a]);
-    let mut current: Option<Array3<T>> = None;
+    let mut current: Option<Array3<f32>> = None;
     for (i, &axis) in axes.iter().enumerate() {
         let source = current.as_ref().map_or(from.view(), |c| c.view());
         let last = i + 1 == axes.len();
@@ -223,7 +206,7 @@ fn resample_into<T: Voxel>(
         } else {
             let mut shape = [0, 1, 2].map(|a| source.shape()[a]);
             shape[axis] = n_out[axis];
-            let mut next = Array3::from_elem(shape, T::ZERO);
+            let mut next = Array3::from_elem(shape, 0.0);
             along(&source, &mut next.view_mut(), axis, kernel, bounds);
             current = Some(next);
         }
@@ -248,21 +231,16 @@ fn resample_into<T: Voxel>(
 }
 
 /// Smallest and largest value.
-fn range<T: Voxel>(volume: &ArrayView3<T>) -> (T, T) {
-    let wider = |a: (T, T), b: (T, T)| {
-        (
-            if b.0 < a.0 { b.0 } else { a.0 },
-            if b.1 > a.1 { b.1 } else { a.1 },
-        )
-    };
+fn range(volume: &ArrayView3<f32>) -> (f32, f32) {
+    let wider = |a: (f32, f32), b: (f32, f32)| (a.0.min(b.0), a.1.max(b.1));
     let slices = volume.outer_iter().into_par_iter();
-    let of_slice = |slice: ArrayView2<T>| slice.iter().map(|&v| (v, v)).reduce(wider);
+    let of_slice = |slice: ArrayView2<f32>| slice.iter().map(|&v| (v, v)).reduce(wider);
     let all = slices.filter_map(of_slice).reduce_with(wider);
-    all.unwrap_or((T::ZERO, T::ZERO))
+    all.unwrap_or((0.0, 0.0))
 }
 
 /// Clips each slice along `axis` to the range of the same slice of `like`.
-fn clip_slices<T: Voxel>(mut volume: ArrayViewMut3<T>, like: &ArrayView3<T>, axis: usize) {
+fn clip_slices(mut volume: ArrayViewMut3<f32>, like: &ArrayView3<f32>, axis: usize) {
     let slices = volume.axis_iter_mut(Axis(axis)).into_par_iter();
     let likes = like.axis_iter(Axis(axis)).into_par_iter();
     slices.zip(likes).for_each(|(mut slice, like)| {
@@ -271,9 +249,8 @@ fn clip_slices<T: Voxel>(mut volume: ArrayViewMut3<T>, like: &ArrayView3<T>, axi
     });
 }
 
-fn clamp<T: Voxel>(v: T, (min, max): (T, T)) -> T {
-    let v = if v < min { min } else { v };
-    if v > max { max } else { v }
+fn clamp(v: f32, (min, max): (f32, f32)) -> f32 {
+    v.max(min).min(max)
 }
 
 /// Per output sample the input sample nearest to it.
@@ -296,12 +273,12 @@ const TIE: f64 = 1e-12;
 const BLOCK: usize = 32;
 
 /// Resamples along one axis; the other two have equal lengths in `from` and `to`.
-fn along<T: Voxel>(
-    from: &ArrayView3<T>,
-    to: &mut ArrayViewMut3<T>,
+fn along(
+    from: &ArrayView3<f32>,
+    to: &mut ArrayViewMut3<f32>,
     axis: usize,
     kernel: Kernel,
-    bounds: Option<(T, T)>,
+    bounds: Option<(f32, f32)>,
 ) {
     let taps = Taps::new(from.shape()[axis], to.shape()[axis], kernel);
     // Blocks lie along the faster of the other axes.
@@ -366,11 +343,11 @@ impl Taps {
     }
 
     #[inline(always)]
-    fn apply<T: Voxel>(
+    fn apply(
         &self,
-        from: &ArrayView2<T>,
-        mut to: ArrayViewMut2<T>,
-        bounds: Option<(T, T)>,
+        from: &ArrayView2<f32>,
+        mut to: ArrayViewMut2<f32>,
+        bounds: Option<(f32, f32)>,
     ) {
         let pad = if self.kernel == Kernel::Cubic { PAD } else { 1 };
         let mut lines = padded(from, pad);
@@ -395,9 +372,9 @@ impl Taps {
                     sums[b] = w[0] * c0[b] + w[1] * c1[b];
                 }
             }
-            let mut values = [T::ZERO; BLOCK];
+            let mut values = [0.0; BLOCK];
             for (value, sum) in values.iter_mut().zip(sums) {
-                *value = T::store(sum);
+                *value = sum as f32;
             }
             if let Some(bounds) = bounds {
                 values = values.map(|v| clamp(v, bounds));
@@ -412,14 +389,14 @@ impl Taps {
 }
 
 /// A block of lines, `[samples, lines]`, to be resampled.
-struct Block<'a, T> {
+struct Block<'a> {
     taps: &'a Taps,
-    from: ArrayView2<'a, T>,
-    to: ArrayViewMut2<'a, T>,
-    bounds: Option<(T, T)>,
+    from: ArrayView2<'a, f32>,
+    to: ArrayViewMut2<'a, f32>,
+    bounds: Option<(f32, f32)>,
 }
 
-impl<T: Voxel> NullaryFnOnce for Block<'_, T> {
+impl NullaryFnOnce for Block<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -430,13 +407,19 @@ impl<T: Voxel> NullaryFnOnce for Block<'_, T> {
 
 /// Lines side by side in f64, their end values repeated `pad` times.
 #[inline(always)]
-fn padded<T: Voxel>(from: &ArrayView2<T>, pad: usize) -> Vec<[f64; BLOCK]> {
+fn padded(from: &ArrayView2<f32>, pad: usize) -> Vec<[f64; BLOCK]> {
     let n = from.dim().0;
     let mut lines = vec![[0.0; BLOCK]; n + 2 * pad];
     for (line, row) in lines[pad..].iter_mut().zip(from.outer_iter()) {
         match row.as_slice() {
-            Some(row) => line.iter_mut().zip(row).for_each(|(to, v)| *to = v.load()),
-            None => line.iter_mut().zip(row).for_each(|(to, v)| *to = v.load()),
+            Some(row) => line
+                .iter_mut()
+                .zip(row)
+                .for_each(|(to, v)| *to = f64::from(*v)),
+            None => line
+                .iter_mut()
+                .zip(row)
+                .for_each(|(to, v)| *to = f64::from(*v)),
         }
     }
     let (first, last) = (lines[pad], lines[pad + n - 1]);
@@ -509,6 +492,14 @@ mod tests {
         assert!(finer.iter().all(|v| (0.0..=1.0).contains(v)));
     }
 
+    fn random_labels(shape: [usize; 3], seed: u32) -> Array3<i16> {
+        let mut n = seed;
+        Array3::from_shape_simple_fn(shape, || {
+            n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            [-1, 0, 3, 7][(n >> 30) as usize]
+        })
+    }
+
     proptest! {
         /// Any shape to any shape: the range is kept, constants stay, labels are invented nowhere.
         #[test]
@@ -518,11 +509,7 @@ mod tests {
             separate in prop::option::of(0usize..3),
             seed in 0u32..100,
         ) {
-            let mut n = seed;
-            let labels = Array3::from_shape_simple_fn(from, || {
-                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                [-1i16, 0, 3, 7][(n >> 30) as usize]
-            });
+            let labels = random_labels(from, seed);
             let image = labels.mapv(f32::from).insert_axis(Axis(0));
             let resampled = resample_image(image, to, separate);
             prop_assert_eq!(&resampled.shape()[1..], &to);
@@ -544,11 +531,7 @@ mod tests {
             separate in prop::option::of(0usize..3),
             seed in 0u32..1000,
         ) {
-            let mut n = seed;
-            let labels = Array3::from_shape_simple_fn(from, || {
-                n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                [-1i16, 0, 3, 7][(n >> 30) as usize]
-            });
+            let labels = random_labels(from, seed);
             let mut expected = Array3::zeros(to);
             for value in [-1, 0, 3, 7] {
                 let mut share = labels.mapv(|v| f64::from(u8::from(v == value)));
