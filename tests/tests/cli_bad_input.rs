@@ -272,7 +272,7 @@ fn configuration_that_means_nothing() {
     }
     assert_search_refused(&["--preset", "fast"], &["fast", "quick, standard, paper"]);
     assert_search_refused(&["--fold", "5"], &["fold", "5"]);
-    assert_search_refused(&["--device", "cuda:0"], &["cuda:0", "no CUDA"]);
+    assert_search_refused(&["--device", "cuda:0"], &["cuda:0", "built without CUDA"]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mine.toml");
     fs::write(&file, "[search]\nepocs = 3\n").unwrap();

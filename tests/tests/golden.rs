@@ -11,8 +11,8 @@ use adw_search::{
     bilevel_step,
 };
 use adw_supernet::{
-    BlockNoise, Gradients, GumbelSample, MaskPosition, NoiseKey, Role, SearchSpace, Supernet,
-    SupernetConfig,
+    BlockNoise, Gradients, GumbelSample, MaskPosition, Noise, NoiseKey, Role, SearchSpace,
+    Supernet, SupernetConfig,
 };
 use adw_tensor_ops::loss::{DiceCe, dice_ce};
 use adw_tensor_ops::philox::{Purpose, Stream};
@@ -109,7 +109,7 @@ impl Golden {
             depth: self.tensor(&format!("{prefix}.{i}.depth"), dtype),
         };
         GumbelSample {
-            blocks: (0..config.num_blocks()).map(block).collect(),
+            noise: Noise::Given((0..config.num_blocks()).map(block).collect()),
             tau: self.number("tau", 1.0),
         }
     }

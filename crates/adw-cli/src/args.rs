@@ -45,7 +45,7 @@ pub(crate) struct Process {
     /// Threads to use [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// auto or cpu
+    /// auto, cpu or cuda:N; CUDA in builds with it
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
     /// Machine-readable lines on stdout, nothing else

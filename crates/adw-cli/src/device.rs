@@ -4,14 +4,34 @@ use adw_supernet::Precision;
 use anyhow::{Context, Result};
 use candle_core::Device;
 
+#[cfg(feature = "cuda")]
+use crate::report::progress::note;
 use crate::{args::Process, failure::bad_input};
 
-/// Sets the number of threads and picks the device.
+/// Sets the number of threads and opens the device, for a command that runs networks.
 ///
 /// # Errors
-/// A device this build does not have, or an unknown name.
+/// A device this build or machine does not have, or an unknown name.
 pub(crate) fn set_up(process: &Process) -> Result<Device> {
-    let device = device(&process.device)?;
+    let device = match wish(&process.device)? {
+        Wish::Cpu => Device::Cpu,
+        Wish::Auto => automatic(),
+        Wish::Cuda(ordinal) => cuda(ordinal)?,
+    };
+    set_threads(process)?;
+    Ok(device)
+}
+
+/// [`set_up`] for a command that works on the host alone.
+///
+/// # Errors
+/// An unknown name of a device.
+pub(crate) fn set_up_host(process: &Process) -> Result<()> {
+    wish(&process.device)?;
+    set_threads(process)
+}
+
+fn set_threads(process: &Process) -> Result<()> {
     adw_tensor_ops::allocation::keep_freed_memory();
     if let Some(threads) = process.threads {
         rayon::ThreadPoolBuilder::new()
@@ -19,18 +39,18 @@ pub(crate) fn set_up(process: &Process) -> Result<Device> {
             .build_global()
             .context("cannot set the number of threads")?;
     }
-    Ok(device)
+    Ok(())
 }
 
 /// What `--bf16` asks for.
 ///
 /// # Errors
-/// This processor cannot.
-pub(crate) fn precision(bf16: bool) -> Result<Precision> {
+/// This device cannot.
+pub(crate) fn precision(bf16: bool, device: &Device) -> Result<Precision> {
     if !bf16 {
         return Ok(Precision::Full);
     }
-    if !Precision::Bf16.is_available() {
+    if !Precision::Bf16.is_available_on(device) {
         bad_input!(
             "--bf16: this processor has no matrix unit for bf16 (Intel AMX, under Linux); leave it out"
         );
@@ -38,14 +58,95 @@ pub(crate) fn precision(bf16: bool) -> Result<Precision> {
     Ok(Precision::Bf16)
 }
 
-fn device(name: &str) -> Result<Device> {
-    match name {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        _ if name == "cuda" || name.starts_with("cuda:") => {
-            bad_input!("--device {name}: this build has no CUDA; use cpu")
-        }
-        _ => bad_input!("--device {name}: expected auto or cpu"),
+/// What `--device` asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wish {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+fn wish(name: &str) -> Result<Wish> {
+    let ordinal = match name {
+        "auto" => return Ok(Wish::Auto),
+        "cpu" => return Ok(Wish::Cpu),
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    let Some(ordinal) = ordinal else {
+        bad_input!("--device {name}: expected auto, cpu or cuda:N");
+    };
+    if cfg!(not(feature = "cuda")) {
+        bad_input!(
+            "--device {name}: this program was built without CUDA; take cpu, or build it with --features cuda"
+        );
     }
+    Ok(Wish::Cuda(ordinal))
+}
+
+/// In a build with CUDA, says what was taken and why.
+fn automatic() -> Device {
+    #[cfg(feature = "cuda")]
+    match adw_cuda::device::open(0) {
+        Ok(device) => {
+            note(&format!(
+                "device: {}, the first there is",
+                describe(&device)
+            ));
+            return device;
+        }
+        Err(error) => note(&format!("device: cpu, for there is no other ({error})")),
+    }
+    Device::Cpu
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> Result<Device> {
+    match adw_cuda::device::open(ordinal) {
+        Ok(device) => {
+            note(&format!("device: {}", describe(&device)));
+            Ok(device)
+        }
+        Err(error) => bad_input!("--device cuda:{ordinal}: {error}"),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> Result<Device> {
+    unreachable!("refused when the wish was read")
+}
+
+#[cfg(feature = "cuda")]
+fn describe(device: &Device) -> String {
+    let Device::Cuda(cuda) = device else {
+        return name(device);
+    };
+    match adw_cuda::device::describe(cuda) {
+        Ok((model, free, total)) => {
+            let gb = |bytes: usize| bytes as f64 / 1e9;
+            let free = format!("{:.1} of {:.1} GB free", gb(free), gb(total));
+            format!("{}, {model} ({free})", name(device))
+        }
+        Err(_) => name(device),
+    }
+}
+
+/// As `--device` has it.
+pub(crate) fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+/// What a CUDA device has left; none for the host.
+pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return adw_cuda::device::describe(cuda).ok().map(|d| d.1 as u64);
+    }
+    let _ = device;
+    None
 }
 
 #[cfg(test)]
@@ -53,19 +154,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_cpu_is_there_and_cuda_is_told_apart_from_nonsense() {
-        assert!(device("auto").is_ok() && device("cpu").is_ok());
-        assert!(
-            device("cuda:0")
-                .unwrap_err()
-                .to_string()
-                .contains("no CUDA")
-        );
-        assert!(
-            device("gpu")
-                .unwrap_err()
-                .to_string()
-                .contains("expected auto or cpu")
-        );
+    fn names_of_devices() {
+        assert_eq!(wish("auto").unwrap(), Wish::Auto);
+        assert_eq!(wish("cpu").unwrap(), Wish::Cpu);
+        for nonsense in ["gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            let message = wish(nonsense).unwrap_err().to_string();
+            assert!(
+                message.contains("expected auto, cpu or cuda:N"),
+                "{message}"
+            );
+        }
+        if cfg!(feature = "cuda") {
+            assert_eq!(wish("cuda").unwrap(), Wish::Cuda(0));
+            assert_eq!(wish("cuda:3").unwrap(), Wish::Cuda(3));
+        } else {
+            let message = wish("cuda:0").unwrap_err().to_string();
+            assert!(message.contains("built without CUDA"), "{message}");
+        }
     }
 }

@@ -4,10 +4,12 @@ use std::{fs, path::Path};
 
 use adw_supernet::{Architecture, SupernetConfig};
 use anyhow::Result;
+use candle_core::Device;
 use msd_data::{Memory, Plan};
 
 use crate::{
     args::Process,
+    device,
     failure::bad_input,
     source::{QUEUE, num_loader_threads},
 };
@@ -81,17 +83,33 @@ pub(crate) fn limit(process: &Process) -> Memory {
         .map_or(Memory::unlimited(), Memory::bytes)
 }
 
-/// Refuses work that does not fit in the limit; what is left is for prepared cases.
+/// Refuses work that does not fit in the limit; what is left is for prepared cases. On a CUDA device, maps and weights
+/// are in its own memory.
 ///
 /// # Errors
 /// Names the need and the patch that causes it.
 pub(crate) fn check(
-    need: Need,
+    mut need: Need,
     patch: [usize; 3],
     batch_size: usize,
     process: &Process,
+    device: &Device,
 ) -> Result<Memory> {
     let limit = limit(process);
+    if let Some(free) = device::free_bytes(device) {
+        let on_device = need.activations.saturating_add(need.parameters);
+        if on_device > free {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            let [d, h, w] = patch;
+            bad_input!(
+                "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB of the CUDA device, {:.2} GB are \
+                 free: lower batch_size (of search or retrain), data.patch_size or network.max_width",
+                gb(on_device),
+                gb(free)
+            );
+        }
+        (need.activations, need.parameters) = (0, 0);
+    }
     if limit.holds(need.total()) {
         return Ok(limit.less(need.total()));
     }
@@ -199,9 +217,9 @@ mod tests {
             json: false,
             memory: Some(gb),
         };
-        let left = check(need, [8, 8, 8], 2, &process(3.6)).unwrap();
+        let left = check(need, [8, 8, 8], 2, &process(3.6), &Device::Cpu).unwrap();
         assert_eq!(left, Memory::bytes(100_000_000));
-        let message = check(need, [64, 96, 80], 2, &process(3.4))
+        let message = check(need, [64, 96, 80], 2, &process(3.4), &Device::Cpu)
             .unwrap_err()
             .to_string();
         assert!(

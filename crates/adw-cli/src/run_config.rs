@@ -8,6 +8,7 @@ use std::{
 use adw_search::{RetrainConfig, SearchConfig, config::check_available};
 use adw_supernet::{MaskPosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
+use candle_core::Device;
 use msd_data::Augmentation;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -256,12 +257,12 @@ fn leave_out_words(table: &mut Table) {
     }
 }
 
-/// Refuses a precision that this processor cannot compute in; `section` is that of its key.
+/// Refuses a precision that the device cannot compute in; `section` is that of its key.
 ///
 /// # Errors
 /// It is `bf16`, and there is no matrix unit.
-pub(crate) fn check_precision(section: &str, precision: Precision) -> Result<()> {
-    in_section(section, check_available(precision))
+pub(crate) fn check_precision(section: &str, precision: Precision, device: &Device) -> Result<()> {
+    in_section(section, check_available(precision, device))
 }
 
 /// A library names its own keys; the person knows them by their section.
@@ -393,8 +394,8 @@ mod tests {
             settings.predict.precision,
         ];
         assert_eq!(asked, [Precision::Bf16; 3]);
-        check_precision("search", Precision::Full).unwrap();
-        match check_precision("search", Precision::Bf16) {
+        check_precision("search", Precision::Full, &Device::Cpu).unwrap();
+        match check_precision("search", Precision::Bf16, &Device::Cpu) {
             Ok(()) => assert!(Precision::Bf16.is_available()),
             Err(error) => {
                 assert!(!Precision::Bf16.is_available());

@@ -11,7 +11,6 @@ use ndarray::{Array3, ArrayView4};
 pub(crate) struct Segmenter<'a> {
     pub(crate) models: &'a [Unet],
     pub(crate) window: SlidingWindow,
-    pub(crate) device: Device,
 }
 
 impl Segmenter<'_> {
@@ -28,7 +27,7 @@ impl Segmenter<'_> {
         let (c, d, h, w) = case.image.dim();
         let voxels = case.image.as_standard_layout();
         let voxels = voxels.as_slice().expect("standard layout is contiguous");
-        let image = Tensor::from_slice(voxels, (1, c, d, h, w), &self.device)?;
+        let image = Tensor::from_slice(voxels, (1, c, d, h, w), &Device::Cpu)?;
         let mut networks: Vec<_> = self
             .models
             .iter()

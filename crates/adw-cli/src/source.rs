@@ -21,7 +21,6 @@ pub(crate) struct PatchSource {
     samplers: Arc<BTreeMap<Part, PatchSampler>>,
     seed: u64,
     num_threads: usize,
-    device: Device,
     /// Each batch with its key, to check that batches are asked for in the order announced.
     loader: Option<Loader<(BatchKey, SampledBatch)>>,
 }
@@ -43,7 +42,6 @@ impl PatchSource {
     pub(crate) fn new(
         parts: Vec<(Part, Vec<TrainingCase>)>,
         sampling: Sampling<'_>,
-        device: &Device,
     ) -> msd_data::Result<Self> {
         let Sampling {
             plan,
@@ -71,21 +69,18 @@ impl PatchSource {
             samplers: Arc::new(samplers),
             seed,
             num_threads: num_loader_threads(),
-            device: device.clone(),
             loader: None,
         })
     }
+}
 
-    fn to_batch(&self, sampled: SampledBatch) -> candle_core::Result<Batch> {
-        Ok(Batch {
-            x: Tensor::from_vec(sampled.x, sampled.x_shape.as_slice(), &self.device)?,
-            target: Tensor::from_vec(
-                sampled.target,
-                sampled.target_shape.as_slice(),
-                &self.device,
-            )?,
-        })
-    }
+/// In the host's memory; the network takes it to its device.
+fn to_batch(sampled: SampledBatch) -> candle_core::Result<Batch> {
+    let device = &Device::Cpu;
+    Ok(Batch {
+        x: Tensor::from_vec(sampled.x, sampled.x_shape.as_slice(), device)?,
+        target: Tensor::from_vec(sampled.target, sampled.target_shape.as_slice(), device)?,
+    })
 }
 
 impl BatchSource for PatchSource {
@@ -111,7 +106,7 @@ impl BatchSource for PatchSource {
         if made_for != key(request, self.seed) {
             return Err(format!("{request} was asked for when {made_for:?} was due").into());
         }
-        Ok(self.to_batch(sampled)?)
+        Ok(to_batch(sampled)?)
     }
 }
 

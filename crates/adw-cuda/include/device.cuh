@@ -23,7 +23,7 @@ using i64 = long long;
         PARAMS p;                                                                   \
         std::memcpy(static_cast<void *>(&p), params, sizeof(p));                    \
         if (config[3] != (THREADS)) return "launched with a wrong number of threads"; \
-        if (config[6] != sizeof(PARAMS)) return "the launcher's struct has another size"; \
+        if (config[6] != 0 && config[6] != sizeof(PARAMS)) return "the launcher's struct has another size"; \
         return emulated::launch([p] { CALL; }, config);                             \
     }
 #define ADW_SHARED(NAME) char *const NAME = static_cast<char *>(emulated::dynamic_shared())

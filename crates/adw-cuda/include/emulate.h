@@ -20,6 +20,9 @@
 #include <cstring>
 #include <setjmp.h>
 #include <ucontext.h>
+#ifdef ADW_EMULATED_PARALLEL
+#include <thread>
+#endif
 #include <vector>
 
 #define __device__
@@ -179,9 +182,9 @@ struct ThreadIndex {
     } x;
 };
 
-// config: grid x, y, z, threads, bytes of dynamic shared memory, order (0 or 1). Returns null or what went wrong.
+// Blocks `begin` to `end` of a launch, one after the other.
 template <class F>
-inline const char *launch(F body, const unsigned *config) {
+inline const char *run_blocks(F &body, const unsigned *config, unsigned begin, unsigned end) {
     grid_size = {config[0], config[1], config[2]};
     block_size = config[3];
     Block b;
@@ -192,14 +195,38 @@ inline const char *launch(F body, const unsigned *config) {
     b.body = [](void *f) { (*static_cast<F *>(f))(); };
     b.argument = &body;
     block = &b;
-    const unsigned blocks = grid_size.x * grid_size.y * grid_size.z;
-    for (unsigned n = 0; n < blocks && b.error == nullptr; ++n) {
-        const unsigned i = config[5] ? blocks - 1 - n : n;
+    for (unsigned n = begin; n < end && b.error == nullptr; ++n) {
+        const unsigned i = config[5] ? begin + end - 1 - n : n;
         block_index = {i % grid_size.x, i / grid_size.x % grid_size.y, i / grid_size.x / grid_size.y};
         run_block(b, config[3], config[5] != 0);
     }
     block = nullptr;
     return b.error;
+}
+
+// config: grid x, y, z, threads, bytes of dynamic shared memory, order (0 or 1), bytes of the argument (0: not known).
+// Returns null or what went wrong.
+template <class F>
+inline const char *launch(F body, const unsigned *config) {
+    const unsigned blocks = config[0] * config[1] * config[2];
+#ifdef ADW_EMULATED_PARALLEL
+    // Blocks do not depend on each other. Few of them are not worth a thread.
+    const unsigned workers = std::min(std::max(1u, std::thread::hardware_concurrency()), (blocks + 3) / 4);
+    std::vector<std::thread> threads;
+    std::vector<const char *> errors(workers, nullptr);
+    for (unsigned w = 1; w < workers; ++w)
+        threads.emplace_back([&, w] {
+            errors[w] = run_blocks(body, config, unsigned(uint64_t(blocks) * w / workers),
+                                   unsigned(uint64_t(blocks) * (w + 1) / workers));
+        });
+    errors[0] = run_blocks(body, config, 0, blocks / workers);
+    for (std::thread &t : threads) t.join();
+    for (const char *error : errors)
+        if (error) return error;
+    return nullptr;
+#else
+    return run_blocks(body, config, 0, blocks);
+#endif
 }
 
 inline void *dynamic_shared() {

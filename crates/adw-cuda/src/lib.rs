@@ -1,6 +1,10 @@
 //! CUDA kernels as values: what is launched, with how many blocks, on which arguments; and what launches them.
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "compile")]
+pub mod compile;
+#[cfg(feature = "cuda")]
+pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 
@@ -11,6 +15,29 @@ pub struct Module {
     pub name: &'static str,
     /// The text of the `.cu` file.
     pub source: &'static str,
+    /// What nvcc made of it, in a build with CUDA.
+    pub binary: Option<&'static [u8]>,
+}
+
+/// The [`Module`] of a file `NAME.cu` beside the calling one. The calling package has a feature `cuda` and, for it, a
+/// build script that calls [`compile::kernels`](crate::compile).
+#[macro_export]
+macro_rules! module {
+    ($name:literal) => {
+        $crate::Module {
+            name: $name,
+            source: include_str!(concat!($name, ".cu")),
+            #[cfg(feature = "cuda")]
+            binary: Some(include_bytes!(concat!(
+                env!("OUT_DIR"),
+                "/",
+                $name,
+                ".fatbin"
+            ))),
+            #[cfg(not(feature = "cuda"))]
+            binary: None,
+        }
+    };
 }
 
 /// The file that every kernel source includes, by its name there.
@@ -19,11 +46,20 @@ pub const HEADERS: [(&str, &str); 2] = [
     ("emulate.h", include_str!("../include/emulate.h")),
 ];
 
-/// Plain memory that a kernel takes as its one argument.
+/// Plain memory that a kernel takes as its one argument, or that lies in a device's buffers.
 ///
 /// # Safety
 /// `#[repr(C)]`, without padding bytes that are not initialised, and laid out as the struct of the kernel's source.
 pub unsafe trait Params: Copy {}
+
+// SAFETY: numbers.
+unsafe impl Params for u8 {}
+// SAFETY: numbers.
+unsafe impl Params for u32 {}
+// SAFETY: numbers.
+unsafe impl Params for f32 {}
+// SAFETY: numbers.
+unsafe impl Params for f64 {}
 
 /// An address in a device's memory; 0 for an argument that is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,15 +101,29 @@ pub enum Error {
     #[error("{0}")]
     Unavailable(String),
     /// Memory could not be had.
-    #[error("the device has no {bytes} bytes left: {cause}")]
+    #[error(
+        "the device has no {bytes} bytes left ({free} of {total} are free): take a smaller batch or patch, or bf16 precision"
+    )]
     OutOfMemory {
         /// What was asked for.
         bytes: usize,
-        /// In the driver's words.
-        cause: String,
+        /// What the device has left.
+        free: usize,
+        /// All it has.
+        total: usize,
     },
+    /// The device does not answer any more.
+    #[error(
+        "the CUDA device cannot go on: {0}. A run goes on from its last checkpoint when it is started again"
+    )]
+    Lost(String),
+    /// A copy between the host and the device failed.
+    #[error(
+        "copying to or from the CUDA device: {0}. A run goes on from its last checkpoint when it is started again"
+    )]
+    Copy(String),
     /// A launch failed.
-    #[error("kernel {kernel}: {cause}")]
+    #[error("CUDA kernel {kernel}: {cause}")]
     Launch {
         /// The kernel's name.
         kernel: &'static str,
@@ -110,6 +160,13 @@ pub trait Runtime {
 pub trait Buffer {
     /// Where it begins.
     fn address(&self) -> Address;
+}
+
+/// Memory that somebody else keeps.
+impl Buffer for Address {
+    fn address(&self) -> Address {
+        *self
+    }
 }
 
 /// `ceil(n / d)` as a number of blocks.

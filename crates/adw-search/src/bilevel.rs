@@ -4,7 +4,7 @@ use adw_supernet::{GumbelSample, Role, Supernet};
 use candle_core::Tensor;
 
 use crate::config::{ArchBatches, Half, SearchConfig};
-use crate::optim::{Optimizer, OptimizerConfig, clip_scale, global_norm};
+use crate::optim::{self, Optimizer, OptimizerConfig};
 use crate::{Batch, CostPenalty, Result, parameters};
 
 /// The two optimisers of a search, over all parameters of its network; each updates those of its own role.
@@ -172,9 +172,11 @@ pub(crate) fn clipped_step(
     clip: f64,
     loss: f64,
 ) -> Result<StepReport> {
-    let grad_norm = global_norm(gradients)?;
-    if loss.is_finite() && grad_norm.is_finite() {
-        optimizer.step(gradients, lr, clip_scale(grad_norm, clip))?;
-    }
+    let grad_norm = optim::clip(gradients, clip, |scale| {
+        if loss.is_finite() {
+            optimizer.step_scaled(gradients, lr, scale)?;
+        }
+        Ok(())
+    })?;
     Ok(StepReport { loss, grad_norm })
 }

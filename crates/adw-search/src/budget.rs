@@ -37,7 +37,7 @@ impl CostPenalty {
         if excess <= 0.0 {
             return Ok((0.0, vec![None; net.parameters().len()]));
         }
-        let (_, gradients) = net.expected_cost(self.patch, self.unit, &net.no_noise(tau)?)?;
+        let (_, gradients) = net.expected_cost(self.patch, self.unit, &net.no_noise(tau))?;
         let scale = self.weight / self.budget;
         let scaled = gradients
             .into_iter()

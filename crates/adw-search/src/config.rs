@@ -1,6 +1,7 @@
 //! Settings of a search and of a training. Read from TOML or JSON; unknown keys are errors.
 
 use adw_supernet::{CostUnit, Precision};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamConfig, EmaConfig, OptimizerConfig, SgdConfig};
@@ -251,13 +252,13 @@ impl RetrainConfig {
     }
 }
 
-/// Refuses a precision that this processor cannot compute in. Settings with it are sound all the same: they may have been
+/// Refuses a precision that the device cannot compute in. Settings with it are sound all the same: they may have been
 /// made elsewhere, so `check` lets them pass.
 ///
 /// # Errors
 /// [`Error::Config`] for the key `precision`.
-pub fn check_available(precision: Precision) -> Result<()> {
-    if precision.is_available() {
+pub fn check_available(precision: Precision, device: &Device) -> Result<()> {
+    if precision.is_available_on(device) {
         return Ok(());
     }
     fail(

@@ -1,6 +1,6 @@
 //! Label maps from logits, and the pseudo-Dice that validation reports during training.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -25,6 +25,7 @@ pub fn argmax_labels(logits: &Tensor) -> Result<Vec<u16>> {
         }
     };
     let values = logits
+        .to_device(&Device::Cpu)?
         .to_dtype(DType::F32)?
         .flatten_all()?
         .to_vec1::<f32>()?;
@@ -76,6 +77,7 @@ impl DiceCounts {
                 got: format!("{:?}", target.dims()),
             });
         }
+        let target = target.to_device(&Device::Cpu)?;
         let target = target.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
         let classes = dims[1];
         self.classes.resize(classes - 1, [0; 3]);

@@ -16,6 +16,10 @@ pub enum Error {
     /// A network could not be built or run.
     #[error(transparent)]
     Supernet(#[from] adw_supernet::Error),
+
+    /// An error of a CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] adw_cuda::Error),
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {

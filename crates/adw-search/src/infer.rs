@@ -273,6 +273,7 @@ impl WeightedSums {
             return Err(shape_error("classes of a window", &known, &[classes]));
         }
         let values = logits
+            .to_device(&Device::Cpu)?
             .to_dtype(DType::F32)?
             .flatten_all()?
             .to_vec1::<f32>()?;

@@ -59,7 +59,8 @@ pub fn retrain(
     on_event: &mut OnEvent<'_, RetrainRow>,
 ) -> Result<Trained> {
     config.check()?;
-    config::check_available(config.precision)?;
+    let device = parameters::device(net.parameters());
+    config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
     let settings = Settings {
@@ -72,7 +73,6 @@ pub fn retrain(
             ..config.clone()
         },
     };
-    let device = parameters::device(net.parameters());
     let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
     let named = || parameters::named(net.parameters());
     let mut task = RetrainTask {

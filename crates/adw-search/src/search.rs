@@ -88,7 +88,8 @@ pub fn search(
     on_event: &mut OnEvent<'_, SearchRow>,
 ) -> Result<Architecture> {
     config.check()?;
-    config::check_available(config.precision)?;
+    let device = parameters::device(net.parameters());
+    config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
     let settings = Settings {
@@ -97,7 +98,6 @@ pub fn search(
         network: net.config(),
         config: determining(config),
     };
-    let device = parameters::device(net.parameters());
     let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
     let mut task = SearchTask {
         net,
@@ -312,7 +312,7 @@ impl Task for SearchTask<'_> {
     }
 
     fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
-        let sample = self.net.no_noise(self.tau(epoch))?;
+        let sample = self.net.no_noise(self.tau(epoch));
         let mut counts = DiceCounts::default();
         while let Some(batch) = next()? {
             let logits = self.net.predict(&batch.x, &sample)?;
@@ -328,7 +328,7 @@ impl Task for SearchTask<'_> {
         let cost_unit = self.config.cost.as_ref().map_or(CostUnit::Macs, |c| c.unit);
         let (expected_cost, _) =
             self.net
-                .expected_cost(self.patch, cost_unit, &self.net.no_noise(tau)?)?;
+                .expected_cost(self.patch, cost_unit, &self.net.no_noise(tau))?;
         Ok(SearchRow {
             epoch,
             phase: self.phase(epoch),

@@ -21,5 +21,5 @@ pub use parameters::{Gradients, Parameter, Role};
 pub use space::{
     MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options,
 };
-pub use supernet::{BlockNoise, BlockPreference, GumbelSample, NoiseKey, Supernet};
+pub use supernet::{BlockNoise, BlockPreference, GumbelSample, Noise, NoiseKey, Supernet};
 pub use unet::Unet;

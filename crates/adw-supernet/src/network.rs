@@ -10,10 +10,10 @@
 use crate::error::{Error, Result};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
 use adw_tensor_ops::conv3d::{self, Input, Precision};
-use adw_tensor_ops::loss::{DiceCe, check_target, deep_supervision_weights, resize_target};
+use adw_tensor_ops::loss::{DiceCe, PendingLoss, check_target, deep_supervision_weights};
 use adw_tensor_ops::norm_act::{self, Gate, GatePosition, NormAct, NormCoefficients};
 use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 /// Indices of a layer's parameters, and its geometry.
 struct Layer {
@@ -45,7 +45,8 @@ pub(crate) struct Choices {
 /// Gradients by the choices: gate `[C]` per layer, weight per depth.
 pub(crate) struct ChoiceGradient {
     pub(crate) gates: Vec<Option<Tensor>>,
-    pub(crate) depth: Vec<f64>,
+    /// Per depth: numbers whose sum is the gradient.
+    pub(crate) depth: Vec<Tensor>,
 }
 
 /// A map as its readers see it: normalised while reading, if `norm` is there.
@@ -169,7 +170,12 @@ impl Network {
         self.parameters[parameter].var.as_tensor()
     }
 
-    /// `[B, C, D, H, W]` to `[B, D, H, W, C]`, checked.
+    /// Where the parameters are, and so where passes run.
+    fn device(&self) -> &Device {
+        self.value(0).device()
+    }
+
+    /// `[B, C, D, H, W]` to `[B, D, H, W, C]`, checked, on the network's device and in its maps' element type.
     fn read_input(&self, x: &Tensor) -> Result<Tensor> {
         let &[b, c, d, h, w] = x.dims() else {
             return Err(Error::Input(format!(
@@ -197,7 +203,15 @@ impl Network {
                 )));
             }
         }
-        Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
+        let x = x.permute((0, 2, 3, 4, 1))?.contiguous()?;
+        if !self.device().is_cuda() {
+            return Ok(x);
+        }
+        let dtype = match self.precision {
+            Precision::Bf16 => DType::BF16,
+            Precision::Full => DType::F32,
+        };
+        Ok(x.to_dtype(dtype)?.to_device(self.device())?)
     }
 
     /// Runs one block; with `trace` it remembers what the backward pass needs.
@@ -209,7 +223,7 @@ impl Network {
         trace: Option<&mut Vec<BlockTrace>>,
     ) -> Result<Feature> {
         let block = &self.blocks[index];
-        let depth = depth_weights(choices, index)?;
+        let depth = depth_weights(choices, index);
         let mut layers: Vec<(Tensor, NormCoefficients)> = Vec::with_capacity(block.layers.len());
         for (l, layer) in block.layers.iter().enumerate() {
             let sources = layer_inputs(&inputs, &layers);
@@ -245,7 +259,7 @@ impl Network {
             Some(h) => {
                 let maps: Vec<_> = layers.iter().map(|(map, norm)| (map, norm)).collect();
                 Feature {
-                    map: norm_act::weighted_sum(&maps, &h)?,
+                    map: norm_act::weighted_sum(&maps, Some(h))?,
                     norm: None,
                 }
             }
@@ -345,7 +359,7 @@ impl Network {
         target: &Tensor,
         choices: Option<&Choices>,
         wanted: Role,
-    ) -> Result<(f64, Gradients, Vec<ChoiceGradient>)> {
+    ) -> Result<(PendingLoss, Gradients, Vec<ChoiceGradient>)> {
         let (b, _, d, h, w) = x.dims5()?;
         check_target(target, [b, d, h, w])?;
         let Trace {
@@ -353,27 +367,17 @@ impl Network {
             outputs,
             logits,
         } = self.forward_traced(x, choices)?;
-        let poolings = self.strides.len();
-        let mut loss = 0.0;
-        let mut grad_logits: Vec<Option<Tensor>> = Vec::with_capacity(poolings);
         // Weights are listed fine to coarse, logits coarse to fine.
-        for (logits, weight) in logits
+        let weights = deep_supervision_weights(self.strides.len());
+        let scales: Vec<(&Tensor, f64)> = logits
             .iter()
-            .zip(deep_supervision_weights(poolings).into_iter().rev())
-        {
-            grad_logits.push(if weight > 0.0 {
-                let (_, d, h, w, _) = logits.dims5()?;
-                let part = self.loss.loss_and_gradient(
-                    logits,
-                    &resize_target(target, [d, h, w])?,
-                    weight,
-                )?;
-                loss += weight * part.loss;
-                Some(part.grad_logits)
-            } else {
-                None
-            });
-        }
+            .zip(weights.into_iter().rev())
+            .filter(|scale| scale.1 > 0.0)
+            .collect();
+        let (loss, gradients) = self.loss.losses_and_gradients(&scales, target)?;
+        // The coarsest may have been left out.
+        let mut grad_logits = vec![None; logits.len() - gradients.len()];
+        grad_logits.extend(gradients.into_iter().map(Some));
         drop(logits);
         let mut backward = Backward {
             net: self,
@@ -408,11 +412,8 @@ fn gate_of(choices: &Choices, block: usize, layer: usize) -> Option<Gate<'_>> {
 }
 
 /// The weights of a block's depths, if the pass has any.
-fn depth_weights(choices: Option<&Choices>, block: usize) -> Result<Option<Vec<f64>>> {
-    choices
-        .and_then(|c| c.blocks[block].depth.as_ref())
-        .map(vector_f64)
-        .transpose()
+fn depth_weights(choices: Option<&Choices>, block: usize) -> Option<&Tensor> {
+    choices.and_then(|c| c.blocks[block].depth.as_ref())
 }
 
 /// What the layer after `layers` reads: the last of them, or the block's inputs.
@@ -430,7 +431,7 @@ fn layer_inputs<'a>(
 }
 
 pub(crate) fn vector_f64(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_dtype(candle_core::DType::F64)?.to_vec1()?)
+    Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 /// Adds a gradient to what is there.
@@ -530,30 +531,31 @@ impl Backward<'_> {
         let net = self.net;
         let block = &net.blocks[index];
         let BlockTrace { inputs, mut layers } = trace;
-        let depth = depth_weights(self.choices, index)?;
+        let depth = depth_weights(self.choices, index);
         let mut gate_gradients = vec![None; layers.len()];
-        let mut depth_gradients = vec![0.0; layers.len()];
+        let mut depth_gradients = Vec::with_capacity(layers.len());
         let mut direct = if depth.is_none() {
             Some(grad_out.clone())
         } else {
             None
         };
-        let outer = depth.map(|h| (grad_out, h));
+        let outer = depth.is_some().then_some(grad_out);
         let mut grad_inputs = Vec::new();
         for (l, layer) in block.layers.iter().enumerate().rev() {
             let (y, norm) = layers.pop().expect("one trace per layer");
+            let weight = depth.map(|h| h.narrow(0, l, 1)).transpose()?;
             let g = norm_act::backward(
                 &y,
                 &norm,
                 net.value(layer.gamma),
                 net.value(layer.beta),
                 self.choices.and_then(|c| gate_of(c, index, l)),
-                outer.as_ref().map(|(g, h)| (g, h[l])),
+                outer.as_ref().zip(weight.as_ref()),
                 direct.take().as_ref(),
             )?;
             drop(y);
             gate_gradients[l] = g.gate;
-            depth_gradients[l] = g.weight;
+            depth_gradients.push(g.weight);
             let sources = layer_inputs(&inputs, &layers);
             if self.wanted == Role::Weight {
                 self.gradients[layer.weight] = Some(conv3d::grad_weight(
@@ -587,6 +589,7 @@ impl Backward<'_> {
                 }
             }
         }
+        depth_gradients.reverse();
         self.choice_gradients[index] = ChoiceGradient {
             gates: gate_gradients,
             depth: depth_gradients,

@@ -50,7 +50,7 @@ impl<'a> Builder<'a> {
         self.parameters.push(Parameter {
             name,
             role,
-            var: Var::from_tensor(&value.to_dtype(self.dtype)?)?,
+            var: Var::from_tensor(&value.to_dtype(self.dtype)?.to_device(self.device)?)?,
         });
         Ok(self.parameters.len() - 1)
     }
@@ -62,7 +62,7 @@ impl<'a> Builder<'a> {
         n: usize,
         value: f64,
     ) -> Result<usize> {
-        let t = Tensor::full(value, n, self.device)?;
+        let t = Tensor::full(value, n, &Device::Cpu)?;
         self.push(name, role, &t)
     }
 
@@ -84,7 +84,7 @@ impl<'a> Builder<'a> {
             .take(shape.elem_count())
             .map(|x| (x * std) as f32)
             .collect();
-        let t = Tensor::from_vec(values, shape, self.device)?;
+        let t = Tensor::from_vec(values, shape, &Device::Cpu)?;
         self.push(name, Role::Weight, &t)
     }
 }

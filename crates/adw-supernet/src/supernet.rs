@@ -5,6 +5,9 @@
 //! `AdwBlock` (adaptive depth and width): up to `max_depth` of those in a row, and `sum_l h_l out_l` with
 //! `h = softmax((beta + noise) / tau)` as output. Only the deepest path is computed.
 
+#[cfg(feature = "cuda")]
+mod on_device;
+
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::network::{Choice, ChoiceGradient, Choices, Network, Widths, vector_f64};
@@ -40,13 +43,50 @@ pub struct BlockNoise {
     pub depth: Tensor,
 }
 
+/// Where the noise of a pass comes from.
+#[derive(Clone, Debug)]
+pub enum Noise {
+    /// There is none.
+    Zero,
+    /// Drawn by counter: a function of the key, the same on every device.
+    Keyed(NoiseKey),
+    /// Per block.
+    Given(Vec<BlockNoise>),
+}
+
 /// The noise of every block, and the temperature: what one pass needs besides the batch.
 #[derive(Clone, Debug)]
 pub struct GumbelSample {
-    /// Per block.
-    pub blocks: Vec<BlockNoise>,
+    /// Of all softmaxes.
+    pub noise: Noise,
     /// Temperature of all softmaxes.
     pub tau: f64,
+}
+
+impl NoiseKey {
+    /// [`Stream::iteration`] of a pass.
+    fn counter(&self) -> u32 {
+        self.iteration * 8 + self.pass
+    }
+
+    fn stream(&self, purpose: Purpose, index: usize) -> Stream {
+        Stream {
+            seed: self.seed,
+            purpose,
+            epoch: self.epoch,
+            iteration: self.counter(),
+            index: index as u32,
+        }
+    }
+}
+
+/// What the choices of a pass were computed by.
+enum Origin {
+    /// On the host, with candle's graph behind them.
+    Graph(Vec<Choice>),
+    /// By one launch.
+    #[cfg(feature = "cuda")]
+    Kernel(on_device::Chosen),
 }
 
 /// The softmaxes of one block.
@@ -64,10 +104,10 @@ pub struct Supernet {
     /// Per block: parameter index of alpha per layer, and of the depth's beta.
     alphas: Vec<Vec<Option<usize>>>,
     depths: Vec<Option<usize>>,
-    /// Per block: `[5, C]`.
+    /// Per block: `[5, C]`, on the host.
     masks: Vec<Tensor>,
     dtype: DType,
-    device: Device,
+    pub(crate) device: Device,
 }
 
 impl Supernet {
@@ -122,7 +162,7 @@ impl Supernet {
                     &width_options(width(i)),
                     width(i),
                     dtype,
-                    device,
+                    &Device::Cpu,
                 )?)
             })
             .collect::<Result<_>>()?;
@@ -161,100 +201,110 @@ impl Supernet {
     /// Fresh noise, a function of `key`: the same on every device.
     ///
     /// # Errors
-    /// If tensors cannot be made on the device.
+    /// If the key names a pass or iteration that cannot be told from others.
     pub fn sample(&self, key: NoiseKey, tau: f64) -> Result<GumbelSample> {
-        let depth = self.config.max_depth;
         if key.pass >= 8 || key.iteration >= 1 << 29 {
             return Err(Error::Input(format!(
                 "noise of {key:?}, expected a pass below 8 and an iteration below 2^29"
             )));
         }
-        let stream = |purpose, index: usize| Stream {
-            seed: key.seed,
-            purpose,
-            epoch: key.epoch,
-            iteration: key.iteration * 8 + key.pass,
-            index: index as u32,
-        };
-        let noise = |stream, n| gumbel_softmax::noise(stream, n, self.dtype, &self.device);
-        let blocks = (0..self.config.num_blocks())
-            .map(|i| {
-                let width = (0..depth)
-                    .map(|l| {
-                        Ok(noise(
-                            stream(Purpose::WidthNoise, i * depth + l),
-                            NUM_WIDTHS,
-                        )?)
-                    })
-                    .collect::<Result<_>>()?;
-                Ok(BlockNoise {
-                    width,
-                    depth: noise(stream(Purpose::DepthNoise, i), depth)?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(GumbelSample { blocks, tau })
+        let noise = Noise::Keyed(key);
+        Ok(GumbelSample { noise, tau })
     }
 
     /// Zero noise: what evaluation uses. (Deviation: the published code draws noise in evaluation too.)
-    ///
-    /// # Errors
-    /// If tensors cannot be made on the device.
-    pub fn no_noise(&self, tau: f64) -> Result<GumbelSample> {
-        let zeros = |n| Tensor::zeros(n, self.dtype, &self.device);
-        let block = || -> Result<BlockNoise> {
-            Ok(BlockNoise {
-                width: (0..self.config.max_depth)
-                    .map(|_| zeros(NUM_WIDTHS))
-                    .collect::<candle_core::Result<_>>()?,
-                depth: zeros(self.config.max_depth)?,
-            })
-        };
-        Ok(GumbelSample {
-            blocks: (0..self.config.num_blocks())
-                .map(|_| block())
-                .collect::<Result<_>>()?,
-            tau,
-        })
+    pub fn no_noise(&self, tau: f64) -> GumbelSample {
+        let noise = Noise::Zero;
+        GumbelSample { noise, tau }
     }
 
-    /// Every softmax of a pass, with candle's graph behind it.
-    pub(crate) fn probabilities(&self, sample: &GumbelSample) -> Result<Vec<Probabilities>> {
-        if sample.blocks.len() != self.config.num_blocks() {
-            let (got, expected) = (sample.blocks.len(), self.config.num_blocks());
-            return Err(Error::Input(format!(
-                "noise for {got} blocks, but the supernet has {expected}"
-            )));
+    /// The numbers of a sample, per block, on the host.
+    ///
+    /// # Errors
+    /// If given noise does not fit the supernet.
+    pub fn noise(&self, sample: &GumbelSample) -> Result<Vec<BlockNoise>> {
+        let (num_blocks, depth) = (self.config.num_blocks(), self.config.max_depth);
+        if let Noise::Given(blocks) = &sample.noise {
+            if blocks.len() != num_blocks {
+                return Err(Error::Input(format!(
+                    "noise for {} blocks, but the supernet has {num_blocks}",
+                    blocks.len()
+                )));
+            }
+            if let Some(block) = blocks.iter().find(|b| b.width.len() != depth) {
+                let got = block.width.len();
+                return Err(Error::Input(format!(
+                    "noise for {got} layers of a block, but the supernet has {depth}"
+                )));
+            }
+            return Ok(blocks.clone());
         }
-        let depth = self.config.max_depth;
-        if let Some(block) = sample.blocks.iter().find(|b| b.width.len() != depth) {
-            let got = block.width.len();
-            return Err(Error::Input(format!(
-                "noise for {got} layers of a block, but the supernet has {depth}"
-            )));
-        }
-        let softmax = |parameter: Option<usize>, noise: &Tensor| {
-            let var = parameter.map(|p| self.network.parameters[p].var.as_tensor());
-            var.map(|logits| Ok::<_, Error>(gumbel_softmax(logits, noise, sample.tau)?))
-                .transpose()
+        let noise = |purpose, index, n| -> Result<Tensor> {
+            Ok(match sample.noise {
+                Noise::Keyed(key) => {
+                    let stream = key.stream(purpose, index);
+                    gumbel_softmax::noise(stream, n, self.dtype, &Device::Cpu)?
+                }
+                _ => Tensor::zeros(n, self.dtype, &Device::Cpu)?,
+            })
         };
-        (sample.blocks.iter().zip(&self.alphas).zip(&self.depths))
-            .map(|((noise, alphas), &depth)| {
-                let width = alphas
-                    .iter()
-                    .zip(&noise.width)
-                    .map(|(&a, n)| softmax(a, n))
+        (0..num_blocks)
+            .map(|i| {
+                let width = (0..depth)
+                    .map(|l| noise(Purpose::WidthNoise, i * depth + l, NUM_WIDTHS))
                     .collect::<Result<_>>()?;
-                Ok(Probabilities {
-                    width,
-                    depth: softmax(depth, &noise.depth)?,
-                })
+                let depth = noise(Purpose::DepthNoise, i, depth)?;
+                Ok(BlockNoise { width, depth })
             })
             .collect()
     }
 
-    fn choices(&self, probabilities: &[Probabilities]) -> Result<Choices> {
-        let blocks = (probabilities.iter().zip(&self.masks))
+    /// Every softmax of a pass, on the host, with candle's graph behind it.
+    pub(crate) fn probabilities(&self, sample: &GumbelSample) -> Result<Vec<Probabilities>> {
+        let softmax = |parameter: Option<usize>, noise: &Tensor| {
+            let var = parameter.map(|p| self.network.parameters[p].var.as_tensor());
+            var.map(|logits| {
+                let logits = logits.to_device(&Device::Cpu)?;
+                Ok::<_, Error>(gumbel_softmax(&logits, noise, sample.tau)?)
+            })
+            .transpose()
+        };
+        (self
+            .noise(sample)?
+            .iter()
+            .zip(&self.alphas)
+            .zip(&self.depths))
+        .map(|((noise, alphas), &depth)| {
+            let width = alphas
+                .iter()
+                .zip(&noise.width)
+                .map(|(&a, n)| softmax(a, n))
+                .collect::<Result<_>>()?;
+            Ok(Probabilities {
+                width,
+                depth: softmax(depth, &noise.depth)?,
+            })
+        })
+        .collect()
+    }
+
+    fn position(&self) -> GatePosition {
+        match self.config.mask {
+            MaskPosition::PreNorm => GatePosition::PreNorm,
+            MaskPosition::PostNorm => GatePosition::PostNorm,
+        }
+    }
+
+    /// The choices of a pass, and what the gradients by alpha and beta come from.
+    fn choices(&self, sample: &GumbelSample) -> Result<(Choices, Origin)> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(_), Noise::Zero | Noise::Keyed(_)) = (&self.device, &sample.noise) {
+            let chosen = on_device::Chosen::new(self, sample)?;
+            let blocks = chosen.blocks(self);
+            let position = self.position();
+            return Ok((Choices { position, blocks }, Origin::Kernel(chosen)));
+        }
+        let blocks: Vec<Choice> = (self.probabilities(sample)?.iter().zip(&self.masks))
             .map(|(p, masks)| {
                 let gate = |g: &Option<Tensor>| {
                     g.as_ref()
@@ -267,11 +317,23 @@ impl Supernet {
                 })
             })
             .collect::<Result<_>>()?;
-        let position = match self.config.mask {
-            MaskPosition::PreNorm => GatePosition::PreNorm,
-            MaskPosition::PostNorm => GatePosition::PostNorm,
+        let to_device =
+            |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(&self.device)).transpose();
+        let there = blocks
+            .iter()
+            .map(|choice| {
+                Ok(Choice {
+                    gates: (choice.gates.iter().map(to_device))
+                        .collect::<candle_core::Result<_>>()?,
+                    depth: to_device(&choice.depth)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let choices = Choices {
+            position: self.position(),
+            blocks: there,
         };
-        Ok(Choices { position, blocks })
+        Ok((choices, Origin::Graph(blocks)))
     }
 
     /// Logits of every decoder stage, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`.
@@ -279,7 +341,7 @@ impl Supernet {
     /// # Errors
     /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
     pub fn forward(&self, x: &Tensor, sample: &GumbelSample) -> Result<Vec<Tensor>> {
-        let choices = self.choices(&self.probabilities(sample)?)?;
+        let (choices, _) = self.choices(sample)?;
         self.network.forward(x, Some(&choices), true)
     }
 
@@ -288,7 +350,7 @@ impl Supernet {
     /// # Errors
     /// As [`Self::forward`].
     pub fn predict(&self, x: &Tensor, sample: &GumbelSample) -> Result<Tensor> {
-        let choices = self.choices(&self.probabilities(sample)?)?;
+        let (choices, _) = self.choices(sample)?;
         Ok(self
             .network
             .forward(x, Some(&choices), false)?
@@ -307,34 +369,44 @@ impl Supernet {
         sample: &GumbelSample,
         wanted: Role,
     ) -> Result<(f64, Gradients)> {
-        let choices = self.choices(&self.probabilities(sample)?)?;
+        let (choices, origin) = self.choices(sample)?;
         let (loss, mut gradients, by_choice) =
             self.network
                 .loss_and_gradients(x, target, Some(&choices), wanted)?;
         if wanted == Role::Architecture {
-            self.architecture_gradients(&choices, &by_choice, &mut gradients)?;
+            match &origin {
+                Origin::Graph(choices) => {
+                    self.architecture_gradients(choices, &by_choice, &mut gradients)?;
+                }
+                #[cfg(feature = "cuda")]
+                Origin::Kernel(chosen) => chosen.gradients(self, &by_choice, &mut gradients)?,
+            }
         }
-        Ok((loss, gradients))
+        Ok((loss.value()?, gradients))
     }
 
     /// From gradients by gates and depth weights to those by alpha and beta, through candle's graph of the softmaxes.
     fn architecture_gradients(
         &self,
-        choices: &Choices,
+        choices: &[Choice],
         by_choice: &[ChoiceGradient],
         gradients: &mut Gradients,
     ) -> Result<()> {
+        let host = |t: &Tensor| t.to_device(&Device::Cpu);
         let mut terms = Vec::new();
-        for (choice, gradient) in choices.blocks.iter().zip(by_choice) {
+        for (choice, gradient) in choices.iter().zip(by_choice) {
             for (gate, g) in choice.gates.iter().zip(&gradient.gates) {
                 if let (Some(gate), Some(g)) = (gate, g) {
-                    terms.push((gate * g)?.sum_all()?);
+                    terms.push((gate * host(g)?)?.sum_all()?);
                 }
             }
             if let Some(h) = &choice.depth {
-                let g =
-                    Tensor::new(gradient.depth.as_slice(), &self.device)?.to_dtype(self.dtype)?;
-                terms.push((h * g)?.sum_all()?);
+                let sums: Vec<Tensor> = gradient
+                    .depth
+                    .iter()
+                    .map(|g| host(g)?.sum_all())
+                    .collect::<candle_core::Result<_>>()?;
+                terms.push((h * Tensor::stack(&sums, 0)?)?.sum_all()?);
             }
         }
         self.differentiate(&Tensor::stack(&terms, 0)?.sum_all()?, gradients)
@@ -358,7 +430,7 @@ impl Supernet {
     /// If a tensor cannot be read from its device.
     pub fn preferences(&self) -> Result<Vec<BlockPreference>> {
         let softmax = |p: &Option<Tensor>| p.as_ref().map(vector_f64).transpose();
-        self.probabilities(&self.no_noise(1.0)?)?
+        self.probabilities(&self.no_noise(1.0))?
             .iter()
             .map(|p| {
                 let width = p.width.iter().map(softmax).collect::<Result<_>>()?;

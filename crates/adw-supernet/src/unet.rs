@@ -104,6 +104,6 @@ impl Unet {
         let (loss, gradients, _) =
             self.network
                 .loss_and_gradients(x, target, None, Role::Weight)?;
-        Ok((loss, gradients))
+        Ok((loss.value()?, gradients))
     }
 }

@@ -139,7 +139,7 @@ fn normalisation(c: &mut Criterion) {
     group.bench_function("moments", |b| b.iter(|| norm_act::moments(&y)));
     group.throughput(Throughput::Bytes(2 * bytes));
     group.bench_function("apply", |b| {
-        b.iter(|| norm_act::weighted_sum(&[(&y, &n)], &[1.0]));
+        b.iter(|| norm_act::weighted_sum(&[(&y, &n)], None));
     });
     group.throughput(Throughput::Bytes(5 * bytes));
     group.bench_function("backward", |b| {

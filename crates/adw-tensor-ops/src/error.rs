@@ -40,6 +40,9 @@ pub enum Error {
         /// Which argument, its value and what would be right.
         what: String,
     },
+    /// An error of a CUDA device.
+    #[error(transparent)]
+    Cuda(#[from] adw_cuda::Error),
     /// An error of candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -1,6 +1,8 @@
 //! Gumbel-softmax (Jang, Gu, Poole: *Categorical reparameterization with Gumbel-softmax*, ICLR 2017).
 
 pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod on_device;
 
 use crate::error::{Error, Result};
 use crate::philox::Stream;

@@ -15,6 +15,8 @@ pub mod gumbel_softmax;
 pub mod loss;
 mod map;
 pub mod norm_act;
+#[cfg(feature = "cuda")]
+mod on_device;
 pub mod peak;
 pub mod philox;
 mod raw_output;

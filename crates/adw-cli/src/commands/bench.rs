@@ -49,8 +49,8 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         DType::F32,
         &device,
     )?;
-    net.set_precision(device::precision(args.bf16)?);
-    let batch = random_batch(args, [d, h, w], &device)?;
+    net.set_precision(device::precision(args.bf16, &device)?);
+    let batch = random_batch(args, [d, h, w])?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
     let settings = BilevelSettings {
@@ -68,7 +68,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         iteration: 0,
         pass: 0,
     };
-    let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau)?);
+    let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));
 
     let mut seconds = Map::new();
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
@@ -96,11 +96,12 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     ) {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
-    report(args, seconds);
+    report(args, seconds, &device);
     Ok(())
 }
 
-fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) -> Result<Batch> {
+fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3]) -> Result<Batch> {
+    let device = &Device::Cpu;
     let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), device)?;
     let classes = args.classes as f32;
     let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), device)?.to_dtype(DType::U8)?;
@@ -128,7 +129,7 @@ fn median_seconds(
     ))
 }
 
-fn report(args: &BenchStepArgs, seconds: Map<String, Value>) {
+fn report(args: &BenchStepArgs, seconds: Map<String, Value>, device: &Device) {
     let peak_bytes = memory::peak_bytes();
     if args.process.json {
         let mut line = seconds;
@@ -136,7 +137,7 @@ fn report(args: &BenchStepArgs, seconds: Map<String, Value>) {
             "peak_bytes": peak_bytes,
             "adw": env!("CARGO_PKG_VERSION"),
             "instruction_set": format!("{:?}", InstructionSet::detect()),
-            "device": "cpu",
+            "device": device::name(device),
             "threads": rayon::current_num_threads(),
             "patch": args.patch,
             "batch": args.batch,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
-    device::set_up(&args.process)?;
+    device::set_up_host(&args.process)?;
     let folder = dataset_folder::find(&args.data)?;
     let problems = check_dataset(&folder);
     for problem in &problems {

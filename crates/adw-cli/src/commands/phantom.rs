@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
-    device::set_up(&args.process)?;
+    device::set_up_host(&args.process)?;
     let output = &args.output;
     if output.exists() && fs::read_dir(output).map_or(true, |mut entries| entries.next().is_some())
     {

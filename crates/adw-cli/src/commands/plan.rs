@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
-    device::set_up(&args.process)?;
+    device::set_up_host(&args.process)?;
     let config = RunConfig::from_args(&args.config)?;
     if let Some(output) = &args.output {
         check_writable(&parent(output))?;

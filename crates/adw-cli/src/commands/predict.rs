@@ -51,7 +51,7 @@ pub(crate) fn predict(
     work: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>,
 ) -> Result<()> {
     let device = device::set_up(process)?;
-    let precision = device::precision(args.bf16)?;
+    let precision = device::precision(args.bf16, &device)?;
     let models = model::load(&args.model, precision, &device)?;
     let (images, output) = work(&models)?;
     if !(args.step > 0.0 && args.step <= 1.0) {
@@ -90,7 +90,6 @@ pub(crate) fn predict(
     let segmenter = Segmenter {
         models: &models.networks,
         window,
-        device,
     };
     let progress = Progress::new("predict", 0, images.len() as u64, process.json);
     for (done, image) in images.iter().enumerate() {

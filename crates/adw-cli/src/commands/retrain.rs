@@ -52,7 +52,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         fold: args.fold,
         memory: memory::limit(&args.process),
     };
-    let mut run = Run::open(&wish, "cpu", may_change)?;
+    let mut run = Run::open(&wish, &device::name(&device), may_change)?;
     let fold = run.fold;
     let earlier = run
         .existing_folder()
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         }
         keep_settings(&mut run, directory, args)?;
     }
-    check_precision("predict", run.config.settings.predict.precision)?;
+    check_precision("predict", run.config.settings.predict.precision, &device)?;
     let architecture = choose_architecture(args, &run, earlier.as_deref())?;
     let job = Job {
         args,
@@ -237,11 +237,11 @@ impl Job<'_> {
                 return Ok(path);
             }
         }
-        check_precision("retrain", settings.retrain.precision)?;
+        check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = settings.retrain.batch_size;
         let need = memory::Need::of(&self.architecture, &run.plan, batch_size);
         let patch = run.plan.patch_size;
-        let left = memory::check(need, patch, batch_size, &self.args.process)?;
+        let left = memory::check(need, patch, batch_size, &self.args.process, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
         let mut cases = Cases::new(run, &all, left)?;
         let parts = vec![
@@ -254,7 +254,7 @@ impl Job<'_> {
             augmentation: settings.data.augmentation,
             seed: settings.seed,
         };
-        let mut source = PatchSource::new(parts, sampling, &self.device)?;
+        let mut source = PatchSource::new(parts, sampling)?;
         let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
 
         let directory = self.directory(run)?;
@@ -335,7 +335,6 @@ impl Job<'_> {
         let segmenter = Segmenter {
             models: &loaded.networks,
             window,
-            device: self.device.clone(),
         };
         let ids = run.splits.fold(run.fold)?.validation.clone();
         let validation = directory.join("validation");

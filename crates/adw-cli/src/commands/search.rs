@@ -33,7 +33,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         fold: args.fold,
         memory: memory::limit(&args.process),
     };
-    let mut run = Run::open(&wish, "cpu", |_| false)?;
+    let mut run = Run::open(&wish, &device::name(&device), |_| false)?;
     let (fold, settings) = (run.fold, run.config.settings.clone());
     if let Some(folder) = run.existing_folder() {
         let directory = folder.search(fold);
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         }
     }
 
-    check_precision("search", settings.search.precision)?;
+    check_precision("search", settings.search.precision, &device)?;
     let network = supernet_config(&run);
     network.check()?;
     let patch = run.plan.patch_size;
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let largest = memory::largest(&network)?;
     let batch_size = settings.search.batch_size;
     let need = memory::Need::of(&largest, &run.plan, batch_size);
-    let left = memory::check(need, patch, batch_size, &args.process)?;
+    let left = memory::check(need, patch, batch_size, &args.process, &device)?;
 
     let mut cases = Cases::new(&mut run, &split.train, left)?;
     let train_a = cases.prepare(&run, &split.train_a)?;
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         (Part::TrainB, train_b.clone()),
         (Part::TrainBPlain, train_b),
     ];
-    let mut source = PatchSource::new(parts, sampling, &device)?;
+    let mut source = PatchSource::new(parts, sampling)?;
     let mut net = Supernet::new(network, settings.seed, DType::F32, &device)?;
 
     let directory = run.folder()?.search(fold);

@@ -1,10 +1,15 @@
 //! Adam.
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::in_place::{InPlace, Real, Update2, Update3};
-use super::{Optimizer, check_count, matching, restored};
+#[cfg(feature = "cuda")]
+use super::on_device;
+use super::{Optimizer, Scale, check_count, matching, restored};
 use crate::{Error, NamedTensors, Result};
 
 /// Settings of [`Adam`]; the defaults are those of `torch.optim.Adam`.
@@ -55,6 +60,16 @@ struct Moments {
     steps: i32,
 }
 
+impl Moments {
+    fn zero(var: &Var) -> Result<Self> {
+        Ok(Self {
+            mean: var.zeros_like()?,
+            square: var.zeros_like()?,
+            steps: 0,
+        })
+    }
+}
+
 impl Adam {
     /// An optimiser of `parameters` (name and variable).
     pub fn new<'a>(
@@ -73,20 +88,61 @@ impl Adam {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Adam {
+    /// One launch for all parameters that have had the same number of updates.
+    fn step_on_device(
+        &mut self,
+        rt: &adw_cuda::device::CudaRuntime,
+        gradients: &[Option<Tensor>],
+        lr: f64,
+        scale: &Scale,
+    ) -> Result<()> {
+        let mut by_steps: BTreeMap<i32, Vec<(Tensor, &Slot)>> = BTreeMap::new();
+        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let gradient = matching(&slot.name, &slot.var, gradient)?;
+            if slot.moments.is_none() {
+                slot.moments = Some(Moments::zero(&slot.var)?);
+            }
+            let moments = slot.moments.as_mut().expect("made above");
+            moments.steps += 1;
+            by_steps
+                .entry(moments.steps)
+                .or_default()
+                .push((gradient, slot));
+        }
+        for (steps, slots) in &by_steps {
+            let entries: Vec<_> = slots
+                .iter()
+                .map(|(gradient, slot)| on_device::Entry {
+                    weight: slot.var.as_tensor(),
+                    grad: Some(gradient),
+                    first: slot.moments.as_ref().map(|m| &m.mean),
+                    second: slot.moments.as_ref().map(|m| &m.square),
+                })
+                .collect();
+            on_device::adam(rt, &entries, &self.config, *steps, lr, scale)?;
+        }
+        Ok(())
+    }
+}
+
 impl Optimizer for Adam {
-    fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: f64) -> Result<()> {
+    fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
+        #[cfg(feature = "cuda")]
+        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+            return self.step_on_device(&rt, gradients, lr, scale);
+        }
+        let scale = scale.known()?;
         let AdamConfig { beta1, beta2, eps } = self.config;
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             let gradient = matching(&slot.name, &slot.var, gradient)?;
             let mut moments = match slot.moments.take() {
                 Some(m) => m,
-                None => Moments {
-                    mean: slot.var.zeros_like()?,
-                    square: slot.var.zeros_like()?,
-                    steps: 0,
-                },
+                None => Moments::zero(&slot.var)?,
             };
             moments.steps += 1;
             moments

@@ -21,6 +21,65 @@ pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
+/// The factor that clips gradients.
+#[derive(Debug)]
+pub enum Scale {
+    /// This.
+    Known(f64),
+    /// On the gradients' device, where the next step finds it.
+    #[cfg(feature = "cuda")]
+    OnDevice(super::on_device::Clipping),
+}
+
+/// What gradients are multiplied by to have a norm of at most `max_norm` (see [`clip_scale`]), and their norm before. On
+/// a CUDA device `step` is called before anybody waits for the norm: gradients that are not finite make parameters that
+/// are not, where on the CPU nothing is stepped on.
+///
+/// # Errors
+/// If a gradient cannot be read, or `step` fails.
+pub fn clip(
+    gradients: &[Option<Tensor>],
+    max_norm: f64,
+    step: impl FnOnce(&Scale) -> Result<()>,
+) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = gradients
+        .iter()
+        .flatten()
+        .next()
+        .and_then(super::on_device::runtime)
+    {
+        let gradients = gradients.iter().flatten().collect::<Vec<_>>();
+        let clipping = super::on_device::clip(rt, &gradients, max_norm)?;
+        let scale = Scale::OnDevice(clipping);
+        step(&scale)?;
+        let Scale::OnDevice(clipping) = scale else {
+            unreachable!("made above")
+        };
+        return clipping.norm();
+    }
+    let norm = global_norm(gradients)?;
+    if norm.is_finite() {
+        step(&Scale::Known(clip_scale(norm, max_norm)))?;
+    }
+    Ok(norm)
+}
+
+impl Scale {
+    /// The number, for parameters on the host.
+    pub(super) fn known(&self) -> Result<f64> {
+        match self {
+            Self::Known(scale) => Ok(*scale),
+            #[cfg(feature = "cuda")]
+            Self::OnDevice(_) => Err(crate::Error::Shape {
+                what: "gradients".into(),
+                expected: "the device of their parameters".into(),
+                got: "a CUDA device".into(),
+            }),
+        }
+    }
+}
+
 fn squared_norm(gradient: &Tensor) -> Result<f64> {
     let (storage, layout) = gradient.storage_and_layout();
     let range = layout.contiguous_offsets();

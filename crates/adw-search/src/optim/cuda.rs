@@ -7,10 +7,7 @@ use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime};
 mod tests;
 
 /// The kernels' source.
-pub const MODULE: Module = Module {
-    name: "optim",
-    source: include_str!("optim.cu"),
-};
+pub const MODULE: Module = adw_cuda::module!("optim");
 
 const THREADS: u32 = 256;
 /// Elements of a block: 64 per thread.
@@ -32,6 +29,9 @@ pub struct Slot {
     pub len: u64,
 }
 
+// SAFETY: addresses and a number, laid out as in optim.cu.
+unsafe impl Params for Slot {}
+
 /// A chunk of a parameter.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -39,6 +39,9 @@ pub struct Chunk {
     slot: u32,
     first: u32,
 }
+
+// SAFETY: numbers, laid out as in optim.cu.
+unsafe impl Params for Chunk {}
 
 /// The chunks of all slots, in order. Slots and chunks are copied to the device once.
 pub fn chunks(slots: &[Slot]) -> Vec<Chunk> {
@@ -190,6 +193,33 @@ pub unsafe fn adam<R: Runtime>(
     };
     // SAFETY: as the caller vouches.
     unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, params)) }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct EmaParams {
+    list: ListParams,
+    decay: f32,
+    one_minus_decay: f32,
+}
+// SAFETY: plain numbers, laid out as in optim.cu.
+unsafe impl Params for EmaParams {}
+
+/// The update of [`Ema`](super::Ema): `first` of every slot is the average.
+///
+/// # Safety
+/// The addresses in the list are valid.
+///
+/// # Errors
+/// If the launch fails.
+pub unsafe fn ema<R: Runtime>(rt: &R, list: &List, decay: f64) -> Result<()> {
+    let params = EmaParams {
+        list: list.into(),
+        decay: decay as f32,
+        one_minus_decay: (1.0 - decay) as f32,
+    };
+    // SAFETY: as the caller vouches.
+    unsafe { rt.launch(&launch("optim_ema", list.num_chunks, 0, params)) }
 }
 
 /// The norm of all gradients together, and what clips them to `max_norm`.

@@ -4,6 +4,8 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::in_place::{InPlace, Real, Update2};
+#[cfg(feature = "cuda")]
+use super::on_device;
 use super::restored;
 use crate::{Error, NamedTensors, Result};
 
@@ -65,6 +67,20 @@ impl Ema {
         self.updates += 1;
         let t = self.updates as f64;
         let decay = self.config.decay.min((1.0 + t) / (10.0 + t));
+        #[cfg(feature = "cuda")]
+        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+            let entries: Vec<_> = self
+                .slots
+                .iter()
+                .map(|s| on_device::Entry {
+                    weight: s.var.as_tensor(),
+                    grad: None,
+                    first: Some(&s.average),
+                    second: None,
+                })
+                .collect();
+            return on_device::ema(&rt, &entries, decay);
+        }
         for slot in &self.slots {
             slot.average
                 .inplace_op2(&slot.var, &InPlace(Average { decay }))?;

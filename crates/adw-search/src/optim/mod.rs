@@ -10,10 +10,13 @@ mod clip;
 pub mod cuda;
 mod ema;
 mod in_place;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "launches of kernels")]
+mod on_device;
 mod sgd;
 
 pub use adam::{Adam, AdamConfig};
-pub use clip::{clip_scale, global_norm};
+pub use clip::{Scale, clip, clip_scale, global_norm};
 pub use ema::{Ema, EmaConfig};
 pub use sgd::{Sgd, SgdConfig};
 
@@ -28,7 +31,15 @@ pub trait Optimizer {
     ///
     /// # Errors
     /// When a gradient's shape is not that of its parameter, or their number differs.
-    fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: f64) -> Result<()>;
+    fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: f64) -> Result<()> {
+        self.step_scaled(gradients, lr, &Scale::Known(scale))
+    }
+
+    /// [`Optimizer::step`] with a factor that may lie on the parameters' device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::step`].
+    fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()>;
 
     /// Everything but the parameters that a resumed run needs.
     fn state(&self) -> Result<NamedTensors>;

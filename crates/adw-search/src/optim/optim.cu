@@ -72,6 +72,17 @@ __device__ void adam(const AdamParams &p) {
     });
 }
 
+struct EmaParams {
+    List list;
+    float decay, one_minus_decay;
+};
+
+__device__ void ema(const EmaParams &p) {
+    for_each(p.list, [&](const Tensor &t, u64 i) {
+        t.first[i] = p.decay * t.first[i] + p.one_minus_decay * t.weight[i];
+    });
+}
+
 struct NormParams {
     List list;
     double *partial;  // [chunks]
@@ -111,5 +122,6 @@ __device__ void norm_finish(const NormParams &p) {
 
 ADW_KERNEL(optim_sgd, THREADS, 2, SgdParams, sgd(p))
 ADW_KERNEL(optim_adam, THREADS, 2, AdamParams, adam(p))
+ADW_KERNEL(optim_ema, THREADS, 2, EmaParams, ema(p))
 ADW_KERNEL(optim_norm_partial, THREADS, 2, NormParams, norm_partial(p))
 ADW_KERNEL(optim_norm_finish, THREADS, 1, NormParams, norm_finish(p))

@@ -4,7 +4,9 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::in_place::{InPlace, Real, Update3};
-use super::{Optimizer, check_count, matching, restored};
+#[cfg(feature = "cuda")]
+use super::on_device;
+use super::{Optimizer, Scale, check_count, matching, restored};
 use crate::{NamedTensors, Result};
 
 /// Settings of [`Sgd`].
@@ -55,9 +57,44 @@ impl Sgd {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Sgd {
+    fn step_on_device(
+        &mut self,
+        rt: &adw_cuda::device::CudaRuntime,
+        gradients: &[Option<Tensor>],
+        lr: f64,
+        scale: &Scale,
+    ) -> Result<()> {
+        let mut laid_out = Vec::new();
+        for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            if slot.velocity.is_none() {
+                slot.velocity = Some(slot.var.zeros_like()?);
+            }
+            laid_out.push((matching(&slot.name, &slot.var, gradient)?, &*slot));
+        }
+        let entries: Vec<_> = laid_out
+            .iter()
+            .map(|(gradient, slot)| on_device::Entry {
+                weight: slot.var.as_tensor(),
+                grad: Some(gradient),
+                first: slot.velocity.as_ref(),
+                second: None,
+            })
+            .collect();
+        on_device::sgd(rt, &entries, &self.config, lr, scale)
+    }
+}
+
 impl Optimizer for Sgd {
-    fn step(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: f64) -> Result<()> {
+    fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
+        #[cfg(feature = "cuda")]
+        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+            return self.step_on_device(&rt, gradients, lr, scale);
+        }
+        let scale = scale.known()?;
         let SgdConfig {
             momentum,
             weight_decay,

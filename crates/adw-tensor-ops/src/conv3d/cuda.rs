@@ -10,10 +10,7 @@ use std::ops::Range;
 mod tests;
 
 /// The kernels' source.
-pub const MODULE: Module = Module {
-    name: "conv3d",
-    source: include_str!("conv3d.cu"),
-};
+pub const MODULE: Module = adw_cuda::module!("conv3d");
 
 /// Voxels of a block.
 const BOX: usize = 128;

@@ -13,6 +13,8 @@ mod amx;
 mod correlate;
 pub mod cuda;
 mod grad_weight;
+#[cfg(feature = "cuda")]
+pub(crate) mod on_device;
 pub(crate) mod tile;
 mod winograd;
 
@@ -27,8 +29,10 @@ use crate::norm_act::{Moments, NormCoefficients};
 use crate::raw_output::filled;
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{cpu_slice, read, tensor, with_element};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Shape, Tensor, WithDType};
 use correlate::{Axis, Correlation, Tap, WeightLayout};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -44,7 +48,8 @@ pub(crate) struct Means {
     pub(crate) amx: Option<amx::Amx>,
 }
 
-/// What the factors of a convolution's products are rounded to. Sums are taken in the maps' element type.
+/// What the factors of a convolution's products are rounded to. Sums are taken in the maps' element type. On a CUDA
+/// device the maps' own type says it all (bf16 maps: products on tensor cores, sums in f32), and this changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -58,6 +63,11 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Whether passes can run in it on this device. CUDA devices that programs are let onto all can.
+    pub fn is_available_on(self, device: &Device) -> bool {
+        device.is_cuda() || self.is_available()
+    }
+
     /// Whether this processor, and the system it runs under, can.
     pub fn is_available(self) -> bool {
         match self {
@@ -266,18 +276,22 @@ fn forward_impl(
     with_moments: bool,
 ) -> Result<(Tensor, Option<Moments>)> {
     const OP: &str = "conv3d";
-    let means = Means::of(OP, precision)?;
     let (batch, size, ci) = input_dims(OP, inputs)?;
     let co = weight_channels(OP, weight)?;
     let [kd, kh, kw] = geometry.kernel;
     check_weight(OP, weight, [co, ci, kd, kh, kw])?;
     let out = geometry.output_size(OP, size)?;
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(weight) {
+        return on_device::forward(&rt, inputs, weight, geometry, with_moments);
+    }
+    let means = Means::of(OP, precision)?;
     with_element!(OP, weight, T => with_sources::<T, _>(OP, inputs, |sources| {
         let weight = read(OP, "weight", weight)?;
         let (y, moments) = forward_cpu(means, sources, batch, size, weight.slice::<T>()?, co, geometry, with_moments)?;
         let moments = match moments {
             None => None,
-            Some(m) => Some(Moments { mean: tensor(m.mean, (batch, co))?, variance: tensor(m.variance, (batch, co))? }),
+            Some(m) => Some(Moments::joined(tensor(m.mean, (batch, co))?, tensor(m.variance, (batch, co))?)),
         };
         Ok((tensor(y, (batch, out[0], out[1], out[2], co))?, moments))
     }))
@@ -353,7 +367,6 @@ pub fn grad_input(
     precision: Precision,
 ) -> Result<Tensor> {
     const OP: &str = "conv3d input gradient";
-    let means = Means::of(OP, precision)?;
     let (batch, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
     let [kd, kh, kw] = geometry.kernel;
     let ci = weight.dims().get(1).copied().unwrap_or(0);
@@ -373,6 +386,11 @@ pub fn grad_input(
             what: format!("channels {channels:?}, expected a range within 0..{ci}"),
         });
     }
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(weight) {
+        return on_device::grad_input(&rt, grad_output, weight, geometry, size, channels);
+    }
+    let means = Means::of(OP, precision)?;
     with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
         let weight = read(OP, "weight", weight)?;
         let n = channels.len();
@@ -457,7 +475,6 @@ pub fn grad_weight(
     precision: Precision,
 ) -> Result<Tensor> {
     const OP: &str = "conv3d weight gradient";
-    let means = Means::of(OP, precision)?;
     let (batch, size, ci) = input_dims(OP, inputs)?;
     let (b, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
     if b != batch || geometry.output_size(OP, size)? != out {
@@ -468,6 +485,11 @@ pub fn grad_weight(
             expected: format!("batch {batch} and the output size of an input of {size:?}"),
         });
     }
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(grad_output.map) {
+        return on_device::grad_weight(&rt, inputs, grad_output, geometry);
+    }
+    let means = Means::of(OP, precision)?;
     let [kd, kh, kw] = geometry.kernel;
     with_element!(OP, grad_output.map, T => with_sources::<T, _>(OP, inputs, |sources| {
         with_sources::<T, _>(OP, &[grad_output], |grad| {
@@ -509,6 +531,25 @@ struct Conv3d {
     geometry: Conv3dGeometry,
 }
 
+impl Conv3d {
+    /// Output size and channels.
+    fn output(&self, x: &Layout, weight: &Layout) -> Result<([usize; 3], usize)> {
+        const OP: &str = "conv3d";
+        let (_, d, h, w, ci) = x.shape().dims5()?;
+        let (co, wi, kd, kh, kw) = weight.shape().dims5()?;
+        if wi != ci || [kd, kh, kw] != self.geometry.kernel {
+            let [kd, kh, kw] = self.geometry.kernel;
+            return Err(Error::Shape {
+                op: OP,
+                what: "weight",
+                got: weight.shape().clone(),
+                expected: format!("[Cout, {ci}, {kd}, {kh}, {kw}]"),
+            });
+        }
+        Ok((self.geometry.output_size(OP, [d, h, w])?, co))
+    }
+}
+
 impl CustomOp2 for Conv3d {
     fn name(&self) -> &'static str {
         "conv3d"
@@ -523,19 +564,7 @@ impl CustomOp2 for Conv3d {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         const OP: &str = "conv3d";
         let (b, d, h, w, ci) = x_layout.shape().dims5()?;
-        let (co, wi, kd, kh, kw) = weight_layout.shape().dims5()?;
-        if wi != ci || [kd, kh, kw] != self.geometry.kernel {
-            let [kd, kh, kw] = self.geometry.kernel;
-            let expected = format!("[Cout, {ci}, {kd}, {kh}, {kw}]");
-            return Err(Error::Shape {
-                op: OP,
-                what: "weight",
-                got: weight_layout.shape().clone(),
-                expected,
-            }
-            .into());
-        }
-        let out = self.geometry.output_size(OP, [d, h, w])?;
+        let (out, co) = self.output(x_layout, weight_layout)?;
         let storage = with_element!(OP, x, T => {
             let source = Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
             let weight = cpu_slice::<T>(OP, weight, weight_layout)?;
@@ -543,6 +572,19 @@ impl CustomOp2 for Conv3d {
             Ok(T::to_cpu_storage_owned(y))
         })?;
         Ok((storage, (b, out[0], out[1], out[2], co).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        let (out, co) = self.output(x_layout, weight_layout)?;
+        let y = on_device::op(x, x_layout, weight, weight_layout, self.geometry, out)?;
+        Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
     }
 
     fn bwd(

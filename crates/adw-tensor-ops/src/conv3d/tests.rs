@@ -377,7 +377,7 @@ fn normalised_on_load() {
         map: &map,
         norm: Some(&n),
     };
-    let z = crate::norm_act::weighted_sum(&[(&map, &n)], &[1.0]).unwrap();
+    let z = crate::norm_act::weighted_sum(&[(&map, &n)], None).unwrap();
     let g = Conv3dGeometry::same([3, 3, 3], [2, 1, 2]);
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let expected = forward_plain(&[(&z).into()], &weight, g, Precision::Full).unwrap();

@@ -133,6 +133,22 @@ pub fn conv_transpose3d(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 
 struct ConvTranspose3d;
 
+/// Stride, output size and output channels.
+fn op_shapes(x: &Layout, weight: &Layout) -> Result<([usize; 3], [usize; 3], usize)> {
+    let (_, d, h, w, ci) = x.shape().dims5()?;
+    let (wi, co, sd, sh, sw) = weight.shape().dims5()?;
+    if wi != ci {
+        return Err(Error::Shape {
+            op: "conv_transpose3d",
+            what: "weight",
+            got: weight.shape().clone(),
+            expected: format!("[{ci}, Cout, sD, sH, sW]"),
+        });
+    }
+    let stride = [sd, sh, sw];
+    Ok((stride, upsampled([d, h, w], stride), co))
+}
+
 impl CustomOp2 for ConvTranspose3d {
     fn name(&self) -> &'static str {
         "conv_transpose3d"
@@ -147,19 +163,8 @@ impl CustomOp2 for ConvTranspose3d {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         const OP: &str = "conv_transpose3d";
         let (b, d, h, w, ci) = x_layout.shape().dims5()?;
-        let (wi, co, sd, sh, sw) = weight_layout.shape().dims5()?;
-        if wi != ci {
-            let expected = format!("[{ci}, Cout, sD, sH, sW]");
-            return Err(Error::Shape {
-                op: OP,
-                what: "weight",
-                got: weight_layout.shape().clone(),
-                expected,
-            }
-            .into());
-        }
-        let (size, stride) = ([d, h, w], [sd, sh, sw]);
-        let out = upsampled(size, stride);
+        let size = [d, h, w];
+        let (stride, out, co) = op_shapes(x_layout, weight_layout)?;
         let storage = with_element!(OP, x, T => {
             let source = conv3d::tile::Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
             let y = conv3d::grad_input_cpu(
@@ -176,6 +181,21 @@ impl CustomOp2 for ConvTranspose3d {
             Ok(T::to_cpu_storage_owned(y))
         })?;
         Ok((storage, (b, out[0], out[1], out[2], co).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        x_layout: &Layout,
+        weight: &candle_core::CudaStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        let (stride, out, co) = op_shapes(x_layout, weight_layout)?;
+        let geometry = Conv3dGeometry::non_overlapping(stride);
+        let y =
+            conv3d::on_device::transposed_op(x, x_layout, weight, weight_layout, geometry, out)?;
+        Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
     }
 
     fn bwd(

@@ -6,10 +6,7 @@ use adw_cuda::{Address, Launch, Module, Params, Result, Runtime};
 mod tests;
 
 /// The kernels' source.
-pub const MODULE: Module = Module {
-    name: "gumbel_softmax",
-    source: include_str!("gumbel_softmax.cu"),
-};
+pub const MODULE: Module = adw_cuda::module!("gumbel_softmax");
 
 /// The most options of one choice.
 pub const MAX_OPTIONS: usize = 8;
@@ -41,6 +38,9 @@ pub struct Softmax {
     /// [`Stream::index`](crate::philox::Stream::index) of its noise.
     pub index: u32,
 }
+
+// SAFETY: addresses and 32-bit numbers without padding, laid out as in gumbel_softmax.cu.
+unsafe impl Params for Softmax {}
 
 /// What changes from pass to pass.
 #[derive(Clone, Copy, Debug)]

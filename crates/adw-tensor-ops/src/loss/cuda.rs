@@ -8,10 +8,7 @@ use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks}
 mod tests;
 
 /// The kernels' source.
-pub const MODULE: Module = Module {
-    name: "loss",
-    source: include_str!("loss.cu"),
-};
+pub const MODULE: Module = adw_cuda::module!("loss");
 
 const THREADS: u32 = 256;
 const CHUNK: usize = 4096;

@@ -9,6 +9,8 @@
 
 mod cpu;
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod on_device;
 
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,8 @@ mod tests;
 use crate::error::{Error, Result};
 use crate::map::{channels_last, map_dims};
 use crate::storage::{cpu_slice, read, tensor, with_element};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor, WithDType};
 
@@ -46,6 +50,31 @@ pub struct LossAndGradient {
     pub grad_logits: Tensor,
 }
 
+/// A weighted sum of losses that may not have been computed yet.
+#[derive(Debug)]
+pub struct PendingLoss(Pending);
+
+#[derive(Debug)]
+enum Pending {
+    Known(f64),
+    #[cfg(feature = "cuda")]
+    OnDevice(on_device::Losses),
+}
+
+impl PendingLoss {
+    /// The number. On a CUDA device this waits for everything that was launched before, so ask late.
+    ///
+    /// # Errors
+    /// If the target holds a label that has no class and the device found it only now, or if the device fails.
+    pub fn value(self) -> Result<f64> {
+        match self.0 {
+            Pending::Known(loss) => Ok(loss),
+            #[cfg(feature = "cuda")]
+            Pending::OnDevice(losses) => losses.value(),
+        }
+    }
+}
+
 const OP: &str = "dice_ce";
 
 /// The target has one label per voxel of the finest logits, `[B, D, H, W]`.
@@ -70,14 +99,19 @@ pub fn check_target(target: &Tensor, expected: [usize; 4]) -> Result<()> {
 
 fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 3], usize)> {
     let (batch, size, classes) = map_dims(OP, "logits", logits)?;
-    if !(2..=255).contains(&classes) {
-        return Err(Error::Argument {
-            op: OP,
-            what: format!("{classes} classes, expected 2 to 255 (background included)"),
-        });
-    }
+    check_classes(classes)?;
     check_target(target, [batch, size[0], size[1], size[2]])?;
     Ok((batch, size, classes))
+}
+
+fn check_classes(classes: usize) -> Result<()> {
+    if (2..=255).contains(&classes) {
+        return Ok(());
+    }
+    Err(Error::Argument {
+        op: OP,
+        what: format!("{classes} classes, expected 2 to 255 (background included)"),
+    })
 }
 
 /// The target as bytes; a label that a byte cannot hold must not wrap around to one that is a class.
@@ -120,6 +154,15 @@ impl DiceCe {
         target: &Tensor,
         weight: f64,
     ) -> Result<LossAndGradient> {
+        #[cfg(feature = "cuda")]
+        if let Some(rt) = CudaRuntime::of_tensor(logits) {
+            let (losses, mut gradients) =
+                on_device::losses_and_gradients(&rt, *self, &[(logits, weight)], target)?;
+            return Ok(LossAndGradient {
+                loss: losses.value()? / weight,
+                grad_logits: gradients.remove(0),
+            });
+        }
         let (batch, _, classes) = check(logits, target)?;
         let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
@@ -131,11 +174,43 @@ impl DiceCe {
         })
     }
 
+    /// `sum_i w_i loss_i` over scales of deep supervision, and the gradient by every scale's logits. `scales`: logits
+    /// `[B, D, H, W, K]`, contiguous, and their weight above 0; `target`: `[B, D, H, W]` on a grid from which every
+    /// scale's comes by [`resize_target`].
+    ///
+    /// # Errors
+    /// As [`Self::loss_and_gradient`]; on a CUDA device an unknown label may come to light only with
+    /// [`PendingLoss::value`].
+    pub fn losses_and_gradients(
+        &self,
+        scales: &[(&Tensor, f64)],
+        target: &Tensor,
+    ) -> Result<(PendingLoss, Vec<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if let Some(rt) = scales.first().and_then(|s| CudaRuntime::of_tensor(s.0)) {
+            let (losses, gradients) = on_device::losses_and_gradients(&rt, *self, scales, target)?;
+            return Ok((PendingLoss(Pending::OnDevice(losses)), gradients));
+        }
+        let (mut loss, mut gradients) = (0.0, Vec::with_capacity(scales.len()));
+        for &(logits, weight) in scales {
+            let (_, size, _) = map_dims(OP, "logits", logits)?;
+            let part = self.loss_and_gradient(logits, &resize_target(target, size)?, weight)?;
+            loss += weight * part.loss;
+            gradients.push(part.grad_logits);
+        }
+        Ok((PendingLoss(Pending::Known(loss)), gradients))
+    }
+
     /// The loss alone.
     ///
     /// # Errors
     /// As [`Self::loss_and_gradient`].
     pub fn loss(&self, logits: &Tensor, target: &Tensor) -> Result<f64> {
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            // The kernels are made for both; evaluation does not compute losses.
+            return Ok(self.loss_and_gradient(logits, target, 1.0)?.loss);
+        }
         let (batch, _, classes) = check(logits, target)?;
         let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
@@ -237,6 +312,18 @@ impl CustomOp1 for DiceCeOp {
             Ok(T::to_cpu_storage_owned(vec![T::from_f64(job.loss(&job.sums()))]))
         })?;
         Ok((storage, ().into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        Ok((
+            on_device::op(x, layout, &self.target, self.config)?,
+            ().into(),
+        ))
     }
 
     fn bwd(

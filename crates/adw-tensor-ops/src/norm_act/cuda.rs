@@ -8,10 +8,7 @@ use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks}
 mod tests;
 
 /// The kernels' source.
-pub const MODULE: Module = Module {
-    name: "norm_act",
-    source: include_str!("norm_act.cu"),
-};
+pub const MODULE: Module = adw_cuda::module!("norm_act");
 
 const THREADS: u32 = 256;
 const JOIN_CHANNELS: usize = 32;
@@ -215,9 +212,9 @@ unsafe impl Params for CoefficientsParams {}
 ///
 /// # Errors
 /// If the launch fails or the device has no memory left.
-pub unsafe fn coefficients<R: Runtime>(
+pub unsafe fn coefficients<R: Runtime, B: Buffer>(
     rt: &R,
-    moments: &PartialMoments<R::Buffer>,
+    moments: &PartialMoments<B>,
     affine: &Affine,
     config: NormAct,
     batch: usize,
@@ -311,9 +308,9 @@ unsafe impl Params for WeightedSumParams {}
 ///
 /// # Panics
 /// If there is no map, or more than three.
-pub unsafe fn weighted_sum<R: Runtime>(
+pub unsafe fn weighted_sum<R: Runtime, B: Buffer>(
     rt: &R,
-    maps: &[(Address, &Coefficients<R::Buffer>, Address)],
+    maps: &[(Address, &Coefficients<B>, Address)],
     shape: &MapShape,
     out: Address,
 ) -> Result<()> {
@@ -447,10 +444,10 @@ pub struct AffineGradients<B> {
 ///
 /// # Errors
 /// If a launch fails or the device has no memory left.
-pub unsafe fn backward<R: Runtime>(
+pub unsafe fn backward<R: Runtime, B: Buffer>(
     rt: &R,
     y: Address,
-    coefficients: &Coefficients<R::Buffer>,
+    coefficients: &Coefficients<B>,
     affine: &Affine,
     grad: GradOutput,
     shape: &MapShape,

@@ -18,6 +18,8 @@
 
 pub(crate) mod cpu;
 pub mod cuda;
+#[cfg(feature = "cuda")]
+mod on_device;
 
 #[cfg(test)]
 mod tests;
@@ -26,17 +28,38 @@ use crate::error::{Error, Result};
 use crate::map::{channels_first, channels_last, map_dims};
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{Reader, cpu_slice, read, tensor, with_element};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, WithDType};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor, WithDType};
 use cpu::{GradOutput, Normalised};
 
-/// Mean and population variance of a map, per sample and channel.
+/// Mean and population variance of a map, per sample and channel. On a CUDA device they are left as those of parts of the
+/// map, which the [coefficients](NormAct::coefficients) are computed from without a pass in between.
 #[derive(Clone, Debug)]
-pub struct Moments {
-    /// `[B, C]`
-    pub mean: Tensor,
-    /// `[B, C]`
-    pub variance: Tensor,
+pub struct Moments(pub(crate) MomentsData);
+
+#[derive(Clone, Debug)]
+pub(crate) enum MomentsData {
+    /// `[B, C]` each.
+    Joined { mean: Tensor, variance: Tensor },
+    #[cfg(feature = "cuda")]
+    Partial(on_device::Partial),
+}
+
+impl Moments {
+    pub(crate) fn joined(mean: Tensor, variance: Tensor) -> Self {
+        Self(MomentsData::Joined { mean, variance })
+    }
+
+    /// Mean and variance, `[B, C]` each; none for a map on a CUDA device.
+    pub fn mean_and_variance(&self) -> Option<(&Tensor, &Tensor)> {
+        match &self.0 {
+            MomentsData::Joined { mean, variance } => Some((mean, variance)),
+            #[cfg(feature = "cuda")]
+            MomentsData::Partial(_) => None,
+        }
+    }
 }
 
 /// Where the width gate stands.
@@ -88,8 +111,9 @@ pub struct NormGradients {
     pub beta: Tensor,
     /// Of the gate, `[C]`, if there is one.
     pub gate: Option<Tensor>,
-    /// Of this map's weight in the weighted sum: `sum outer * z`.
-    pub weight: f64,
+    /// Numbers whose sum is the gradient by this map's weight in the weighted sum, `sum outer * z`: `[1]`, or on a CUDA
+    /// device one per channel.
+    pub weight: Tensor,
 }
 
 /// The gate of one map: a factor per channel, `[C]`, and where it stands.
@@ -112,7 +136,7 @@ fn vector_f64(what: &'static str, t: &Tensor, channels: usize) -> Result<Vec<f64
             expected: format!("[{channels}]"),
         });
     }
-    Ok(t.to_dtype(candle_core::DType::F64)?.to_vec1()?)
+    Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 /// `m` and `k` (head of the module) for one channel of one sample.
@@ -147,8 +171,13 @@ impl NormCoefficients {
             ("scale", &self.scale),
             ("shift", &self.shift),
         ] {
-            if t.dims() != [batch, channels] || t.dtype() != map.dtype() {
-                let expected = format!("[{batch}, {channels}] and {:?}, as the map", map.dtype());
+            // Half-precision maps have coefficients of full precision.
+            let dtype = match map.dtype() {
+                DType::BF16 => DType::F32,
+                dtype => dtype,
+            };
+            if t.dims() != [batch, channels] || t.dtype() != dtype {
+                let expected = format!("[{batch}, {channels}] and {dtype:?}");
                 return Err(Error::Shape {
                     op,
                     what,
@@ -173,30 +202,27 @@ impl NormAct {
         beta: &Tensor,
         gate: Option<Gate>,
     ) -> Result<NormCoefficients> {
-        let (batch, channels) = moments.mean.dims2()?;
-        if moments.variance.dims() != moments.mean.dims() {
-            let expected = format!("{:?}, as the mean", moments.mean.shape());
-            let got = moments.variance.shape().clone();
-            return Err(Error::Shape {
-                op: OP,
-                what: "variance",
-                got,
-                expected,
-            });
-        }
         if self.eps.is_nan() || self.eps <= 0.0 {
             return Err(Error::Argument {
                 op: OP,
                 what: format!("eps is {}, expected a positive number", self.eps),
             });
         }
+        let (means, variances) = match &moments.0 {
+            MomentsData::Joined { mean, variance } => (mean, variance),
+            #[cfg(feature = "cuda")]
+            MomentsData::Partial(partial) => {
+                return on_device::coefficients(partial, *self, gamma, beta, gate);
+            }
+        };
+        let (batch, channels) = means.dims2()?;
         let (gamma, beta) = (
             vector_f64("gamma", gamma, channels)?,
             vector_f64("beta", beta, channels)?,
         );
         let gate = gate_f64(gate, channels)?;
-        with_element!(OP, moments.mean, T => {
-            let (mean, variance) = (read(OP, "mean", &moments.mean)?, read(OP, "variance", &moments.variance)?);
+        with_element!(OP, means, T => {
+            let (mean, variance) = (read(OP, "mean", means)?, read(OP, "variance", variances)?);
             let (mean, variance) = (mean.slice::<T>()?, variance.slice::<T>()?);
             let mut scale = Vec::with_capacity(batch * channels);
             let mut shift = Vec::with_capacity(batch * channels);
@@ -209,8 +235,8 @@ impl NormAct {
                 shift.push(T::from_f64(b - a * mean[i].to_f64()));
             }
             Ok(NormCoefficients {
-                mean: moments.mean.clone(),
-                variance: moments.variance.clone(),
+                mean: means.clone(),
+                variance: variances.clone(),
                 scale: tensor(scale, (batch, channels))?,
                 shift: tensor(shift, (batch, channels))?,
                 slope: self.slope,
@@ -226,10 +252,14 @@ impl NormAct {
 /// If the map is not of that shape, contiguous, f32 or f64.
 pub fn moments(y: &Tensor) -> Result<Moments> {
     let (batch, _, channels) = map_dims(OP, "y", y)?;
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(y) {
+        return on_device::moments(&rt, y);
+    }
     with_element!(OP, y, T => {
         let lock = read(OP, "y", y)?;
         let m = cpu::moments(InstructionSet::detect(), lock.slice::<T>()?, batch, channels);
-        Ok(Moments { mean: tensor(m.mean, (batch, channels))?, variance: tensor(m.variance, (batch, channels))? })
+        Ok(Moments::joined(tensor(m.mean, (batch, channels))?, tensor(m.variance, (batch, channels))?))
     })
 }
 
@@ -272,24 +302,30 @@ impl<'a> Locked<'a> {
     }
 }
 
-/// `sum_l weights[l] * z_l` over maps of one shape: the depth sink, in one pass over the raw maps.
+/// `sum_l weights[l] * z_l` over maps of one shape: the depth sink, in one pass over the raw maps. `weights`: `[maps]`; 1
+/// each if there are none.
 ///
 /// # Errors
 /// If there is no map, or shapes or element types do not fit together.
-pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> Result<Tensor> {
+pub fn weighted_sum(
+    maps: &[(&Tensor, &NormCoefficients)],
+    weights: Option<&Tensor>,
+) -> Result<Tensor> {
     let Some((first, _)) = maps.first() else {
         return Err(Error::Argument {
             op: OP,
             what: "no map to sum, expected at least one".into(),
         });
     };
-    if maps.len() != weights.len() {
-        let what = format!(
-            "{} maps and {} weights, expected one weight per map",
-            maps.len(),
-            weights.len()
-        );
-        return Err(Error::Argument { op: OP, what });
+    if let Some(weights) = weights {
+        if weights.dims() != [maps.len()] {
+            return Err(Error::Shape {
+                op: OP,
+                what: "weights",
+                got: weights.shape().clone(),
+                expected: format!("[{}], one weight per map", maps.len()),
+            });
+        }
     }
     for (y, _) in maps {
         if y.dims() != first.dims() {
@@ -302,13 +338,21 @@ pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> R
             });
         }
     }
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(first) {
+        return on_device::weighted_sum(&rt, maps, weights);
+    }
+    let weights = match weights {
+        Some(weights) => vector_f64("weights", weights, maps.len())?,
+        None => vec![1.0; maps.len()],
+    };
     let locks = maps
         .iter()
         .map(|(y, n)| Locked::new(y, n))
         .collect::<Result<Vec<_>>>()?;
     with_element!(OP, first, T => {
         let mut views = Vec::with_capacity(maps.len());
-        for (lock, &weight) in locks.iter().zip(weights) {
+        for (lock, weight) in locks.iter().zip(weights) {
             views.push((lock.map::<T>()?, T::from_f64(weight)));
         }
         tensor(cpu::weighted_sum(InstructionSet::detect(), &views), first.shape())
@@ -316,7 +360,8 @@ pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: &[f64]) -> R
 }
 
 /// The backward pass of one normalised map. The gradient of z is `weight * outer + direct`: `outer` is the gradient of a
-/// weighted sum that z takes part in with that weight, `direct` what else reads z; one of them must be there.
+/// weighted sum that z takes part in with that weight (a tensor of one element), `direct` what else reads z; one of them
+/// must be there.
 ///
 /// # Errors
 /// If shapes or element types do not fit together.
@@ -326,7 +371,7 @@ pub fn backward(
     gamma: &Tensor,
     beta: &Tensor,
     gate: Option<Gate>,
-    outer: Option<(&Tensor, f64)>,
+    outer: Option<(&Tensor, &Tensor)>,
     direct: Option<&Tensor>,
 ) -> Result<NormGradients> {
     let (batch, size, c) = map_dims(OP, "y", y)?;
@@ -347,6 +392,14 @@ pub fn backward(
             what: "no gradient, expected `outer` or `direct`".into(),
         });
     }
+    #[cfg(feature = "cuda")]
+    if let Some(rt) = CudaRuntime::of_tensor(y) {
+        return on_device::backward(&rt, y, coefficients, gamma, beta, gate, outer, direct);
+    }
+    let outer = match outer {
+        None => None,
+        Some((g, w)) => Some((g, vector_f64("weight", w, 1)?[0])),
+    };
     let voxels = size.iter().product::<usize>() as f64;
     let (gamma, beta) = (vector_f64("gamma", gamma, c)?, vector_f64("beta", beta, c)?);
     let gate = gate_f64(gate, c)?;
@@ -390,13 +443,16 @@ pub fn backward(
             factor.push(T::from_f64(k * k * s2 / voxels));
         }
         let grad_y = cpu::grad_input(set, &map, grad, &offset, &factor);
-        let vector = |v: Vec<f64>| tensor(v.into_iter().map(T::from_f64).collect::<Vec<T>>(), c);
+        let vector = |v: Vec<f64>| {
+            let n = v.len();
+            tensor(v.into_iter().map(T::from_f64).collect::<Vec<T>>(), n)
+        };
         Ok(NormGradients {
             y: tensor(grad_y, y.shape())?,
             gamma: vector(grad_gamma)?,
             beta: vector(grad_beta)?,
             gate: gate.is_some().then(|| vector(grad_gate)).transpose()?,
-            weight: sums.outer_dot,
+            weight: vector(vec![sums.outer_dot])?,
         })
     })
 }
@@ -416,6 +472,22 @@ pub fn norm_act(x: &Tensor, gamma: &Tensor, beta: &Tensor, config: NormAct) -> R
 
 struct NormActOp(NormAct);
 
+/// Batch and channels.
+fn op_shapes(y: &Layout, gamma: &Layout, beta: &Layout) -> Result<(usize, usize)> {
+    let (batch, _, _, _, channels) = y.shape().dims5()?;
+    for (what, l) in [("gamma", gamma), ("beta", beta)] {
+        if l.dims() != [channels] {
+            return Err(Error::Shape {
+                op: OP,
+                what,
+                got: l.shape().clone(),
+                expected: format!("[{channels}]"),
+            });
+        }
+    }
+    Ok((batch, channels))
+}
+
 impl CustomOp3 for NormActOp {
     fn name(&self) -> &'static str {
         OP
@@ -430,25 +502,13 @@ impl CustomOp3 for NormActOp {
         beta: &CpuStorage,
         beta_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (batch, _, _, _, channels) = y_layout.shape().dims5()?;
-        for (what, l) in [("gamma", gamma_layout), ("beta", beta_layout)] {
-            if l.dims() != [channels] {
-                let expected = format!("[{channels}]");
-                return Err(Error::Shape {
-                    op: OP,
-                    what,
-                    got: l.shape().clone(),
-                    expected,
-                }
-                .into());
-            }
-        }
+        let (batch, channels) = op_shapes(y_layout, gamma_layout, beta_layout)?;
         let set = InstructionSet::detect();
         let storage = with_element!(OP, y, T => {
             let y = cpu_slice::<T>(OP, y, y_layout)?;
             let (gamma, beta) = (cpu_slice::<T>(OP, gamma, gamma_layout)?, cpu_slice::<T>(OP, beta, beta_layout)?);
             let m = cpu::moments(set, y, batch, channels);
-            let moments = Moments { mean: tensor(m.mean, (batch, channels))?, variance: tensor(m.variance, (batch, channels))? };
+            let moments = Moments::joined(tensor(m.mean, (batch, channels))?, tensor(m.variance, (batch, channels))?);
             let n = self.0.coefficients(&moments, &tensor(gamma.to_vec(), channels)?, &tensor(beta.to_vec(), channels)?, None)?;
             let (mean, scale, shift) = (read(OP, "mean", &n.mean)?, read(OP, "scale", &n.scale)?, read(OP, "shift", &n.shift)?);
             let (mean, scale, shift) = (mean.slice()?, scale.slice()?, shift.slice()?);
@@ -456,6 +516,21 @@ impl CustomOp3 for NormActOp {
             Ok(T::to_cpu_storage_owned(cpu::apply(set, &map)))
         })?;
         Ok((storage, y_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        y: &candle_core::CudaStorage,
+        y_layout: &Layout,
+        gamma: &candle_core::CudaStorage,
+        gamma_layout: &Layout,
+        beta: &candle_core::CudaStorage,
+        beta_layout: &Layout,
+    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
+        op_shapes(y_layout, gamma_layout, beta_layout)?;
+        let z = on_device::op(y, y_layout, gamma, gamma_layout, beta, beta_layout, self.0)?;
+        Ok((z, y_layout.shape().clone()))
     }
 
     fn bwd(

@@ -1,7 +1,7 @@
 //! Several steps beside the optimisers on the CPU, emulated.
 
 use super::*;
-use crate::optim::{Adam, Optimizer, Sgd, clip_scale, global_norm};
+use crate::optim::{Adam, Ema, EmaConfig, Optimizer, Sgd, clip_scale, global_norm};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{Device, Tensor, Var};
@@ -128,5 +128,42 @@ fn steps_and_norm() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn exponential_moving_average() {
+    if !emulated::is_available("exponential_moving_average") {
+        return;
+    }
+    let rt = Emulator::new();
+    let n = CHUNK + 33;
+    let var = Var::new(numbers(1, n).as_slice(), &Device::Cpu).unwrap();
+    let mut cpu = Ema::new([("w", &var)], EmaConfig { decay: 0.9 }).unwrap();
+    let average = rt.upload(&numbers(1, n));
+    for step in 1..=3u32 {
+        let w = numbers(step + 1, n);
+        var.set(&Tensor::new(w.as_slice(), &Device::Cpu).unwrap())
+            .unwrap();
+        cpu.update().unwrap();
+        let weight = rt.upload(&w);
+        let slots = [Slot {
+            weight: weight.address(),
+            grad: Address::NONE,
+            first: average.address(),
+            second: Address::NONE,
+            len: n as u64,
+        }];
+        let table = chunks(&slots);
+        let (slots, table_d) = (rt.upload(&slots), rt.upload(&table));
+        let list = List {
+            slots: slots.address(),
+            chunks: table_d.address(),
+            num_chunks: table.len(),
+        };
+        let t = f64::from(step);
+        // SAFETY: the slot has buffers of its length.
+        unsafe { ema(&rt, &list, 0.9f64.min((1.0 + t) / (10.0 + t))).unwrap() };
+        assert_close("average", &average, &cpu.state().unwrap()["average.w"]);
     }
 }

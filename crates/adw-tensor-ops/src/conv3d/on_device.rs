@@ -1,0 +1,243 @@
+//! The passes on a CUDA device: tensors in, launches of `conv3d.cu` out.
+
+use super::cuda::{self, SourceMap, Weights};
+use super::{Input, Moments, input_dims};
+use crate::error::{Error, Result};
+use crate::geometry::Conv3dGeometry;
+use crate::map::map_dims;
+use crate::on_device::{address, element_type, f32_address, f32_storage_address, storage_address};
+use adw_cuda::Address;
+use adw_cuda::device::CudaRuntime;
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaStorage, Layout, Tensor};
+use std::ops::Range;
+
+fn check(op: &'static str, geometry: Conv3dGeometry, batch: usize, num_maps: usize) -> Result<()> {
+    let refuse = |what: String| Err(Error::Argument { op, what });
+    if !cuda::supports(&geometry) {
+        return refuse(format!(
+            "kernel {:?}, expected at most 8 along an axis and 27 in all on a CUDA device",
+            geometry.kernel
+        ));
+    }
+    if batch > 65535 {
+        return refuse(format!(
+            "batch {batch}, expected at most 65535 on a CUDA device"
+        ));
+    }
+    if num_maps > 2 {
+        return refuse(format!(
+            "{num_maps} inputs, expected one or two on a CUDA device"
+        ));
+    }
+    Ok(())
+}
+
+/// A map as the kernels read it. All maps of a pass have one element type.
+fn source(op: &'static str, input: Input, like: &Tensor) -> Result<SourceMap> {
+    let (_, _, channels) = map_dims(op, "input", input.map)?;
+    if input.map.dtype() != like.dtype() {
+        let got = input.map.dtype();
+        return Err(Error::DType { op, got });
+    }
+    let data = address(op, input.map)?;
+    Ok(match input.norm {
+        None => SourceMap::plain(data, channels),
+        Some(n) => {
+            n.check(op, input.map)?;
+            SourceMap::normalised(data, channels, &n.on_device()?)
+        }
+    })
+}
+
+fn sources(op: &'static str, inputs: &[Input]) -> Result<Vec<SourceMap>> {
+    inputs
+        .iter()
+        .map(|i| source(op, *i, inputs[0].map))
+        .collect()
+}
+
+fn weights(op: &'static str, weight: &Tensor) -> Result<Weights> {
+    let dims = weight.dims();
+    Ok(Weights {
+        data: f32_address(op, weight)?,
+        mask: Address::NONE,
+        co: dims[0],
+        ci: dims[1],
+    })
+}
+
+/// Shapes have been checked.
+pub(super) fn forward(
+    rt: &CudaRuntime,
+    inputs: &[Input],
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+    with_moments: bool,
+) -> Result<(Tensor, Option<Moments>)> {
+    const OP: &str = "conv3d";
+    let (batch, size, _) = input_dims(OP, inputs)?;
+    check(OP, geometry, batch, inputs.len())?;
+    let (maps, weights) = (sources(OP, inputs)?, weights(OP, weight)?);
+    let element = element_type(OP, inputs[0].map.dtype())?;
+    let [d, h, w] = geometry.output_size(OP, size)?;
+    let (out, out_address) = rt.empty(inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
+    // SAFETY: the addresses are those of tensors of these shapes.
+    let parts = unsafe {
+        cuda::forward(
+            rt,
+            &maps,
+            batch,
+            size,
+            &weights,
+            geometry,
+            element,
+            out_address,
+            with_moments,
+        )?
+    };
+    let moments = parts.map(|p| Moments::partial(rt, p, batch, weights.co));
+    Ok((out, moments))
+}
+
+/// Shapes have been checked.
+pub(super) fn grad_input(
+    rt: &CudaRuntime,
+    grad_output: Input,
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+    size: [usize; 3],
+    channels: Range<usize>,
+) -> Result<Tensor> {
+    const OP: &str = "conv3d input gradient";
+    let (batch, _, _) = map_dims(OP, "grad_output", grad_output.map)?;
+    check(OP, geometry, batch, 1)?;
+    let grad = source(OP, grad_output, grad_output.map)?;
+    let weights = weights(OP, weight)?;
+    let element = element_type(OP, grad_output.map.dtype())?;
+    let shape = (batch, size[0], size[1], size[2], channels.len());
+    let (out, out_address) = rt.empty(grad_output.map.dtype(), shape)?;
+    // SAFETY: the addresses are those of tensors of these shapes.
+    unsafe {
+        cuda::grad_input(
+            rt,
+            grad,
+            batch,
+            size,
+            &weights,
+            geometry,
+            channels,
+            element,
+            out_address,
+        )?;
+    }
+    Ok(out)
+}
+
+/// Shapes have been checked.
+pub(super) fn grad_weight(
+    rt: &CudaRuntime,
+    inputs: &[Input],
+    grad_output: Input,
+    geometry: Conv3dGeometry,
+) -> Result<Tensor> {
+    const OP: &str = "conv3d weight gradient";
+    let (batch, size, ci) = input_dims(OP, inputs)?;
+    check(OP, geometry, batch, inputs.len())?;
+    let (maps, grad) = (
+        sources(OP, inputs)?,
+        source(OP, grad_output, inputs[0].map)?,
+    );
+    let element = element_type(OP, grad_output.map.dtype())?;
+    let [kd, kh, kw] = geometry.kernel;
+    let shape = (grad.channels, ci, kd, kh, kw);
+    let (out, out_address) = rt.empty(candle_core::DType::F32, shape)?;
+    // SAFETY: the addresses are those of tensors of these shapes.
+    unsafe {
+        cuda::grad_weight(rt, &maps, grad, batch, size, geometry, element, out_address)?;
+    }
+    Ok(out)
+}
+
+/// [`forward`] of one map, as candle's custom op has it. Shapes have been checked.
+pub(super) fn op(
+    x: &CudaStorage,
+    x_layout: &Layout,
+    weight: &CudaStorage,
+    weight_layout: &Layout,
+    geometry: Conv3dGeometry,
+    output: [usize; 3],
+) -> Result<CudaStorage> {
+    const OP: &str = "conv3d";
+    let (batch, d, h, w, ci) = x_layout.shape().dims5()?;
+    check(OP, geometry, batch, 1)?;
+    let weights = Weights {
+        data: f32_storage_address(OP, weight, weight_layout)?,
+        mask: Address::NONE,
+        co: weight_layout.dims()[0],
+        ci,
+    };
+    let map = SourceMap::plain(storage_address(OP, x, x_layout)?, ci);
+    let element = element_type(OP, x.dtype())?;
+    let rt = &*CudaRuntime::of(x.device());
+    let len = batch * output.iter().product::<usize>() * weights.co;
+    let (out, out_address) = rt.empty_storage(x.dtype(), len)?;
+    let size = [d, h, w];
+    // SAFETY: the addresses are those of tensors of these shapes.
+    unsafe {
+        cuda::forward(
+            rt,
+            &[map],
+            batch,
+            size,
+            &weights,
+            geometry,
+            element,
+            out_address,
+            false,
+        )?;
+    }
+    Ok(out)
+}
+
+/// The forward pass of a transposed convolution, as candle's custom op has it: [`grad_input`] from `x` of `size`. Shapes
+/// have been checked.
+pub(crate) fn transposed_op(
+    x: &CudaStorage,
+    x_layout: &Layout,
+    weight: &CudaStorage,
+    weight_layout: &Layout,
+    geometry: Conv3dGeometry,
+    output: [usize; 3],
+) -> Result<CudaStorage> {
+    const OP: &str = "conv_transpose3d";
+    let batch = x_layout.dims()[0];
+    check(OP, geometry, batch, 1)?;
+    let (co, ci) = (weight_layout.dims()[0], weight_layout.dims()[1]);
+    let weights = Weights {
+        data: f32_storage_address(OP, weight, weight_layout)?,
+        mask: Address::NONE,
+        co,
+        ci,
+    };
+    let map = SourceMap::plain(storage_address(OP, x, x_layout)?, co);
+    let element = element_type(OP, x.dtype())?;
+    let rt = &*CudaRuntime::of(x.device());
+    let len = batch * output.iter().product::<usize>() * ci;
+    let (out, out_address) = rt.empty_storage(x.dtype(), len)?;
+    // SAFETY: the addresses are those of tensors of these shapes.
+    unsafe {
+        cuda::grad_input(
+            rt,
+            map,
+            batch,
+            output,
+            &weights,
+            geometry,
+            0..ci,
+            element,
+            out_address,
+        )?;
+    }
+    Ok(out)
+}
