@@ -260,6 +260,15 @@ void multiply(void **a) {
     binary<T>(a, [](auto x, auto y) { return x * y; });
 }
 
+// x * a + b
+void affine(void **a) {
+    const Strided s(a);
+    const float *in = pointer<const float>(a[3]);
+    float *out = pointer<float>(a[4]);
+    const float factor = *static_cast<float *>(a[5]), term = *static_cast<float *>(a[6]);
+    for (size_t i = 0; i < s.count; ++i) out[i] = in[s.index(i, 0)] * factor + term;
+}
+
 Native candle_kernel(const std::string &name) {
     static const std::map<std::string, Native> all = {
         {"ucopy_f32", copy_strided<float>},
@@ -278,6 +287,7 @@ Native candle_kernel(const std::string &name) {
         {"badd_bf16", add<Bf16>},
         {"bsub_f32", subtract<float>},
         {"bmul_f32", multiply<float>},
+        {"affine_f32", affine},
     };
     const auto found = all.find(name);
     return found == all.end() ? nullptr : found->second;

@@ -342,7 +342,7 @@ fn pack_pairs(
     pitch: usize,
     out: &mut [Line],
 ) {
-    let lanes = ((1u32 << c.lanes.len) - 1 << (c.lanes.first % ROWS)) as u16;
+    let lanes = (((1u32 << c.lanes.len) - 1) << (c.lanes.first % ROWS)) as u16;
     let zero = _mm512_setzero_si512();
     let (mut position, mut before) = (0, zero);
     // Completes the pair that the position before began.
@@ -383,6 +383,10 @@ fn pack_pairs(
 /// Rows and columns of a 16 x 16 matrix exchanged.
 #[inline]
 #[target_feature(enable = "avx512f")]
+#[allow(
+    clippy::large_types_passed_by_value,
+    reason = "sixteen registers, once inlined"
+)]
 fn transpose(x: [__m512i; 16]) -> [__m512i; 16] {
     let (mut a, mut b, mut y) = (x, x, x);
     for i in 0..8 {
