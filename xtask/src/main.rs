@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod cuda;
+mod cuda_build;
 mod cuda_check;
 mod dataset;
 mod download;
@@ -84,7 +85,7 @@ enum Command {
     /// Time one search iteration beside PyTorch, in turns
     Bench(bench::BenchArgs),
     /// Compile and assemble every CUDA kernel, without a GPU; fetches a toolkit where there is none
-    CudaCheck,
+    CudaCheck(cuda_check::CudaCheckArgs),
     /// Run all tests in release mode
     Test {
         /// Passed to `cargo test`
@@ -191,7 +192,7 @@ fn main() -> ExitCode {
         Command::Search(args) => launch::search(&args),
         Command::Retrain(args) => launch::retrain(&args),
         Command::Bench(args) => bench::bench(&args),
-        Command::CudaCheck => cuda_check::cuda_check(),
+        Command::CudaCheck(args) => cuda_check::cuda_check(&args),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
     };
