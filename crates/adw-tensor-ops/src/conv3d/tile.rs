@@ -172,6 +172,36 @@ pub(crate) struct Norm<'a, T> {
     pub(crate) slope: T,
 }
 
+/// Channels `first..first + len` of what a pass reads, at most one vector of them, all from one map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lanes {
+    pub(super) source: usize,
+    /// Within the source.
+    pub(super) first_of_source: usize,
+    /// Among the channels of all sources.
+    pub(super) first: usize,
+    pub(super) len: usize,
+}
+
+/// All channels of maps that lie side by side, cut into vectors.
+pub(super) fn lanes_of<T>(sources: &[Source<T>], lanes: usize) -> Vec<Lanes> {
+    let mut all = Vec::new();
+    let mut first = 0;
+    for (source, s) in sources.iter().enumerate() {
+        for first_of_source in (0..s.channels).step_by(lanes) {
+            let len = lanes.min(s.channels - first_of_source);
+            all.push(Lanes {
+                source,
+                first_of_source,
+                first,
+                len,
+            });
+            first += len;
+        }
+    }
+    all
+}
+
 /// Writes one image row (voxels `0..width`, the channels of all sources side by side) to `dst`, with `before` voxels of
 /// zeros in front of it and zeros behind it up to `voxels` in all. `before` may be negative: then the row's first
 /// voxels are left out. Voxels past `voxels` are left out too. Voxels begin `pitch` elements apart; what lies between
