@@ -165,6 +165,46 @@ impl Build {
         Ok(build)
     }
 
+    /// The program that was built.
+    #[expect(clippy::unused_self, reason = "there is one once there is a build")]
+    pub(crate) fn program(&self) -> PathBuf {
+        target().join("release/adw")
+    }
+
+    /// Builds a test of a package and returns the program's path.
+    pub(crate) fn test_program(&self, package: &str, test: &str) -> Result<PathBuf> {
+        let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
+        let mut cargo = self.cargo("test");
+        for package in TESTED {
+            cargo.args(["--package", package]);
+        }
+        let output = cargo
+            .args([
+                "--features",
+                &features.join(","),
+                "--test",
+                test,
+                "--no-run",
+            ])
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("{test} does not build");
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let program = text.lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let wanted = message["target"]["name"] == test
+                && message["package_id"].as_str()?.contains(package);
+            Some(PathBuf::from(
+                wanted.then(|| message["executable"].as_str())??,
+            ))
+        });
+        program.context("cargo names no program")
+    }
+
     fn cargo(&self, command: &str) -> Command {
         let mut cargo = Command::new(cargo());
         cargo

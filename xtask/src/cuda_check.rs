@@ -105,7 +105,7 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
 }
 
 /// The toolkit's compiler: that of the machine, else one in the target folder, fetched once.
-fn find_nvcc() -> Result<PathBuf> {
+pub(crate) fn find_nvcc() -> Result<PathBuf> {
     let homes = ["CUDA_HOME", "CUDA_PATH"]
         .into_iter()
         .filter_map(env::var_os)

@@ -9,6 +9,7 @@ mod cuda_check;
 mod dataset;
 mod download;
 mod fetch;
+mod gpu_bundle;
 mod launch;
 mod manifest;
 mod runs;
@@ -86,6 +87,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Compile and assemble every CUDA kernel, without a GPU; fetches a toolkit where there is none
     CudaCheck(cuda_check::CudaCheckArgs),
+    /// Make a folder that checks and times `adw` on a machine with a GPU but no Rust
+    GpuBundle(gpu_bundle::GpuBundleArgs),
     /// Run all tests in release mode
     Test {
         /// Passed to `cargo test`
@@ -193,6 +196,7 @@ fn main() -> ExitCode {
         Command::Retrain(args) => launch::retrain(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::CudaCheck(args) => cuda_check::cuda_check(&args),
+        Command::GpuBundle(args) => gpu_bundle::gpu_bundle(&args),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
     };
