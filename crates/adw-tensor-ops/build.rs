@@ -2,6 +2,7 @@
 
 fn main() {
     adw_cuda::compile::kernels(&[
+        "src/augment/augment.cu",
         "src/conv3d/conv3d.cu",
         "src/gumbel_softmax/gumbel_softmax.cu",
         "src/loss/loss.cu",

@@ -261,6 +261,16 @@ inline float __shfl_xor_sync(unsigned, float v, int mask) {
     return emulated::collective(1, v, [&](auto get) { return get(lane ^ unsigned(mask)); });
 }
 
+inline int __float_as_int(float f) {
+    int bits;
+    std::memcpy(&bits, &f, 4);
+    return bits;
+}
+inline float __int_as_float(int bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }

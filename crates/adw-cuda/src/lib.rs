@@ -7,6 +7,9 @@ pub mod compile;
 pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+pub mod work;
+
+use work::Work;
 
 /// A kernel source: CUDA C++ that a file beside its op holds.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +93,8 @@ pub struct Launch<P> {
     pub threads: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
+    /// What it cannot do without; for measuring only.
+    pub work: Work,
     /// The kernel's argument.
     pub params: P,
 }

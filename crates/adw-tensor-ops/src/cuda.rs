@@ -4,7 +4,8 @@
 use adw_cuda::Module;
 
 /// Every kernel source of this crate.
-pub const MODULES: [Module; 4] = [
+pub const MODULES: [Module; 5] = [
+    crate::augment::cuda::MODULE,
     crate::conv3d::cuda::MODULE,
     crate::norm_act::cuda::MODULE,
     crate::gumbel_softmax::cuda::MODULE,

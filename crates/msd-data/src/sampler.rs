@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use rand::RngExt;
 
-use crate::augment::{Augmentation, Patch, SpatialTransform};
+use crate::augment::{Augmentation, DrawnTransforms, Patch, SpatialTransform};
 use crate::error::{Error, Result};
 use crate::random::{Purpose, rng};
 use crate::training_case::TrainingCase;
@@ -33,6 +33,23 @@ pub struct SampledBatch {
     pub x_shape: [usize; 5],
     /// Shape of `target`.
     pub target_shape: [usize; 4],
+    /// For each sample the index of its case.
+    pub cases: Vec<usize>,
+}
+
+/// A batch whose patches are rotated and scaled but not yet transformed otherwise, and what was drawn for that: for devices
+/// that transform batches themselves. Transformed with [`DrawnTransforms::apply`], cleared outside
+/// ([`PatchSampler::masked_channels`]) and with 0 for labels below, it is the [`SampledBatch`] of the same key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DrawnBatch {
+    /// Images, `[B, C, D, H, W]`.
+    pub x: Vec<f32>,
+    /// Labels, `[B, D, H, W]`; -1 outside the image or its nonzero region.
+    pub labels: Vec<i16>,
+    /// Shape of `x`.
+    pub x_shape: [usize; 5],
+    /// For each sample what is to be done to it.
+    pub transforms: Vec<DrawnTransforms>,
     /// For each sample the index of its case.
     pub cases: Vec<usize>,
 }
@@ -137,7 +154,45 @@ impl PatchSampler {
         Ok(batch)
     }
 
+    /// The batch named by `key`, with all but the spatial transforms left to be done.
+    ///
+    /// # Errors
+    /// As [`PatchSampler::batch`].
+    pub fn drawn_batch(&self, key: BatchKey) -> Result<DrawnBatch> {
+        let [d, h, w] = self.patch_size;
+        let (b, c) = (self.batch_size, self.masked_channels.len());
+        let mut batch = DrawnBatch {
+            x: Vec::with_capacity(b * c * d * h * w),
+            labels: Vec::with_capacity(b * d * h * w),
+            x_shape: [b, c, d, h, w],
+            transforms: Vec::with_capacity(b),
+            cases: Vec::with_capacity(b),
+        };
+        for sample in 0..b {
+            let (case, patch, transforms) = self.draw(key, sample)?;
+            batch.x.extend_from_slice(&patch.image);
+            batch.labels.extend_from_slice(&patch.labels);
+            batch.transforms.push(transforms);
+            batch.cases.push(case);
+            SPARE.set(patch);
+        }
+        Ok(batch)
+    }
+
+    /// Channels that are set to 0 where the label is -1, after all transforms.
+    pub fn masked_channels(&self) -> &[bool] {
+        &self.masked_channels
+    }
+
     fn sample(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch)> {
+        let (case, mut patch, transforms) = self.draw(key, sample)?;
+        transforms.apply_to(&mut patch);
+        patch.clear_outside(&self.masked_channels);
+        Ok((case, patch))
+    }
+
+    /// A patch after its spatial transform, and what follows.
+    fn draw(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch, DrawnTransforms)> {
         let rng = &mut rng(
             key.seed,
             key.purpose,
@@ -159,10 +214,10 @@ impl PatchSampler {
         };
         let start = corner(shape, enlarged, self.patch_size, focus, rng);
         let spatial = SpatialTransform::draw(&self.augmentation, self.patch_size, rng);
-        let mut patch = spatial.extract(case, start, enlarged, self.patch_size, SPARE.take())?;
-        self.augmentation.apply(&mut patch, rng);
-        patch.clear_outside(&self.masked_channels);
-        Ok((case_idx, patch))
+        let patch = spatial.extract(case, start, enlarged, self.patch_size, SPARE.take())?;
+        let channels = self.masked_channels.len();
+        let transforms = self.augmentation.draw(self.patch_size, channels, rng);
+        Ok((case_idx, patch, transforms))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Launches of `optim.cu`: optimisers and the gradient norm over all parameters at once.
 
 use super::{AdamConfig, SgdConfig};
+use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime};
 
 #[cfg(test)]
@@ -63,6 +64,8 @@ pub struct List {
     pub chunks: Address,
     /// How many chunks there are.
     pub num_chunks: usize,
+    /// Elements of all slots together.
+    pub elements: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -127,13 +130,14 @@ struct NormParams {
 // SAFETY: plain numbers, laid out as in optim.cu.
 unsafe impl Params for NormParams {}
 
-fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, params: P) -> Launch<P> {
+fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, work: Work, params: P) -> Launch<P> {
     Launch {
         module: MODULE,
         kernel,
         grid: [blocks as u32, 1, 1],
         threads: THREADS,
         shared,
+        work,
         params,
     }
 }
@@ -160,8 +164,10 @@ pub unsafe fn sgd<R: Runtime>(
         decay: config.weight_decay as f32,
         _unused: 0,
     };
+    // Reads weight, gradient and velocity, writes weight and velocity.
+    let work = Work::new(5 * 4 * list.elements, 9 * list.elements);
     // SAFETY: as the caller vouches.
-    unsafe { rt.launch(&launch("optim_sgd", list.num_chunks, 0, params)) }
+    unsafe { rt.launch(&launch("optim_sgd", list.num_chunks, 0, work, params)) }
 }
 
 /// The step of [`Adam`](super::Adam); `steps` counts updates of these parameters, this one included.
@@ -191,8 +197,10 @@ pub unsafe fn adam<R: Runtime>(
         eps: config.eps as f32,
         _unused: 0,
     };
+    // Reads weight, gradient and both means, writes all but the gradient.
+    let work = Work::new(7 * 4 * list.elements, 14 * list.elements);
     // SAFETY: as the caller vouches.
-    unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, params)) }
+    unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, work, params)) }
 }
 
 #[derive(Clone, Copy)]
@@ -218,8 +226,10 @@ pub unsafe fn ema<R: Runtime>(rt: &R, list: &List, decay: f64) -> Result<()> {
         decay: decay as f32,
         one_minus_decay: (1.0 - decay) as f32,
     };
+    // Reads weight and average, writes the average.
+    let work = Work::new(3 * 4 * list.elements, 3 * list.elements);
     // SAFETY: as the caller vouches.
-    unsafe { rt.launch(&launch("optim_ema", list.num_chunks, 0, params)) }
+    unsafe { rt.launch(&launch("optim_ema", list.num_chunks, 0, work, params)) }
 }
 
 /// The norm of all gradients together, and what clips them to `max_norm`.
@@ -242,7 +252,8 @@ pub unsafe fn gradient_norm<R: Runtime>(
     list: &List,
     max_norm: f64,
 ) -> Result<GradientNorm<R::Buffer>> {
-    let partial = rt.alloc(list.num_chunks * 8)?;
+    let partial_bytes = list.num_chunks * 8;
+    let partial = rt.alloc(partial_bytes)?;
     let out = GradientNorm {
         norm: rt.alloc(8)?,
         scale: rt.alloc(4)?,
@@ -260,9 +271,16 @@ pub unsafe fn gradient_norm<R: Runtime>(
             "optim_norm_partial",
             list.num_chunks,
             THREADS * 8,
+            Work::new(list.elements * 4 + partial_bytes, 2 * list.elements),
             params,
         ))?;
-        rt.launch(&launch("optim_norm_finish", 1, THREADS * 8, params))?;
+        rt.launch(&launch(
+            "optim_norm_finish",
+            1,
+            THREADS * 8,
+            Work::new(partial_bytes, list.num_chunks),
+            params,
+        ))?;
     }
     Ok(out)
 }

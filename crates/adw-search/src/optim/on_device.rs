@@ -45,6 +45,7 @@ struct Uploaded {
     slots: DeviceBuffer,
     chunks: DeviceBuffer,
     num_chunks: usize,
+    elements: usize,
 }
 
 impl Uploaded {
@@ -66,6 +67,7 @@ impl Uploaded {
             slots: rt.upload(&slots)?,
             chunks: rt.upload(&chunks)?,
             num_chunks: chunks.len(),
+            elements: entries.iter().map(|e| e.weight.elem_count()).sum(),
         })
     }
 
@@ -74,6 +76,7 @@ impl Uploaded {
             slots: self.slots.address(),
             chunks: self.chunks.address(),
             num_chunks: self.num_chunks,
+            elements: self.elements,
         }
     }
 }

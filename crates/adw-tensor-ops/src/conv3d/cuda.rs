@@ -3,6 +3,7 @@
 use crate::cuda::ElementType;
 use crate::geometry::Conv3dGeometry;
 use crate::norm_act::cuda::{Coefficients, PartialMoments};
+use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
 use std::ops::Range;
 
@@ -105,6 +106,30 @@ impl Sources {
             ),
         }
     }
+}
+
+/// Bytes of `voxels` voxels of all maps, and of what normalises them.
+fn maps_bytes(maps: &[SourceMap], batch: usize, voxels: usize, element: ElementType) -> usize {
+    let of_map = |m: &SourceMap| {
+        let norm = if m.norm.is_some() { 2 * 4 } else { 0 };
+        batch * m.channels * (voxels * element.size() + norm)
+    };
+    maps.iter().map(of_map).sum()
+}
+
+/// Positions of an axis of `size` that some of `taps` consecutive offsets from `first` on reach, `step` apart per output.
+fn reached(first: i32, taps: usize, step: usize, count: usize, size: usize) -> usize {
+    let (first, size) = (first as isize, size as isize);
+    let (taps, step, count) = (taps as isize, step as isize, count as isize);
+    if count == 0 || taps == 0 {
+        return 0;
+    }
+    let within = |from: isize, to: isize| to.min(size) - from.max(0);
+    if taps >= step {
+        return within(first, first + step * (count - 1) + taps).max(0) as usize;
+    }
+    let outputs = (0..count).map(|o| within(first + o * step, first + o * step + taps).max(0));
+    outputs.sum::<isize>() as usize
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -260,6 +285,13 @@ impl Weights {
             mask_on_rows: u32::from(wanted.is_some()),
             _unused: 0,
         };
+        let weights = taps * num_rows * num_columns;
+        let masked = self.mask != Address::NONE;
+        let mask = if masked { self.co } else { 0 };
+        let work = Work::new(
+            (weights + mask) * 4 + taps * rows * columns * element.size(),
+            if masked { weights } else { 0 },
+        );
         // SAFETY: `data` has room for the result; the caller vouches for the weights.
         unsafe {
             rt.launch(&Launch {
@@ -271,6 +303,7 @@ impl Weights {
                 grid: [blocks(taps * rows * columns, 256), 1, 1],
                 threads: 256,
                 shared: 0,
+                work,
                 params,
             })?;
         }
@@ -365,6 +398,22 @@ unsafe fn correlate<R: Runtime>(
     } else {
         None
     };
+    let product = |f: &dyn Fn(usize) -> usize| (0..3).map(f).product::<usize>();
+    let taps = product(&|i| axes[i].taps.len());
+    let outputs = product(&|i| axes[i].count);
+    let voxels_read = product(&|i| {
+        let a = &axes[i];
+        reached(first[i], a.taps.len(), a.step, a.count, input[i])
+    });
+    let channels_in: usize = maps.iter().map(|m| m.channels).sum();
+    let products = taps * channels_in * channels_out;
+    let work = Work::new(
+        maps_bytes(maps, batch, voxels_read, element)
+            + (products + batch * outputs * channels_out) * element.size()
+            + partial.as_ref().map_or(0, |p| p.bytes(batch, channels_out)),
+        2 * products * outputs * batch,
+    )
+    .on_tensor_cores(element == ElementType::Bf16);
     let ints = |f: &dyn Fn(&Axis) -> usize| [0, 1, 2].map(|i| f(&axes[i]) as i32);
     let params = CorrelateParams {
         sources: Sources::new(maps, element),
@@ -410,6 +459,7 @@ unsafe fn correlate<R: Runtime>(
             ],
             threads: 128,
             shared: (BOX * 4 + stages + region) as u32,
+            work,
             params,
         })?;
     }
@@ -625,6 +675,20 @@ pub unsafe fn grad_weight<R: Runtime>(
     let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
     let splits = splits((ci_tiles * co_tiles) as usize, tiling.num_tiles() * batch);
     let partial = rt.alloc(splits * parts * taps * ci * co * 4)?;
+    let outputs: usize = output.iter().product();
+    let voxels_read = (0..3)
+        .map(|i| {
+            let (taps, step) = (geometry.kernel[i], geometry.stride[i]);
+            reached(first[i], taps, step, output[i], size[i])
+        })
+        .product();
+    let work = Work::new(
+        maps_bytes(maps, batch, voxels_read, element)
+            + maps_bytes(&[grad_output], batch, outputs, element)
+            + splits * parts * taps * ci * co * 4,
+        2 * taps * ci * co * outputs * batch,
+    )
+    .on_tensor_cores(element == ElementType::Bf16);
     let shared = BOX * 4
         + BOX * (GRAD_WEIGHT_CO + piece) * element.size()
         + tiling.region_voxels() * row_bytes;
@@ -639,6 +703,7 @@ pub unsafe fn grad_weight<R: Runtime>(
             grid: [ci_tiles, co_tiles, splits as u32],
             threads: 288,
             shared: shared as u32,
+            work,
             params: GradWeightParams {
                 sources,
                 grad,
@@ -656,6 +721,10 @@ pub unsafe fn grad_weight<R: Runtime>(
             grid: [blocks(taps * ci * co, 256), 1, 1],
             threads: 256,
             shared: 0,
+            work: Work::new(
+                (splits * parts + 1) * taps * ci * co * 4,
+                splits * parts * taps * ci * co,
+            ),
             params: GradWeightFinishParams {
                 partial: partial.address(),
                 out,

@@ -1,5 +1,6 @@
 //! Launches of `gumbel_softmax.cu`: every softmax of a net at once.
 
+use adw_cuda::work::Work;
 use adw_cuda::{Address, Launch, Module, Params, Result, Runtime};
 
 #[cfg(test)]
@@ -77,6 +78,8 @@ fn launch(kernel: &'static str, softmaxes: Address, num: usize, pass: &Pass) -> 
         grid: [num as u32, 1, 1],
         threads: 32,
         shared: (MAX_OPTIONS * 4) as u32,
+        // The list; the short vectors it points to are known on the device only.
+        work: Work::new(num * size_of::<Softmax>(), 0),
         params: PassParams {
             softmaxes,
             key: [pass.seed as u32, (pass.seed >> 32) as u32],

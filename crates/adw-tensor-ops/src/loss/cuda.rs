@@ -2,6 +2,7 @@
 
 use super::DiceCe;
 use crate::cuda::ElementType;
+use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
 
 #[cfg(test)]
@@ -118,7 +119,8 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
     let groups = if config.batch_dice { 1 } else { batch };
     let partial = rt.alloc(total as usize * 3 * classes * 4)?;
     let (cross_entropy, unknown) = (rt.alloc(total as usize * 4)?, rt.alloc(total as usize * 4)?);
-    let coefficients = rt.alloc(scales.len() * groups * 2 * classes * 4)?;
+    let coefficient_bytes = scales.len() * groups * 2 * classes * 4;
+    let coefficients = rt.alloc(coefficient_bytes)?;
     let out = Losses {
         loss: rt.alloc(scales.len() * 4)?,
         status: rt.alloc(scales.len() * 4)?,
@@ -140,12 +142,13 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
         smooth: config.smooth as f32,
     };
     let group = if classes <= 4 { 4 } else { 16 };
-    let launch = |kernel, grid, shared: usize| Launch {
+    let launch = |kernel, grid, shared: usize, work| Launch {
         module: MODULE,
         kernel,
         grid,
         threads: THREADS,
         shared: shared as u32,
+        work,
         params,
     };
     let (sums, gradient) = match (element, group) {
@@ -154,6 +157,15 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
         (ElementType::Bf16, 4) => ("loss_sums_bf16_k4", "loss_gradient_bf16"),
         (ElementType::Bf16, _) => ("loss_sums_bf16_k16", "loss_gradient_bf16"),
     };
+    let voxels: usize = scales
+        .iter()
+        .map(|s| s.size.iter().product::<usize>())
+        .sum();
+    let logits = batch * voxels * classes;
+    let maps = logits * element.size();
+    // Coarser scales read labels that the finest one has read.
+    let labels = batch * voxels.min(target.size.iter().product());
+    let partial_bytes = total as usize * (3 * classes + 2) * 4;
     // SAFETY: the buffers have room for what the kernels write; the caller vouches for the rest.
     unsafe {
         let warps = THREADS as usize / 32;
@@ -161,13 +173,23 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
             sums,
             [total, blocks(classes, group), 1],
             warps * (3 * group + 2) * 4,
+            Work::new(maps + labels + partial_bytes, 10 * logits),
         ))?;
         rt.launch(&launch(
             "loss_finish",
             [scales.len() as u32, 1, 1],
             THREADS as usize * 8,
+            Work::new(
+                partial_bytes + coefficient_bytes + scales.len() * 8,
+                total as usize * 3 * classes,
+            ),
         ))?;
-        rt.launch(&launch(gradient, [total, 1, 1], 0))?;
+        rt.launch(&launch(
+            gradient,
+            [total, 1, 1],
+            0,
+            Work::new(2 * maps + labels + coefficient_bytes, 17 * logits),
+        ))?;
     }
     Ok(out)
 }

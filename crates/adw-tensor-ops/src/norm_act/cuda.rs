@@ -2,6 +2,7 @@
 
 use super::{GatePosition, NormAct};
 use crate::cuda::{MapShape, variant};
+use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
 
 #[cfg(test)]
@@ -76,6 +77,11 @@ fn row_sums_bytes(s: &MapShape, num: usize) -> u32 {
     (num * (rows + 1) * s.channels * size_of::<f32>()) as u32
 }
 
+/// Bytes of `num` f32 vectors `[B, C]`.
+fn vectors(s: &MapShape, num: usize) -> usize {
+    num * s.batch * s.channels * 4
+}
+
 /// Moments of parts of a map, not yet joined.
 pub struct PartialMoments<B> {
     /// `[B, chunks, C, 2]`: mean and sum of squared deviations.
@@ -102,6 +108,11 @@ impl<B> PartialMoments<B> {
             counts: rt.alloc(batch * chunks * 4)?,
             chunks,
         })
+    }
+
+    /// Bytes of both.
+    pub fn bytes(&self, batch: usize, channels: usize) -> usize {
+        batch * self.chunks * (2 * channels + 1) * 4
     }
 }
 
@@ -179,6 +190,10 @@ pub unsafe fn moments<R: Runtime>(
             grid,
             threads: THREADS,
             shared: row_sums_bytes(shape, 2),
+            work: Work::new(
+                shape.bytes() + partial.bytes(shape.batch, shape.channels),
+                4 * shape.len(),
+            ),
             params,
         })?;
     }
@@ -251,6 +266,12 @@ pub unsafe fn coefficients<R: Runtime, B: Buffer>(
             grid: [blocks(channels, JOIN_CHANNELS), batch as u32, 1],
             threads: JOIN_THREADS,
             shared: 3 * JOIN_THREADS * 8,
+            // Gamma, beta and perhaps a gate per channel; mean, variance, scale and shift per sample and channel.
+            work: Work::new(
+                moments.bytes(batch, channels)
+                    + (2 + usize::from(affine.gate.is_some()) + 4 * batch) * channels * 4,
+                11 * batch * moments.chunks * channels,
+            ),
             params,
         })?;
     }
@@ -339,6 +360,10 @@ pub unsafe fn weighted_sum<R: Runtime, B: Buffer>(
             grid: grid(shape),
             threads: THREADS,
             shared: 0,
+            work: Work::new(
+                (maps.len() + 1) * shape.bytes() + maps.len() * vectors(shape, 2),
+                5 * maps.len() * shape.len(),
+            ),
             params,
         })
     }
@@ -459,7 +484,12 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
         coefficients.config.slope as f32,
     );
     let (grid, c) = (grid(shape), shape.channels);
-    let partial = rt.alloc(shape.batch * grid[0] as usize * 3 * c * 4)?;
+    // The map and the gradients that reach it.
+    let maps_read =
+        1 + usize::from(grad.outer != Address::NONE) + usize::from(grad.direct != Address::NONE);
+    let partial_bytes = shape.batch * grid[0] as usize * 3 * c * 4;
+    let gates = usize::from(affine.gate.is_some());
+    let partial = rt.alloc(partial_bytes)?;
     let (offset, factor) = (
         rt.alloc(shape.batch * c * 4)?,
         rt.alloc(shape.batch * c * 4)?,
@@ -479,6 +509,10 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             grid,
             threads: THREADS,
             shared: row_sums_bytes(shape, 3),
+            work: Work::new(
+                maps_read * shape.bytes() + vectors(shape, 3) + partial_bytes,
+                12 * shape.len(),
+            ),
             params: GradSumsParams {
                 map,
                 grad,
@@ -494,6 +528,11 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             grid: [blocks(c, JOIN_CHANNELS), 1, 1],
             threads: JOIN_THREADS,
             shared: 3 * JOIN_THREADS * 8,
+            // The variance, and what becomes offset and factor; gamma, beta, their gradients and the outer product.
+            work: Work::new(
+                partial_bytes + vectors(shape, 3) + (5 + 2 * gates) * c * 4,
+                partial_bytes / 4,
+            ),
             params: GradFinishParams {
                 partial: partial.address(),
                 variance: coefficients.variance.address(),
@@ -523,6 +562,10 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             grid,
             threads: THREADS,
             shared: 0,
+            work: Work::new(
+                (maps_read + 1) * shape.bytes() + vectors(shape, 5),
+                10 * shape.len(),
+            ),
             params: GradInputParams {
                 map,
                 grad,

@@ -23,6 +23,8 @@ pub(crate) fn add_noise(image: &mut [f32], std: f32, rng: &mut impl Rng) {
 
 /// Pairs of numbers that are made at once.
 const PAIRS: usize = 64;
+/// Elements whose noise is made at once, of one random word each.
+pub(super) const NOISE_BLOCK: usize = 2 * PAIRS;
 
 struct AddNoise<'a> {
     block: &'a mut [f32],

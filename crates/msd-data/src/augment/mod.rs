@@ -3,18 +3,17 @@
 //! Ranges are nnU-Net's (batchgeneratorsv2 as of nnU-Net 2.8); [`Augmentation`] holds the probabilities. The order is
 //! rotation and scaling, noise, blur, brightness, contrast, low resolution, inverted gamma, gamma, mirroring.
 
-use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+mod drawn;
 mod filter;
 mod intensity;
 mod spatial;
 mod vector_math;
 
-use intensity::{BrightnessAndContrast, Gamma};
-
+pub use drawn::{ChannelTransforms, DrawnTransforms, NoiseStream};
 pub(crate) use filter::blur;
 pub(crate) use intensity::add_noise;
 pub(crate) use spatial::SpatialTransform;
@@ -141,76 +140,6 @@ impl Augmentation {
             spatial::enlarged(patch)
         }
     }
-
-    /// Everything after the spatial transform.
-    pub(crate) fn apply(&self, patch: &mut Patch, rng: &mut impl Rng) {
-        let shape = patch.shape;
-        if rng.random_bool(self.noise) {
-            let std = rng.random_range(0.0f32..0.1);
-            intensity::add_noise(&mut patch.image, std, rng);
-        }
-        if rng.random_bool(self.blur) {
-            for channel in patch.channels_mut() {
-                if rng.random_bool(0.5) {
-                    continue;
-                }
-                let sigma = [0; 3].map(|_| rng.random_range(0.5f32..1.0));
-                filter::blur(channel, shape, sigma);
-            }
-        }
-        let (brighten, contrast) = (
-            rng.random_bool(self.brightness),
-            rng.random_bool(self.contrast),
-        );
-        if brighten || contrast {
-            patch.channels_mut().for_each(|channel| {
-                let mut factor = |drawn: bool| drawn.then(|| around_one(0.75, 1.25, rng));
-                let (brightness, contrast) = (factor(brighten), factor(contrast));
-                intensity::apply(BrightnessAndContrast {
-                    channel,
-                    brightness,
-                    contrast,
-                });
-            });
-        }
-        if rng.random_bool(self.low_resolution) {
-            let flat = spatial::is_flat(shape);
-            for channel in patch.channels_mut() {
-                if rng.random_bool(0.5) {
-                    continue;
-                }
-                let scale = rng.random_range(0.5f32..1.0);
-                filter::low_resolution(
-                    channel,
-                    shape,
-                    [if flat { 1.0 } else { scale }, scale, scale],
-                );
-            }
-        }
-        for (probability, inverted) in [(self.gamma_inverted, true), (self.gamma, false)] {
-            if rng.random_bool(probability) {
-                patch.channels_mut().for_each(|channel| {
-                    let g = around_one(0.7, 1.5, rng);
-                    intensity::apply(Gamma {
-                        channel,
-                        g,
-                        inverted,
-                    });
-                });
-            }
-        }
-        let axes = [0; 3].map(|_| rng.random_bool(self.mirror));
-        patch.mirror(axes);
-    }
-}
-
-/// A factor below or above 1 with equal probability.
-fn around_one(low: f32, high: f32, rng: &mut impl Rng) -> f32 {
-    if rng.random_bool(0.5) {
-        rng.random_range(low..1.0)
-    } else {
-        rng.random_range(1.0..high)
-    }
 }
 
 /// An image patch and its labels while they are being transformed.
@@ -224,19 +153,6 @@ pub(crate) struct Patch {
 }
 
 impl Patch {
-    fn channels_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let voxels = self.shape.iter().product();
-        self.image.chunks_exact_mut(voxels)
-    }
-
-    /// Reverses the axes that are set.
-    pub(crate) fn mirror(&mut self, axes: [bool; 3]) {
-        let shape = self.shape;
-        self.channels_mut()
-            .for_each(|channel| mirror(channel, shape, axes));
-        mirror(&mut self.labels, shape, axes);
-    }
-
     /// Sets the channels that are marked to 0 where the label is -1, as they were before noise and gamma.
     pub(crate) fn clear_outside(&mut self, masked_channels: &[bool]) {
         let Self { image, labels, .. } = self;
@@ -253,6 +169,7 @@ impl Patch {
     }
 }
 
+/// Reverses the axes that are set.
 fn mirror<T>(values: &mut [T], [_, h, w]: [usize; 3], axes: [bool; 3]) {
     // Reversing everything within blocks of an axis and its inner ones reverses all of them; undo the inner ones.
     let [d_flip, h_flip, w_flip] = axes;

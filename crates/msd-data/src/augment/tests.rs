@@ -1,5 +1,6 @@
 use ndarray::{Array3, Array4};
 
+use super::intensity::{BrightnessAndContrast, Gamma};
 use super::*;
 use crate::preprocess::{CaseProperties, PreparedCase};
 use crate::random::{Purpose, rng};
@@ -194,7 +195,12 @@ fn mirroring_matches_its_definition() {
             labels: (0..n as i16).collect(),
             shape: [d, h, w],
         };
-        patch.mirror(axes);
+        let drawn = DrawnTransforms {
+            channels: vec![ChannelTransforms::default(); 2],
+            mirror: axes,
+            ..DrawnTransforms::default()
+        };
+        drawn.apply_to(&mut patch);
         for (i, &label) in patch.labels.iter().enumerate() {
             let (z, y, x) = (i / (h * w), i / w % h, i % w);
             let [z, y, x] = [(z, d), (y, h), (x, w)]
@@ -348,4 +354,27 @@ fn presets_have_names_and_probabilities_are_checked() {
         wrong.check().unwrap_err().to_string(),
         "augmentation: gamma is 1.5; a probability is from 0 to 1"
     );
+}
+
+/// Wherever a stream stands, noise takes as many words from it as its blocks of elements, and can be made again.
+#[test]
+fn noise_is_its_place_in_a_stream() {
+    use rand::Rng;
+    for (len, before) in [(1, 0), (127, 1), (128, 2), (129, 63), (1000, 64), (4096, 7)] {
+        let mut old = rng(3, Purpose::Weights, 1, 2, 0);
+        (0..before).for_each(|_| _ = old.next_u32());
+        let mut new = old.clone();
+        let (mut expected, mut found) = (vec![1.0; len], vec![1.0; len]);
+        intensity::add_noise(&mut expected, 0.1, &mut old);
+        let stream = NoiseStream::take(&mut new, len);
+        assert_eq!(stream.position, before as u64);
+        assert_eq!(old.next_u64(), new.next_u64(), "{len} after {before}");
+        let drawn = DrawnTransforms {
+            noise: Some((0.1, stream)),
+            channels: vec![ChannelTransforms::default()],
+            mirror: [false; 3],
+        };
+        drawn.apply(&mut found, &mut vec![0; len], [1, 1, len]);
+        assert_eq!(found, expected);
+    }
 }

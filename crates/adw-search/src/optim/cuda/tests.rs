@@ -89,6 +89,7 @@ fn steps_and_norm() {
                 slots: slots.address(),
                 chunks: table_d.address(),
                 num_chunks: table.len(),
+                elements: slots.read::<Slot>().iter().map(|s| s.len as usize).sum(),
             };
             // The last step's gradients are within the limit.
             let max_norm = if step == 3 { 1e6 } else { 12.0 };
@@ -160,6 +161,7 @@ fn exponential_moving_average() {
             slots: slots.address(),
             chunks: table_d.address(),
             num_chunks: table.len(),
+            elements: slots.read::<Slot>()[0].len as usize,
         };
         let t = f64::from(step);
         // SAFETY: the slot has buffers of its length.

@@ -6,6 +6,7 @@ use crate::conv3d::{self, Input, Precision};
 use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
 use crate::norm_act::{self, NormAct, NormCoefficients};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
+use adw_cuda::work::{Dry, Machine, Recorder, Recording};
 use candle_core::Tensor;
 
 struct Case {
@@ -408,4 +409,144 @@ fn transposed_convolution() {
             compare("grad w", &gw, ElementType::F32, &expected, t);
         }
     }
+}
+
+/// What the launches of the three passes cannot do without; the addresses are never followed.
+fn work_of(
+    channels: &[(usize, bool)],
+    co: usize,
+    batch: usize,
+    size: [usize; 3],
+    geometry: Conv3dGeometry,
+    element: ElementType,
+) -> Recorder {
+    let rt = Recording::new(Dry, Machine::H100);
+    let maps: Vec<_> = channels
+        .iter()
+        .map(|&(channels, normalised)| SourceMap {
+            norm: normalised.then_some((Address(1), Address(1), 0.01)),
+            ..SourceMap::plain(Address(1), channels)
+        })
+        .collect();
+    let ci = channels.iter().map(|c| c.0).sum();
+    let weights = Weights {
+        data: Address(1),
+        mask: Address(1),
+        co,
+        ci,
+    };
+    let (grad, a) = (SourceMap::plain(Address(1), co), Address(1));
+    // SAFETY: nothing runs.
+    unsafe {
+        forward(
+            &rt, &maps, batch, size, &weights, geometry, element, a, true,
+        )
+        .unwrap();
+        grad_input(
+            &rt,
+            grad,
+            batch,
+            size,
+            &weights,
+            geometry,
+            0..ci,
+            element,
+            a,
+        )
+        .unwrap();
+        grad_weight(&rt, &maps, grad, batch, size, geometry, element, a).unwrap();
+    }
+    rt.take()
+}
+
+fn assert_work(recorder: &Recorder, kernel: &str, launches: u64, bytes: u64, operations: u64) {
+    let r = recorder.records()[kernel];
+    assert_eq!(
+        (r.launches, r.bytes, r.operations),
+        (launches, bytes, operations),
+        "{kernel}"
+    );
+}
+
+#[test]
+fn work_equals_numbers_by_hand() {
+    // Two maps of 192 voxels (16 channels, normalised, and 8) and two samples; outputs of 4 x 3 x 4 = 48 voxels.
+    let geometry = Conv3dGeometry {
+        kernel: [3; 3],
+        stride: [1, 2, 2],
+        padding: [1; 3],
+    };
+    let maps = 2 * 192 * 24 * 2 + 2 * 16 * 8;
+    let weights = 27 * 24 * 12;
+    let output = 2 * 48 * 12 * 2;
+    let products = 2 * weights * 48 * 2;
+    let work = work_of(
+        &[(16, true), (8, false)],
+        12,
+        2,
+        [4, 6, 8],
+        geometry,
+        ElementType::Bf16,
+    );
+    // All 48 outputs fit one box: moments of 12 channels and a count per sample.
+    let moments = 2 * (12 * 2 + 1) * 4;
+    let forward = maps + weights * 2 + output + moments;
+    assert_eq!((forward, products), (36_744, 1_492_992));
+    // The gradient falls into 1 x 2 x 2 classes. Along a strided axis the even class has the tap in the middle, which
+    // reaches all outputs, the odd one the other two, which reach them all. Each class reads the gradient and its taps,
+    // 3 (1 + 2) (1 + 2) = 27 in all, for half of the positions along each strided axis: 48 per sample.
+    let grad_input = 4 * output + weights * 2 + 2 * 192 * 24 * 2;
+    assert_work(
+        &work,
+        "conv_correlate_bf16_n16",
+        1 + 4,
+        forward + grad_input,
+        2 * products,
+    );
+    let floor = work.records()["conv_correlate_bf16_n16"].floor_seconds;
+    assert!((floor - (forward + grad_input) as f64 / 3e12).abs() < 1e-15);
+    // Two shares, one for each box; one part, as 27 taps fill a block.
+    assert_work(
+        &work,
+        "conv_grad_weight_bf16",
+        1,
+        maps + output + 2 * weights * 4,
+        products,
+    );
+    assert_work(
+        &work,
+        "conv_grad_weight_finish",
+        1,
+        3 * weights * 4,
+        2 * weights,
+    );
+    // Forward: 24 x 12 channels padded to 32 x 16; backward: 12 x 24 to 32 x 32.
+    assert_work(
+        &work,
+        "conv_pack_bf16",
+        2,
+        2 * (weights + 12) * 4 + 27 * (32 * 16 + 32 * 32) * 2,
+        2 * weights,
+    );
+}
+
+/// A kernel smaller than its stride reads one voxel in eight, and leaves seven classes of the gradient without taps.
+#[test]
+fn voxels_that_no_tap_reaches_are_no_work() {
+    let geometry = Conv3dGeometry {
+        kernel: [1; 3],
+        stride: [2; 3],
+        padding: [0; 3],
+    };
+    let work = work_of(&[(4, false)], 4, 1, [5; 3], geometry, ElementType::F32);
+    let (map, weights, moments) = (27 * 4 * 4, 16 * 4, (2 * 4 + 1) * 4);
+    let forward = map + weights + map + moments;
+    let grad_input = map + weights + 125 * 4 * 4;
+    assert_work(
+        &work,
+        "conv_correlate_f32_n16",
+        1 + 8,
+        forward + grad_input,
+        2 * 2 * 16 * 27,
+    );
 }

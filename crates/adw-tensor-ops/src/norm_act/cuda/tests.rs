@@ -5,6 +5,7 @@ use crate::cuda::ElementType;
 use crate::cuda::testing::{compare, f64s, tensor, tolerance, upload, values};
 use crate::norm_act::{self, Gate, NormCoefficients};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
+use adw_cuda::work::{Dry, Machine, Recording};
 use candle_core::Tensor;
 
 /// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
@@ -303,5 +304,67 @@ fn backward_of_a_map() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn work_of_the_backward_pass_equals_numbers_by_hand() {
+    let shape = MapShape {
+        batch: 2,
+        voxels: 300,
+        channels: 16,
+        element: ElementType::F32,
+    };
+    let a = Address(1);
+    let affine = Affine {
+        gamma: a,
+        beta: a,
+        gate: Some((a, GatePosition::PreNorm)),
+    };
+    let coefficients = Coefficients {
+        mean: a,
+        variance: a,
+        scale: a,
+        shift: a,
+        config: NormAct::default(),
+    };
+    // A map of 2 x 300 x 16 f32; a vector per sample and channel; two chunks of at most 256 voxels, three sums each.
+    let (map, vector, partial, channel) = (38_400, 128, 2 * 2 * 3 * 16 * 4, 64);
+    for (grad, maps_read) in [
+        (
+            GradOutput {
+                outer: Some((a, a)),
+                direct: Some(a),
+            },
+            3,
+        ),
+        (
+            GradOutput {
+                outer: None,
+                direct: Some(a),
+            },
+            2,
+        ),
+    ] {
+        let rt = Recording::new(Dry, Machine::H100);
+        // SAFETY: nothing runs.
+        unsafe { backward(&rt, a, &coefficients, &affine, grad, &shape, a).unwrap() };
+        let work = rt.take();
+        let of = |kernel| {
+            let r = work.records()[kernel];
+            (r.launches, r.bytes, r.operations)
+        };
+        assert_eq!(
+            of("norm_grad_sums_f32"),
+            (1, maps_read * map + 3 * vector + partial, 12 * 9600)
+        );
+        assert_eq!(
+            of("norm_grad_finish"),
+            (1, partial + 3 * vector + 7 * channel, 192)
+        );
+        assert_eq!(
+            of("norm_grad_input_f32"),
+            (1, (maps_read + 1) * map + 5 * vector, 10 * 9600)
+        );
     }
 }
