@@ -18,8 +18,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cuda_check::sources, dataset::workspace};
 
-/// Packages with tests of CUDA code: those named `cuda_…`, which `--emulate` runs. Each has a feature `cuda`.
-const TESTED: [&str; 3] = ["adw-cuda", "adw-tensor-ops", "adw-search"];
+/// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cuda`. The
+/// program is among them for its dependencies' features, which are so those of its own build.
+const TESTED: [&str; 3] = ["adw-cli", "adw-cuda", "adw-e2e"];
 
 /// How kernels are compiled for the host. Fibers jump between stacks, which glibc's checked longjmp takes for a mistake;
 /// a product and a sum in one rounding would depend on the host's processor.
@@ -91,7 +92,7 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
         tests.args(["--package", package]);
     }
     tests
-        .args(["--features", &features.join(","), "--", "cuda_"])
+        .args(["--features", &features.join(","), "--test", "cuda_*", "--"])
         .args(test_arguments)
         .env("LD_LIBRARY_PATH", &build.emulated);
     build.run(&mut tests)?;
@@ -168,8 +169,9 @@ impl Build {
         let mut cargo = Command::new(cargo());
         cargo
             .current_dir(workspace())
-            .args([command, "--release", "--target-dir"])
-            .arg(target())
+            .args([command, "--release"])
+            // Not an argument: tests start a cargo of their own.
+            .env("CARGO_TARGET_DIR", target())
             .envs(self.variables.iter().map(|(k, v)| (k, v)));
         cargo
     }

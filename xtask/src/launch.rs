@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     DataArgs, PassThrough, Reported, RetrainArgs, SearchArgs, UsageError,
+    cuda::{self, Cuda},
     dataset::{self, Located, Origin, locate, workspace},
     runs::{Run, SearchState, new_run, newest_first},
 };
@@ -36,9 +37,9 @@ pub(crate) fn search(args: &SearchArgs) -> Result<ExitCode> {
         },
         None => choose_search(args, &workspace().join("runs").join(&located.task), preset)?,
     };
-    let adw = build_adw()?;
+    let adw = Program::build(args.pass.device.as_deref())?;
     provide(&located, &args.data, &adw)?;
-    let mut command = Command::new(adw);
+    let mut command = adw.command();
     command.arg("search").arg("--data").arg(&located.folder);
     command.arg("--run").arg(&choice.run);
     // A run that is there has its settings already; a preset that is asked for is compared with them.
@@ -109,7 +110,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> Result<ExitCode> {
     } else {
         None
     };
-    let mut command = Command::new(build_adw()?);
+    let mut command = Program::build(args.pass.device.as_deref())?.command();
     command.arg("retrain").arg("--run").arg(run);
     let number = |value: Option<usize>| value.map(|value| value.to_string().into());
     let options: [(&str, Option<OsString>); 5] = [
@@ -186,7 +187,7 @@ fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
 }
 
 /// Makes the dataset's folder exist.
-fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
+fn provide(located: &Located, data: &DataArgs, adw: &Program) -> Result<()> {
     match &located.origin {
         Origin::Present => Ok(()),
         Origin::Download(manifest, root) => {
@@ -194,14 +195,15 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
         }
         Origin::Phantom => {
             eprintln!("making the phantom dataset in {}", shown(&located.folder));
-            let status = Command::new(adw)
+            let status = adw
+                .command()
                 // Small enough for a search in a minute or two, large enough for three poolings.
                 .args(["phantom", "--shape", "24", "32", "24"])
                 .arg("--output")
                 .arg(&located.folder)
                 .stdout(Stdio::null())
                 .status()
-                .with_context(|| format!("cannot start {}", adw.display()))?;
+                .context("cannot start adw")?;
             if !status.success() {
                 let code = status.code().and_then(|code| u8::try_from(code).ok());
                 return Err(Reported(code.unwrap_or(1)).into());
@@ -211,12 +213,49 @@ fn provide(located: &Located, data: &DataArgs, adw: &Path) -> Result<()> {
     }
 }
 
-/// Builds `adw` in release mode and returns the binary's path, wherever cargo is configured to put it.
+/// A build of `adw`, with CUDA or without.
+struct Program {
+    path: PathBuf,
+    cuda: Option<Cuda>,
+}
+
+impl Program {
+    /// For what `--device` says.
+    fn build(device: Option<&str>) -> Result<Self> {
+        let cuda = cuda::choose(device)?;
+        let path = build(cuda.as_ref())?;
+        Ok(Self { path, cuda })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        if let Some(cuda) = &self.cuda {
+            cuda.run(&mut command);
+        }
+        command
+    }
+}
+
+/// Builds `adw` in release mode for the CPU, and returns the binary's path.
 pub(crate) fn build_adw() -> Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .current_dir(workspace())
-        .args(["build", "--release", "--package", "adw-cli", "--bin", "adw"])
+    build(None)
+}
+
+/// The path of what was built, wherever cargo is configured to put it.
+fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace()).args([
+        "build",
+        "--release",
+        "--package",
+        "adw-cli",
+        "--bin",
+        "adw",
+    ]);
+    if let Some(cuda) = cuda {
+        cuda.build(&mut cargo);
+    }
+    let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod cuda;
 mod cuda_build;
 mod cuda_check;
 mod dataset;

@@ -68,43 +68,50 @@ fn convolutions(c: &mut Criterion) {
     let peak = peak::flops_per_second(InstructionSet::detect());
     println!("peak of the register tile: {:.0} GFLOP/s", peak / 1e9);
     for l in LAYERS {
-        let g = Conv3dGeometry::same(l.kernel, l.stride);
-        let [d, h, w] = l.size;
-        let x = random(&[1, d, h, w, l.ci]);
-        let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
-        let forward = || {
-            conv3d::forward_plain(&[Input::from(&x)], &weight, g, Precision::Full)
-                .expect("shapes fit")
-        };
-        let y = forward();
-        let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
-        let grad_input = || {
-            conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, Precision::Full)
-                .expect("shapes fit")
-        };
-        let grad_weight = || {
-            conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, Precision::Full)
-                .expect("shapes fit")
-        };
-        let rates = [
-            seconds(|| drop(forward())),
-            seconds(|| drop(grad_input())),
-            seconds(|| drop(grad_weight())),
-        ];
-        println!(
-            "{:18} GFLOP/s: {:?}, % of the peak: {:?}",
-            l.name,
-            rates.map(|s| (flops as f64 / s / 1e9).round()),
-            rates.map(|s| (100.0 * flops as f64 / s / peak).round())
-        );
-        let mut group = c.benchmark_group(l.name);
-        group
-            .sample_size(10)
-            .throughput(Throughput::Elements(flops as u64));
-        group.bench_function("forward", |b| b.iter(|| black_box(forward())));
-        group.bench_function("grad_input", |b| b.iter(|| black_box(grad_input())));
-        group.bench_function("grad_weight", |b| b.iter(|| black_box(grad_weight())));
+        for precision in [Precision::Full, Precision::Bf16] {
+            if precision.is_available() {
+                convolution(c, l, precision, peak);
+            }
+        }
     }
+}
+
+fn convolution(c: &mut Criterion, l: &Layer, precision: Precision, peak: f64) {
+    let g = Conv3dGeometry::same(l.kernel, l.stride);
+    let [d, h, w] = l.size;
+    let x = random(&[1, d, h, w, l.ci]);
+    let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
+    let forward =
+        || conv3d::forward_plain(&[Input::from(&x)], &weight, g, precision).expect("shapes fit");
+    let y = forward();
+    let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
+    let grad_input = || {
+        conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, precision).expect("shapes fit")
+    };
+    let grad_weight =
+        || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, precision).expect("shapes fit");
+    let rates = [
+        seconds(|| drop(forward())),
+        seconds(|| drop(grad_input())),
+        seconds(|| drop(grad_weight())),
+    ];
+    let name = match precision {
+        Precision::Full => l.name.to_owned(),
+        Precision::Bf16 => format!("{} bf16", l.name),
+    };
+    println!(
+        "{name:22} ms: {:6.2?}, GFLOP/s: {:?}, % of the f32 peak: {:?}",
+        rates.map(|s| s * 1e3),
+        rates.map(|s| (flops as f64 / s / 1e9).round()),
+        rates.map(|s| (100.0 * flops as f64 / s / peak).round())
+    );
+    let mut group = c.benchmark_group(name);
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements(flops as u64));
+    group.bench_function("forward", |b| b.iter(|| black_box(forward())));
+    group.bench_function("grad_input", |b| b.iter(|| black_box(grad_input())));
+    group.bench_function("grad_weight", |b| b.iter(|| black_box(grad_weight())));
 }
 
 fn transposed(c: &mut Criterion) {

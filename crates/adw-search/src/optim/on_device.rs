@@ -98,6 +98,9 @@ pub(super) fn sgd(
     lr: f64,
     factor: &Scale,
 ) -> Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
     let (uploaded, (_kept, factor)) = (Uploaded::new(rt, entries)?, scale(rt, factor)?);
     // SAFETY: the entries' tensors have been checked, and a gradient's shape is that of its parameter.
     unsafe { cuda::sgd(rt, &uploaded.list(), config, lr, factor)? };

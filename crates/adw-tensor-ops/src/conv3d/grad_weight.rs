@@ -14,12 +14,10 @@ use super::tile::{
 };
 use super::{Conv3dGeometry, Means, winograd};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, same};
+use super::{amx, of_f32, same};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
-#[cfg(target_arch = "x86_64")]
-use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of the panel of input rows.
@@ -43,19 +41,13 @@ impl<T: Element> GradWeight<'_, T> {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
-    /// This job, if it is one in f32.
-    #[cfg(target_arch = "x86_64")]
-    fn as_f32(&self) -> Option<&GradWeight<'_, f32>> {
-        let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
-        // SAFETY: T is f32, so both are one type.
-        is_f32.then(|| unsafe { &*std::ptr::from_ref(self).cast() })
-    }
-
     /// `[co][ci][kd][kh][kw]`
     pub(crate) fn run(&self) -> Vec<T> {
         #[cfg(target_arch = "x86_64")]
-        if let (Some(amx), Some(job)) = (self.means.amx, self.as_f32())
-            && amx::grad_weight::applies(job)
+        // SAFETY: the job is one of `T`.
+        if let (Some(amx), Some(job)) = (self.means.amx, unsafe {
+            of_f32::<T, _, GradWeight<f32>>(self)
+        }) && amx::grad_weight::applies(job)
         {
             return same(amx::grad_weight::run(amx, job));
         }
@@ -108,55 +100,69 @@ impl<T: Element> GradWeight<'_, T> {
         };
         let sums = Partials {
             taps: kd * kh * kw,
-            ci,
-            ci_pitch: ci,
-            co,
-            co_pitch: co_padded,
+            rows: ci,
+            row_pitch: ci,
+            columns: co,
+            column_pitch: co_padded,
+            rows_are_outputs: false,
         };
         sums.join(&partials)
     }
 }
 
-/// Partial sums of a weight gradient, each `[tap][ci_pitch][co_pitch]`.
+/// Partial sums of a weight gradient, each `[tap][row_pitch][column_pitch]`: rows are channels of the one map, columns of
+/// the other.
 #[derive(Clone, Copy)]
 pub(super) struct Partials {
     pub(super) taps: usize,
-    pub(super) ci: usize,
-    pub(super) ci_pitch: usize,
-    pub(super) co: usize,
-    pub(super) co_pitch: usize,
+    pub(super) rows: usize,
+    pub(super) row_pitch: usize,
+    pub(super) columns: usize,
+    pub(super) column_pitch: usize,
+    /// Whether rows are output channels; else columns are.
+    pub(super) rows_are_outputs: bool,
 }
 
 impl Partials {
     /// Elements of one of them.
     pub(super) fn len(&self) -> usize {
-        self.taps * self.ci_pitch * self.co_pitch
+        self.taps * self.row_pitch * self.column_pitch
     }
 
     /// Their sum in their order, in the tensor's order `[co][ci][tap]`.
     pub(super) fn join<T: Element>(&self, partials: &[T]) -> Vec<T> {
-        let Self { taps, ci, co, .. } = *self;
-        // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
+        let Self {
+            taps,
+            rows,
+            columns,
+            ..
+        } = *self;
+        // SAFETY: (row, column, tap) runs over all elements of the gradient, once each.
         unsafe {
-            filled(co * ci * taps, |out: SharedOut<T>| {
-                (0..ci)
+            filled(rows * columns * taps, |out: SharedOut<T>| {
+                (0..rows)
                     .into_par_iter()
-                    .for_each_init(Vec::new, |by_channel, ci_idx| {
-                        by_channel.clear();
-                        by_channel.resize(co * taps, T::ZERO);
+                    .for_each_init(Vec::new, |by_column, row| {
+                        by_column.clear();
+                        by_column.resize(columns * taps, T::ZERO);
                         for tap in 0..taps {
-                            let row = (tap * self.ci_pitch + ci_idx) * self.co_pitch;
+                            let at = (tap * self.row_pitch + row) * self.column_pitch;
                             for partial in partials.chunks_exact(self.len()) {
-                                let partial = &partial[row..][..co];
+                                let partial = &partial[at..][..columns];
                                 for (sum, &x) in
-                                    by_channel[tap..].iter_mut().step_by(taps).zip(partial)
+                                    by_column[tap..].iter_mut().step_by(taps).zip(partial)
                                 {
                                     *sum += x;
                                 }
                             }
                         }
-                        for (co_idx, taps_of) in by_channel.chunks_exact(taps).enumerate() {
-                            let dst = out.ptr().add((co_idx * ci + ci_idx) * taps);
+                        for (column, taps_of) in by_column.chunks_exact(taps).enumerate() {
+                            let at = if self.rows_are_outputs {
+                                row * columns + column
+                            } else {
+                                column * rows + row
+                            };
+                            let dst = out.ptr().add(at * taps);
                             dst.copy_from_nonoverlapping(taps_of.as_ptr(), taps);
                         }
                     });

@@ -9,6 +9,7 @@
 //! threads.
 
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use std::ops::Range;
 
 /// Where one run of `k` begins in the operands.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +61,31 @@ pub(crate) const fn max_rows<S: Simd>(vectors: usize) -> usize {
 }
 
 /// Splits `n` into parts of at most `max` that differ by at most one.
-pub(super) fn balanced(
-    n: usize,
-    max: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+pub(super) fn balanced(n: usize, max: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let parts = n.div_ceil(max);
     (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
+}
+
+/// Output rows of one sample: what one task computes.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    pub(super) batch_idx: usize,
+    pub(super) d: Range<usize>,
+    pub(super) h: Range<usize>,
+}
+
+/// The rows `d` x `h` of every sample, in blocks of at most `nd` x `nh`.
+pub(super) fn row_blocks(batch: usize, [d, h]: [usize; 2], [nd, nh]: [usize; 2]) -> Vec<Rows> {
+    let mut blocks = Vec::new();
+    for batch_idx in 0..batch {
+        for d in balanced(d, nd) {
+            for h in balanced(h, nh) {
+                let d = d.clone();
+                blocks.push(Rows { batch_idx, d, h });
+            }
+        }
+    }
+    blocks
 }
 
 /// # Safety
@@ -170,6 +190,36 @@ pub(crate) struct Norm<'a, T> {
     pub(crate) scale: &'a [T],
     pub(crate) shift: &'a [T],
     pub(crate) slope: T,
+}
+
+/// Channels `first..first + len` of what a pass reads, at most one vector of them, all from one map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lanes {
+    pub(super) source: usize,
+    /// Within the source.
+    pub(super) first_of_source: usize,
+    /// Among the channels of all sources.
+    pub(super) first: usize,
+    pub(super) len: usize,
+}
+
+/// All channels of maps that lie side by side, cut into vectors.
+pub(super) fn lanes_of<T>(sources: &[Source<T>], lanes: usize) -> Vec<Lanes> {
+    let mut all = Vec::new();
+    let mut first = 0;
+    for (source, s) in sources.iter().enumerate() {
+        for first_of_source in (0..s.channels).step_by(lanes) {
+            let len = lanes.min(s.channels - first_of_source);
+            all.push(Lanes {
+                source,
+                first_of_source,
+                first,
+                len,
+            });
+            first += len;
+        }
+    }
+    all
 }
 
 /// Writes one image row (voxels `0..width`, the channels of all sources side by side) to `dst`, with `before` voxels of

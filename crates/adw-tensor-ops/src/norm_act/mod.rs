@@ -317,15 +317,13 @@ pub fn weighted_sum(
             what: "no map to sum, expected at least one".into(),
         });
     };
-    if let Some(weights) = weights {
-        if weights.dims() != [maps.len()] {
-            return Err(Error::Shape {
-                op: OP,
-                what: "weights",
-                got: weights.shape().clone(),
-                expected: format!("[{}], one weight per map", maps.len()),
-            });
-        }
+    if let Some(weights) = weights.filter(|w| w.dims() != [maps.len()]) {
+        return Err(Error::Shape {
+            op: OP,
+            what: "weights",
+            got: weights.shape().clone(),
+            expected: format!("[{}], one weight per map", maps.len()),
+        });
     }
     for (y, _) in maps {
         if y.dims() != first.dims() {

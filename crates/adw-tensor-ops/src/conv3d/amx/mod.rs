@@ -18,21 +18,19 @@
 pub(super) mod correlate;
 pub(super) mod grad_weight;
 
-use crate::conv3d::tile::Source;
+use crate::conv3d::tile::{Lanes, Source, lanes_of};
 use std::arch::asm;
 use std::arch::x86_64::{
     __cpuid_count, __m256i, __m512, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh,
     _mm512_maskz_loadu_ps,
 };
-use std::mem::transmute;
+use std::mem::{offset_of, transmute};
 use std::sync::OnceLock;
 
 /// Rows of a tile.
 const ROWS: usize = 16;
 /// Factors in a row of a tile.
 const DEPTH: usize = 32;
-/// Elements of a tile of factors.
-const TILE: usize = ROWS * DEPTH;
 
 /// The matrix unit, which this processor has and this process may use.
 #[derive(Clone, Copy, Debug)]
@@ -118,21 +116,42 @@ impl Drop for Started {
     }
 }
 
-/// Where a run of factors of the left operand begins, for the first and the second tile of rows.
-#[repr(C)]
+/// 32 factors: a row of a tile, and a line of the cache, of which a row that is not aligned would take two.
 #[derive(Clone, Copy)]
-struct Rows {
-    first: *const u16,
-    second: *const u16,
+#[repr(C, align(64))]
+struct Line([u16; DEPTH]);
+
+impl Line {
+    const ZERO: Self = Self([0; DEPTH]);
+}
+
+/// The factors of lines one after the other.
+fn factors(lines: &mut [Line]) -> &mut [u16] {
+    // SAFETY: a line is 32 factors and nothing else.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * DEPTH) }
+}
+
+/// Where a segment of the sum begins, in bytes behind the operands' first rows.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Segment {
+    a: usize,
+    b: usize,
 }
 
 /// One product of up to two tiles of rows by up to two of columns.
 struct Product<'a> {
-    rows: &'a [Rows],
-    /// Bytes from row to row of the left operand.
-    row_bytes: usize,
-    /// Tiles of the right operand, one per segment and step, in this order.
-    columns: [*const u16; 2],
+    /// Left operand: the first row.
+    a: *const u16,
+    /// Bytes from row to row.
+    a_row: usize,
+    /// Bytes to the second tile of rows.
+    a_tile: usize,
+    /// Right operand: one tile per step, in this order.
+    b: *const Line,
+    /// Bytes to the second tile of columns.
+    b_tile: usize,
+    segments: &'a [Segment],
     /// Of every segment.
     steps: usize,
     /// Sums of the first row, first column; the second tile of columns is 16 further, that of rows 16 rows.
@@ -148,7 +167,7 @@ macro_rules! product_kernel {
         /// # Safety
         /// The unit is set up on this thread; all addresses of the product are valid, for whole tiles.
         unsafe fn $name(p: &Product) {
-            let end = p.rows.as_ptr_range().end;
+            let segments = p.segments.as_ptr_range();
             // SAFETY: as the caller vouches. The compiler has no use of its own for the tiles.
             unsafe {
                 if p.accumulate {
@@ -160,8 +179,14 @@ macro_rules! product_kernel {
                 asm!(
                     "2:",
                     "mov {a0}, [{segment}]",
-                    "mov {a1}, [{segment} + 8]",
-                    "mov {step}, {steps}",
+                    "mov {b0}, [{segment} + 8]",
+                    "add {a0}, [{p} + {a}]",
+                    "add {b0}, [{p} + {b}]",
+                    "mov {a1}, [{p} + {a_tile}]",
+                    "mov {b1}, [{p} + {b_tile}]",
+                    "add {a1}, {a0}",
+                    "add {b1}, {b0}",
+                    "mov {step}, [{p} + {steps}]",
                     "3:",
                     $($load,)*
                     $($multiply,)*
@@ -176,14 +201,19 @@ macro_rules! product_kernel {
                     "jne 2b",
                     a0 = out(reg) _,
                     a1 = out(reg) _,
+                    b0 = out(reg) _,
+                    b1 = out(reg) _,
                     step = out(reg) _,
-                    segment = inout(reg) p.rows.as_ptr() => _,
-                    end = in(reg) end,
-                    steps = in(reg) p.steps,
-                    b0 = inout(reg) p.columns[0] => _,
-                    b1 = inout(reg) p.columns[1] => _,
-                    a_pitch = in(reg) p.row_bytes,
+                    segment = inout(reg) segments.start => _,
+                    end = in(reg) segments.end,
+                    p = in(reg) p,
+                    a_pitch = in(reg) p.a_row,
                     b_pitch = in(reg) 64usize,
+                    a = const offset_of!(Product<'static>, a),
+                    b = const offset_of!(Product<'static>, b),
+                    a_tile = const offset_of!(Product<'static>, a_tile),
+                    b_tile = const offset_of!(Product<'static>, b_tile),
+                    steps = const offset_of!(Product<'static>, steps),
                     options(nostack),
                 );
                 asm!($($last,)* c0 = in(reg) p.sums, c1 = in(reg) p.sums.byte_add(ROWS * p.sum_bytes),
@@ -231,7 +261,7 @@ impl Started {
     /// All addresses of the product are valid, for whole tiles; there are segments and steps.
     #[allow(clippy::unused_self)] // The value is the proof that the unit is set up.
     unsafe fn multiply(&self, row_tiles: usize, column_tiles: usize, p: &Product) {
-        debug_assert!(!p.rows.is_empty() && p.steps > 0);
+        debug_assert!(!p.segments.is_empty() && p.steps > 0);
         // SAFETY: the unit is set up as long as `self` exists; the rest as the caller vouches.
         unsafe {
             match (row_tiles, column_tiles) {
@@ -242,6 +272,19 @@ impl Started {
             }
         }
     }
+}
+
+/// The cheapest block of at most `d` x `h` rows among those that are allowed, one row if none is.
+fn cheapest_block(
+    [d, h]: [usize; 2],
+    is_allowed: impl Fn([usize; 2]) -> bool,
+    cost: impl Fn([usize; 2]) -> usize,
+) -> [usize; 2] {
+    let blocks = (1..=d).flat_map(|nd| (1..=h).map(move |nh| [nd, nh]));
+    blocks
+        .filter(|&block| is_allowed(block))
+        .min_by_key(|&block| cost(block))
+        .unwrap_or([1, 1])
 }
 
 /// 16 values, rounded to the nearest bf16.
@@ -274,28 +317,33 @@ unsafe fn store_first(p: *mut u16, x: __m256i, n: usize) {
     unsafe { _mm256_mask_storeu_epi16(p.cast(), ((1u32 << n) - 1) as u16, x) }
 }
 
-/// One vector of channels of one map, and how it is normalised.
+/// At most a vector of channels of one map, which no tile of 16 channels cuts in two, and how they are normalised.
 struct Channels<'a> {
     source: &'a Source<'a, f32>,
-    /// Within the source.
-    first: usize,
-    len: usize,
-    /// Among the channels of all sources.
-    at: usize,
+    lanes: Lanes,
     norm: Option<(__m512, __m512, __m512)>,
 }
 
-/// All channels of maps that lie side by side, cut into vectors.
+/// All channels of maps that lie side by side.
 #[target_feature(enable = "avx512f")]
 fn channels<'a>(sources: &'a [Source<'a, f32>], batch_idx: usize) -> Vec<Channels<'a>> {
     use std::arch::x86_64::_mm512_set1_ps;
     let mut all = Vec::new();
-    let mut at = 0;
-    for source in sources {
-        for first in (0..source.channels).step_by(16) {
-            let len = (source.channels - first).min(16);
+    for whole in lanes_of(sources, ROWS) {
+        let head = whole.len.min(ROWS - whole.first % ROWS);
+        for (skip, len) in [(0, head), (head, whole.len - head)] {
+            if len == 0 {
+                continue;
+            }
+            let lanes = Lanes {
+                first_of_source: whole.first_of_source + skip,
+                first: whole.first + skip,
+                len,
+                ..whole
+            };
+            let source = &sources[lanes.source];
             let norm = source.norm.map(|norm| {
-                let i = batch_idx * source.channels + first;
+                let i = batch_idx * source.channels + lanes.first_of_source;
                 let (scale, shift) = (&norm.scale[i..][..len], &norm.shift[i..][..len]);
                 // SAFETY: the slices are that long.
                 unsafe {
@@ -308,12 +356,9 @@ fn channels<'a>(sources: &'a [Source<'a, f32>], batch_idx: usize) -> Vec<Channel
             });
             all.push(Channels {
                 source,
-                first,
-                len,
-                at,
+                lanes,
                 norm,
             });
-            at += len;
         }
     }
     all
@@ -327,9 +372,14 @@ impl Channels<'_> {
         use std::arch::x86_64::{
             _CMP_GT_OQ, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_mask_mul_ps, _mm512_setzero_ps,
         };
-        let values = &self.source.data[voxel * self.source.channels + self.first..][..self.len];
+        let Lanes {
+            first_of_source,
+            len,
+            ..
+        } = self.lanes;
+        let values = &self.source.data[voxel * self.source.channels + first_of_source..][..len];
         // SAFETY: the slice is that long.
-        let x = unsafe { load_first(values.as_ptr(), self.len) };
+        let x = unsafe { load_first(values.as_ptr(), len) };
         match self.norm {
             None => x,
             Some((scale, shift, slope)) => {

@@ -1,11 +1,11 @@
 //! Forward pass and input gradient.
 
 use super::{
-    Block, InputTransform, Lanes, PLANE, Tiling, lanes_of, load_up_to, output_transform,
-    pack_panel, pays, store_up_to, tile_len, transform_tiles,
+    Block, InputTransform, PLANE, Tiling, load_up_to, output_transform, pack_panel, pays,
+    store_up_to, tile_len, transform_tiles,
 };
 use crate::conv3d::correlate::{Axis, Correlation, PackedWeight, WeightForm};
-use crate::conv3d::tile::{Operands, Segment, balanced, max_rows, run_tile};
+use crate::conv3d::tile::{Lanes, Operands, Segment, balanced, lanes_of, max_rows, run_tile};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use crate::simd::{Element, Kernel, Simd, dispatch};

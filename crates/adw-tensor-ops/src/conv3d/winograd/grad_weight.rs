@@ -5,12 +5,12 @@
 //! sum, so the bits do not depend on the number of threads.
 
 use super::{
-    Block, InputTransform, OutputAdjoint, PLANE, Tiling, lanes_of, pack_panel, pays, tile_len,
+    Block, InputTransform, OutputAdjoint, PLANE, Tiling, pack_panel, pays, tile_len,
     transform_tiles,
 };
 use crate::conv3d::grad_weight::GradWeight;
 use crate::conv3d::tile::{
-    Operands, Segment, balanced, max_rows, max_vectors, run_tile, vector_shape,
+    Operands, Segment, balanced, lanes_of, max_rows, max_vectors, run_tile, vector_shape,
 };
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};

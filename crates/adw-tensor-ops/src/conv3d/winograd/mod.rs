@@ -23,7 +23,7 @@ pub(super) mod correlate;
 pub(super) mod grad_weight;
 
 use super::Algorithm;
-use super::tile::{Source, balanced, inside, overlap};
+use super::tile::{Lanes, Source, balanced, inside, overlap};
 use crate::simd::{Element, Simd};
 use std::ops::Range;
 
@@ -263,36 +263,6 @@ fn output_transform<S: Simd>(m: [S::Vector; 4]) -> [S::Vector; 2] {
         S::add(S::add(m[0], m[1]), m[2]),
         S::add(S::sub(m[1], m[2]), m[3]),
     ]
-}
-
-/// Channels `first..first + len` of what a pass reads, at most one vector of them, all from one map.
-#[derive(Clone, Copy, Debug)]
-struct Lanes {
-    source: usize,
-    /// Within the source.
-    first_of_source: usize,
-    /// Among the channels of all sources.
-    first: usize,
-    len: usize,
-}
-
-/// All channels of maps that lie side by side, cut into vectors.
-fn lanes_of<T>(sources: &[Source<T>], lanes: usize) -> Vec<Lanes> {
-    let mut all = Vec::new();
-    let mut first = 0;
-    for (source, s) in sources.iter().enumerate() {
-        for first_of_source in (0..s.channels).step_by(lanes) {
-            let len = lanes.min(s.channels - first_of_source);
-            all.push(Lanes {
-                source,
-                first_of_source,
-                first,
-                len,
-            });
-            first += len;
-        }
-    }
-    all
 }
 
 /// A zero-padded copy of the part of maps that a block's tiles read: `[vector of channels][D][H][W][lane]`.
