@@ -25,7 +25,7 @@ pub(crate) struct Cuda {
 const LIBRARIES: [&str; 2] = ["libcublas.so", "libcurand.so"];
 
 /// Why there is no CUDA build; each is a sentence's end.
-fn look(driver: Option<PathBuf>, nvcc: Option<PathBuf>) -> Result<Cuda, String> {
+fn look(driver: Option<&Path>, nvcc: Option<&Path>) -> Result<Cuda, String> {
     if driver.is_none() {
         return Err("there is no NVIDIA driver (libcuda.so.1) here".into());
     }
@@ -35,7 +35,7 @@ fn look(driver: Option<PathBuf>, nvcc: Option<PathBuf>) -> Result<Cuda, String> 
         );
     };
     // Through links such as /usr/local/cuda, or /usr/bin/nvcc.
-    let nvcc = nvcc.canonicalize().unwrap_or(nvcc);
+    let nvcc = nvcc.canonicalize().unwrap_or(nvcc.to_owned());
     let home = nvcc.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
     let folders = [
         "lib64",
@@ -77,7 +77,9 @@ fn find_driver() -> Option<PathBuf> {
 /// # Errors
 /// A CUDA device is asked for, and something that its build needs is missing.
 pub(crate) fn choose(device: Option<&str>) -> Result<Option<Cuda>> {
-    decide(device, || look(find_driver(), find_nvcc()))
+    decide(device, || {
+        look(find_driver().as_deref(), find_nvcc().as_deref())
+    })
 }
 
 fn decide(
@@ -165,8 +167,8 @@ mod tests {
             fs::create_dir_all(file.parent().expect("a parent")).expect("a folder");
             fs::write(file, "").expect("a file");
         }
-        let why = |driver: Option<&PathBuf>, nvcc: Option<&PathBuf>| {
-            look(driver.cloned(), nvcc.cloned()).expect_err("something is missing")
+        let why = |driver: Option<&Path>, nvcc: Option<&Path>| {
+            look(driver, nvcc).expect_err("something is missing")
         };
         assert!(why(None, Some(&nvcc)).contains("no NVIDIA driver"));
         assert!(why(Some(&driver), None).contains("set CUDA_HOME"));
@@ -175,7 +177,7 @@ mod tests {
         for name in LIBRARIES {
             fs::write(home.join("lib64").join(name), "").expect("a file");
         }
-        let found = look(Some(driver), Some(nvcc)).expect("all is there");
+        let found = look(Some(&driver), Some(&nvcc)).expect("all is there");
         assert_eq!(found.libraries.file_name(), Some("lib64".as_ref()));
     }
 

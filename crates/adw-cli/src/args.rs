@@ -167,7 +167,7 @@ pub(crate) struct ModelArgs {
     /// Distance of neighbouring windows as a fraction of the patch
     #[arg(long, default_value_t = 0.5)]
     pub(crate) step: f64,
-    /// Multiply in bfloat16, on processors with a matrix unit (Intel AMX); models of any training may be used so
+    /// Multiply in bfloat16: on CUDA devices, and on processors with a matrix unit (Intel AMX); models of any training may be used so
     #[arg(long)]
     pub(crate) bf16: bool,
     /// Apply what `adw postprocess` found
@@ -361,9 +361,12 @@ pub(crate) struct BenchStepArgs {
     /// Where the width gate stands
     #[arg(long, value_enum, default_value = "pre_norm")]
     pub(crate) mask: Mask,
-    /// Multiply in bfloat16, on processors with a matrix unit (Intel AMX)
+    /// Multiply in bfloat16: on CUDA devices, and on processors with a matrix unit (Intel AMX)
     #[arg(long)]
     pub(crate) bf16: bool,
+    /// On a CUDA device: for every kernel of a pass, what it has to move and to compute, and the least time that takes
+    #[arg(long)]
+    pub(crate) kernels: bool,
     /// Passes to time [default: all]
     #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
     pub(crate) passes: Vec<Pass>,

@@ -12,6 +12,7 @@ use candle_core::cuda_backend::{CudaDType, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
 
+use crate::work::Recorder;
 use crate::{Address, Buffer, Error, Launch, Module, Params, Result, Runtime};
 
 /// Dynamic shared memory that a kernel may use without asking.
@@ -22,6 +23,7 @@ pub struct CudaRuntime {
     device: CudaDevice,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<&'static str, Function>>,
+    recorder: Mutex<Option<Recorder>>,
 }
 
 #[derive(Clone)]
@@ -124,6 +126,7 @@ impl CudaRuntime {
                 device: device.clone(),
                 modules: Mutex::default(),
                 functions: Mutex::default(),
+                recorder: Mutex::default(),
             })
         };
         all.entry(device.id()).or_insert_with(new).clone()
@@ -135,6 +138,12 @@ impl CudaRuntime {
             Device::Cuda(device) => Some(Self::of(device)),
             _ => None,
         }
+    }
+
+    /// Records the work of all launches from now on; gives what was recorded until now, if something was.
+    pub fn record(&self, recorder: Option<Recorder>) -> Option<Recorder> {
+        let mut current = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, recorder)
     }
 
     /// Its device.
@@ -368,6 +377,10 @@ impl Runtime for CudaRuntime {
         };
         // SAFETY: as the caller vouches.
         unsafe { builder.launch(config) }.map_err(|e| fail(driver_says(e)))?;
+        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorder) = &mut *recorder {
+            recorder.record(launch.kernel, &launch.work);
+        }
         Ok(())
     }
 }

@@ -69,13 +69,16 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));
 
-    let mut seconds = Map::new();
+    if args.kernels && !device.is_cuda() {
+        bad_input!("--kernels: the kernels are those of a CUDA device; see --device");
+    }
+    let (mut seconds, mut tables) = (Map::new(), Vec::new());
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
     for pass in [Pass::Inference, Pass::Weights, Pass::Arch] {
         if !wanted(pass) {
             continue;
         }
-        let median = median_seconds(args.warmup, args.repeats, || {
+        let mut work = || {
             match pass {
                 Pass::Inference => drop(net.forward(&batch.x, &no_noise)?),
                 Pass::Weights => {
@@ -87,8 +90,12 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
             }
             // Launches return before they have run.
             Ok(device.synchronize()?)
-        })?;
+        };
+        let median = median_seconds(args.warmup, args.repeats, &mut work)?;
         seconds.insert(pass.key().into(), json!(median));
+        if args.kernels {
+            tables.push((pass.key(), kernel_floors(&device, &mut work)?));
+        }
     }
     if let (Some(weights), Some(arch)) = (
         seconds.get("weight_pass").and_then(Value::as_f64),
@@ -97,7 +104,26 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
     report(args, seconds, &device);
+    for (pass, table) in tables {
+        say(&format!("\n{pass}, floors of an H100:\n\n{table}"));
+    }
     Ok(())
+}
+
+/// A table of the launches of `work`.
+fn kernel_floors(device: &Device, work: &mut impl FnMut() -> Result<()>) -> Result<String> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        use adw_cuda::work::{Machine, Recorder};
+        let rt = adw_cuda::device::CudaRuntime::of(cuda);
+        rt.record(Some(Recorder::new(Machine::H100)));
+        let done = work();
+        let recorded = rt.record(None);
+        done?;
+        return Ok(recorded.map_or(String::new(), |r| r.to_markdown()));
+    }
+    let _ = (device, work);
+    Ok(String::new())
 }
 
 /// Where the network is: transfers are not what is timed.

@@ -135,7 +135,7 @@ impl Optimizer for Adam {
         if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
-        let scale = scale.known()?;
+        let scale = scale.known();
         let AdamConfig { beta1, beta2, eps } = self.config;
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };

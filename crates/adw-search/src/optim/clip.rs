@@ -67,15 +67,14 @@ pub fn clip(
 
 impl Scale {
     /// The number, for parameters on the host.
-    pub(super) fn known(&self) -> Result<f64> {
+    ///
+    /// # Panics
+    /// If it is on a device: then the parameters are, too.
+    pub(super) fn known(&self) -> f64 {
         match self {
-            Self::Known(scale) => Ok(*scale),
+            Self::Known(scale) => *scale,
             #[cfg(feature = "cuda")]
-            Self::OnDevice(_) => Err(crate::Error::Shape {
-                what: "gradients".into(),
-                expected: "the device of their parameters".into(),
-                got: "a CUDA device".into(),
-            }),
+            Self::OnDevice(_) => panic!("gradients on a CUDA device, parameters on the host"),
         }
     }
 }

@@ -94,7 +94,7 @@ impl Optimizer for Sgd {
         if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
-        let scale = scale.known()?;
+        let scale = scale.known();
         let SgdConfig {
             momentum,
             weight_decay,
