@@ -1,7 +1,7 @@
 //! The CUDA kernels, in builds with CUDA.
 
 fn main() {
-    adw_cuda::compile::kernels(&[
+    adw_cuda_build::kernels(&[
         "src/augment/augment.cu",
         "src/conv3d/conv3d.cu",
         "src/gumbel_softmax/gumbel_softmax.cu",

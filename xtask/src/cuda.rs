@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use adw_cuda::compile::find_nvcc;
+use adw_cuda_build::find_nvcc;
 use anyhow::Result;
 
 use crate::{UsageError, dataset::workspace};

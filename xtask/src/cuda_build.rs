@@ -314,7 +314,7 @@ impl Build {
 
     /// The kernels of the workspace for the host, each source in a library of its own.
     fn compile_kernels(&self) -> Result<()> {
-        let include = workspace().join("crates/adw-cuda/include");
+        let include = workspace().join("crates/adw-cuda-build/include");
         let headers = ["device.cuh", "emulate.h"].map(|h| include.join(h));
         let mut jobs = Vec::new();
         for source in sources(&workspace().join("crates"))? {

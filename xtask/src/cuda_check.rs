@@ -106,16 +106,7 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
 
 /// The toolkit's compiler: that of the machine, else one in the target folder, fetched once.
 pub(crate) fn find_nvcc() -> Result<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os)
-        .map(PathBuf::from);
-    let in_path = env::var_os("PATH").unwrap_or_default();
-    let candidates = homes
-        .map(|home| home.join("bin/nvcc"))
-        .chain(env::split_paths(&in_path).map(|folder| folder.join("nvcc")))
-        .chain([PathBuf::from("/usr/local/cuda/bin/nvcc")]);
-    if let Some(nvcc) = candidates.into_iter().find(|nvcc| nvcc.is_file()) {
+    if let Some(nvcc) = adw_cuda_build::find_nvcc() {
         return Ok(nvcc);
     }
     let folder = workspace().join("target/cuda-toolkit");
@@ -165,7 +156,7 @@ fn compile(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>>
         .args(["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"])
         .arg(format!("-arch={architecture}"))
         .arg("-I")
-        .arg(workspace().join("crates/adw-cuda/include"))
+        .arg(workspace().join("crates/adw-cuda-build/include"))
         .arg(source)
         .arg("-o")
         .arg(if cfg!(windows) { "NUL" } else { "/dev/null" })

@@ -1,5 +1,5 @@
 // A CUDA driver whose devices are the host: what candle and cudarc ask of libcuda.so.1, with this workspace's kernels run
-// by ../include/emulate.h. The program that was built for a GPU runs on it unchanged, on a machine that has none.
+// by ../../adw-cuda-build/include/emulate.h. The program that was built for a GPU runs on it unchanged, on a machine that has none.
 //
 // Device memory is host memory between guards, filled with not-a-number before its first use and after its last; memory
 // that was freed lies idle for a while. So code that reads what was never written, or was freed, computes nonsense that

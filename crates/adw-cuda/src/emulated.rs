@@ -12,7 +12,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use libloading::Library;
 
-use crate::{Address, Buffer, Error, HEADERS, Launch, Module, Params, Result, Runtime, bytes_of};
+use adw_cuda_build::HEADERS;
+
+use crate::{Address, Buffer, Error, Launch, Module, Params, Result, Runtime, bytes_of};
 
 /// Bytes before and after a buffer that no kernel may change.
 const GUARD: usize = 256;

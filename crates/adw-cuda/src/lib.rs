@@ -1,8 +1,6 @@
 //! CUDA kernels as values: what is launched, with how many blocks, on which arguments; and what launches them.
 #![doc = include_str!("../README.md")]
 
-#[cfg(feature = "compile")]
-pub mod compile;
 #[cfg(feature = "cuda")]
 pub mod device;
 #[cfg(feature = "emulated")]
@@ -23,7 +21,7 @@ pub struct Module {
 }
 
 /// The [`Module`] of a file `NAME.cu` beside the calling one. The calling package has a feature `cuda` and, for it, a
-/// build script that calls [`compile::kernels`](crate::compile).
+/// build script that calls `adw_cuda_build::kernels`.
 #[macro_export]
 macro_rules! module {
     ($name:literal) => {
@@ -42,12 +40,6 @@ macro_rules! module {
         }
     };
 }
-
-/// The file that every kernel source includes, by its name there.
-pub const HEADERS: [(&str, &str); 2] = [
-    ("device.cuh", include_str!("../include/device.cuh")),
-    ("emulate.h", include_str!("../include/emulate.h")),
-];
 
 /// Plain memory that a kernel takes as its one argument, or that lies in a device's buffers.
 ///

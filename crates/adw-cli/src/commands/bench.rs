@@ -72,7 +72,9 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     if args.kernels && !device.is_cuda() {
         bad_input!("--kernels: the kernels are those of a CUDA device; see --device");
     }
-    let (mut seconds, mut tables) = (Map::new(), Vec::new());
+    let mut seconds = Map::new();
+    #[cfg(feature = "cuda")]
+    let mut tables = Vec::new();
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
     for pass in [Pass::Inference, Pass::Weights, Pass::Arch] {
         if !wanted(pass) {
@@ -93,6 +95,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         };
         let median = median_seconds(args.warmup, args.repeats, &mut work)?;
         seconds.insert(pass.key().into(), json!(median));
+        #[cfg(feature = "cuda")]
         if args.kernels {
             tables.push((pass.key(), kernel_floors(&device, &mut work)?));
         }
@@ -104,6 +107,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
     report(args, seconds, &device);
+    #[cfg(feature = "cuda")]
     for (pass, table) in tables {
         say(&format!("\n{pass}, floors of an H100:\n\n{table}"));
     }
@@ -111,19 +115,21 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
 }
 
 /// A table of the launches of `work`.
+#[cfg(feature = "cuda")]
 fn kernel_floors(device: &Device, work: &mut impl FnMut() -> Result<()>) -> Result<String> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device {
-        use adw_cuda::work::{Machine, Recorder};
-        let rt = adw_cuda::device::CudaRuntime::of(cuda);
-        rt.record(Some(Recorder::new(Machine::H100)));
-        let done = work();
-        let recorded = rt.record(None);
-        done?;
-        return Ok(recorded.map_or(String::new(), |r| r.to_markdown()));
-    }
-    let _ = (device, work);
-    Ok(String::new())
+    use adw_cuda::{
+        device::CudaRuntime,
+        work::{Machine, Recorder},
+    };
+    let Device::Cuda(cuda) = device else {
+        return Ok(String::new());
+    };
+    let rt = CudaRuntime::of(cuda);
+    rt.record(Some(Recorder::new(Machine::H100)));
+    let done = work();
+    let recorded = rt.record(None);
+    done?;
+    Ok(recorded.map_or(String::new(), |r| r.to_markdown()))
 }
 
 /// Where the network is: transfers are not what is timed.

@@ -1,10 +1,17 @@
 //! Kernels compiled by nvcc, for build scripts.
+//!
+//! A package of its own, without features: cargo gives a build dependency the features of a normal one of the same name,
+//! and candle's CUDA kernels would be compiled twice.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::HEADERS;
+/// The files that every kernel source includes, by their names there.
+pub const HEADERS: [(&str, &str); 2] = [
+    ("device.cuh", include_str!("../include/device.cuh")),
+    ("emulate.h", include_str!("../include/emulate.h")),
+];
 
 /// Machine code for A100 and H100, and code that the driver compiles for what comes later.
 const TARGETS: [&str; 3] = [
@@ -28,7 +35,7 @@ pub fn find_nvcc() -> Option<PathBuf> {
 }
 
 /// For a `build.rs`: with the package's feature `cuda`, compiles every source to `OUT_DIR/NAME.fatbin`, where
-/// [`module!`](crate::module) finds it.
+/// `adw_cuda::module!` finds it.
 ///
 /// # Panics
 /// If there is no nvcc, or a source does not compile: the build's error message.
