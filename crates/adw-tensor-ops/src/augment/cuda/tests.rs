@@ -89,9 +89,9 @@ fn check(what: &str, samples: &[DrawnTransforms], size: [usize; 3], tolerance: f
     }
 }
 
-fn noise(position: u64) -> Option<(f32, NoiseStream)> {
+fn noise(position: u64) -> (f32, NoiseStream) {
     let key = std::array::from_fn(|i| i as u8 * 7 + 1);
-    Some((0.1, NoiseStream { key, position }))
+    (0.1, NoiseStream { key, position })
 }
 
 /// The first sample transformed in its second channel only, the second in both.
@@ -198,7 +198,7 @@ fn noise_as_on_the_cpu() {
     for size in SIZES {
         for position in [0, 5, 16, 1003, (1 << 36) + 7] {
             let mut samples = samples(ChannelTransforms::default());
-            samples[1].noise = noise(position);
+            samples[1].noise = Some(noise(position));
             check("noise", &samples, size, 1e-6);
         }
     }
@@ -217,7 +217,7 @@ fn all_transforms_together() {
         gamma_inverted: Some(0.8),
         gamma: Some(1.3),
     });
-    samples[0].noise = noise(40);
+    samples[0].noise = Some(noise(40));
     samples[0].mirror = [true, false, true];
     samples[1].mirror = [false, true, true];
     for size in SIZES {
