@@ -1,4 +1,5 @@
-//! `cargo xtask cuda-check`: every kernel compiled and assembled, without a GPU.
+//! `cargo xtask cuda-check`: every kernel compiled and assembled, without a GPU; on demand the whole program built, and
+//! run on an emulated driver (`cuda_build.rs`).
 
 use std::{
     env, fs,
@@ -7,8 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
-use crate::dataset::workspace;
+use crate::{cuda_build, dataset::workspace};
 
 /// What kernels are compiled for: A100 and H100.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
@@ -36,9 +38,33 @@ struct Usage {
     spills: u32,
 }
 
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CudaCheckArgs {
+    /// Build `adw` with CUDA, too, into target/cuda (from scratch a quarter of an hour)
+    #[arg(long)]
+    build: bool,
+    /// Build it, and run the tests of CUDA code on a driver that emulates a GPU on the host
+    #[arg(long)]
+    emulate: bool,
+    /// Passed to the tests
+    #[arg(last = true, requires = "emulate")]
+    rest: Vec<String>,
+}
+
 /// `cargo xtask cuda-check`
-pub(crate) fn cuda_check() -> Result<ExitCode> {
+pub(crate) fn cuda_check(args: &CudaCheckArgs) -> Result<ExitCode> {
     let nvcc = find_nvcc()?;
+    check_kernels(&nvcc)?;
+    if args.build || args.emulate {
+        let build = cuda_build::build(&nvcc)?;
+        if args.emulate {
+            cuda_build::emulate(&build, &args.rest)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_kernels(nvcc: &Path) -> Result<()> {
     let sources = sources(&workspace().join("crates"))?;
     if sources.is_empty() {
         bail!("no .cu file in {}", workspace().join("crates").display());
@@ -49,7 +75,7 @@ pub(crate) fn cuda_check() -> Result<ExitCode> {
     );
     for source in &sources {
         for architecture in ARCHITECTURES {
-            for usage in compile(&nvcc, source, architecture)? {
+            for usage in compile(nvcc, source, architecture)? {
                 let Usage {
                     kernel,
                     registers,
@@ -75,11 +101,11 @@ pub(crate) fn cuda_check() -> Result<ExitCode> {
             offenders.join("\n  ")
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// The toolkit's compiler: that of the machine, else one in the target folder, fetched once.
-fn find_nvcc() -> Result<PathBuf> {
+pub(crate) fn find_nvcc() -> Result<PathBuf> {
     let homes = ["CUDA_HOME", "CUDA_PATH"]
         .into_iter()
         .filter_map(env::var_os)
@@ -120,7 +146,7 @@ fn find_nvcc() -> Result<PathBuf> {
 }
 
 /// Every `.cu` file below a folder, sorted.
-fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();

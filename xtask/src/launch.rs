@@ -38,7 +38,7 @@ pub(crate) fn search(args: &SearchArgs) -> Result<ExitCode> {
         None => choose_search(args, &workspace().join("runs").join(&located.task), preset)?,
     };
     let adw = Program::build(args.pass.device.as_deref())?;
-    provide(&located, &args.data, &adw)?;
+    provide(&located, &args.data, adw.command())?;
     let mut command = adw.command();
     command.arg("search").arg("--data").arg(&located.folder);
     command.arg("--run").arg(&choice.run);
@@ -187,7 +187,7 @@ fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
 }
 
 /// Makes the dataset's folder exist.
-fn provide(located: &Located, data: &DataArgs, adw: &Program) -> Result<()> {
+pub(crate) fn provide(located: &Located, data: &DataArgs, mut adw: Command) -> Result<()> {
     match &located.origin {
         Origin::Present => Ok(()),
         Origin::Download(manifest, root) => {
@@ -196,7 +196,6 @@ fn provide(located: &Located, data: &DataArgs, adw: &Program) -> Result<()> {
         Origin::Phantom => {
             eprintln!("making the phantom dataset in {}", shown(&located.folder));
             let status = adw
-                .command()
                 // Small enough for a search in a minute or two, large enough for three poolings.
                 .args(["phantom", "--shape", "24", "32", "24"])
                 .arg("--output")

@@ -4,10 +4,12 @@
 mod bench;
 mod ci;
 mod cuda;
+mod cuda_build;
 mod cuda_check;
 mod dataset;
 mod download;
 mod fetch;
+mod gpu_bundle;
 mod launch;
 mod manifest;
 mod runs;
@@ -84,7 +86,9 @@ enum Command {
     /// Time one search iteration beside PyTorch, in turns
     Bench(bench::BenchArgs),
     /// Compile and assemble every CUDA kernel, without a GPU; fetches a toolkit where there is none
-    CudaCheck,
+    CudaCheck(cuda_check::CudaCheckArgs),
+    /// Make a folder that checks and times `adw` on a machine with a GPU but no Rust
+    GpuBundle(gpu_bundle::GpuBundleArgs),
     /// Run all tests in release mode
     Test {
         /// Passed to `cargo test`
@@ -191,7 +195,8 @@ fn main() -> ExitCode {
         Command::Search(args) => launch::search(&args),
         Command::Retrain(args) => launch::retrain(&args),
         Command::Bench(args) => bench::bench(&args),
-        Command::CudaCheck => cuda_check::cuda_check(),
+        Command::CudaCheck(args) => cuda_check::cuda_check(&args),
+        Command::GpuBundle(args) => gpu_bundle::gpu_bundle(&args),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
     };

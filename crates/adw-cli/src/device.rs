@@ -6,7 +6,7 @@ use candle_core::Device;
 
 #[cfg(feature = "cuda")]
 use crate::report::progress::note;
-use crate::{args::Process, failure::bad_input};
+use crate::{args::Process, failure::bad_input, memory};
 
 /// Sets the number of threads and opens the device, for a command that runs networks.
 ///
@@ -147,6 +147,16 @@ pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     }
     let _ = device;
     None
+}
+
+/// The most memory that was held so far: of a CUDA device its own, of the host this process's.
+pub(crate) fn peak_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        return adw_cuda::device::peak_bytes(cuda);
+    }
+    let _ = device;
+    memory::peak_bytes()
 }
 
 #[cfg(test)]

@@ -87,6 +87,10 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {text}");
         }
     }
+    // In candle's words, where it was candle that asked for the memory.
+    if line.contains("CUDA_ERROR_OUT_OF_MEMORY") {
+        line += ": the CUDA device is full; take a smaller batch or patch, or bf16 precision";
+    }
     line
 }
 

@@ -18,6 +18,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <setjmp.h>
 #include <ucontext.h>
 #ifdef ADW_EMULATED_PARALLEL
@@ -44,14 +46,17 @@ struct Fiber {
     State state;
     // Which collective it waits at, to tell apart lanes that took different ways.
     int collective;
+    std::unique_ptr<char[]> stack;
+    // Whether it has begun: then it waits in its kernel, or between two.
+    bool begun = false;
 };
 
 constexpr size_t STACK_BYTES = 32 * 1024;
 constexpr unsigned WARP = 32;
 
+// One block at a time, and what it needs. Fibers outlive the blocks they run: to begin one takes system calls.
 struct Block {
     std::vector<Fiber> fibers;
-    std::vector<char> stacks;
     std::vector<char> shared;
     // What lanes of a warp hand each other: 64 bytes per thread.
     std::vector<char> exchange;
@@ -78,22 +83,30 @@ inline void leave(State state, int collective) {
     _longjmp(block->scheduler, 1);
 }
 
+// A fiber's life: its thread of one block after the other, maybe of several launches.
 inline void entry() {
-    Block *b = block;
-    b->body(b->argument);
-    b->fibers[b->current].state = State::Done;
-    _longjmp(b->scheduler, 1);
+    // Read once: the operating system's thread may be another one in the next launch, and `block` that thread's.
+    Block *const b = block;
+    for (;;) {
+        b->body(b->argument);
+        Fiber &self = b->fibers[b->current];
+        self.state = State::Done;
+        if (_setjmp(self.context) == 0) _longjmp(b->scheduler, 1);
+    }
 }
 
-// Runs one fiber until it waits or ends.
-inline void resume(Block &b, unsigned thread, bool first) {
+// Runs one fiber until it waits or is done.
+inline void resume(Block &b, unsigned thread) {
     b.current = thread;
     if (_setjmp(b.scheduler) != 0) return;
-    if (!first) _longjmp(b.fibers[thread].context, 1);
+    Fiber &fiber = b.fibers[thread];
+    if (fiber.begun) _longjmp(fiber.context, 1);
     // A context of its own is needed once, for the stack; from then on jumps, which cost no system call.
+    fiber.begun = true;
+    fiber.stack.reset(new char[STACK_BYTES]);
     ucontext_t start;
     getcontext(&start);
-    start.uc_stack.ss_sp = b.stacks.data() + size_t(thread) * STACK_BYTES;
+    start.uc_stack.ss_sp = fiber.stack.get();
     start.uc_stack.ss_size = STACK_BYTES;
     start.uc_link = nullptr;
     makecontext(&start, entry, 0);
@@ -104,20 +117,17 @@ inline void resume(Block &b, unsigned thread, bool first) {
 inline void run_block(Block &b, unsigned threads, bool reversed) {
     b.current = 0;
     std::memset(b.shared.data(), 0xff, b.shared.size());
-    for (Fiber &f : b.fibers) f.state = State::Ready, f.collective = 0;
+    for (unsigned t = 0; t < threads; ++t) b.fibers[t].state = State::Ready, b.fibers[t].collective = 0;
     const unsigned warps = (threads + WARP - 1) / WARP;
-    bool first = true;
     while (b.error == nullptr) {
         for (unsigned w = 0; w < warps && b.error == nullptr; ++w) {
             const unsigned warp = reversed ? warps - 1 - w : w;
             const unsigned begin = warp * WARP, end = std::min(threads, begin + WARP);
-            bool start = first;
             while (b.error == nullptr) {
                 for (unsigned i = begin; i < end && b.error == nullptr; ++i) {
                     const unsigned t = reversed ? end - 1 - (i - begin) : i;
-                    if (b.fibers[t].state == State::Ready) resume(b, t, start);
+                    if (b.fibers[t].state == State::Ready) resume(b, t);
                 }
-                start = false;
                 unsigned waiting = 0;
                 for (unsigned t = begin; t < end; ++t) {
                     waiting += b.fibers[t].state == State::AtWarpBarrier;
@@ -129,15 +139,14 @@ inline void run_block(Block &b, unsigned threads, bool reversed) {
                 for (unsigned t = begin; t < end; ++t) b.fibers[t].state = State::Ready;
             }
         }
-        first = false;
         unsigned waiting = 0, done = 0;
-        for (const Fiber &f : b.fibers) {
-            waiting += f.state == State::AtBlockBarrier;
-            done += f.state == State::Done;
+        for (unsigned t = 0; t < threads; ++t) {
+            waiting += b.fibers[t].state == State::AtBlockBarrier;
+            done += b.fibers[t].state == State::Done;
         }
         if (done == threads || b.error != nullptr) return;
         if (waiting != threads) b.error = "__syncthreads that some threads of the block do not reach";
-        for (Fiber &f : b.fibers) f.state = State::Ready;
+        for (unsigned t = 0; t < threads; ++t) b.fibers[t].state = State::Ready;
     }
 }
 
@@ -182,14 +191,33 @@ struct ThreadIndex {
     } x;
 };
 
+// Gives one that an earlier launch has left, with its fibers, or a new one; or takes one.
+inline std::unique_ptr<Block> spare_block(std::unique_ptr<Block> left = nullptr) {
+    struct Spare {
+        std::mutex mutex;
+        std::vector<std::unique_ptr<Block>> blocks;
+    };
+    // Never destroyed: a launch may come late.
+    static Spare *const spare = new Spare;
+    const std::lock_guard<std::mutex> lock(spare->mutex);
+    if (left) {
+        spare->blocks.push_back(std::move(left));
+        return nullptr;
+    }
+    if (spare->blocks.empty()) return std::make_unique<Block>();
+    std::unique_ptr<Block> found = std::move(spare->blocks.back());
+    spare->blocks.pop_back();
+    return found;
+}
+
 // Blocks `begin` to `end` of a launch, one after the other.
 template <class F>
 inline const char *run_blocks(F &body, const unsigned *config, unsigned begin, unsigned end) {
     grid_size = {config[0], config[1], config[2]};
     block_size = config[3];
-    Block b;
-    b.fibers.resize(config[3]);
-    b.stacks.resize(config[3] * STACK_BYTES);
+    std::unique_ptr<Block> own = spare_block();
+    Block &b = *own;
+    if (b.fibers.size() < config[3]) b.fibers.resize(config[3]);
     b.shared.resize(config[4] + 16);
     b.exchange.resize(size_t(config[3] + WARP) * 64);
     b.body = [](void *f) { (*static_cast<F *>(f))(); };
@@ -201,7 +229,10 @@ inline const char *run_blocks(F &body, const unsigned *config, unsigned begin, u
         run_block(b, config[3], config[5] != 0);
     }
     block = nullptr;
-    return b.error;
+    const char *const error = b.error;
+    // After an error, fibers hang in the middle of a kernel.
+    if (error == nullptr) spare_block(std::move(own));
+    return error;
 }
 
 // config: grid x, y, z, threads, bytes of dynamic shared memory, order (0 or 1), bytes of the argument (0: not known).

@@ -96,6 +96,23 @@ pub fn describe(device: &CudaDevice) -> Result<(String, usize, usize)> {
     Ok((context.name().map_err(say)?, free, total))
 }
 
+/// The most memory that tensors have held at once; none if the driver does not count.
+pub fn peak_bytes(device: &CudaDevice) -> Option<u64> {
+    let stream = device.cuda_stream();
+    let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);
+    let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: both calls take the addresses of variables of the types they name.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device())
+            .result()
+            .ok()?;
+        sys::cuMemPoolGetAttribute(pool, high, (&raw mut bytes).cast())
+            .result()
+            .ok()?;
+    }
+    Some(bytes)
+}
+
 impl CudaRuntime {
     /// The runtime of a device; one per device.
     pub fn of(device: &CudaDevice) -> Arc<Self> {

@@ -29,6 +29,9 @@ pub fn build(package: &str, binary: &str) -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
+    if cfg!(feature = "cuda") && package == "adw-cli" {
+        cargo.args(["--features", "cuda"]);
+    }
     let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
@@ -79,7 +82,7 @@ impl Outcome {
 
 /// One command line of `adw`.
 #[derive(Clone, Debug, Default)]
-pub struct Adw(Vec<String>);
+pub struct Adw(Vec<String>, Vec<(String, String)>);
 
 impl Adw {
     pub fn new<S: ToString>(arguments: impl IntoIterator<Item = S>) -> Self {
@@ -88,7 +91,14 @@ impl Adw {
                 .into_iter()
                 .map(|argument| argument.to_string())
                 .collect(),
+            Vec::new(),
         )
+    }
+
+    /// Run with this environment variable.
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.1.push((name.to_owned(), value.to_string()));
+        self
     }
 
     pub fn arg(mut self, argument: impl ToString) -> Self {
@@ -112,7 +122,7 @@ impl Adw {
 
     fn command(&self) -> Command {
         let mut command = Command::new(adw());
-        command.args(&self.0);
+        command.args(&self.0).envs(self.1.iter().cloned());
         command
     }
 

@@ -16,7 +16,6 @@ use crate::{
     args::{BenchStepArgs, Pass},
     device,
     failure::bad_input,
-    memory,
     report::{progress::say, table::Table},
 };
 
@@ -50,7 +49,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         &device,
     )?;
     net.set_precision(device::precision(args.bf16, &device)?);
-    let batch = random_batch(args, [d, h, w])?;
+    let batch = random_batch(args, [d, h, w], &device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
     let settings = BilevelSettings {
@@ -86,7 +85,8 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
                     arch_step(&net, &mut optimizers, &settings, &batch, &noise)?;
                 }
             }
-            Ok(())
+            // Launches return before they have run.
+            Ok(device.synchronize()?)
         })?;
         seconds.insert(pass.key().into(), json!(median));
     }
@@ -100,12 +100,16 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     Ok(())
 }
 
-fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3]) -> Result<Batch> {
-    let device = &Device::Cpu;
-    let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), device)?;
+/// Where the network is: transfers are not what is timed.
+fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) -> Result<Batch> {
+    let host = &Device::Cpu;
+    let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), host)?;
     let classes = args.classes as f32;
-    let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), device)?.to_dtype(DType::U8)?;
-    Ok(Batch { x, target })
+    let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), host)?.to_dtype(DType::U8)?;
+    Ok(Batch {
+        x: x.to_device(device)?,
+        target: target.to_device(device)?,
+    })
 }
 
 /// Of `repeats` calls, after `warmup` calls that do not count.
@@ -130,7 +134,7 @@ fn median_seconds(
 }
 
 fn report(args: &BenchStepArgs, seconds: Map<String, Value>, device: &Device) {
-    let peak_bytes = memory::peak_bytes();
+    let peak_bytes = device::peak_bytes(device);
     if args.process.json {
         let mut line = seconds;
         let about = json!({

@@ -11,18 +11,16 @@
 
 use super::Means;
 use super::tile::{
-    Operands, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, run_tile,
-    vector_shape,
+    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel,
+    row_blocks, run_tile, vector_shape,
 };
 use super::winograd::{self, correlate::TransformWeight};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, same};
+use super::{amx, of_f32, same};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
-#[cfg(target_arch = "x86_64")]
-use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of a panel: half of a common second-level cache, the other half is for weights and output.
@@ -209,14 +207,6 @@ impl<T: Element> Correlation<'_, T> {
         }
     }
 
-    /// This job, if it is one in f32.
-    #[cfg(target_arch = "x86_64")]
-    fn as_f32(&self) -> Option<&Correlation<'_, f32>> {
-        let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
-        // SAFETY: T is f32, so both are one type.
-        is_f32.then(|| unsafe { &*std::ptr::from_ref(self).cast() })
-    }
-
     /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
     fn block_rows(&self) -> [usize; 2] {
         let [d, h, w] = &self.axes;
@@ -246,8 +236,10 @@ impl<T: Element> Correlation<'_, T> {
             return Vec::new();
         }
         #[cfg(target_arch = "x86_64")]
-        if let (Some(amx), Some(job)) = (self.means.amx, self.as_f32())
-            && amx::correlate::applies(job)
+        // SAFETY: the job is one of `T`.
+        if let (Some(amx), Some(job)) = (self.means.amx, unsafe {
+            of_f32::<T, _, Correlation<f32>>(self)
+        }) && amx::correlate::applies(job)
         {
             // SAFETY: as the caller vouches; T is f32.
             return same(unsafe { amx::correlate::run(amx, job, out.cast(), with_moments) });
@@ -257,44 +249,24 @@ impl<T: Element> Correlation<'_, T> {
             return unsafe { winograd::correlate::run(self, out, with_moments) };
         }
         let packed = self.pack_weight(WeightForm::Taps);
-        let [nd, nh] = self.block_rows();
-        let d_blocks: Vec<Range<usize>> = (0..d.count)
-            .step_by(nd)
-            .map(|i| i..(i + nd).min(d.count))
-            .collect();
-        let h_blocks: Vec<Range<usize>> = (0..h.count)
-            .step_by(nh)
-            .map(|i| i..(i + nh).min(h.count))
-            .collect();
-        let spatial = self.batch * d_blocks.len() * h_blocks.len();
+        let blocks = row_blocks(self.batch, [d.count, h.count], self.block_rows());
         // Layers with few voxels and many channels are split by channel as well.
-        let splits = 16usize.div_ceil(spatial).min(packed.blocks.len());
-        let mut tasks = Vec::with_capacity(spatial * splits);
-        for b in 0..self.batch {
-            for d in &d_blocks {
-                for h in &h_blocks {
-                    for channels in
-                        balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits))
-                    {
-                        tasks.push(Task {
-                            batch_idx: b,
-                            d: d.clone(),
-                            h: h.clone(),
-                            blocks: channels,
-                        });
-                    }
-                }
-            }
-        }
+        let splits = 16usize.div_ceil(blocks.len()).min(packed.blocks.len());
+        let channels = balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits));
+        let tasks: Vec<(&Rows, Range<usize>)> = blocks
+            .iter()
+            .flat_map(|rows| channels.clone().map(move |c| (rows, c)))
+            .collect();
         let moments: Vec<Vec<BlockMoments<T>>> = tasks
             .into_par_iter()
-            .map_init(Vec::new, |panel, task| {
+            .map_init(Vec::new, |panel, (rows, channels)| {
                 dispatch(
                     self.means.set,
                     RunTask {
                         job: self,
                         packed: &packed,
-                        task,
+                        rows,
+                        channels,
                         out,
                         with_moments,
                         panel,
@@ -306,17 +278,12 @@ impl<T: Element> Correlation<'_, T> {
     }
 }
 
-struct Task {
-    batch_idx: usize,
-    d: Range<usize>,
-    h: Range<usize>,
-    blocks: Range<usize>,
-}
-
 struct RunTask<'a, T> {
     job: &'a Correlation<'a, T>,
     packed: &'a PackedWeight<T>,
-    task: Task,
+    rows: &'a Rows,
+    /// Of the packed weight's blocks.
+    channels: Range<usize>,
     out: SharedOut<T>,
     with_moments: bool,
     panel: &'a mut Vec<T>,
@@ -330,7 +297,8 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         let Self {
             job,
             packed,
-            task,
+            rows,
+            channels,
             out,
             with_moments,
             panel,
@@ -338,13 +306,13 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
         let (panel_d, panel_h, panel_w) = (
-            d.extent(task.d.len()),
-            h.extent(task.h.len()),
+            d.extent(rows.d.len()),
+            h.extent(rows.h.len()),
             w.extent(w.count),
         );
         let (d0, h0) = (
-            (task.d.start * d.step) as isize + d.first_offset(),
-            (task.h.start * h.step) as isize + h.first_offset(),
+            (rows.d.start * d.step) as isize + d.first_offset(),
+            (rows.h.start * h.step) as isize + h.first_offset(),
         );
         let row_len = panel_w * k;
         panel.resize(panel_d * panel_h * row_len, T::ZERO);
@@ -353,7 +321,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
             pack_panel(
                 panel.as_mut_ptr(),
                 job.sources,
-                task.batch_idx,
+                rows.batch_idx,
                 [d.input, h.input, w.input],
                 [d0, h0, w.first_offset()],
                 [panel_d, panel_h, panel_w],
@@ -368,26 +336,26 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         };
         let mut moments = Vec::new();
         let mut segments = Vec::with_capacity(num_taps);
-        for block in &packed.blocks[task.blocks.clone()] {
+        for block in &packed.blocks[channels] {
             let width = block.vectors * packed.lanes;
             let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1))
                 .clamp(1, num_taps.max(1));
             // Whether a row has been written by an earlier group of taps.
-            let mut started = vec![false; task.d.len() * task.h.len()];
+            let mut started = vec![false; rows.d.len() * rows.h.len()];
             for group_start in (0..num_taps.max(1)).step_by(group) {
                 let is_last_group = group_start + group >= num_taps;
-                for (row, (qd, qh)) in task
+                for (row, (qd, qh)) in rows
                     .d
                     .clone()
-                    .flat_map(|qd| task.h.clone().map(move |qh| (qd, qh)))
+                    .flat_map(|qd| rows.h.clone().map(move |qh| (qd, qh)))
                     .enumerate()
                 {
                     segments.clear();
                     for t in group_start..(group_start + group).min(num_taps) {
                         let (td, th) = (t / h.taps.len(), t % h.taps.len());
                         let (pd, ph) = (
-                            (qd - task.d.start) * d.step + td,
-                            (qh - task.h.start) * h.step + th,
+                            (qd - rows.d.start) * d.step + td,
+                            (qh - rows.h.start) * h.step + th,
                         );
                         if inside(d0 + pd as isize, d.input) && inside(h0 + ph as isize, h.input) {
                             segments.push(Segment {
@@ -401,7 +369,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                         continue;
                     }
                     let accumulate = std::mem::replace(&mut started[row], true);
-                    let out_row = ((task.batch_idx * d.output + d.output_at(qd)) * h.output
+                    let out_row = ((rows.batch_idx * d.output + d.output_at(qd)) * h.output
                         + h.output_at(qh))
                         * w.output;
                     for voxels in balanced(w.count, max_rows::<S>(block.vectors)) {
@@ -433,9 +401,9 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 }
             }
             if with_moments {
-                let rows = task.d.clone().flat_map(|qd| {
-                    task.h.clone().map(move |qh| {
-                        let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output
+                let starts = rows.d.clone().flat_map(|qd| {
+                    rows.h.clone().map(move |qh| {
+                        let row = (rows.batch_idx * d.output + d.output_at(qd)) * h.output
                             + h.output_at(qh);
                         // Only this block's channels are looked at: other tasks may be writing the rest.
                         out.ptr()
@@ -446,7 +414,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 // SAFETY: this task has just written these channels of these rows.
                 moments.push(unsafe {
                     let channels = block.first..block.first + block.count;
-                    block_moments(rows, w.output, job.out_channels, channels, task.batch_idx)
+                    block_moments(starts, w.output, job.out_channels, channels, rows.batch_idx)
                 });
             }
         }

@@ -14,12 +14,10 @@ use super::tile::{
 };
 use super::{Conv3dGeometry, Means, winograd};
 #[cfg(target_arch = "x86_64")]
-use super::{amx, same};
+use super::{amx, of_f32, same};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use rayon::prelude::*;
-#[cfg(target_arch = "x86_64")]
-use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of the panel of input rows.
@@ -43,19 +41,13 @@ impl<T: Element> GradWeight<'_, T> {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
-    /// This job, if it is one in f32.
-    #[cfg(target_arch = "x86_64")]
-    fn as_f32(&self) -> Option<&GradWeight<'_, f32>> {
-        let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
-        // SAFETY: T is f32, so both are one type.
-        is_f32.then(|| unsafe { &*std::ptr::from_ref(self).cast() })
-    }
-
     /// `[co][ci][kd][kh][kw]`
     pub(crate) fn run(&self) -> Vec<T> {
         #[cfg(target_arch = "x86_64")]
-        if let (Some(amx), Some(job)) = (self.means.amx, self.as_f32())
-            && amx::grad_weight::applies(job)
+        // SAFETY: the job is one of `T`.
+        if let (Some(amx), Some(job)) = (self.means.amx, unsafe {
+            of_f32::<T, _, GradWeight<f32>>(self)
+        }) && amx::grad_weight::applies(job)
         {
             return same(amx::grad_weight::run(amx, job));
         }

@@ -35,6 +35,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Device, Layout, Shape, Tensor, WithDType};
 use correlate::{Axis, Correlation, Tap, WeightLayout};
 use serde::{Deserialize, Serialize};
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 use std::ops::Range;
 use tile::{Norm, Source};
 
@@ -120,6 +122,17 @@ impl Means {
             ..Self::best()
         })
     }
+}
+
+/// A job on maps of `T` as what it is if `T` is f32.
+///
+/// # Safety
+/// `F` is `J` with f32 in the place of `T`.
+#[cfg(target_arch = "x86_64")]
+unsafe fn of_f32<T: Element, J, F>(job: &J) -> Option<&F> {
+    let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
+    // SAFETY: with `T` being f32, both are one type.
+    is_f32.then(|| unsafe { &*std::ptr::from_ref(job).cast() })
 }
 
 /// A value of a type that is known to be the other.

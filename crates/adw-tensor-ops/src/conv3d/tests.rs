@@ -147,6 +147,23 @@ fn all_means() -> impl Iterator<Item = Means> {
     })
 }
 
+/// The matrix unit, if this processor has one.
+#[cfg(target_arch = "x86_64")]
+fn bf16_means() -> Option<Means> {
+    Some(Means {
+        amx: Some(amx::Amx::detect()?),
+        ..Means::best()
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn bf16(x: f64) -> f64 {
+    let bits = (x as f32).to_bits();
+    f64::from(f32::from_bits(
+        (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000,
+    ))
+}
+
 fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
     check_against::<T>(c, means, &expected(c), tolerance);
 }
@@ -266,6 +283,10 @@ proptest::proptest! {
             for means in all_means() {
                 check::<f32>(&c, means, 4e-6);
             }
+            #[cfg(target_arch = "x86_64")]
+            if let Some(means) = bf16_means() {
+                check_against::<f32>(&c, means, &expected_of(&c, bf16), 4e-6);
+            }
         }
     }
 }
@@ -317,7 +338,10 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
-    for means in all_means() {
+    let means = all_means();
+    #[cfg(target_arch = "x86_64")]
+    let means = means.chain(bf16_means());
+    for means in means {
         let one = run(means, 1);
         for threads in [2, 3, 7] {
             assert!(run(means, threads) == one, "{threads} threads, {means:?}");
@@ -531,19 +555,9 @@ fn long_sums() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn bf16_on_the_matrix_unit() {
-    let Some(amx) = amx::Amx::detect() else {
+    let Some(means) = bf16_means() else {
         eprintln!("SKIPPED: this processor has no matrix unit for bf16");
         return;
-    };
-    let means = Means {
-        amx: Some(amx),
-        ..Means::best()
-    };
-    let bf16 = |x: f64| {
-        let bits = (x as f32).to_bits();
-        f64::from(f32::from_bits(
-            (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000,
-        ))
     };
     let cases = [
         case(2, 16, 16, [4, 5, 6], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
@@ -555,6 +569,7 @@ fn bf16_on_the_matrix_unit() {
         case(1, 16, 70, [4, 9, 33], [1, 3, 3], [1, 2, 2], [0, 1, 1]),
         case(1, 19, 16, [6, 5, 8], [2, 3, 5], [1, 1, 1], [0, 2, 1]),
         case(1, 32, 64, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
+        case(1, 16, 16, [3, 4, 8], [2, 1, 2], [1, 1, 1], [0, 0, 0]),
     ];
     for c in &cases {
         check_against::<f32>(c, means, &expected_of(c, bf16), 2e-6);

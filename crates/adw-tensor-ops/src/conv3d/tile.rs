@@ -9,6 +9,7 @@
 //! threads.
 
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use std::ops::Range;
 
 /// Where one run of `k` begins in the operands.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +61,31 @@ pub(crate) const fn max_rows<S: Simd>(vectors: usize) -> usize {
 }
 
 /// Splits `n` into parts of at most `max` that differ by at most one.
-pub(super) fn balanced(
-    n: usize,
-    max: usize,
-) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+pub(super) fn balanced(n: usize, max: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let parts = n.div_ceil(max);
     (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
+}
+
+/// Output rows of one sample: what one task computes.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    pub(super) batch_idx: usize,
+    pub(super) d: Range<usize>,
+    pub(super) h: Range<usize>,
+}
+
+/// The rows `d` x `h` of every sample, in blocks of at most `nd` x `nh`.
+pub(super) fn row_blocks(batch: usize, [d, h]: [usize; 2], [nd, nh]: [usize; 2]) -> Vec<Rows> {
+    let mut blocks = Vec::new();
+    for batch_idx in 0..batch {
+        for d in balanced(d, nd) {
+            for h in balanced(h, nh) {
+                let d = d.clone();
+                blocks.push(Rows { batch_idx, d, h });
+            }
+        }
+    }
+    blocks
 }
 
 /// # Safety

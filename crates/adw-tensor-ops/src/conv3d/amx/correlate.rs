@@ -4,9 +4,11 @@
 //! without a stride, over all rows of a plane, those of the padding included and thrown away afterwards. The run over taps
 //! along W x input channels is contiguous in the panel; the weight is filled up with zeros to whole steps.
 
-use super::{Amx, DEPTH, Line, Product, ROWS, Segment, channels, factors, round, store_first};
+use super::{
+    Amx, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, factors, round, store_first,
+};
 use crate::conv3d::correlate::Correlation;
-use crate::conv3d::tile::{balanced, inside, overlap};
+use crate::conv3d::tile::{Rows, balanced, inside, overlap, row_blocks};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use rayon::prelude::*;
@@ -110,36 +112,24 @@ pub(in crate::conv3d) unsafe fn run(
 ) -> Vec<BlockMoments<f32>> {
     let [d, h, _] = &job.axes;
     let weight = Weight::pack(job);
-    let [nd, nh] = block_rows(job);
-    let column_tiles = job.out_channels.div_ceil(ROWS);
-    let spatial = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh);
+    let blocks = row_blocks(job.batch, [d.count, h.count], block_rows(job));
     // Layers with few voxels and many channels are split by channel as well; by even numbers of tiles, which are used in
     // pairs.
-    let splits = 16usize.div_ceil(spatial).min(column_tiles.div_ceil(2));
-    let mut tasks = Vec::new();
-    for b in 0..job.batch {
-        for qd in balanced(d.count, nd) {
-            for qh in balanced(h.count, nh) {
-                for pairs in balanced(
-                    column_tiles.div_ceil(2),
-                    column_tiles.div_ceil(2).div_ceil(splits),
-                ) {
-                    tasks.push(Task {
-                        batch_idx: b,
-                        d: qd.clone(),
-                        h: qh.clone(),
-                        tiles: pairs.start * 2..(pairs.end * 2).min(column_tiles),
-                    });
-                }
-            }
-        }
-    }
+    let column_tiles = job.out_channels.div_ceil(ROWS);
+    let pairs = column_tiles.div_ceil(2);
+    let splits = 16usize.div_ceil(blocks.len()).min(pairs);
+    let tiles = balanced(pairs, pairs.div_ceil(splits))
+        .map(|pairs| pairs.start * 2..(pairs.end * 2).min(column_tiles));
+    let tasks: Vec<(&Rows, Range<usize>)> = blocks
+        .iter()
+        .flat_map(|rows| tiles.clone().map(move |t| (rows, t)))
+        .collect();
     let moments: Vec<Option<BlockMoments<f32>>> = tasks
         .into_par_iter()
-        .map_init(Scratch::default, |scratch, task| {
+        .map_init(Scratch::default, |scratch, (rows, tiles)| {
             // SAFETY: `amx` says that the processor has all that `run_task` is compiled for; the outputs of the task are its
             // own.
-            unsafe { run_task(amx, job, &weight, &task, out, with_moments, scratch) }
+            unsafe { run_task(amx, job, &weight, rows, tiles, out, with_moments, scratch) }
         })
         .collect();
     moments.into_iter().flatten().collect()
@@ -149,28 +139,15 @@ pub(in crate::conv3d) unsafe fn run(
 fn block_rows(job: &Correlation<f32>) -> [usize; 2] {
     let [d, h, w] = &job.axes;
     let row = w.extent(w.count) * job.k_channels() * size_of::<u16>();
-    let mut best = [1, 1];
     let cost = |[nd, nh]: [usize; 2]| {
         d.count.div_ceil(nd) * h.count.div_ceil(nh) * (d.extent(nd) * h.extent(nh) + 4)
     };
-    for nd in 1..=d.count {
-        for nh in 1..=h.count {
-            let fits = d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
-            let busy = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh) >= 16;
-            if fits && (busy || nd * nh <= 4) && cost([nd, nh]) < cost(best) {
-                best = [nd, nh];
-            }
-        }
-    }
-    best
-}
-
-struct Task {
-    batch_idx: usize,
-    d: Range<usize>,
-    h: Range<usize>,
-    /// Of 16 output channels.
-    tiles: Range<usize>,
+    let is_allowed = |[nd, nh]: [usize; 2]| {
+        let fits = d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
+        let busy = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh) >= 16;
+        fits && (busy || nd * nh <= 4)
+    };
+    cheapest_block([d.count, h.count], is_allowed, cost)
 }
 
 #[derive(Default)]
@@ -184,7 +161,8 @@ unsafe fn run_task(
     amx: Amx,
     job: &Correlation<f32>,
     weight: &Weight,
-    task: &Task,
+    rows: &Rows,
+    tiles: Range<usize>,
     out: SharedOut<f32>,
     with_moments: bool,
     scratch: &mut Scratch,
@@ -192,16 +170,16 @@ unsafe fn run_task(
     let [d, h, w] = &job.axes;
     let k = job.k_channels();
     let size = [
-        d.extent(task.d.len()),
-        h.extent(task.h.len()),
+        d.extent(rows.d.len()),
+        h.extent(rows.h.len()),
         w.extent(w.count),
     ];
     let first = [
-        (task.d.start * d.step) as isize + d.first_offset(),
-        (task.h.start * h.step) as isize + h.first_offset(),
+        (rows.d.start * d.step) as isize + d.first_offset(),
+        (rows.h.start * h.step) as isize + h.first_offset(),
         w.first_offset(),
     ];
-    let panel = pack_panel(job, task.batch_idx, first, size, &mut scratch.panel);
+    let panel = pack_panel(job, rows.batch_idx, first, size, &mut scratch.panel);
     let unit = amx.start();
     let segments: Vec<Segment> = (0..d.taps.len())
         .flat_map(|td| (0..h.taps.len()).map(move |th| (td * size[1] + th) * size[2]))
@@ -214,23 +192,23 @@ unsafe fn run_task(
     // Runs of positions: (first voxel in the plane, output row of the first position, positions, those per row).
     let mut runs = Vec::new();
     if w.step == 1 && h.step == 1 {
-        runs.push((0, 0, (task.h.len() - 1) * size[2] + w.count, size[2]));
+        runs.push((0, 0, (rows.h.len() - 1) * size[2] + w.count, size[2]));
     } else {
-        for row in 0..task.h.len() {
+        for row in 0..rows.h.len() {
             runs.push((row * h.step * size[2], row, w.count, w.count));
         }
     }
     scratch.sums.resize(2 * ROWS * 2 * ROWS, 0.0);
-    for qd in task.d.clone() {
+    for qd in rows.d.clone() {
         for &(start, first_row, positions, per_row) in &runs {
             for p in (0..positions).step_by(2 * ROWS) {
                 let left = positions - p;
-                let plane = (qd - task.d.start) * d.step * size[1] * size[2];
+                let plane = (qd - rows.d.start) * d.step * size[1] * size[2];
                 let a = panel[(plane + start + p * w.step) * k..].as_ptr();
                 let row_bytes = w.step * k * size_of::<u16>();
                 let row_tiles = left.div_ceil(ROWS).min(2);
-                for tile in task.tiles.clone().step_by(2) {
-                    let column_tiles = (task.tiles.end - tile).min(2);
+                for tile in tiles.clone().step_by(2) {
+                    let column_tiles = (tiles.end - tile).min(2);
                     // SAFETY: the panel ends with as many elements as the last rows reach beyond it; packed weights have a
                     // tile per segment and step; the sums have room for 2 x 2 tiles.
                     unsafe {
@@ -258,8 +236,8 @@ unsafe fn run_task(
                     while q < end {
                         let (row, first) = (q / per_row, q % per_row);
                         let len = (per_row - first).min(end - q);
-                        let out_row = ((task.batch_idx * d.output + d.output_at(qd)) * h.output
-                            + h.output_at(task.h.start + first_row + row))
+                        let out_row = ((rows.batch_idx * d.output + d.output_at(qd)) * h.output
+                            + h.output_at(rows.h.start + first_row + row))
                             * w.output;
                         for column in first..(first + len).min(w.count) {
                             let sums =
@@ -281,16 +259,16 @@ unsafe fn run_task(
     if !with_moments {
         return None;
     }
-    let channels = task.tiles.start * ROWS..(task.tiles.end * ROWS).min(job.out_channels);
-    let rows = task.d.clone().flat_map(|qd| {
-        task.h.clone().map(move |qh| {
-            let row = (task.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
-            let at = row * w.output * job.out_channels + task.tiles.start * ROWS;
+    let channels = tiles.start * ROWS..(tiles.end * ROWS).min(job.out_channels);
+    let starts = rows.d.clone().flat_map(|qd| {
+        rows.h.clone().map(move |qh| {
+            let row = (rows.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
+            let at = row * w.output * job.out_channels + tiles.start * ROWS;
             out.ptr().cast_const().wrapping_add(at)
         })
     });
     // SAFETY: this task has just written these channels of these rows.
-    Some(unsafe { block_moments(rows, w.output, job.out_channels, channels, task.batch_idx) })
+    Some(unsafe { block_moments(starts, w.output, job.out_channels, channels, rows.batch_idx) })
 }
 
 /// Copies a box of voxels of one sample, rounded, zero-padded: `[D][H][W][channel]`, and behind it as many elements as the

@@ -9,9 +9,9 @@
 //! first-level cache for the taps of a plane. Blocks are split into a number of groups that depends on the shape alone, each
 //! with its own partial sum.
 
-use super::{Amx, Channels, DEPTH, Line, Product, ROWS, Segment, channels, round};
+use super::{Amx, Channels, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, round};
 use crate::conv3d::grad_weight::{GradWeight, Partials};
-use crate::conv3d::tile::{balanced, inside, overlap};
+use crate::conv3d::tile::{Rows, balanced, inside, overlap, row_blocks};
 use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
 use std::arch::x86_64::{
@@ -53,19 +53,7 @@ pub(in crate::conv3d) fn run(amx: Amx, job: &GradWeight<f32>) -> Vec<f32> {
         column_pitch: ci.next_multiple_of(ROWS),
         rows_are_outputs: true,
     };
-    let [nd, nh] = block_rows(job);
-    let mut blocks = Vec::new();
-    for batch_idx in 0..job.batch {
-        for d in balanced(od, nd) {
-            for h in balanced(oh, nh) {
-                blocks.push(Block {
-                    batch_idx,
-                    d: d.clone(),
-                    h,
-                });
-            }
-        }
-    }
+    let blocks = row_blocks(job.batch, [od, oh], block_rows(job));
     let groups = (PARTIAL_BYTES / (partials.len() * size_of::<f32>()))
         .clamp(1, LEAST_TASKS)
         .min(blocks.len());
@@ -112,21 +100,7 @@ fn block_rows(job: &GradWeight<f32>) -> [usize; 2] {
     let cost = |[nd, nh]: [usize; 2]| {
         od.div_ceil(nd) * oh.div_ceil(nh) * ((nd + kd - 1) * (nh + kh - 1) + 16)
     };
-    let mut best = [1, 1];
-    for nd in 1..=od {
-        for nh in 1..=oh {
-            if bytes([nd, nh]) <= BLOCK_BYTES && cost([nd, nh]) < cost(best) {
-                best = [nd, nh];
-            }
-        }
-    }
-    best
-}
-
-struct Block {
-    batch_idx: usize,
-    d: Range<usize>,
-    h: Range<usize>,
+    cheapest_block([od, oh], |block| bytes(block) <= BLOCK_BYTES, cost)
 }
 
 #[derive(Default)]
@@ -145,7 +119,7 @@ struct Scratch {
 unsafe fn add_block(
     amx: Amx,
     job: &GradWeight<f32>,
-    block: &Block,
+    block: &Rows,
     rows: &Range<usize>,
     partials: &Partials,
     sums: *mut f32,
@@ -157,8 +131,9 @@ unsafe fn add_block(
     let (nd, nh) = (block.d.len(), block.h.len());
     let size = [nd + kd - 1, nh + kh - 1, job.output[2] + kw - 1];
     let steps = (nh * size[2]).div_ceil(DEPTH);
-    // Lines of one parity of a plane; planes hold an even number of positions, so that taps along D keep the parity.
-    let plane = (size[1] * size[2]).div_ceil(2);
+    // Lines of one parity of a plane: a whole number of pairs, so that taps along D keep the parity, and room for the pair
+    // that begins at the last position, which the next plane's first line must not overwrite.
+    let plane = size[1] * size[2] / 2 + 1;
     let shift = |th: usize, tw: usize| th * size[2] + tw;
     // Of one parity: as far as the last step of the last tap reads.
     let pitch = (size[0] - 1) * plane + (plane + 1).max(shift(kh, 0) / 2 + 1 + steps * ROWS);
@@ -241,7 +216,7 @@ fn line_of(position: usize, pitch: usize) -> usize {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn pack_input(
     job: &GradWeight<f32>,
-    block: &Block,
+    block: &Rows,
     size: [usize; 3],
     plane: usize,
     pitch: usize,
@@ -278,7 +253,7 @@ fn pack_input(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 fn pack_grad(
     job: &GradWeight<f32>,
-    block: &Block,
+    block: &Rows,
     rows: &Range<usize>,
     width: usize,
     steps: usize,
@@ -317,7 +292,7 @@ fn pack_grad(
                     // SAFETY: a line is 64 bytes long, and aligned.
                     *x = unsafe { _mm512_load_si512(line.0.as_ptr().cast()) };
                 }
-                for (lane, x) in transpose(x).into_iter().enumerate() {
+                for (lane, x) in transpose(&x).into_iter().enumerate() {
                     let line = &mut out[lane * pitch + d * steps + step];
                     // SAFETY: as above.
                     unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), x) }
@@ -383,12 +358,8 @@ fn pack_pairs(
 /// Rows and columns of a 16 x 16 matrix exchanged.
 #[inline]
 #[target_feature(enable = "avx512f")]
-#[allow(
-    clippy::large_types_passed_by_value,
-    reason = "sixteen registers, once inlined"
-)]
-fn transpose(x: [__m512i; 16]) -> [__m512i; 16] {
-    let (mut a, mut b, mut y) = (x, x, x);
+fn transpose(x: &[__m512i; 16]) -> [__m512i; 16] {
+    let (mut a, mut b, mut y) = (*x, *x, *x);
     for i in 0..8 {
         a[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
         a[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);

@@ -274,6 +274,19 @@ impl Started {
     }
 }
 
+/// The cheapest block of at most `d` x `h` rows among those that are allowed, one row if none is.
+fn cheapest_block(
+    [d, h]: [usize; 2],
+    is_allowed: impl Fn([usize; 2]) -> bool,
+    cost: impl Fn([usize; 2]) -> usize,
+) -> [usize; 2] {
+    let blocks = (1..=d).flat_map(|nd| (1..=h).map(move |nh| [nd, nh]));
+    blocks
+        .filter(|&block| is_allowed(block))
+        .min_by_key(|&block| cost(block))
+        .unwrap_or([1, 1])
+}
+
 /// 16 values, rounded to the nearest bf16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]

@@ -1,0 +1,518 @@
+//! `cargo xtask cuda-check --build` and `--emulate`: the program with CUDA, built and run on a machine without a GPU.
+//!
+//! Everything goes to `target/cuda`. The libraries in `target/cuda/emulated` are what the program is linked with, under the
+//! names and with the functions of NVIDIA's; beside the emulated kernels they are also what it can run on. On a machine
+//! with a GPU the same program finds the real ones.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::{OsStr, OsString},
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cuda_check::sources, dataset::workspace};
+
+/// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cuda`. The
+/// program is among them for its dependencies' features, which are so those of its own build.
+const TESTED: [&str; 3] = ["adw-cli", "adw-cuda", "adw-e2e"];
+
+/// How kernels are compiled for the host. Fibers jump between stacks, which glibc's checked longjmp takes for a mistake;
+/// a product and a sum in one rounding would depend on the host's processor.
+const KERNEL_FLAGS: [&str; 10] = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O2",
+    "-pthread",
+    "-U_FORTIFY_SOURCE",
+    "-ffp-contract=off",
+    "-Wno-unknown-pragmas",
+    "-DADW_EMULATED",
+    "-DADW_EMULATED_PARALLEL",
+];
+
+/// One of the libraries that a program with CUDA is linked with.
+struct Library {
+    name: &'static str,
+    /// The number in its file name.
+    version: u32,
+    /// cudarc's module with its functions.
+    module: &'static str,
+    /// What a function that is not emulated returns: "not supported" in the library's own numbers.
+    failure: u32,
+}
+
+/// The environment of a build.
+pub(crate) struct Build {
+    variables: Vec<(&'static str, OsString)>,
+    emulated: PathBuf,
+}
+
+/// Builds `adw` with CUDA.
+///
+/// # Errors
+/// If a compiler is missing, or the program does not compile or link.
+pub(crate) fn build(nvcc: &Path) -> Result<Build> {
+    if !cfg!(target_os = "linux") {
+        bail!(
+            "libraries to link with are made on Linux only: build with --features cuda and a toolkit of your own"
+        );
+    }
+    let build = Build::new(nvcc)?;
+    build.run(
+        build
+            .cargo("build")
+            .args(["--package", "adw-cli", "--features", "adw-cli/cuda"]),
+    )?;
+    println!("built {}", target().join("release/adw").display());
+    Ok(build)
+}
+
+/// Runs the tests of CUDA code, and the program's start, on the emulated driver.
+///
+/// # Errors
+/// If a kernel does not compile for the host, or a test fails.
+pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
+    build.compile_kernels()?;
+    let program = target().join("release/adw");
+    build.run(
+        Command::new(&program)
+            .arg("--version")
+            .env("LD_LIBRARY_PATH", &build.emulated),
+    )?;
+    let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
+    let mut tests = build.cargo("test");
+    for package in TESTED {
+        tests.args(["--package", package]);
+    }
+    tests
+        .args(["--features", &features.join(","), "--test", "cuda_*", "--"])
+        .args(test_arguments)
+        .env("LD_LIBRARY_PATH", &build.emulated);
+    build.run(&mut tests)?;
+    println!(
+        "to run the program on the host: LD_LIBRARY_PATH={} {}",
+        build.emulated.display(),
+        program.display()
+    );
+    Ok(())
+}
+
+fn target() -> PathBuf {
+    workspace().join("target/cuda")
+}
+
+impl Build {
+    fn new(nvcc: &Path) -> Result<Self> {
+        let home = nvcc
+            .parent()
+            .and_then(Path::parent)
+            .context("nvcc lies in no toolkit")?;
+        let (major, minor) = version(nvcc)?;
+        let emulated = target().join("emulated");
+        fs::create_dir_all(&emulated).with_context(|| emulated.display().to_string())?;
+
+        let join = |first: &Path, variable: &str| {
+            let rest = env::var_os(variable).unwrap_or_default();
+            let all = [first.to_path_buf()]
+                .into_iter()
+                .chain(env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty()));
+            env::join_paths(all)
+                .with_context(|| format!("{variable} cannot take {}", first.display()))
+        };
+        // cudarc looks at all four; one that is set otherwise must not win.
+        let homes = [
+            "CUDA_HOME",
+            "CUDA_PATH",
+            "CUDA_ROOT",
+            "CUDA_TOOLKIT_ROOT_DIR",
+        ];
+        let mut variables: Vec<_> = homes
+            .into_iter()
+            .map(|name| (name, home.as_os_str().to_owned()))
+            .collect();
+        variables.extend([
+            ("NVCC", nvcc.as_os_str().to_owned()),
+            ("PATH", join(&home.join("bin"), "PATH")?),
+            ("LIBRARY_PATH", join(&emulated, "LIBRARY_PATH")?),
+            (
+                "CUDARC_CUDA_VERSION",
+                format!("{}", major * 1000 + minor * 10).into(),
+            ),
+        ]);
+        // What candle-kernels would ask a GPU for, and a default of half the cores.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        for (name, value) in [
+            ("CUDA_COMPUTE_CAP", "90".to_owned()),
+            ("CUDAFORGE_THREADS", threads.to_string()),
+        ] {
+            if env::var_os(name).is_none() {
+                variables.push((name, value.into()));
+            }
+        }
+        let build = Self {
+            variables,
+            emulated,
+        };
+        build.compile_libraries(major)?;
+        build.find_cudart(home)?;
+        Ok(build)
+    }
+
+    /// The program that was built.
+    #[expect(clippy::unused_self, reason = "there is one once there is a build")]
+    pub(crate) fn program(&self) -> PathBuf {
+        target().join("release/adw")
+    }
+
+    /// Builds a test of a package and returns the program's path.
+    pub(crate) fn test_program(&self, package: &str, test: &str) -> Result<PathBuf> {
+        let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
+        let mut cargo = self.cargo("test");
+        for package in TESTED {
+            cargo.args(["--package", package]);
+        }
+        let output = cargo
+            .args([
+                "--features",
+                &features.join(","),
+                "--test",
+                test,
+                "--no-run",
+            ])
+            .arg("--message-format=json-render-diagnostics")
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("{test} does not build");
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let program = text.lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let wanted = message["target"]["name"] == test
+                && message["package_id"].as_str()?.contains(package);
+            Some(PathBuf::from(
+                wanted.then(|| message["executable"].as_str())??,
+            ))
+        });
+        program.context("cargo names no program")
+    }
+
+    fn cargo(&self, command: &str) -> Command {
+        let mut cargo = Command::new(cargo());
+        cargo
+            .current_dir(workspace())
+            .args([command, "--release"])
+            // Not an argument: tests start a cargo of their own.
+            .env("CARGO_TARGET_DIR", target())
+            .envs(self.variables.iter().map(|(k, v)| (k, v)));
+        cargo
+    }
+
+    #[expect(clippy::unused_self, reason = "a step of this build")]
+    fn run(&self, command: &mut Command) -> Result<()> {
+        let status = command
+            .status()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        if !status.success() {
+            bail!("{} failed: {status}", command.get_program().display());
+        }
+        Ok(())
+    }
+
+    /// The libraries to link with: the emulated driver and, as far as a device needs them to be opened, cuBLAS and cuRAND;
+    /// every other function that cudarc knows says its name and fails.
+    fn compile_libraries(&self, major: u32) -> Result<()> {
+        let library = |name, version, module, failure| Library {
+            name,
+            version,
+            module,
+            failure,
+        };
+        let libraries = [
+            library("cuda", 1, "driver", 801),
+            library("nvrtc", major, "nvrtc", 11),
+            library("curand", 10, "curand", 201),
+            library("cublas", major, "cublas", 15),
+            library("cublasLt", major, "cublaslt", 15),
+        ];
+        let bindings = cudarc()?.join("src");
+        let own = workspace().join("crates/adw-cuda/emulated-driver");
+        for Library {
+            name,
+            version,
+            module,
+            failure,
+        } in libraries
+        {
+            let file = format!("lib{name}.so.{version}");
+            let path = self.emulated.join(&file);
+            let bindings = bindings.join(module).join("sys/mod.rs");
+            let driver = own.join("driver.cpp");
+            let (source, inputs) = if name == "cuda" {
+                let inputs = [bindings.clone(), driver.clone(), own.join("candle.h")];
+                (driver, inputs.to_vec())
+            } else {
+                let source = own.join("libraries.c");
+                (source.clone(), vec![bindings.clone(), source])
+            };
+            if is_older(&path, &inputs) {
+                let text = fs::read_to_string(&bindings)
+                    .with_context(|| bindings.display().to_string())?;
+                let stubs = self.emulated.join(format!("{name}-stubs.c"));
+                fs::write(&stubs, stub_source(&text, failure))
+                    .with_context(|| stubs.display().to_string())?;
+                // Separate languages: a stub knows no arguments, which C++ would make part of its name.
+                let object = stubs.with_extension("o");
+                let c = ["-x", "c", "-O1", "-fPIC", "-w"];
+                compile(c.map(OsStr::new), &stubs, &object, &["-c".as_ref()])?;
+                let define = format!("-DADW_LIBRARY_{name}");
+                let soname = format!("-Wl,-soname,{file}");
+                let language: &[&str] = if name == "cuda" {
+                    &["-std=c++17", "-Wall", "-Wextra"]
+                } else {
+                    &["-x", "c", "-Wall", "-Wextra"]
+                };
+                let flags = language
+                    .iter()
+                    .copied()
+                    .chain(["-O2", "-fPIC", "-shared", &define]);
+                let after: [&OsStr; 5] = [
+                    "-x".as_ref(),
+                    "none".as_ref(),
+                    object.as_ref(),
+                    "-ldl".as_ref(),
+                    soname.as_ref(),
+                ];
+                compile(flags.map(OsStr::new), &source, &path, &after)?;
+            }
+            link(file.as_ref(), &self.emulated.join(format!("lib{name}.so")))?;
+        }
+        Ok(())
+    }
+
+    /// candle-kernels asks the linker for libcudart. The wheels of a fetched toolkit have the static library only.
+    fn find_cudart(&self, home: &Path) -> Result<()> {
+        let folders = [home.join("lib64"), home.join("lib")];
+        if folders.iter().any(|f| f.join("libcudart.so").exists()) {
+            return Ok(());
+        }
+        let library = folders
+            .iter()
+            .map(|f| f.join("libcudart_static.a"))
+            .find(|f| f.exists())
+            .with_context(|| format!("{} has no libcudart", home.display()))?;
+        link(&library, &self.emulated.join("libcudart.a"))
+    }
+
+    /// The kernels of the workspace for the host, each source in a library of its own.
+    fn compile_kernels(&self) -> Result<()> {
+        let include = workspace().join("crates/adw-cuda/include");
+        let headers = ["device.cuh", "emulate.h"].map(|h| include.join(h));
+        let mut jobs = Vec::new();
+        for source in sources(&workspace().join("crates"))? {
+            let name = source.file_stem().unwrap_or_default().to_string_lossy();
+            let library = self.emulated.join(format!("kernels-{name}.so"));
+            let inputs = [&headers[..], std::slice::from_ref(&source)].concat();
+            if is_older(&library, &inputs) {
+                jobs.push((source, library));
+            }
+        }
+        std::thread::scope(|scope| {
+            let compile_one = |(source, library): &(PathBuf, PathBuf)| {
+                let flags = KERNEL_FLAGS.map(OsStr::new);
+                let more: [&OsStr; 4] = [
+                    "-fPIC".as_ref(),
+                    "-shared".as_ref(),
+                    "-I".as_ref(),
+                    include.as_ref(),
+                ];
+                compile(flags.into_iter().chain(more), source, library, &[])
+            };
+            let running: Vec<_> = jobs
+                .iter()
+                .map(|job| scope.spawn(move || compile_one(job)))
+                .collect();
+            running
+                .into_iter()
+                .try_for_each(|job| job.join().expect("a compiler's thread does not panic"))
+        })
+    }
+}
+
+fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// 13, 0 of "Cuda compilation tools, release 13.0, V13.0.88".
+fn version(nvcc: &Path) -> Result<(u32, u32)> {
+    let output = Command::new(nvcc)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot start {}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text).with_context(|| format!("{} has no version: {text}", nvcc.display()))
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (_, after) = text.split_once("release ")?;
+    let (major, after) = after.split_once('.')?;
+    let minor: String = after.chars().take_while(char::is_ascii_digit).collect();
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Where cargo keeps cudarc's sources.
+fn cudarc() -> Result<PathBuf> {
+    let output = Command::new(cargo())
+        .current_dir(workspace())
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--features",
+            "adw-cli/cuda",
+        ])
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array();
+    let cudarc = packages
+        .into_iter()
+        .flatten()
+        .find(|p| p["name"] == "cudarc");
+    let manifest = cudarc
+        .and_then(|p| p["manifest_path"].as_str())
+        .context("candle no longer depends on cudarc")?;
+    let folder = Path::new(manifest)
+        .parent()
+        .context("a manifest's folder")?;
+    Ok(folder.to_path_buf())
+}
+
+/// C source with a weak definition of every function that cudarc's bindings declare.
+fn stub_source(bindings: &str, failure: u32) -> String {
+    let mut text = format!(
+        "#include <stdio.h>\n\
+         static int missing(const char *name) {{\n    \
+             fprintf(stderr, \"emulated CUDA: %s is not emulated\\n\", name);\n    \
+             return {failure};\n\
+         }}\n"
+    );
+    for (name, gives_text) in declared(bindings) {
+        let weak = "__attribute__((weak))";
+        let line = if gives_text {
+            format!("{weak} const char *{name}(void) {{ return \"not emulated\"; }}")
+        } else {
+            format!("{weak} int {name}(void) {{ return missing(\"{name}\"); }}")
+        };
+        writeln!(text, "{line}").expect("writing to a string");
+    }
+    text
+}
+
+/// The functions in cudarc's bindings, some of which are there for several versions of CUDA; and whether they give text.
+fn declared(bindings: &str) -> BTreeMap<&str, bool> {
+    let declarations = bindings
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("pub unsafe fn "))
+        .filter_map(|l| l.split_once('('));
+    declarations
+        .filter(|(name, _)| name.starts_with("cu") || name.starts_with("nvrtc"))
+        // cudarc's own, not the library's.
+        .filter(|(name, _)| *name != "culib")
+        .map(|(name, rest)| (name, rest.contains("-> *const")))
+        .collect()
+}
+
+fn compile<'a>(
+    flags: impl IntoIterator<Item = &'a OsStr>,
+    source: &Path,
+    output: &Path,
+    after: &[&OsStr],
+) -> Result<()> {
+    let compiler = env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    // Aside and renamed: an interrupted build leaves nothing that looks finished.
+    let aside = output.with_extension(format!("{}.tmp", std::process::id()));
+    let result = Command::new(&compiler)
+        .args(flags)
+        .arg(source)
+        .args(after)
+        .arg("-o")
+        .arg(&aside)
+        .output()
+        .with_context(|| format!("cannot start {}", compiler.display()))?;
+    if !result.status.success() {
+        bail!(
+            "{} does not compile for the host:\n{}",
+            source.display(),
+            String::from_utf8_lossy(&result.stderr)
+        );
+    }
+    fs::rename(&aside, output).with_context(|| output.display().to_string())
+}
+
+/// Whether `output` is missing or older than one of the files that it is made of.
+fn is_older(output: &Path, inputs: &[PathBuf]) -> bool {
+    let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    let made = time(output);
+    made.is_none() || inputs.iter().any(|input| time(input) > made)
+}
+
+/// Makes `link` a symbolic link to `to`, whatever it was.
+fn link(to: &Path, link: &Path) -> Result<()> {
+    let _ = fs::remove_file(link);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(to, link).with_context(|| link.display().to_string())?;
+    #[cfg(not(unix))]
+    bail!(
+        "no symbolic link from {} to {}",
+        link.display(),
+        to.display()
+    );
+    #[cfg(unix)]
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_compilers_version() {
+        let text = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n";
+        assert_eq!(parse_version(text), Some((12, 8)));
+        assert_eq!(parse_version("nvcc"), None);
+    }
+
+    #[test]
+    fn a_stub_for_every_function_once() {
+        let bindings = "#[cfg(feature = \"cuda-12000\")]\n\
+                        pub unsafe fn cuThing_v2(a: u32) -> CUresult {\n\
+                        pub unsafe fn cuThing_v2(a: u64) -> CUresult {\n    \
+                        pub unsafe fn nvrtcGetErrorString(r: nvrtcResult) -> *const c_char {\n\
+                        pub unsafe fn culib() -> &'static Lib {\n\
+                        pub unsafe fn from_library(l: L) -> Self {\n";
+        let source = stub_source(bindings, 801);
+        assert!(source.contains("return 801;"));
+        assert_eq!(
+            source.matches("int cuThing_v2(void)").count(),
+            1,
+            "{source}"
+        );
+        assert!(source.contains("const char *nvrtcGetErrorString(void)"));
+        assert!(!source.contains("culib") && !source.contains("from_library"));
+    }
+}
