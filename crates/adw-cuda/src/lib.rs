@@ -50,6 +50,8 @@ pub unsafe trait Params: Copy {}
 // SAFETY: numbers.
 unsafe impl Params for u8 {}
 // SAFETY: numbers.
+unsafe impl Params for i16 {}
+// SAFETY: numbers.
 unsafe impl Params for u32 {}
 // SAFETY: numbers.
 unsafe impl Params for f32 {}
