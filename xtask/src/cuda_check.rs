@@ -2,7 +2,7 @@
 //! run on an emulated driver (`cuda_build.rs`).
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };

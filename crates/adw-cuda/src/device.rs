@@ -266,7 +266,7 @@ impl CudaRuntime {
         Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
     }
 
-    /// A storage with unspecified contents, and its address. f32 and bf16 only.
+    /// A storage with unspecified contents, and its address. f32, bf16 and u8 only.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -276,15 +276,17 @@ impl CudaRuntime {
         let storage = match dtype {
             DType::F32 => self.storage::<f32>(buffer, len),
             DType::BF16 => self.storage::<half::bf16>(buffer, len),
+            DType::U8 => self.storage::<u8>(buffer, len),
             _ => {
-                let what = format!("tensors of {dtype:?}, expected f32 or bf16 on a CUDA device");
+                let what =
+                    format!("tensors of {dtype:?}, expected f32, bf16 or u8 on a CUDA device");
                 return Err(Error::Unavailable(what));
             }
         };
         Ok((storage, address))
     }
 
-    /// A tensor with unspecified contents, and its address. f32 and bf16 only.
+    /// A tensor with unspecified contents, and its address. f32, bf16 and u8 only.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].

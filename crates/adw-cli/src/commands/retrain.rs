@@ -254,7 +254,7 @@ impl Job<'_> {
             augmentation: settings.data.augmentation,
             seed: settings.seed,
         };
-        let mut source = PatchSource::new(parts, sampling)?;
+        let mut source = PatchSource::new(parts, sampling, &self.device)?;
         let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
 
         let directory = self.directory(run)?;

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         (Part::TrainB, train_b.clone()),
         (Part::TrainBPlain, train_b),
     ];
-    let mut source = PatchSource::new(parts, sampling)?;
+    let mut source = PatchSource::new(parts, sampling, &device)?;
     let mut net = Supernet::new(network, settings.seed, DType::F32, &device)?;
 
     let directory = run.folder()?.search(fold);

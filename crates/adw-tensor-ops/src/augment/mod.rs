@@ -14,6 +14,8 @@
 //! Ranges, probabilities and order are nnU-Net's; the reference is `msd_data::augment`, which also draws the parameters.
 
 pub mod cuda;
+#[cfg(feature = "cuda")]
+pub mod on_device;
 
 /// Standard deviation of additive noise, and its random numbers: `ChaCha8`, stream 0 of a key, from a word on. One word per
 /// element of a sample, in groups of 128 elements: the first 64 words give the radii of 64 pairs, the others the angles;
