@@ -2,11 +2,12 @@
 //! run on an emulated driver (`cuda_build.rs`).
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
+use adw_cuda::compile;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
@@ -75,7 +76,7 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
     );
     for source in &sources {
         for architecture in ARCHITECTURES {
-            for usage in compile(nvcc, source, architecture)? {
+            for usage in assemble(nvcc, source, architecture)? {
                 let Usage {
                     kernel,
                     registers,
@@ -106,16 +107,7 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
 
 /// The toolkit's compiler: that of the machine, else one in the target folder, fetched once.
 pub(crate) fn find_nvcc() -> Result<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os)
-        .map(PathBuf::from);
-    let in_path = env::var_os("PATH").unwrap_or_default();
-    let candidates = homes
-        .map(|home| home.join("bin/nvcc"))
-        .chain(env::split_paths(&in_path).map(|folder| folder.join("nvcc")))
-        .chain([PathBuf::from("/usr/local/cuda/bin/nvcc")]);
-    if let Some(nvcc) = candidates.into_iter().find(|nvcc| nvcc.is_file()) {
+    if let Some(nvcc) = compile::find_nvcc() {
         return Ok(nvcc);
     }
     let folder = workspace().join("target/cuda-toolkit");
@@ -160,7 +152,7 @@ pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn compile(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {
+fn assemble(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {
     let output = Command::new(nvcc)
         .args(["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"])
         .arg(format!("-arch={architecture}"))
