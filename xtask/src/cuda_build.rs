@@ -51,7 +51,10 @@ struct Library {
 /// The environment of a build.
 pub(crate) struct Build {
     variables: Vec<(&'static str, OsString)>,
+    /// Where the libraries to link with lie, and the kernels for the host.
     emulated: PathBuf,
+    /// Where a program finds them.
+    library_path: OsString,
 }
 
 /// Builds `adw` with CUDA.
@@ -65,11 +68,9 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
         );
     }
     let build = Build::new(nvcc)?;
-    build.run(
-        build
-            .cargo("build")
-            .args(["--package", "adw-cli", "--features", "adw-cli/cuda"]),
-    )?;
+    run(build
+        .cargo("build")
+        .args(["--package", "adw-cli", "--features", "adw-cli/cuda"]))?;
     println!("built {}", target().join("release/adw").display());
     Ok(build)
 }
@@ -81,11 +82,9 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
 pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     build.compile_kernels()?;
     let program = target().join("release/adw");
-    build.run(
-        Command::new(&program)
-            .arg("--version")
-            .env("LD_LIBRARY_PATH", &build.emulated),
-    )?;
+    run(Command::new(&program)
+        .arg("--version")
+        .env("LD_LIBRARY_PATH", &build.library_path))?;
     let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
     let mut tests = build.cargo("test");
     for package in TESTED {
@@ -94,8 +93,8 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     tests
         .args(["--features", &features.join(","), "--test", "cuda_*", "--"])
         .args(test_arguments)
-        .env("LD_LIBRARY_PATH", &build.emulated);
-    build.run(&mut tests)?;
+        .env("LD_LIBRARY_PATH", &build.library_path);
+    run(&mut tests)?;
     println!(
         "to run the program on the host: LD_LIBRARY_PATH={} {}",
         build.emulated.display(),
@@ -110,21 +109,19 @@ fn target() -> PathBuf {
 
 impl Build {
     fn new(nvcc: &Path) -> Result<Self> {
-        let home = nvcc
-            .parent()
-            .and_then(Path::parent)
-            .context("nvcc lies in no toolkit")?;
+        // Through links such as /usr/local/cuda, or /usr/bin/nvcc.
+        let nvcc = &nvcc.canonicalize().unwrap_or_else(|_| nvcc.to_path_buf());
+        let home = nvcc.ancestors().nth(2).context("nvcc lies in no toolkit")?;
         let (major, minor) = version(nvcc)?;
         let emulated = target().join("emulated");
         fs::create_dir_all(&emulated).with_context(|| emulated.display().to_string())?;
 
-        let join = |first: &Path, variable: &str| {
+        let join = |first: &[&Path], variable: &str| {
             let rest = env::var_os(variable).unwrap_or_default();
-            let all = [first.to_path_buf()]
-                .into_iter()
-                .chain(env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty()));
-            env::join_paths(all)
-                .with_context(|| format!("{variable} cannot take {}", first.display()))
+            let first = first.iter().map(|p| p.to_path_buf());
+            let rest = env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty());
+            env::join_paths(first.chain(rest))
+                .with_context(|| format!("{variable} cannot take the path of this workspace"))
         };
         // cudarc looks at all four; one that is set otherwise must not win.
         let homes = [
@@ -139,8 +136,8 @@ impl Build {
             .collect();
         variables.extend([
             ("NVCC", nvcc.as_os_str().to_owned()),
-            ("PATH", join(&home.join("bin"), "PATH")?),
-            ("LIBRARY_PATH", join(&emulated, "LIBRARY_PATH")?),
+            ("PATH", join(&[&home.join("bin")], "PATH")?),
+            ("LIBRARY_PATH", join(&[&emulated], "LIBRARY_PATH")?),
             (
                 "CUDARC_CUDA_VERSION",
                 format!("{}", major * 1000 + minor * 10).into(),
@@ -156,9 +153,16 @@ impl Build {
                 variables.push((name, value.into()));
             }
         }
+        // A program that was linked with libraries of the toolkit, which come first for the linker, needs those that are
+        // not emulated.
+        let library_path = join(
+            &[&emulated, &home.join("lib64"), &home.join("lib")],
+            "LD_LIBRARY_PATH",
+        )?;
         let build = Self {
             variables,
             emulated,
+            library_path,
         };
         build.compile_libraries(major)?;
         build.find_cudart(home)?;
@@ -214,17 +218,6 @@ impl Build {
             .env("CARGO_TARGET_DIR", target())
             .envs(self.variables.iter().map(|(k, v)| (k, v)));
         cargo
-    }
-
-    #[expect(clippy::unused_self, reason = "a step of this build")]
-    fn run(&self, command: &mut Command) -> Result<()> {
-        let status = command
-            .status()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        if !status.success() {
-            bail!("{} failed: {status}", command.get_program().display());
-        }
-        Ok(())
     }
 
     /// The libraries to link with: the emulated driver and, as far as a device needs them to be opened, cuBLAS and cuRAND;
@@ -307,9 +300,9 @@ impl Build {
         let library = folders
             .iter()
             .map(|f| f.join("libcudart_static.a"))
-            .find(|f| f.exists())
-            .with_context(|| format!("{} has no libcudart", home.display()))?;
-        link(&library, &self.emulated.join("libcudart.a"))
+            .find(|f| f.exists());
+        // If there is neither, it may be where the linker looks anyway.
+        library.map_or(Ok(()), |l| link(&l, &self.emulated.join("libcudart.a")))
     }
 
     /// The kernels of the workspace for the host, each source in a library of its own.
@@ -317,12 +310,22 @@ impl Build {
         let include = workspace().join("crates/adw-cuda-build/include");
         let headers = ["device.cuh", "emulate.h"].map(|h| include.join(h));
         let mut jobs = Vec::new();
+        let mut libraries = Vec::new();
         for source in sources(&workspace().join("crates"))? {
             let name = source.file_stem().unwrap_or_default().to_string_lossy();
             let library = self.emulated.join(format!("kernels-{name}.so"));
             let inputs = [&headers[..], std::slice::from_ref(&source)].concat();
+            libraries.push(library.clone());
             if is_older(&library, &inputs) {
                 jobs.push((source, library));
+            }
+        }
+        // The driver loads all it finds: not those of sources that are gone.
+        for entry in fs::read_dir(&self.emulated)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("kernels-") && !libraries.contains(&path) {
+                fs::remove_file(&path).with_context(|| path.display().to_string())?;
             }
         }
         std::thread::scope(|scope| {
@@ -345,6 +348,16 @@ impl Build {
                 .try_for_each(|job| job.join().expect("a compiler's thread does not panic"))
         })
     }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{} failed: {status}", command.get_program().display());
+    }
+    Ok(())
 }
 
 fn cargo() -> OsString {

@@ -75,7 +75,7 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
     );
     for source in &sources {
         for architecture in ARCHITECTURES {
-            for usage in compile(nvcc, source, architecture)? {
+            for usage in assemble(nvcc, source, architecture)? {
                 let Usage {
                     kernel,
                     registers,
@@ -151,7 +151,7 @@ pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn compile(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {
+fn assemble(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {
     let output = Command::new(nvcc)
         .args(["-std=c++17", "-O3", "-cubin", "-Xptxas", "-v"])
         .arg(format!("-arch={architecture}"))

@@ -34,7 +34,12 @@ const COPIES: u64 = 4;
 
 impl Need {
     /// For training `architecture` (for a search: [`largest`]) on batches of `plan`'s patches.
-    pub(crate) fn of(architecture: &Architecture, plan: &Plan, batch_size: usize) -> Self {
+    pub(crate) fn of(
+        architecture: &Architecture,
+        plan: &Plan,
+        batch_size: usize,
+        device: &Device,
+    ) -> Self {
         let cost = architecture.cost(plan.patch_size);
         let voxels = plan.patch_size.iter().product::<usize>() as u64;
         // f32 intensities and u8 labels of the batches; a rotated patch is cut from a box of some four times its voxels.
@@ -46,7 +51,7 @@ impl Need {
                 .activation_bytes
                 .saturating_mul(BACKWARD * batch_size as u64),
             parameters: cost.parameters.saturating_mul(4 * COPIES),
-            data: (QUEUE as u64 + 2) * batch + num_loader_threads() as u64 * source,
+            data: (QUEUE as u64 + 2) * batch + num_loader_threads(device) as u64 * source,
         }
     }
 

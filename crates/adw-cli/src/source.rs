@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use adw_search::{Batch, BatchSource, BoxError, Part, Request, Requests};
-use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
 use adw_tensor_ops::augment::{Noise, Transforms};
+use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
 use msd_data::augment::DrawnTransforms;
 use msd_data::{
@@ -17,9 +17,14 @@ use msd_data::{
 pub(crate) const QUEUE: usize = 4;
 
 /// Threads that make batches. Beside a network on the CPU a patch costs a small part of a training step, so a few keep up
-/// with all others; beside a CUDA device there is nothing else for them to do, but that is not known where this is asked.
-pub(crate) fn num_loader_threads() -> usize {
-    (rayon::current_num_threads() / 4).max(1)
+/// with all others; beside one on a CUDA device the processor has nothing else to do.
+pub(crate) fn num_loader_threads(device: &Device) -> usize {
+    let all = rayon::current_num_threads();
+    if device.is_cuda() {
+        all
+    } else {
+        (all / 4).max(1)
+    }
 }
 
 /// Draws the batches of each part from that part's cases.
@@ -77,7 +82,7 @@ impl PatchSource {
         Ok(Self {
             samplers: Arc::new(samplers),
             seed,
-            num_threads: num_loader_threads(),
+            num_threads: num_loader_threads(device),
             loader: None,
             device: device.clone(),
         })
@@ -105,7 +110,11 @@ impl PatchSource {
             unreachable!("batches are drawn for a CUDA device");
         };
         // All parts have the channels of one plan.
-        let masked = self.samplers.values().next().map(PatchSampler::masked_channels);
+        let masked = self
+            .samplers
+            .values()
+            .next()
+            .map(PatchSampler::masked_channels);
         let transforms: Vec<_> = drawn
             .transforms
             .iter()
@@ -170,9 +179,7 @@ impl BatchSource for PatchSource {
             .iter()
             .find(|(part, _)| purpose(**part) == key.purpose)
         {
-            Some((_, sampler)) if on_device => {
-                Ok((key, Sampled::Drawn(sampler.drawn_batch(key)?)))
-            }
+            Some((_, sampler)) if on_device => Ok((key, Sampled::Drawn(sampler.drawn_batch(key)?))),
             Some((_, sampler)) => Ok((key, Sampled::Ready(sampler.batch(key)?))),
             None => Err(msd_data::Error::Invalid(format!("no cases for {key:?}"))),
         };
