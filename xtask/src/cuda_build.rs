@@ -75,6 +75,23 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
     Ok(build)
 }
 
+/// Lints CUDA code, which no other build compiles.
+///
+/// # Errors
+/// If there is something to complain of.
+pub(crate) fn lint(build: &Build) -> Result<()> {
+    let there = Command::new(cargo()).args(["clippy", "--version"]).output();
+    if !there.is_ok_and(|o| o.status.success()) {
+        eprintln!("warning: clippy is missing; CUDA code is not linted");
+        return Ok(());
+    }
+    let mut clippy = build.cargo("clippy");
+    clippy
+        .args(tested())
+        .args(["--all-targets", "--", "-D", "warnings"]);
+    run(&mut clippy)
+}
+
 /// Runs the tests of CUDA code, and the program's start, on the emulated driver.
 ///
 /// # Errors
@@ -85,13 +102,10 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     run(Command::new(&program)
         .arg("--version")
         .env("LD_LIBRARY_PATH", &build.library_path))?;
-    let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
     let mut tests = build.cargo("test");
-    for package in TESTED {
-        tests.args(["--package", package]);
-    }
     tests
-        .args(["--features", &features.join(","), "--test", "cuda_*", "--"])
+        .args(tested())
+        .args(["--test", "cuda_*", "--"])
         .args(test_arguments)
         .env("LD_LIBRARY_PATH", &build.library_path);
     run(&mut tests)?;
@@ -101,6 +115,15 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
         program.display()
     );
     Ok(())
+}
+
+/// The tested packages as arguments of cargo.
+fn tested() -> Vec<String> {
+    let packages = TESTED.iter().map(|p| format!("--package={p}"));
+    let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
+    packages
+        .chain([format!("--features={}", features.join(","))])
+        .collect()
 }
 
 fn target() -> PathBuf {
@@ -177,19 +200,10 @@ impl Build {
 
     /// Builds a test of a package and returns the program's path.
     pub(crate) fn test_program(&self, package: &str, test: &str) -> Result<PathBuf> {
-        let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
         let mut cargo = self.cargo("test");
-        for package in TESTED {
-            cargo.args(["--package", package]);
-        }
         let output = cargo
-            .args([
-                "--features",
-                &features.join(","),
-                "--test",
-                test,
-                "--no-run",
-            ])
+            .args(tested())
+            .args(["--test", test, "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .stderr(std::process::Stdio::inherit())
             .output()

@@ -40,7 +40,7 @@ struct Usage {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CudaCheckArgs {
-    /// Build `adw` with CUDA, too, into target/cuda (from scratch a quarter of an hour)
+    /// Build `adw` with CUDA, too, into target/cuda, and lint that code (from scratch a quarter of an hour)
     #[arg(long)]
     build: bool,
     /// Build it, and run the tests of CUDA code on a driver that emulates a GPU on the host
@@ -57,6 +57,7 @@ pub(crate) fn cuda_check(args: &CudaCheckArgs) -> Result<ExitCode> {
     check_kernels(&nvcc)?;
     if args.build || args.emulate {
         let build = cuda_build::build(&nvcc)?;
+        cuda_build::lint(&build)?;
         if args.emulate {
             cuda_build::emulate(&build, &args.rest)?;
         }

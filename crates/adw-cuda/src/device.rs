@@ -182,18 +182,17 @@ impl CudaRuntime {
             .functions
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let found = match functions.get_mut(kernel) {
-            Some(found) => found,
-            None => {
-                let function = self
-                    .module(module)?
-                    .load_function(kernel)
-                    .map_err(driver_says)?;
-                functions.entry(kernel).or_insert(Function {
-                    function,
-                    shared: FREE_SHARED,
-                })
-            }
+        let found = if let Some(found) = functions.get_mut(kernel) {
+            found
+        } else {
+            let function = self
+                .module(module)?
+                .load_function(kernel)
+                .map_err(driver_says)?;
+            functions.entry(kernel).or_insert(Function {
+                function,
+                shared: FREE_SHARED,
+            })
         };
         if shared > found.shared {
             let attribute =
@@ -311,14 +310,14 @@ pub fn address(tensor: &Tensor) -> Option<Address> {
 
 /// [`address`] of a storage, as candle's custom ops get it.
 pub fn storage_address(storage: &CudaStorage, layout: &Layout) -> Option<Address> {
-    let (start, _) = layout.contiguous_offsets()?;
+    use candle_core::backend::BackendStorage;
     fn of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Option<Address> {
         let slice = storage.as_cuda_slice::<T>().ok()?;
         // Nothing is recorded when the guard is dropped: there is one stream, and no events.
         let (begin, _guard) = slice.device_ptr(slice.stream());
         Some(Address(begin).offset(start * size_of::<T>()))
     }
-    use candle_core::backend::BackendStorage;
+    let (start, _) = layout.contiguous_offsets()?;
     match storage.dtype() {
         DType::F32 => of::<f32>(storage, start),
         DType::BF16 => of::<half::bf16>(storage, start),

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Losses of several scales that lie on the device.
 pub(super) struct Losses {
     rt: Arc<CudaRuntime>,
-    losses: cuda::Losses<DeviceBuffer>,
+    buffers: cuda::Losses<DeviceBuffer>,
     weights: Vec<f64>,
     classes: usize,
 }
@@ -26,12 +26,12 @@ impl std::fmt::Debug for Losses {
 
 impl Losses {
     pub(super) fn value(self) -> Result<f64> {
-        for status in self.rt.download::<u32>(&self.losses.status)? {
+        for status in self.rt.download::<u32>(&self.buffers.status)? {
             if status > 0 {
                 return Err(unknown_label(i64::from(status) - 1, self.classes));
             }
         }
-        let losses = self.rt.download::<f32>(&self.losses.loss)?;
+        let losses = self.rt.download::<f32>(&self.buffers.loss)?;
         let weighted = losses.iter().zip(&self.weights);
         Ok(weighted
             .map(|(loss, weight)| f64::from(*loss) * weight)
@@ -99,12 +99,12 @@ pub(super) fn losses_and_gradients(
         size: [d, h, w],
     };
     // SAFETY: the addresses are those of tensors of these shapes.
-    let losses = unsafe {
+    let buffers = unsafe {
         cuda::loss_and_gradients(&**rt, config, &list, target_data, batch, classes, element)?
     };
     let losses = Losses {
         rt: rt.clone(),
-        losses,
+        buffers,
         weights: scales.iter().map(|s| s.1).collect(),
         classes,
     };

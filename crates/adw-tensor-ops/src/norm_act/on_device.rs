@@ -15,7 +15,7 @@ use candle_core::{CudaStorage, Layout, Tensor};
 #[derive(Clone, Debug)]
 pub(crate) struct Partial {
     /// `[B, chunks, C, 2]`
-    partial: Tensor,
+    values: Tensor,
     /// `[B, chunks]`
     counts: Tensor,
     batch: usize,
@@ -25,7 +25,7 @@ pub(crate) struct Partial {
 impl Partial {
     fn on_device(&self) -> Result<PartialMoments<Address>> {
         Ok(PartialMoments {
-            partial: address(OP, &self.partial)?,
+            partial: address(OP, &self.values)?,
             counts: address(OP, &self.counts)?,
             chunks: self.counts.dims()[1],
         })
@@ -40,7 +40,7 @@ impl Moments {
         channels: usize,
     ) -> Self {
         Self(MomentsData::Partial(Partial {
-            partial: rt.tensor::<f32>(parts.partial, (batch, parts.chunks, channels, 2)),
+            values: rt.tensor::<f32>(parts.partial, (batch, parts.chunks, channels, 2)),
             counts: rt.tensor::<f32>(parts.counts, (batch, parts.chunks)),
             batch,
             channels,
@@ -124,7 +124,7 @@ pub(super) fn coefficients(
 ) -> Result<NormCoefficients> {
     let (batch, channels) = (moments.batch, moments.channels);
     let affine = affine(gamma, beta, gate, channels)?;
-    let rt = CudaRuntime::of_tensor(&moments.partial).ok_or(Error::Device { op: OP })?;
+    let rt = CudaRuntime::of_tensor(&moments.values).ok_or(Error::Device { op: OP })?;
     // SAFETY: the addresses are those of vectors of these channels.
     let c = unsafe {
         let parts = moments.on_device()?;
