@@ -12,7 +12,7 @@
 use super::Means;
 use super::tile::{
     Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel,
-    row_blocks, run_tile, vector_shape,
+    row_blocks, rows_that_fit, run_tile, vector_shape,
 };
 use super::winograd::{self, correlate::TransformWeight};
 #[cfg(target_arch = "x86_64")]
@@ -207,22 +207,13 @@ impl<T: Element> Correlation<'_, T> {
         }
     }
 
-    /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
+    /// Rows per task along D and H: as many as the panel holds.
     fn block_rows(&self) -> [usize; 2] {
         let [d, h, w] = &self.axes;
         let row = w.extent(w.count) * self.k_channels() * size_of::<T>();
-        let fits = |nd: usize, nh: usize| d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
-        let mut nh = 1;
-        while nh < h.count && fits(1, nh + 1) {
-            nh += 1;
-        }
-        nh = h.count.div_ceil(h.count.div_ceil(nh));
-        let mut nd = 1;
-        while nh == h.count && nd < d.count && fits(nd + 1, nh) {
-            nd += 1;
-        }
-        nd = d.count.div_ceil(d.count.div_ceil(nd));
-        [nd, nh]
+        rows_that_fit([d.count, h.count], |[nd, nh]| {
+            d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES
+        })
     }
 
     /// Writes the outputs of this correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of what
