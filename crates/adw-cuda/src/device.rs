@@ -43,8 +43,8 @@ struct Function {
 /// [`Error::Unavailable`] if there is no driver, no such device, or one older than compute capability 8.0.
 pub fn open(ordinal: usize) -> Result<Device> {
     let unavailable = |cause: String| Error::Unavailable(format!("CUDA device {ordinal}: {cause}"));
-    // candle's error would bring its backtrace along.
-    CudaContext::new(ordinal).map_err(|e| unavailable(driver_says(e)))?;
+    // candle's error would bring its backtrace along. Held until candle has the context, too: to let it go is to tear it down.
+    let _context = CudaContext::new(ordinal).map_err(|e| unavailable(driver_says(e)))?;
     let device = CudaDevice::new_with_stream(ordinal).map_err(|e| unavailable(e.to_string()))?;
     // SAFETY: there is one stream, as said above.
     unsafe { device.disable_event_tracking() };
@@ -337,6 +337,7 @@ impl Buffer for DeviceBuffer {
 }
 
 /// A kernel's one argument.
+#[repr(transparent)]
 struct Argument<P>(P);
 // SAFETY: `Params` promises plain memory, laid out as the kernel's struct.
 unsafe impl<P: Params> DeviceRepr for Argument<P> {}

@@ -37,9 +37,11 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
     }
     let kept =
         serde_json::to_string(&found.postprocessing.keep_largest).context("the steps as JSON")?;
-    say(&format!(
-        "keep the largest component of {kept}: {}\n",
-        args.output.display()
-    ));
+    let what = if found.postprocessing.keep_largest.is_empty() {
+        "no step helps, everything is kept".to_owned()
+    } else {
+        format!("keep the largest component of {kept}")
+    };
+    say(&format!("{what}: {}\n", args.output.display()));
     Ok(())
 }
