@@ -149,6 +149,10 @@ fn a_device_that_is_missing_or_full() {
     bench("cuda:1")
         .run()
         .assert_bad_input(&["--device cuda:1", "invalid device ordinal"]);
+    bench("cuda:0")
+        .env("ADW_EMULATED_CUDA_CAPABILITY", 75)
+        .run()
+        .assert_bad_input(&["compute capability 7.5", "8.0 (Ampere) or later is needed"]);
     let outcome = bench("auto").env(DEVICES, 0).succeed();
     assert!(
         outcome

@@ -12,6 +12,7 @@
 //
 // For tests, environment variables:
 //   ADW_EMULATED_CUDA_DEVICES  number of devices (1)
+//   ADW_EMULATED_CUDA_CAPABILITY  compute capability, as 90 (the default) for 9.0
 //   ADW_EMULATED_CUDA_MEMORY   bytes of a device (80 GB); whatever the host has
 //   ADW_EMULATED_CUDA_FAIL_AT  this launch (from 1) and every call after it fails, as on a device that was lost
 //   ADW_EMULATED_CUDA_SKIP     1: launches do nothing and memory is not touched; copies to the host give zeros
@@ -418,8 +419,8 @@ ADW_EXPORT cuDeviceGetAttribute(int *value, int attribute, int) {
         {16, 132},           // multiprocessors
         {39, 2048},          // threads of a multiprocessor
         {41, 1},             // one address space with the host
-        {75, 9},             // compute capability
-        {76, 0},             // ... its second number
+        {75, int(number("ADW_EMULATED_CUDA_CAPABILITY", 90) / 10)},
+        {76, int(number("ADW_EMULATED_CUDA_CAPABILITY", 90) % 10)},
         {81, 228 * 1024},    // shared memory of a multiprocessor
         {82, 65536},         // registers of a multiprocessor
         {97, MOST_SHARED},   // shared memory of a block, on demand
