@@ -22,10 +22,12 @@ use std::ops::Range;
 
 /// Bytes of the panel of input rows.
 const PANEL_BYTES: usize = 256 << 10;
-/// Voxels of a block whose sums are so short that to read and write them takes as long as to add them up,
-const FEW_VOXELS: usize = 256;
-/// and the bytes that the panel of such a block may take instead.
-const FEW_VOXELS_PANEL_BYTES: usize = 768 << 10;
+/// Sums of more bytes than stay in a second-level cache are read and written again as seldom as possible: in blocks of up to
+const LARGE_SUM_BYTES: usize = 4 << 20;
+/// so many voxels, with
+const LARGE_SUM_VOXELS: usize = 256;
+/// a panel of so many bytes.
+const LARGE_SUM_PANEL_BYTES: usize = 768 << 10;
 /// Bytes that all partial sums together may take.
 const PARTIAL_BYTES: usize = 8 << 20;
 
@@ -54,10 +56,12 @@ impl<T: Element> GradWeight<'_, T> {
     fn block_rows(&self) -> [usize; 2] {
         let [od, oh, ow] = self.output;
         let row = self.extent(2, ow) * self.in_channels() * size_of::<T>();
+        let taps: usize = self.geometry.kernel.iter().product();
+        let sums = taps * self.in_channels() * self.grad_output.channels * size_of::<T>();
         rows_that_fit([od, oh], |[nd, nh]| {
             let bytes = self.extent(0, nd) * self.extent(1, nh) * row;
-            if nd * nh * ow <= FEW_VOXELS {
-                bytes <= FEW_VOXELS_PANEL_BYTES
+            if sums > LARGE_SUM_BYTES && nd * nh * ow <= LARGE_SUM_VOXELS {
+                bytes <= LARGE_SUM_PANEL_BYTES
             } else {
                 nd == 1 && bytes <= PANEL_BYTES
             }
@@ -182,22 +186,27 @@ impl Partials {
                         } else {
                             (column * ci + row, columns, rows)
                         };
-                        square.clear();
                         square.resize(num_co * num_ci * taps, T::ZERO);
-                        for partial in partials.chunks_exact(self.len()) {
-                            for tap in 0..taps {
-                                for r in 0..rows {
-                                    let at = (tap * self.row_pitch + row + r) * self.column_pitch;
+                        for tap in 0..taps {
+                            for r in 0..rows {
+                                let at = (tap * self.row_pitch + row + r) * self.column_pitch;
+                                let mut sums = [T::ZERO; SIDE];
+                                for partial in partials.chunks_exact(self.len()) {
                                     let values = &partial[at + column..][..columns];
-                                    let (at, step) = if self.rows_are_outputs {
-                                        (r * num_ci, 1)
-                                    } else {
-                                        (r, num_ci)
-                                    };
-                                    let sums = square[at * taps + tap..].iter_mut();
-                                    for (sum, &x) in sums.step_by(step * taps).zip(values) {
+                                    for (sum, &x) in sums.iter_mut().zip(values) {
                                         *sum += x;
                                     }
+                                }
+                                let (at, step) = if self.rows_are_outputs {
+                                    (r * num_ci, 1)
+                                } else {
+                                    (r, num_ci)
+                                };
+                                let places = square[at * taps + tap..].iter_mut();
+                                for (place, sum) in
+                                    places.step_by(step * taps).zip(&sums[..columns])
+                                {
+                                    *place = *sum;
                                 }
                             }
                         }
