@@ -12,7 +12,7 @@
 use super::Means;
 use super::tile::{
     Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel,
-    row_blocks, run_tile, vector_shape,
+    row_blocks, rows_that_fit, run_tile, vector_shape,
 };
 use super::winograd::{self, correlate::TransformWeight};
 #[cfg(target_arch = "x86_64")]
@@ -117,6 +117,21 @@ impl<T: Element> Correlation<'_, T> {
         self.sources.iter().map(|s| s.channels).sum()
     }
 
+    /// Where the taps `[D][H][W]` lie behind the first element of a pair of channels.
+    pub(super) fn tap_offsets(&self) -> Vec<usize> {
+        let [sd, sh, sw] = self.layout.tap_strides;
+        let [d, h, w] = &self.axes;
+        let mut offsets = Vec::new();
+        for td in &d.taps {
+            for th in &h.taps {
+                for tw in &w.taps {
+                    offsets.push(td.weight * sd + th.weight * sh + tw.weight * sw);
+                }
+            }
+        }
+        offsets
+    }
+
     /// Packs the weight as it is, or transformed by `winograd`.
     pub(super) fn pack_weight(&self, form: WeightForm) -> PackedWeight<T> {
         let VectorShape { lanes, max_vectors } = vector_shape::<T>(self.means.set);
@@ -140,19 +155,7 @@ impl<T: Element> Correlation<'_, T> {
             offset += rows * k * r.len() * lanes;
         }
         let layout = self.layout;
-        let tap_offsets: Vec<usize> = self.axes[0]
-            .taps
-            .iter()
-            .flat_map(|d| {
-                self.axes[1].taps.iter().flat_map(move |h| {
-                    self.axes[2].taps.iter().map(move |w| {
-                        d.weight * layout.tap_strides[0]
-                            + h.weight * layout.tap_strides[1]
-                            + w.weight * layout.tap_strides[2]
-                    })
-                })
-            })
-            .collect();
+        let tap_offsets = self.tap_offsets();
         let jobs: Vec<(&ChannelBlock, usize)> = blocks
             .iter()
             .flat_map(|b| (0..k.div_ceil(K_CHUNK)).map(move |i| (b, i * K_CHUNK)))
@@ -207,22 +210,13 @@ impl<T: Element> Correlation<'_, T> {
         }
     }
 
-    /// Rows per task along D and H: as many as the panel holds, but no fewer tasks than keeps many threads busy.
+    /// Rows per task along D and H: as many as the panel holds.
     fn block_rows(&self) -> [usize; 2] {
         let [d, h, w] = &self.axes;
         let row = w.extent(w.count) * self.k_channels() * size_of::<T>();
-        let fits = |nd: usize, nh: usize| d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
-        let mut nh = 1;
-        while nh < h.count && fits(1, nh + 1) {
-            nh += 1;
-        }
-        nh = h.count.div_ceil(h.count.div_ceil(nh));
-        let mut nd = 1;
-        while nh == h.count && nd < d.count && fits(nd + 1, nh) {
-            nd += 1;
-        }
-        nd = d.count.div_ceil(d.count.div_ceil(nd));
-        [nd, nh]
+        rows_that_fit([d.count, h.count], |[nd, nh]| {
+            d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES
+        })
     }
 
     /// Writes the outputs of this correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of what

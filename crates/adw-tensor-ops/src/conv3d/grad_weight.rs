@@ -4,13 +4,13 @@
 //! dW[co][ci][kd][kh][kw] = sum over b, od, oh, ow:
 //!     x[b][od sd + kd - pd][oh sh + kh - ph][ow sw + kw - pw][ci] * grad_output[b][od][oh][ow][co]
 //! ```
-//! Rows of the register tile are `(kw, ci)`, contiguous in the padded input panel; the sum runs over voxels. Voxels are
-//! split into a number of groups that depends on the shape alone, each with its own partial sum; within a group, tasks
-//! take tiles. So the bits do not depend on the number of threads.
+//! Rows of the register tile are `(kw, ci)`, contiguous in the padded input panel; the sum runs over the voxels of a block,
+//! and blocks add up. Blocks are split into a number of groups that depends on the shape alone, each with its own partial
+//! sum; within a group, tasks take tiles. So the bits do not depend on the number of threads.
 
 use super::tile::{
-    Operands, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel,
-    pack_row, run_tile, vector_shape,
+    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors,
+    pack_panel, pack_row, row_blocks, rows_that_fit, run_tile, vector_shape,
 };
 use super::{Conv3dGeometry, Means, winograd};
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +22,12 @@ use std::ops::Range;
 
 /// Bytes of the panel of input rows.
 const PANEL_BYTES: usize = 256 << 10;
+/// Sums of more bytes than stay in a second-level cache are read and written again as seldom as possible: in blocks of up to
+const LARGE_SUM_BYTES: usize = 4 << 20;
+/// so many voxels, with
+const LARGE_SUM_VOXELS: usize = 256;
+/// a panel of so many bytes.
+const LARGE_SUM_PANEL_BYTES: usize = 768 << 10;
 /// Bytes that all partial sums together may take.
 const PARTIAL_BYTES: usize = 8 << 20;
 
@@ -39,6 +45,27 @@ pub(crate) struct GradWeight<'a, T> {
 impl<T: Element> GradWeight<'_, T> {
     pub(super) fn in_channels(&self) -> usize {
         self.sources.iter().map(|s| s.channels).sum()
+    }
+
+    /// Voxels of the input that `outputs` neighbouring outputs read along an axis.
+    fn extent(&self, axis: usize, outputs: usize) -> usize {
+        (outputs - 1) * self.geometry.stride[axis] + self.geometry.kernel[axis]
+    }
+
+    /// Rows per block along D and H: several planes only where these are few voxels, so that no sum gets long.
+    fn block_rows(&self) -> [usize; 2] {
+        let [od, oh, ow] = self.output;
+        let row = self.extent(2, ow) * self.in_channels() * size_of::<T>();
+        let taps: usize = self.geometry.kernel.iter().product();
+        let sums = taps * self.in_channels() * self.grad_output.channels * size_of::<T>();
+        rows_that_fit([od, oh], |[nd, nh]| {
+            let bytes = self.extent(0, nd) * self.extent(1, nh) * row;
+            if sums > LARGE_SUM_BYTES && nd * nh * ow <= LARGE_SUM_VOXELS {
+                bytes <= LARGE_SUM_PANEL_BYTES
+            } else {
+                nd == 1 && bytes <= PANEL_BYTES
+            }
+        })
     }
 
     /// `[co][ci][kd][kh][kw]`
@@ -60,26 +87,28 @@ impl<T: Element> GradWeight<'_, T> {
         let co_padded = co.next_multiple_of(lanes);
         let m = kw * ci;
         let partial_len = kd * kh * m * co_padded;
-        let slabs = self.batch * self.output[0];
-        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()).max(1))
+        let [od, oh, _] = self.output;
+        let blocks = row_blocks(self.batch, [od, oh], self.block_rows());
+        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()))
             .clamp(1, 16)
-            .min(slabs.max(1));
+            .min(blocks.len());
         let tile_splits = 8usize.div_ceil(groups);
-        let tasks: Vec<(usize, Range<usize>, Range<usize>)> =
-            balanced(slabs, slabs.div_ceil(groups).max(1))
+        let tasks: Vec<(usize, &[Rows], Range<usize>)> =
+            balanced(blocks.len(), blocks.len().div_ceil(groups))
                 .enumerate()
-                .flat_map(|(g, slabs)| {
+                .flat_map(|(g, blocks_of)| {
+                    let blocks = &blocks[blocks_of];
                     let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
-                    pieces.map(move |rows| (g, slabs.clone(), rows))
+                    pieces.map(move |rows| (g, blocks, rows))
                 })
                 .collect();
         let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
-        // SAFETY: the tasks cover every group and every row of the partial sums, and each starts by zeroing its own.
+        // SAFETY: the tasks cover every group and every row of the partial sums, and the first block of each writes them.
         let partials = unsafe {
             filled(num_groups * partial_len, |out: SharedOut<T>| {
                 tasks.into_par_iter().for_each_init(
                     Scratch::default,
-                    |scratch, (group, slabs, rows)| {
+                    |scratch, (group, blocks, rows)| {
                         let out = out
                             .ptr()
                             .wrapping_add(group * partial_len + rows.start * co_padded);
@@ -87,7 +116,7 @@ impl<T: Element> GradWeight<'_, T> {
                             self.means.set,
                             RunTask {
                                 job: self,
-                                slabs,
+                                blocks,
                                 rows,
                                 co_padded,
                                 out,
@@ -187,8 +216,7 @@ impl<T> Default for Scratch<T> {
 
 struct RunTask<'a, T> {
     job: &'a GradWeight<'a, T>,
-    /// Of `batch * output depth`.
-    slabs: Range<usize>,
+    blocks: &'a [Rows],
     /// Of `(kd, kh, kw, ci)`.
     rows: Range<usize>,
     co_padded: usize,
@@ -204,120 +232,109 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
     fn run<S: Simd<Elem = T>>(self) {
         let Self {
             job,
-            slabs,
+            blocks,
             rows,
             co_padded,
             out,
             scratch,
         } = self;
-        let [kd, kh, kw] = job.geometry.kernel;
+        let [_, kh, kw] = job.geometry.kernel;
         let [sd, sh, sw] = job.geometry.stride;
         let [pd, ph, pw] = job.geometry.padding;
-        let [_, oh, ow] = job.output;
+        let [od, oh, ow] = job.output;
         let (ci, co) = (job.in_channels(), job.grad_output.channels);
         let m = kw * ci;
-        // SAFETY: `out` is this task's own part of the partial sums, and zero bytes are the float zero.
-        unsafe { out.write_bytes(0, rows.len() * co_padded) };
-
-        let panel_w = (ow - 1) * sw + kw;
+        let panel_w = job.extent(2, ow);
         let row_len = panel_w * ci;
-        let panel_bytes = |n: usize| kd * ((n - 1) * sh + kh) * row_len * size_of::<T>();
-        let mut nh = 1;
-        while nh < oh && panel_bytes(nh + 1) <= PANEL_BYTES {
-            nh += 1;
-        }
-        let nh = oh.div_ceil(oh.div_ceil(nh));
-        let panel_h = |n: usize| (n - 1) * sh + kh;
-        let mut segments = Vec::with_capacity(nh);
-        scratch.panel.resize(kd * panel_h(nh) * row_len, T::ZERO);
-
-        for slab in slabs {
-            let (b, od) = (slab / job.output[0], slab % job.output[0]);
-            let id0 = (od * sd) as isize - pd as isize;
-            for h0 in (0..oh).step_by(nh) {
-                let h1 = (h0 + nh).min(oh);
-                let ih0 = (h0 * sh) as isize - ph as isize;
-                let panel_h = panel_h(h1 - h0);
-                // SAFETY: the panel has kd * panel_h rows of row_len elements.
-                unsafe {
-                    pack_panel(
-                        scratch.panel.as_mut_ptr(),
-                        job.sources,
-                        b,
-                        job.input,
-                        [id0, ih0, -(pw as isize)],
-                        [kd, panel_h, panel_w],
-                    );
+        let mut segments = Vec::new();
+        for (block_idx, block) in blocks.iter().enumerate() {
+            let (nd, nh) = (block.d.len(), block.h.len());
+            let (panel_d, panel_h) = (job.extent(0, nd), job.extent(1, nh));
+            let id0 = (block.d.start * sd) as isize - pd as isize;
+            let ih0 = (block.h.start * sh) as isize - ph as isize;
+            scratch.panel.resize(panel_d * panel_h * row_len, T::ZERO);
+            // SAFETY: the panel has panel_d * panel_h rows of row_len elements.
+            unsafe {
+                pack_panel(
+                    scratch.panel.as_mut_ptr(),
+                    job.sources,
+                    block.batch_idx,
+                    job.input,
+                    [id0, ih0, -(pw as isize)],
+                    [panel_d, panel_h, panel_w],
+                );
+            }
+            // Rows of the gradient that belong to a block follow one another: blocks of several planes are of whole ones.
+            let first_row = (block.batch_idx * od + block.d.start) * oh + block.h.start;
+            debug_assert!(nd == 1 || nh == oh, "part of several planes");
+            // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.
+            let grad: *const T = if co == co_padded && job.grad_output.norm.is_none() {
+                job.grad_output.data[first_row * ow * co..].as_ptr()
+            } else {
+                scratch.grad.resize(nd * nh * ow * co_padded, T::ZERO);
+                for q in 0..nd * nh {
+                    // SAFETY: scratch.grad has nd * nh rows of ow voxels, co_padded elements each.
+                    unsafe {
+                        let dst = scratch.grad.as_mut_ptr().add(q * ow * co_padded);
+                        pack_row(
+                            dst,
+                            &[job.grad_output],
+                            block.batch_idx,
+                            first_row + q,
+                            ow,
+                            0,
+                            ow,
+                            co_padded,
+                        );
+                    }
                 }
-                // Vector loads of the last channels must not run past the map's end: odd channel counts are padded.
-                let first_row = slab * oh + h0;
-                let grad: *const T = if co == co_padded && job.grad_output.norm.is_none() {
-                    job.grad_output.data[first_row * ow * co..].as_ptr()
-                } else {
-                    scratch.grad.resize(nh * ow * co_padded, T::ZERO);
-                    for q in 0..h1 - h0 {
-                        // SAFETY: scratch.grad has nh >= h1 - h0 rows of ow voxels, co_padded elements each.
+                scratch.grad.as_ptr()
+            };
+            for tap in rows.start / m..rows.end.div_ceil(m) {
+                let (z, y) = (tap / kh, tap % kh);
+                segments.clear();
+                for q in 0..nd * nh {
+                    let (d, h) = (q / nh * sd + z, q % nh * sh + y);
+                    if inside(id0 + d as isize, job.input[0])
+                        && inside(ih0 + h as isize, job.input[1])
+                    {
+                        segments.push(Segment {
+                            a: (d * panel_h + h) * row_len,
+                            b: q * ow * co_padded,
+                            len: ow,
+                        });
+                    }
+                }
+                if segments.is_empty() && block_idx > 0 {
+                    continue;
+                }
+                let first = rows.start.max(tap * m);
+                let last = rows.end.min((tap + 1) * m);
+                for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
+                    for tile in balanced(last - first, max_rows::<S>(vectors.len())) {
+                        let row = first + tile.start;
+                        let c = (row - rows.start) * co_padded + vectors.start * S::LANES;
+                        // SAFETY: segments name packed rows of the panel and rows of the gradient, `ow` voxels each; the rows
+                        // of `out` are this task's own, and what the first block does not write it does not read either.
                         unsafe {
-                            let dst = scratch.grad.as_mut_ptr().add(q * ow * co_padded);
-                            pack_row(
-                                dst,
-                                &[job.grad_output],
-                                b,
-                                first_row + q,
-                                ow,
-                                0,
-                                ow,
-                                co_padded,
+                            run_tile::<S>(
+                                tile.len(),
+                                vectors.len(),
+                                &Operands {
+                                    a: scratch.panel.as_ptr().add(row - tap * m),
+                                    a_row: 1,
+                                    a_step: sw * ci,
+                                    b: grad.add(vectors.start * S::LANES),
+                                    b_step: co_padded,
+                                    b_vector: S::LANES,
+                                    c: out.add(c),
+                                    c_row: co_padded,
+                                    c_vector: S::LANES,
+                                    tail: S::LANES,
+                                    accumulate: block_idx > 0,
+                                },
+                                &segments,
                             );
-                        }
-                    }
-                    scratch.grad.as_ptr()
-                };
-                for tap in rows.start / m..rows.end.div_ceil(m) {
-                    let (z, y) = (tap / kh, tap % kh);
-                    if !inside(id0 + z as isize, job.input[0]) {
-                        continue;
-                    }
-                    segments.clear();
-                    for q in 0..h1 - h0 {
-                        if inside(ih0 + (q * sh + y) as isize, job.input[1]) {
-                            segments.push(Segment {
-                                a: (z * panel_h + q * sh + y) * row_len,
-                                b: q * ow * co_padded,
-                                len: ow,
-                            });
-                        }
-                    }
-                    let first = rows.start.max(tap * m);
-                    let last = rows.end.min((tap + 1) * m);
-                    for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
-                        for tile in balanced(last - first, max_rows::<S>(vectors.len())) {
-                            let row = first + tile.start;
-                            // SAFETY: segments name packed rows of the panel and rows of the gradient, `ow` voxels each;
-                            // the rows of `out` are this task's own.
-                            unsafe {
-                                run_tile::<S>(
-                                    tile.len(),
-                                    vectors.len(),
-                                    &Operands {
-                                        a: scratch.panel.as_ptr().add(row - tap * m),
-                                        a_row: 1,
-                                        a_step: sw * ci,
-                                        b: grad.add(vectors.start * S::LANES),
-                                        b_step: co_padded,
-                                        b_vector: S::LANES,
-                                        c: out.add(
-                                            (row - rows.start) * co_padded
-                                                + vectors.start * S::LANES,
-                                        ),
-                                        c_row: co_padded,
-                                        c_vector: S::LANES,
-                                        tail: S::LANES,
-                                        accumulate: true,
-                                    },
-                                    &segments,
-                                );
-                            }
                         }
                     }
                 }

@@ -88,6 +88,20 @@ pub(super) fn row_blocks(batch: usize, [d, h]: [usize; 2], [nd, nh]: [usize; 2])
     blocks
 }
 
+/// Rows per block along D and H, in parts that differ by at most one: as many of a plane as fit, then as many whole planes.
+pub(super) fn rows_that_fit([d, h]: [usize; 2], fit: impl Fn([usize; 2]) -> bool) -> [usize; 2] {
+    let most = |n: usize, fits: &dyn Fn(usize) -> bool| {
+        let most = (1..n)
+            .take_while(|&i| fits(i + 1))
+            .last()
+            .map_or(1, |i| i + 1);
+        n.div_ceil(n.div_ceil(most))
+    };
+    let nh = most(h, &|nh| fit([1, nh]));
+    let nd = most(d, &|nd| nh == h && fit([nd, nh]));
+    [nd, nh]
+}
+
 /// # Safety
 /// All addresses that the formula at the head of the file names are valid: `a` and `b` for reading (`b` in whole
 /// vectors), `c` for writing (and for reading with `accumulate`), its last vector for `tail` elements.
