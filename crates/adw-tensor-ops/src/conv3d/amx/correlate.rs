@@ -5,13 +5,18 @@
 //! along W x input channels is contiguous in the panel; the weight is filled up with zeros to whole steps.
 
 use super::{
-    Amx, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, factors, round, store_first,
+    Amx, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, factors, load_first, round,
+    store_first,
 };
 use crate::conv3d::correlate::Correlation;
 use crate::conv3d::tile::{Rows, balanced, inside, overlap, row_blocks};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
-use crate::raw_output::SharedOut;
+use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
+use std::arch::x86_64::{
+    __m512i, _mm512_cvtepu16_epi32, _mm512_load_si512, _mm512_or_si512, _mm512_slli_epi32,
+    _mm512_store_si512,
+};
 use std::ops::Range;
 
 /// Bytes of a panel.
@@ -30,51 +35,26 @@ struct Weight {
 }
 
 impl Weight {
-    fn pack(job: &Correlation<f32>) -> Self {
+    /// The first argument is the proof that the processor has the instructions.
+    fn pack(_: Amx, job: &Correlation<f32>) -> Self {
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
         let steps = (w.taps.len() * k).div_ceil(DEPTH);
         let segments = d.taps.len() * h.taps.len();
         let tile_len = segments * steps * ROWS;
-        let mut data = vec![Line::ZERO; job.out_channels.div_ceil(ROWS) * tile_len];
-        let layout = job.layout;
-        data.par_chunks_mut(tile_len)
-            .enumerate()
-            .for_each(|(tile, out)| {
-                let out = factors(out);
-                let first = tile * ROWS;
-                let lanes = ROWS.min(job.out_channels - first);
-                // The loop over what lies closer together in the weight is the inner one.
-                let k_inner = layout.k_stride <= layout.lane_stride;
-                let (outer, inner) = if k_inner { (lanes, k) } else { (k, lanes) };
-                for i in 0..outer {
-                    for j in 0..inner {
-                        let (lane, kc) = if k_inner { (i, j) } else { (j, i) };
-                        let src = &job.weight[layout.base
-                            + kc * layout.k_stride
-                            + (first + lane) * layout.lane_stride..];
-                        let mut segment = 0;
-                        for td in &d.taps {
-                            for th in &h.taps {
-                                for (i, tw) in w.taps.iter().enumerate() {
-                                    let r = i * k + kc;
-                                    let at = ((segment * steps + r / DEPTH) * ROWS
-                                        + (r % DEPTH) / 2)
-                                        * DEPTH
-                                        + lane * 2
-                                        + r % 2;
-                                    out[at] = bf16(
-                                        src[td.weight * layout.tap_strides[0]
-                                            + th.weight * layout.tap_strides[1]
-                                            + tw.weight * layout.tap_strides[2]],
-                                    );
-                                }
-                                segment += 1;
-                            }
-                        }
-                    }
-                }
-            });
+        let tiles = job.out_channels.div_ceil(ROWS);
+        let offsets = job.tap_offsets();
+        // SAFETY: every tile is written whole; there is an `Amx`, so the processor has all that `pack_tile` is compiled for.
+        let data = unsafe {
+            filled(tiles * tile_len, |out: SharedOut<Line>| {
+                (0..tiles).into_par_iter().for_each(|tile| {
+                    let lines = out.ptr().add(tile * tile_len);
+                    lines.write_bytes(0, tile_len);
+                    let lines = std::slice::from_raw_parts_mut(lines, tile_len);
+                    pack_tile(job, tile * ROWS, &offsets, steps, lines);
+                });
+            })
+        };
         Self {
             data,
             steps,
@@ -91,13 +71,44 @@ impl Weight {
     }
 }
 
-/// Rounded to nearest, ties to even.
-fn bf16(x: f32) -> u16 {
-    if x.is_nan() {
-        return 0x7fc0;
+/// Packs the weights of the output channels from `first` on, at most a tile of them, into lines of zeros.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn pack_tile(
+    job: &Correlation<f32>,
+    first: usize,
+    tap_offsets: &[usize],
+    steps: usize,
+    out: &mut [Line],
+) {
+    let (k, layout) = (job.k_channels(), job.layout);
+    let lanes = ROWS.min(job.out_channels - first);
+    let taps_w = job.axes[2].taps.len();
+    // By way of a small buffer, `[tap][channel]`: the taps of a weight lie many lines apart in the packed order.
+    let mut by_tap = vec![[0.0; ROWS]; tap_offsets.len()];
+    for kc in 0..k {
+        for lane in 0..lanes {
+            let at = layout.base + kc * layout.k_stride + (first + lane) * layout.lane_stride;
+            let src = &job.weight[at..];
+            for (by_tap, &offset) in by_tap.iter_mut().zip(tap_offsets) {
+                by_tap[lane] = src[offset];
+            }
+        }
+        for (tap, x) in by_tap.iter().enumerate() {
+            let r = tap % taps_w * k + kc;
+            let line = &mut out[(tap / taps_w * steps + r / DEPTH) * ROWS + r % DEPTH / 2];
+            // SAFETY: 16 values, and the 64 bytes of a line, which is aligned.
+            unsafe {
+                let x = _mm512_cvtepu16_epi32(round(load_first(x.as_ptr(), ROWS)));
+                let pair = if r % 2 == 1 {
+                    _mm512_slli_epi32::<16>(x)
+                } else {
+                    x
+                };
+                let line = (&raw mut *line).cast::<__m512i>();
+                _mm512_store_si512(line, _mm512_or_si512(_mm512_load_si512(line), pair));
+            }
+        }
     }
-    let bits = x.to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// As [`Correlation::run`].
@@ -111,7 +122,7 @@ pub(in crate::conv3d) unsafe fn run(
     with_moments: bool,
 ) -> Vec<BlockMoments<f32>> {
     let [d, h, _] = &job.axes;
-    let weight = Weight::pack(job);
+    let weight = Weight::pack(amx, job);
     let blocks = row_blocks(job.batch, [d.count, h.count], block_rows(job));
     // Layers with few voxels and many channels are split by channel as well; by even numbers of tiles, which are used in
     // pairs.
