@@ -160,59 +160,39 @@ impl Partials {
 
     /// Their sum in their order, in the tensor's order `[co][ci][tap]`.
     pub(super) fn join<T: Element>(&self, partials: &[T]) -> Vec<T> {
-        /// Rows and columns that are taken together: enough for runs of many lines in the tensor, where those of one row
-        /// lie pages apart; few enough for a buffer that stays in the first-level cache.
-        const SIDE: usize = 16;
-        let taps = self.taps;
-        let (co, ci) = if self.rows_are_outputs {
-            (self.rows, self.columns)
-        } else {
-            (self.columns, self.rows)
-        };
-        let starts = |n: usize| (0..n).step_by(SIDE);
-        let squares: Vec<(usize, usize)> = starts(self.rows)
-            .flat_map(|row| starts(self.columns).map(move |column| (row, column)))
-            .collect();
-        // SAFETY: the squares cover all pairs of channels, once each, and every tap of theirs is written.
+        let Self {
+            taps,
+            rows,
+            columns,
+            ..
+        } = *self;
+        // SAFETY: (row, column, tap) runs over all elements of the gradient, once each.
         unsafe {
-            filled(co * ci * taps, |out: SharedOut<T>| {
-                squares
+            filled(rows * columns * taps, |out: SharedOut<T>| {
+                (0..rows)
                     .into_par_iter()
-                    .for_each_init(Vec::new, |square, (row, column)| {
-                        let rows = SIDE.min(self.rows - row);
-                        let columns = SIDE.min(self.columns - column);
-                        let (first, num_co, num_ci) = if self.rows_are_outputs {
-                            (row * ci + column, rows, columns)
-                        } else {
-                            (column * ci + row, columns, rows)
-                        };
-                        square.resize(num_co * num_ci * taps, T::ZERO);
+                    .for_each_init(Vec::new, |by_column, row| {
+                        by_column.clear();
+                        by_column.resize(columns * taps, T::ZERO);
                         for tap in 0..taps {
-                            for r in 0..rows {
-                                let at = (tap * self.row_pitch + row + r) * self.column_pitch;
-                                let mut sums = [T::ZERO; SIDE];
-                                for partial in partials.chunks_exact(self.len()) {
-                                    let values = &partial[at + column..][..columns];
-                                    for (sum, &x) in sums.iter_mut().zip(values) {
-                                        *sum += x;
-                                    }
-                                }
-                                let (at, step) = if self.rows_are_outputs {
-                                    (r * num_ci, 1)
-                                } else {
-                                    (r, num_ci)
-                                };
-                                let places = square[at * taps + tap..].iter_mut();
-                                for (place, sum) in
-                                    places.step_by(step * taps).zip(&sums[..columns])
+                            let at = (tap * self.row_pitch + row) * self.column_pitch;
+                            for partial in partials.chunks_exact(self.len()) {
+                                let partial = &partial[at..][..columns];
+                                for (sum, &x) in
+                                    by_column[tap..].iter_mut().step_by(taps).zip(partial)
                                 {
-                                    *place = *sum;
+                                    *sum += x;
                                 }
                             }
                         }
-                        for (i, of_output) in square.chunks_exact(num_ci * taps).enumerate() {
-                            let dst = out.ptr().add((first + i * ci) * taps);
-                            dst.copy_from_nonoverlapping(of_output.as_ptr(), of_output.len());
+                        for (column, taps_of) in by_column.chunks_exact(taps).enumerate() {
+                            let at = if self.rows_are_outputs {
+                                row * columns + column
+                            } else {
+                                column * rows + row
+                            };
+                            let dst = out.ptr().add(at * taps);
+                            dst.copy_from_nonoverlapping(taps_of.as_ptr(), taps);
                         }
                     });
             })
