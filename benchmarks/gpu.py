@@ -3,8 +3,8 @@
     python gpu.py                      # in the folder that `cargo xtask gpu-bundle` made, on the machine with the GPU
     python gpu.py --output results     # somewhere else; results.json and gpu.md land there
 
-Needs Python and a driver for CUDA 13; PyTorch (with torch_step.py and adwunet_torch.py beside this file) for the times
-beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
+Needs Python, a driver for CUDA 13, and cuBLAS and cuRAND from a toolkit or from PyTorch's wheels; PyTorch (with torch_step.py
+and adwunet_torch.py beside this file) for the times beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
 
 --smoke runs everything on a small problem and PyTorch on the CPU: a test of this script, not of a GPU.
 """
@@ -97,6 +97,7 @@ def run(what, command, timeout=None):
         print(f"    {error}", flush=True)
         return None
     if done.returncode != 0:
+        results.setdefault("output_of_failures", {})[what] = {"stdout": done.stdout, "stderr": done.stderr}
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-12:]
         results["failures"].append(f"{what}: " + " / ".join(last))
         print("    " + "\n    ".join(last), flush=True)
@@ -110,7 +111,10 @@ def last_json(output):
 
 
 def parity():
-    output = run("parity of ops, networks and optimisers with the host", [unpack("cuda_device"), "--test-threads", "1"])
+    what = "parity of ops, networks and optimisers with the host"
+    output = run(what, [unpack("cuda_device"), "--test-threads", "1"])
+    if output is None:
+        output = results.get("output_of_failures", {}).get(what, {}).get("stdout")
     results["parity"] = [line for line in (output or "").splitlines() if line.startswith("test ")]
     print("\n".join("    " + line for line in results["parity"]), flush=True)
 
@@ -221,7 +225,10 @@ def save():
 
 
 for part in PARTS:
-    {"parity": parity, "times": times, "training": training}[part]()
+    try:
+        {"parity": parity, "times": times, "training": training}[part]()
+    except Exception as error:  # What the other parts measure is worth having all the same.
+        results["failures"].append(f"{part}: {error!r}")
     save()
 print(table())
 sys.exit(bool(results["failures"]))

@@ -161,7 +161,7 @@ fn a_device_that_is_missing_or_full() {
         "{outcome:?}"
     );
     let outcome = bench("cuda:0").env(MEMORY, 1_000_000).run();
-    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let last = outcome.stderr.lines().last().unwrap();
     assert!(last.contains("smaller batch or patch"), "{outcome:?}");
 

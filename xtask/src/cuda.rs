@@ -117,7 +117,14 @@ impl Cuda {
             .arg("--target-dir")
             .arg(target_folder())
             .env("CUDA_HOME", &self.home)
-            .env("CUDA_PATH", &self.home);
+            .env("CUDA_PATH", &self.home)
+            .env("NVCC", self.home.join("bin/nvcc"));
+        // cudarc asks the nvcc of the search path for its version.
+        let path = env::var_os("PATH").unwrap_or_default();
+        let paths = [self.home.join("bin")].into_iter();
+        if let Ok(joined) = env::join_paths(paths.chain(env::split_paths(&path))) {
+            cargo.env("PATH", joined);
+        }
         if env::var_os("CUDA_COMPUTE_CAP").is_none()
             && let Some(capability) = compute_capability()
         {
@@ -140,7 +147,7 @@ pub(crate) fn target_folder() -> PathBuf {
     workspace().join("target/cuda")
 }
 
-/// Of the first device, as `90`.
+/// The lowest of all devices, as `90`.
 fn compute_capability() -> Option<String> {
     let output = Command::new("nvidia-smi")
         .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
@@ -148,8 +155,9 @@ fn compute_capability() -> Option<String> {
         .output()
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let first = text.lines().next()?.trim().replace('.', "");
-    (!first.is_empty() && first.bytes().all(|b| b.is_ascii_digit())).then_some(first)
+    let all = text.lines().map(|line| line.trim().replace('.', ""));
+    let lowest = all.filter_map(|c| c.parse::<u32>().ok()).min()?;
+    Some(lowest.to_string())
 }
 
 #[cfg(test)]

@@ -260,6 +260,9 @@ fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
+        if cuda.is_some() {
+            bail!("adw does not build with CUDA; --device cpu does without");
+        }
         bail!("adw does not build");
     }
     String::from_utf8_lossy(&output.stdout)

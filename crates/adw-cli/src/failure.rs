@@ -39,8 +39,16 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.downcast_ref().is_some_and(training_input_is_bad)
             || cause.downcast_ref().is_some_and(network_is_bad)
     });
-    if theirs { 2 } else { 1 }
+    // Out of memory on a CUDA device comes wrapped in whatever was computed, or in candle's words.
+    if theirs || one_line(error).contains(FULL) {
+        2
+    } else {
+        1
+    }
 }
+
+/// What the errors of a full CUDA device advise.
+const FULL: &str = "take a smaller batch or patch";
 
 fn data_is_bad(error: &msd_data::Error) -> bool {
     !matches!(
@@ -89,7 +97,7 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     }
     // In candle's words, where it was candle that asked for the memory.
     if line.contains("CUDA_ERROR_OUT_OF_MEMORY") {
-        line += ": the CUDA device is full; take a smaller batch or patch, or bf16 precision";
+        line = format!("{line}: the CUDA device is full; {FULL}, or bf16 precision");
     }
     line
 }

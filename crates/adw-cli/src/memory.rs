@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use adw_supernet::Precision;
 use adw_supernet::{Architecture, SupernetConfig};
 use anyhow::Result;
 use candle_core::Device;
@@ -38,6 +39,7 @@ impl Need {
         architecture: &Architecture,
         plan: &Plan,
         batch_size: usize,
+        precision: Precision,
         device: &Device,
     ) -> Self {
         let cost = architecture.cost(plan.patch_size);
@@ -49,7 +51,9 @@ impl Need {
         Self {
             activations: cost
                 .activation_bytes
-                .saturating_mul(BACKWARD * batch_size as u64),
+                .saturating_mul(BACKWARD * batch_size as u64)
+                // On a CUDA device half precision is that of the maps.
+                / if device.is_cuda() && precision == Precision::Bf16 { 2 } else { 1 },
             parameters: cost.parameters.saturating_mul(4 * COPIES),
             data: (QUEUE as u64 + 2) * batch + num_loader_threads(device) as u64 * source,
         }

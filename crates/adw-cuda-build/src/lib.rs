@@ -50,7 +50,7 @@ pub fn kernels(sources: &[&str]) {
         return;
     }
     let nvcc = find_nvcc().expect(
-        "the feature `cuda` needs the CUDA toolkit (12.8 or later), and there is no nvcc: set CUDA_HOME to its folder",
+        "the feature `cuda` needs the CUDA toolkit, version 13, and there is no nvcc: set CUDA_HOME to its folder",
     );
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     for (name, text) in HEADERS {

@@ -33,20 +33,26 @@ struct Function {
     shared: u32,
 }
 
-/// Opens device `ordinal` with a stream of its own.
+/// Opens device `ordinal` with a stream of its own; the next call gives the same device.
 ///
 /// candle's own constructor takes the stream of the calling thread, which would be another one in every thread; and it
 /// records two events per tensor for the sake of programs with several streams. Here is one stream, so that memory can
 /// be given back and reused in the order of the calls, without events. The pool keeps what tensors free.
 ///
 /// # Errors
-/// [`Error::Unavailable`] if there is no driver, no such device, or one older than compute capability 8.0.
+/// [`Error::Unavailable`] if there is no such device, or one older than compute capability 8.0. (Without a driver a
+/// program with CUDA does not even start.)
 pub fn open(ordinal: usize) -> Result<Device> {
+    static OPEN: LazyLock<Mutex<HashMap<usize, CudaDevice>>> = LazyLock::new(Mutex::default);
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = open.get(&ordinal) {
+        return Ok(Device::Cuda(device.clone()));
+    }
     let unavailable = |cause: String| Error::Unavailable(format!("CUDA device {ordinal}: {cause}"));
     // candle's error would bring its backtrace along. Held until candle has the context, too: to let it go is to tear it down.
     let _context = CudaContext::new(ordinal).map_err(|e| unavailable(driver_says(e)))?;
     let device = CudaDevice::new_with_stream(ordinal).map_err(|e| unavailable(e.to_string()))?;
-    // SAFETY: there is one stream, as said above.
+    // SAFETY: there is one stream per device, as said above, for all who open it here.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -75,6 +81,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
             }
         }
     }
+    open.insert(ordinal, device.clone());
     Ok(Device::Cuda(device))
 }
 

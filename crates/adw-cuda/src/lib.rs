@@ -122,7 +122,7 @@ pub enum Error {
     )]
     Copy(String),
     /// A launch failed.
-    #[error("CUDA kernel {kernel}: {cause}")]
+    #[error("CUDA kernel {kernel}, or one launched before it: {cause}")]
     Launch {
         /// The kernel's name.
         kernel: &'static str,

@@ -3,8 +3,9 @@
 use crate::cuda::ElementType;
 use crate::error::{Error, Result};
 use adw_cuda::Address;
+use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, DType, Layout, Tensor};
+use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
 
 /// The element type of a map.
 pub(crate) fn element_type(op: &'static str, dtype: DType) -> Result<ElementType> {
@@ -15,9 +16,11 @@ pub(crate) fn element_type(op: &'static str, dtype: DType) -> Result<ElementType
     }
 }
 
-/// Where a tensor's elements begin.
-pub(crate) fn address(op: &'static str, t: &Tensor) -> Result<Address> {
-    adw_cuda::device::address(t).ok_or_else(|| Error::Argument {
+/// Where a tensor's elements begin; it must lie on the device of `rt`.
+pub(crate) fn address(op: &'static str, rt: &CudaRuntime, t: &Tensor) -> Result<Address> {
+    let here = matches!(t.device(), Device::Cuda(device) if device.id() == rt.device().id());
+    let address = here.then(|| adw_cuda::device::address(t)).flatten();
+    address.ok_or_else(|| Error::Argument {
         op,
         what: format!(
             "a tensor of shape {:?} and element type {:?} on {:?}, expected all arguments contiguous on one CUDA device",
@@ -25,6 +28,19 @@ pub(crate) fn address(op: &'static str, t: &Tensor) -> Result<Address> {
             t.dtype(),
             t.device().location()
         ),
+    })
+}
+
+/// [`address`] of a map, of which kernels move 16 bytes at a time.
+pub(crate) fn map_address(op: &'static str, rt: &CudaRuntime, map: &Tensor) -> Result<Address> {
+    let address = address(op, rt, map)?;
+    if address.0.is_multiple_of(16) {
+        return Ok(address);
+    }
+    let what = "a map that begins inside another tensor, expected one aligned to 16 bytes: copy it";
+    Err(Error::Argument {
+        op,
+        what: what.into(),
     })
 }
 
@@ -57,9 +73,9 @@ pub(crate) fn f32_storage_address(
 }
 
 /// [`address`] of f32 numbers.
-pub(crate) fn f32_address(op: &'static str, t: &Tensor) -> Result<Address> {
+pub(crate) fn f32_address(op: &'static str, rt: &CudaRuntime, t: &Tensor) -> Result<Address> {
     match t.dtype() {
-        DType::F32 => address(op, t),
+        DType::F32 => address(op, rt, t),
         got => Err(Error::DType { op, got }),
     }
 }

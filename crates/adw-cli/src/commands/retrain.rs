@@ -239,7 +239,13 @@ impl Job<'_> {
         }
         check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = settings.retrain.batch_size;
-        let need = memory::Need::of(&self.architecture, &run.plan, batch_size, &self.device);
+        let need = memory::Need::of(
+            &self.architecture,
+            &run.plan,
+            batch_size,
+            settings.retrain.precision,
+            &self.device,
+        );
         let patch = run.plan.patch_size;
         let left = memory::check(need, patch, batch_size, &self.args.process, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();

@@ -63,7 +63,13 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let split = run.splits.fold(fold)?.clone();
     let largest = memory::largest(&network)?;
     let batch_size = settings.search.batch_size;
-    let need = memory::Need::of(&largest, &run.plan, batch_size, &device);
+    let need = memory::Need::of(
+        &largest,
+        &run.plan,
+        batch_size,
+        settings.search.precision,
+        &device,
+    );
     let left = memory::check(need, patch, batch_size, &args.process, &device)?;
 
     let mut cases = Cases::new(&mut run, &split.train, left)?;

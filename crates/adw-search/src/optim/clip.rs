@@ -32,8 +32,8 @@ pub enum Scale {
 }
 
 /// What gradients are multiplied by to have a norm of at most `max_norm` (see [`clip_scale`]), and their norm before. On
-/// a CUDA device `step` is called before anybody waits for the norm: gradients that are not finite make parameters that
-/// are not, where on the CPU nothing is stepped on.
+/// a CUDA device `step` is called before anybody waits for the norm; its kernels leave everything as it is when the norm
+/// is not finite, as on the CPU, where `step` is not called.
 ///
 /// # Errors
 /// If a gradient cannot be read, or `step` fails.

@@ -43,6 +43,7 @@ struct SgdParams {
 
 __device__ void sgd(const SgdParams &p) {
     const float scale = p.scale ? *p.scale : 1.f;
+    if (!(scale >= 0.f)) return;
     for_each(p.list, [&](const Tensor &t, u64 i) {
         const float w = t.weight[i], g = t.grad[i] * scale + p.decay * w;
         const float v = p.momentum * t.first[i] + g;
@@ -62,6 +63,7 @@ struct AdamParams {
 
 __device__ void adam(const AdamParams &p) {
     const float scale = p.scale ? *p.scale : 1.f;
+    if (!(scale >= 0.f)) return;
     for_each(p.list, [&](const Tensor &t, u64 i) {
         const float g = t.grad[i] * scale;
         const float m = p.beta1 * t.first[i] + p.one_minus_beta1 * g;
@@ -116,8 +118,8 @@ __device__ void norm_finish(const NormParams &p) {
     if (threadIdx.x != 0) return;
     const double norm = sqrt(sum), scale = p.max_norm / (norm + 1e-6);
     *p.norm = norm;
-    // A norm that is no number leaves gradients as they are, as on the CPU: then the weights show it.
-    *p.scale = scale < 1. ? float(scale) : 1.f;
+    // A norm that is no finite number has no factor: no step is taken.
+    *p.scale = norm - norm == 0. ? float(scale < 1. ? scale : 1.) : float(norm - norm);
 }
 
 ADW_KERNEL(optim_sgd, THREADS, 2, SgdParams, sgd(p))

@@ -5,7 +5,9 @@ use super::{Input, Moments, input_dims};
 use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
-use crate::on_device::{address, element_type, f32_address, f32_storage_address, storage_address};
+use crate::on_device::{
+    element_type, f32_address, f32_storage_address, map_address, storage_address,
+};
 use adw_cuda::Address;
 use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
@@ -34,33 +36,33 @@ fn check(op: &'static str, geometry: Conv3dGeometry, batch: usize, num_maps: usi
 }
 
 /// A map as the kernels read it. All maps of a pass have one element type.
-fn source(op: &'static str, input: Input, like: &Tensor) -> Result<SourceMap> {
+fn source(op: &'static str, rt: &CudaRuntime, input: Input, like: &Tensor) -> Result<SourceMap> {
     let (_, _, channels) = map_dims(op, "input", input.map)?;
     if input.map.dtype() != like.dtype() {
         let got = input.map.dtype();
         return Err(Error::DType { op, got });
     }
-    let data = address(op, input.map)?;
+    let data = map_address(op, rt, input.map)?;
     Ok(match input.norm {
         None => SourceMap::plain(data, channels),
         Some(n) => {
             n.check(op, input.map)?;
-            SourceMap::normalised(data, channels, &n.on_device()?)
+            SourceMap::normalised(data, channels, &n.on_device(rt)?)
         }
     })
 }
 
-fn sources(op: &'static str, inputs: &[Input]) -> Result<Vec<SourceMap>> {
+fn sources(op: &'static str, rt: &CudaRuntime, inputs: &[Input]) -> Result<Vec<SourceMap>> {
     inputs
         .iter()
-        .map(|i| source(op, *i, inputs[0].map))
+        .map(|i| source(op, rt, *i, inputs[0].map))
         .collect()
 }
 
-fn weights(op: &'static str, weight: &Tensor) -> Result<Weights> {
+fn weights(op: &'static str, rt: &CudaRuntime, weight: &Tensor) -> Result<Weights> {
     let dims = weight.dims();
     Ok(Weights {
-        data: f32_address(op, weight)?,
+        data: f32_address(op, rt, weight)?,
         mask: Address::NONE,
         co: dims[0],
         ci: dims[1],
@@ -78,7 +80,7 @@ pub(super) fn forward(
     const OP: &str = "conv3d";
     let (batch, size, _) = input_dims(OP, inputs)?;
     check(OP, geometry, batch, inputs.len())?;
-    let (maps, weights) = (sources(OP, inputs)?, weights(OP, weight)?);
+    let (maps, weights) = (sources(OP, rt, inputs)?, weights(OP, rt, weight)?);
     let element = element_type(OP, inputs[0].map.dtype())?;
     let [d, h, w] = geometry.output_size(OP, size)?;
     let (out, out_address) = rt.empty(inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
@@ -112,8 +114,8 @@ pub(super) fn grad_input(
     const OP: &str = "conv3d input gradient";
     let (batch, _, _) = map_dims(OP, "grad_output", grad_output.map)?;
     check(OP, geometry, batch, 1)?;
-    let grad = source(OP, grad_output, grad_output.map)?;
-    let weights = weights(OP, weight)?;
+    let grad = source(OP, rt, grad_output, grad_output.map)?;
+    let weights = weights(OP, rt, weight)?;
     let element = element_type(OP, grad_output.map.dtype())?;
     let shape = (batch, size[0], size[1], size[2], channels.len());
     let (out, out_address) = rt.empty(grad_output.map.dtype(), shape)?;
@@ -145,8 +147,8 @@ pub(super) fn grad_weight(
     let (batch, size, ci) = input_dims(OP, inputs)?;
     check(OP, geometry, batch, inputs.len())?;
     let (maps, grad) = (
-        sources(OP, inputs)?,
-        source(OP, grad_output, inputs[0].map)?,
+        sources(OP, rt, inputs)?,
+        source(OP, rt, grad_output, inputs[0].map)?,
     );
     let element = element_type(OP, grad_output.map.dtype())?;
     let [kd, kh, kw] = geometry.kernel;

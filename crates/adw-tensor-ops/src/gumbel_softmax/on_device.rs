@@ -2,7 +2,7 @@
 
 use super::cuda::{self, MAX_OPTIONS, Pass};
 use crate::error::{Error, Result};
-use crate::on_device::{address, f32_address};
+use crate::on_device::f32_address;
 use crate::philox::Purpose;
 use adw_cuda::device::CudaRuntime;
 use adw_cuda::{Address, Buffer};
@@ -74,7 +74,7 @@ pub fn forward(options: Vec<Options>, pass: &Pass) -> Result<Vec<Softmax>> {
         };
         let (probabilities, p) = take(n)?;
         let mut entry = cuda::Softmax {
-            logits: f32_address(OP, o.logits)?,
+            logits: f32_address(OP, &rt, o.logits)?,
             probabilities: p,
             n: n as u32,
             channels: o.channels as u32,
@@ -123,11 +123,32 @@ pub fn backward(softmaxes: &[Softmax], by_option: &[ByOption], pass: &Pass) -> R
     let (mut entries, mut gradients, mut first) = (Vec::new(), Vec::new(), 0);
     for (softmax, by) in softmaxes.iter().zip(by_option) {
         let mut entry = softmax.entry;
+        let fits = match by {
+            ByOption::Gate(_) => softmax.gate.is_some(),
+            ByOption::Options(options) => softmax.gate.is_none() && options.len() == softmax.n,
+        };
+        if !fits {
+            let what = "a gradient by the gate of a depth, or by other options than there are";
+            return Err(Error::Argument {
+                op: OP,
+                what: what.into(),
+            });
+        }
+        let channels = entry.channels as usize;
+        let sums = |g: &Tensor| match g.elem_count() == channels {
+            true => f32_address(OP, &rt, g),
+            false => Err(Error::Shape {
+                op: OP,
+                what: "gradient",
+                got: g.shape().clone(),
+                expected: format!("[{channels}]"),
+            }),
+        };
         match by {
-            ByOption::Gate(g) => entry.grad_gates = address(OP, g)?,
+            ByOption::Gate(g) => entry.grad_gates = sums(g)?,
             ByOption::Options(options) => {
                 for (to, from) in entry.grad_options.iter_mut().zip(options.iter()) {
-                    *to = address(OP, from)?;
+                    *to = sums(from)?;
                 }
             }
         }

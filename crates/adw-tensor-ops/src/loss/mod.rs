@@ -154,16 +154,16 @@ impl DiceCe {
         target: &Tensor,
         weight: f64,
     ) -> Result<LossAndGradient> {
+        let (batch, _, classes) = check(logits, target)?;
         #[cfg(feature = "cuda")]
         if let Some(rt) = CudaRuntime::of_tensor(logits) {
             let (losses, mut gradients) =
                 on_device::losses_and_gradients(&rt, *self, &[(logits, weight)], target)?;
             return Ok(LossAndGradient {
-                loss: losses.value()? / weight,
+                loss: losses.unweighted()?[0],
                 grad_logits: gradients.remove(0),
             });
         }
-        let (batch, _, classes) = check(logits, target)?;
         let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
             let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);

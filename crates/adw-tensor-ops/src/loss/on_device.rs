@@ -25,17 +25,21 @@ impl std::fmt::Debug for Losses {
 }
 
 impl Losses {
+    /// The sum of the losses times their weights.
     pub(super) fn value(self) -> Result<f64> {
+        let losses = self.unweighted()?;
+        Ok(losses.iter().zip(&self.weights).map(|(l, w)| l * w).sum())
+    }
+
+    /// The loss of every scale.
+    pub(super) fn unweighted(&self) -> Result<Vec<f64>> {
         for status in self.rt.download::<u32>(&self.buffers.status)? {
             if status > 0 {
                 return Err(unknown_label(i64::from(status) - 1, self.classes));
             }
         }
         let losses = self.rt.download::<f32>(&self.buffers.loss)?;
-        let weighted = losses.iter().zip(&self.weights);
-        Ok(weighted
-            .map(|(loss, weight)| f64::from(*loss) * weight)
-            .sum())
+        Ok(losses.into_iter().map(f64::from).collect())
     }
 }
 
@@ -86,7 +90,7 @@ pub(super) fn losses_and_gradients(
         }
         let (grad, grad_address) = rt.empty(logits.dtype(), logits.shape())?;
         list.push(Scale {
-            logits: address(OP, logits)?,
+            logits: address(OP, rt, logits)?,
             grad: grad_address,
             size,
             weight,
@@ -95,7 +99,7 @@ pub(super) fn losses_and_gradients(
     }
     let target = on_device(rt, target, classes)?;
     let target_data = Target {
-        data: address(OP, &target)?,
+        data: address(OP, rt, &target)?,
         size: [d, h, w],
     };
     // SAFETY: the addresses are those of tensors of these shapes.
@@ -129,7 +133,7 @@ pub(super) fn op(
         weight: 1.0,
     };
     let target_data = Target {
-        data: address(OP, &target)?,
+        data: address(OP, &rt, &target)?,
         size: [d, h, w],
     };
     let element = element_type(OP, x.dtype())?;

@@ -5,7 +5,9 @@ use super::{Gate, Moments, MomentsData, NormAct, NormCoefficients, NormGradients
 use crate::cuda::MapShape;
 use crate::error::{Error, Result};
 use crate::map::map_dims;
-use crate::on_device::{address, element_type, f32_address, f32_storage_address, storage_address};
+use crate::on_device::{
+    address, element_type, f32_address, f32_storage_address, map_address, storage_address,
+};
 use adw_cuda::Address;
 use adw_cuda::device::{CudaRuntime, DeviceBuffer};
 use candle_core::backend::BackendStorage;
@@ -23,10 +25,10 @@ pub(crate) struct Partial {
 }
 
 impl Partial {
-    fn on_device(&self) -> Result<PartialMoments<Address>> {
+    fn on_device(&self, rt: &CudaRuntime) -> Result<PartialMoments<Address>> {
         Ok(PartialMoments {
-            partial: address(OP, &self.values)?,
-            counts: address(OP, &self.counts)?,
+            partial: address(OP, rt, &self.values)?,
+            counts: address(OP, rt, &self.counts)?,
             chunks: self.counts.dims()[1],
         })
     }
@@ -49,12 +51,12 @@ impl Moments {
 }
 
 impl NormCoefficients {
-    pub(crate) fn on_device(&self) -> Result<Coefficients<Address>> {
+    pub(crate) fn on_device(&self, rt: &CudaRuntime) -> Result<Coefficients<Address>> {
         Ok(Coefficients {
-            mean: f32_address(OP, &self.mean)?,
-            variance: f32_address(OP, &self.variance)?,
-            scale: f32_address(OP, &self.scale)?,
-            shift: f32_address(OP, &self.shift)?,
+            mean: f32_address(OP, rt, &self.mean)?,
+            variance: f32_address(OP, rt, &self.variance)?,
+            scale: f32_address(OP, rt, &self.scale)?,
+            shift: f32_address(OP, rt, &self.shift)?,
             config: NormAct {
                 eps: self.eps,
                 slope: self.slope,
@@ -85,7 +87,13 @@ fn checked(shape: MapShape) -> Result<MapShape> {
     Ok(shape)
 }
 
-fn affine(gamma: &Tensor, beta: &Tensor, gate: Option<Gate>, channels: usize) -> Result<Affine> {
+fn affine(
+    rt: &CudaRuntime,
+    gamma: &Tensor,
+    beta: &Tensor,
+    gate: Option<Gate>,
+    channels: usize,
+) -> Result<Affine> {
     let vector = |what, t: &Tensor| {
         if t.dims() != [channels] {
             let (got, expected) = (t.shape().clone(), format!("[{channels}]"));
@@ -96,7 +104,7 @@ fn affine(gamma: &Tensor, beta: &Tensor, gate: Option<Gate>, channels: usize) ->
                 expected,
             });
         }
-        f32_address(OP, t)
+        f32_address(OP, rt, t)
     };
     Ok(Affine {
         gamma: vector("gamma", gamma)?,
@@ -111,7 +119,7 @@ fn affine(gamma: &Tensor, beta: &Tensor, gate: Option<Gate>, channels: usize) ->
 pub(super) fn moments(rt: &CudaRuntime, y: &Tensor) -> Result<Moments> {
     let shape = map_shape(y)?;
     // SAFETY: the address is that of a map of this shape.
-    let parts = unsafe { cuda::moments(rt, address(OP, y)?, &shape)? };
+    let parts = unsafe { cuda::moments(rt, map_address(OP, rt, y)?, &shape)? };
     Ok(Moments::partial(rt, parts, shape.batch, shape.channels))
 }
 
@@ -123,12 +131,13 @@ pub(super) fn coefficients(
     gate: Option<Gate>,
 ) -> Result<NormCoefficients> {
     let (batch, channels) = (moments.batch, moments.channels);
-    let affine = affine(gamma, beta, gate, channels)?;
     let rt = CudaRuntime::of_tensor(&moments.values).ok_or(Error::Device { op: OP })?;
+    let rt = &*rt;
+    let affine = affine(rt, gamma, beta, gate, channels)?;
     // SAFETY: the addresses are those of vectors of these channels.
     let c = unsafe {
-        let parts = moments.on_device()?;
-        cuda::coefficients(&*rt, &parts, &affine, config, batch, channels)?
+        let parts = moments.on_device(rt)?;
+        cuda::coefficients(rt, &parts, &affine, config, batch, channels)?
     };
     let vector = |buffer| rt.tensor::<f32>(buffer, (batch, channels));
     Ok(NormCoefficients {
@@ -155,11 +164,11 @@ pub(super) fn weighted_sum(
     }
     let first = maps[0].0;
     let shape = map_shape(first)?;
-    let weights = weights.map(|w| f32_address(OP, w)).transpose()?;
+    let weights = weights.map(|w| f32_address(OP, rt, w)).transpose()?;
     let mut coefficients = Vec::with_capacity(maps.len());
     for (y, n) in maps {
         n.check(OP, y)?;
-        coefficients.push((address(OP, y)?, n.on_device()?));
+        coefficients.push((map_address(OP, rt, y)?, n.on_device(rt)?));
     }
     let maps: Vec<_> = coefficients
         .iter()
@@ -184,26 +193,42 @@ pub(super) fn backward(
 ) -> Result<NormGradients> {
     let shape = map_shape(y)?;
     coefficients.check(OP, y)?;
-    let affine = affine(gamma, beta, gate, shape.channels)?;
+    let affine = affine(rt, gamma, beta, gate, shape.channels)?;
     let gradient = |g: &Tensor| {
         if g.dtype() != y.dtype() {
             let (op, got) = (OP, g.dtype());
             return Err(Error::DType { op, got });
         }
-        address(OP, g)
+        map_address(OP, rt, g)
     };
     let grad = GradOutput {
         outer: match outer {
             None => None,
-            Some((g, weight)) => Some((gradient(g)?, f32_address(OP, weight)?)),
+            Some((_, weight)) if weight.elem_count() != 1 => {
+                return Err(Error::Shape {
+                    op: OP,
+                    what: "weight",
+                    got: weight.shape().clone(),
+                    expected: "one element".into(),
+                });
+            }
+            Some((g, weight)) => Some((gradient(g)?, f32_address(OP, rt, weight)?)),
         },
         direct: direct.map(gradient).transpose()?,
     };
     let (out, out_address) = rt.empty(y.dtype(), y.shape())?;
     // SAFETY: the gradients have the map's shape, as the caller has checked; the rest has been checked above.
     let g = unsafe {
-        let n = coefficients.on_device()?;
-        cuda::backward(rt, address(OP, y)?, &n, &affine, grad, &shape, out_address)?
+        let n = coefficients.on_device(rt)?;
+        cuda::backward(
+            rt,
+            map_address(OP, rt, y)?,
+            &n,
+            &affine,
+            grad,
+            &shape,
+            out_address,
+        )?
     };
     let vector = |buffer| rt.tensor::<f32>(buffer, shape.channels);
     Ok(NormGradients {
