@@ -135,14 +135,16 @@ pub fn backward(softmaxes: &[Softmax], by_option: &[ByOption], pass: &Pass) -> R
             });
         }
         let channels = entry.channels as usize;
-        let sums = |g: &Tensor| match g.elem_count() == channels {
-            true => f32_address(OP, &rt, g),
-            false => Err(Error::Shape {
+        let sums = |g: &Tensor| {
+            if g.elem_count() == channels {
+                return f32_address(OP, &rt, g);
+            }
+            Err(Error::Shape {
                 op: OP,
                 what: "gradient",
                 got: g.shape().clone(),
                 expected: format!("[{channels}]"),
-            }),
+            })
         };
         match by {
             ByOption::Gate(g) => entry.grad_gates = sums(g)?,
