@@ -8,7 +8,7 @@ use std::{
 };
 
 use adw_cuda_build::find_nvcc;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{UsageError, dataset::workspace};
 
@@ -111,7 +111,10 @@ fn decide(
 impl Cuda {
     /// Has cargo build with CUDA, in a target folder of its own: candle's kernels take minutes, and a build without them
     /// would throw them away.
-    pub(crate) fn build(&self, cargo: &mut Command) {
+    ///
+    /// # Errors
+    /// If the toolkit's path cannot be in a search path.
+    pub(crate) fn build(&self, cargo: &mut Command) -> Result<()> {
         cargo
             .args(["--features", "cuda"])
             .arg("--target-dir")
@@ -120,26 +123,32 @@ impl Cuda {
             .env("CUDA_PATH", &self.home)
             .env("NVCC", self.home.join("bin/nvcc"));
         // cudarc asks the nvcc of the search path for its version.
-        let path = env::var_os("PATH").unwrap_or_default();
-        let paths = [self.home.join("bin")].into_iter();
-        if let Ok(joined) = env::join_paths(paths.chain(env::split_paths(&path))) {
-            cargo.env("PATH", joined);
-        }
+        cargo.env("PATH", before(&[&self.home.join("bin")], "PATH")?);
         if env::var_os("CUDA_COMPUTE_CAP").is_none()
             && let Some(capability) = compute_capability()
         {
             cargo.env("CUDA_COMPUTE_CAP", capability);
         }
+        Ok(())
     }
 
     /// Has the program find the toolkit's libraries.
-    pub(crate) fn run(&self, program: &mut Command) {
-        let others = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-        let paths = [self.libraries.clone()].into_iter();
-        let paths = paths.chain(env::split_paths(&others).filter(|p| !p.as_os_str().is_empty()));
-        let joined: OsString = env::join_paths(paths).unwrap_or(others.clone());
-        program.env("LD_LIBRARY_PATH", joined);
+    ///
+    /// # Errors
+    /// If its path cannot be in a search path.
+    pub(crate) fn run(&self, program: &mut Command) -> Result<()> {
+        let variable = "LD_LIBRARY_PATH";
+        program.env(variable, before(&[&self.libraries], variable)?);
+        Ok(())
     }
+}
+
+/// A search path that begins with these folders and goes on as it is.
+pub(crate) fn before(first: &[&Path], variable: &str) -> Result<OsString> {
+    let rest = env::var_os(variable).unwrap_or_default();
+    let rest = env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty());
+    env::join_paths(first.iter().map(|p| p.to_path_buf()).chain(rest))
+        .with_context(|| format!("{variable} cannot take {}", first[0].display()))
 }
 
 /// Where builds with CUDA are kept.

@@ -16,7 +16,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cuda_check::sources, dataset::workspace};
+use crate::{
+    cuda::{before, target_folder},
+    cuda_check::sources,
+    dataset::workspace,
+};
 
 /// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cuda`. The
 /// program is among them for its dependencies' features, which are so those of its own build.
@@ -71,7 +75,7 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
     run(build
         .cargo("build")
         .args(["--package", "adw-cli", "--features", "adw-cli/cuda"]))?;
-    println!("built {}", target().join("release/adw").display());
+    println!("built {}", target_folder().join("release/adw").display());
     Ok(build)
 }
 
@@ -98,7 +102,7 @@ pub(crate) fn lint(build: &Build) -> Result<()> {
 /// If a kernel does not compile for the host, or a test fails.
 pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     build.compile_kernels()?;
-    let program = target().join("release/adw");
+    let program = target_folder().join("release/adw");
     run(Command::new(&program)
         .arg("--version")
         .env("LD_LIBRARY_PATH", &build.library_path))?;
@@ -126,26 +130,15 @@ fn tested() -> Vec<String> {
         .collect()
 }
 
-fn target() -> PathBuf {
-    workspace().join("target/cuda")
-}
-
 impl Build {
     fn new(nvcc: &Path) -> Result<Self> {
         // Through links such as /usr/local/cuda, or /usr/bin/nvcc.
         let nvcc = &nvcc.canonicalize().unwrap_or_else(|_| nvcc.to_path_buf());
         let home = nvcc.ancestors().nth(2).context("nvcc lies in no toolkit")?;
         let (major, minor) = version(nvcc)?;
-        let emulated = target().join("emulated");
+        let emulated = target_folder().join("emulated");
         fs::create_dir_all(&emulated).with_context(|| emulated.display().to_string())?;
 
-        let join = |first: &[&Path], variable: &str| {
-            let rest = env::var_os(variable).unwrap_or_default();
-            let first = first.iter().map(|p| p.to_path_buf());
-            let rest = env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty());
-            env::join_paths(first.chain(rest))
-                .with_context(|| format!("{variable} cannot take the path of this workspace"))
-        };
         // cudarc looks at all four; one that is set otherwise must not win.
         let homes = [
             "CUDA_HOME",
@@ -159,8 +152,8 @@ impl Build {
             .collect();
         variables.extend([
             ("NVCC", nvcc.as_os_str().to_owned()),
-            ("PATH", join(&[&home.join("bin")], "PATH")?),
-            ("LIBRARY_PATH", join(&[&emulated], "LIBRARY_PATH")?),
+            ("PATH", before(&[&home.join("bin")], "PATH")?),
+            ("LIBRARY_PATH", before(&[&emulated], "LIBRARY_PATH")?),
             (
                 "CUDARC_CUDA_VERSION",
                 format!("{}", major * 1000 + minor * 10).into(),
@@ -178,7 +171,7 @@ impl Build {
         }
         // A program that was linked with libraries of the toolkit, which come first for the linker, needs those that are
         // not emulated.
-        let library_path = join(
+        let library_path = before(
             &[&emulated, &home.join("lib64"), &home.join("lib")],
             "LD_LIBRARY_PATH",
         )?;
@@ -195,7 +188,7 @@ impl Build {
     /// The program that was built.
     #[expect(clippy::unused_self, reason = "there is one once there is a build")]
     pub(crate) fn program(&self) -> PathBuf {
-        target().join("release/adw")
+        target_folder().join("release/adw")
     }
 
     /// Builds a test of a package and returns the program's path.
@@ -229,7 +222,7 @@ impl Build {
             .current_dir(workspace())
             .args([command, "--release"])
             // Not an argument: tests start a cargo of their own.
-            .env("CARGO_TARGET_DIR", target())
+            .env("CARGO_TARGET_DIR", target_folder())
             .envs(self.variables.iter().map(|(k, v)| (k, v)));
         cargo
     }

@@ -38,8 +38,8 @@ pub(crate) fn search(args: &SearchArgs) -> Result<ExitCode> {
         None => choose_search(args, &workspace().join("runs").join(&located.task), preset)?,
     };
     let adw = Program::build(args.pass.device.as_deref())?;
-    provide(&located, &args.data, adw.command())?;
-    let mut command = adw.command();
+    provide(&located, &args.data, adw.command()?)?;
+    let mut command = adw.command()?;
     command.arg("search").arg("--data").arg(&located.folder);
     command.arg("--run").arg(&choice.run);
     // A run that is there has its settings already; a preset that is asked for is compared with them.
@@ -110,7 +110,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> Result<ExitCode> {
     } else {
         None
     };
-    let mut command = Program::build(args.pass.device.as_deref())?.command();
+    let mut command = Program::build(args.pass.device.as_deref())?.command()?;
     command.arg("retrain").arg("--run").arg(run);
     let number = |value: Option<usize>| value.map(|value| value.to_string().into());
     let options: [(&str, Option<OsString>); 5] = [
@@ -226,12 +226,12 @@ impl Program {
         Ok(Self { path, cuda })
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> Result<Command> {
         let mut command = Command::new(&self.path);
         if let Some(cuda) = &self.cuda {
-            cuda.run(&mut command);
+            cuda.run(&mut command)?;
         }
-        command
+        Ok(command)
     }
 }
 
@@ -252,7 +252,7 @@ fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
         "adw",
     ]);
     if let Some(cuda) = cuda {
-        cuda.build(&mut cargo);
+        cuda.build(&mut cargo)?;
     }
     let output = cargo
         .arg("--message-format=json-render-diagnostics")

@@ -153,6 +153,18 @@ impl CudaRuntime {
         std::mem::replace(&mut *current, recorder)
     }
 
+    /// Where a tensor's elements begin, if it lies contiguous on this device and holds f32, bf16 or u8. The address is good
+    /// for launches that are made while the tensor lives.
+    pub fn address(&self, tensor: &Tensor) -> Option<Address> {
+        let (storage, layout) = tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) if storage.device.id() == self.device.id() => {
+                storage_address(storage, layout)
+            }
+            _ => None,
+        }
+    }
+
     /// Its device.
     pub fn device(&self) -> &CudaDevice {
         &self.device
@@ -305,17 +317,7 @@ impl CudaRuntime {
     }
 }
 
-/// Where a tensor's elements begin, if it lies contiguous on a CUDA device. The address is good for launches that are
-/// made while the tensor lives.
-pub fn address(tensor: &Tensor) -> Option<Address> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => storage_address(storage, layout),
-        _ => None,
-    }
-}
-
-/// [`address`] of a storage, as candle's custom ops get it.
+/// [`CudaRuntime::address`] of a storage, as candle's custom ops get it.
 pub fn storage_address(storage: &CudaStorage, layout: &Layout) -> Option<Address> {
     use candle_core::backend::BackendStorage;
     fn of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Option<Address> {

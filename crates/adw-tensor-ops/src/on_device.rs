@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use adw_cuda::Address;
 use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, DType, Device, Layout, Tensor};
+use candle_core::{CudaStorage, DType, Layout, Tensor};
 
 /// The element type of a map.
 pub(crate) fn element_type(op: &'static str, dtype: DType) -> Result<ElementType> {
@@ -18,9 +18,7 @@ pub(crate) fn element_type(op: &'static str, dtype: DType) -> Result<ElementType
 
 /// Where a tensor's elements begin; it must lie on the device of `rt`.
 pub(crate) fn address(op: &'static str, rt: &CudaRuntime, t: &Tensor) -> Result<Address> {
-    let here = matches!(t.device(), Device::Cuda(device) if device.id() == rt.device().id());
-    let address = here.then(|| adw_cuda::device::address(t)).flatten();
-    address.ok_or_else(|| Error::Argument {
+    rt.address(t).ok_or_else(|| Error::Argument {
         op,
         what: format!(
             "a tensor of shape {:?} and element type {:?} on {:?}, expected all arguments contiguous on one CUDA device",

@@ -11,6 +11,8 @@ use super::in_place::{InPlace, Real, Update2, Update3};
 use super::on_device;
 use super::{Optimizer, Scale, check_count, matching, restored};
 use crate::{Error, NamedTensors, Result};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 
 /// Settings of [`Adam`]; the defaults are those of `torch.optim.Adam`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,36 +95,33 @@ impl Adam {
     /// One launch for all parameters that have had the same number of updates.
     fn step_on_device(
         &mut self,
-        rt: &adw_cuda::device::CudaRuntime,
+        rt: &CudaRuntime,
         gradients: &[Option<Tensor>],
         lr: f64,
         scale: &Scale,
     ) -> Result<()> {
-        let mut by_steps: BTreeMap<i32, Vec<(Tensor, &Slot)>> = BTreeMap::new();
+        let mut by_steps: BTreeMap<i32, Vec<on_device::Entry>> = BTreeMap::new();
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             let gradient = matching(&slot.name, &slot.var, gradient)?;
-            if slot.moments.is_none() {
-                slot.moments = Some(Moments::zero(&slot.var)?);
-            }
-            let moments = slot.moments.as_mut().expect("made above");
+            let mut moments = match slot.moments.take() {
+                Some(m) => m,
+                None => Moments::zero(&slot.var)?,
+            };
             moments.steps += 1;
             by_steps
                 .entry(moments.steps)
                 .or_default()
-                .push((gradient, slot));
-        }
-        for (steps, slots) in &by_steps {
-            let entries: Vec<_> = slots
-                .iter()
-                .map(|(gradient, slot)| on_device::Entry {
-                    weight: slot.var.as_tensor(),
+                .push(on_device::Entry {
+                    weight: slot.var.as_tensor().clone(),
                     grad: Some(gradient),
-                    first: slot.moments.as_ref().map(|m| &m.mean),
-                    second: slot.moments.as_ref().map(|m| &m.square),
-                })
-                .collect();
-            on_device::adam(rt, &entries, &self.config, *steps, lr, scale)?;
+                    first: Some(moments.mean.clone()),
+                    second: Some(moments.square.clone()),
+                });
+            slot.moments = Some(moments);
+        }
+        for (steps, entries) in by_steps {
+            on_device::adam(rt, &entries, &self.config, steps, lr, scale)?;
         }
         Ok(())
     }
@@ -132,7 +131,11 @@ impl Optimizer for Adam {
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+        if let Some(rt) = self
+            .slots
+            .first()
+            .and_then(|s| CudaRuntime::of_tensor(&s.var))
+        {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
         let scale = scale.known();

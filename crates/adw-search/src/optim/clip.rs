@@ -47,7 +47,7 @@ pub fn clip(
         .iter()
         .flatten()
         .next()
-        .and_then(super::on_device::runtime)
+        .and_then(adw_cuda::device::CudaRuntime::of_tensor)
     {
         let gradients = gradients.iter().flatten().collect::<Vec<_>>();
         let clipping = super::on_device::clip(rt, &gradients, max_norm)?;

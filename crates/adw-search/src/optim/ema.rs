@@ -8,6 +8,8 @@ use super::in_place::{InPlace, Real, Update2};
 use super::on_device;
 use super::restored;
 use crate::{Error, NamedTensors, Result};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 
 /// Settings of [`Ema`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,14 +70,18 @@ impl Ema {
         let t = self.updates as f64;
         let decay = self.config.decay.min((1.0 + t) / (10.0 + t));
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+        if let Some(rt) = self
+            .slots
+            .first()
+            .and_then(|s| CudaRuntime::of_tensor(&s.var))
+        {
             let entries: Vec<_> = self
                 .slots
                 .iter()
                 .map(|s| on_device::Entry {
-                    weight: s.var.as_tensor(),
+                    weight: s.var.as_tensor().clone(),
                     grad: None,
-                    first: Some(&s.average),
+                    first: Some(s.average.clone()),
                     second: None,
                 })
                 .collect();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use adw_cuda::device::{CudaRuntime, DeviceBuffer, address};
+use adw_cuda::device::{CudaRuntime, DeviceBuffer};
 use adw_cuda::{Address, Buffer};
 use candle_core::{DType, Tensor};
 
@@ -10,24 +10,19 @@ use super::cuda::{self, GradientNorm, List, Slot, chunks};
 use super::{AdamConfig, Scale, SgdConfig};
 use crate::{Error, Result};
 
-/// The runtime of a tensor's device, if that is a CUDA device.
-pub(super) fn runtime(t: &Tensor) -> Option<Arc<CudaRuntime>> {
-    CudaRuntime::of_tensor(t)
-}
-
 /// What a step reads and writes of one parameter.
-pub(super) struct Entry<'a> {
-    pub(super) weight: &'a Tensor,
-    pub(super) grad: Option<&'a Tensor>,
-    pub(super) first: Option<&'a Tensor>,
-    pub(super) second: Option<&'a Tensor>,
+pub(super) struct Entry {
+    pub(super) weight: Tensor,
+    pub(super) grad: Option<Tensor>,
+    pub(super) first: Option<Tensor>,
+    pub(super) second: Option<Tensor>,
 }
 
-fn f32_address(t: Option<&Tensor>) -> Result<Address> {
+fn f32_address(rt: &CudaRuntime, t: Option<&Tensor>) -> Result<Address> {
     let Some(t) = t else {
         return Ok(Address::NONE);
     };
-    let found = (t.dtype() == DType::F32).then(|| address(t)).flatten();
+    let found = (t.dtype() == DType::F32).then(|| rt.address(t)).flatten();
     found.ok_or_else(|| Error::Shape {
         what: "a tensor of an optimiser".into(),
         expected: "contiguous f32 on the CUDA device of its parameter".into(),
@@ -54,10 +49,10 @@ impl Uploaded {
             .iter()
             .map(|e| {
                 Ok(Slot {
-                    weight: f32_address(Some(e.weight))?,
-                    grad: f32_address(e.grad)?,
-                    first: f32_address(e.first)?,
-                    second: f32_address(e.second)?,
+                    weight: f32_address(rt, Some(&e.weight))?,
+                    grad: f32_address(rt, e.grad.as_ref())?,
+                    first: f32_address(rt, e.first.as_ref())?,
+                    second: f32_address(rt, e.second.as_ref())?,
                     len: e.weight.elem_count() as u64,
                 })
             })
@@ -156,8 +151,8 @@ pub(super) fn clip(rt: Arc<CudaRuntime>, gradients: &[&Tensor], max_norm: f64) -
     let entries: Vec<_> = gradients
         .iter()
         .map(|g| Entry {
-            weight: g,
-            grad: Some(g),
+            weight: (*g).clone(),
+            grad: Some((*g).clone()),
             first: None,
             second: None,
         })

@@ -8,6 +8,8 @@ use super::in_place::{InPlace, Real, Update3};
 use super::on_device;
 use super::{Optimizer, Scale, check_count, matching, restored};
 use crate::{NamedTensors, Result};
+#[cfg(feature = "cuda")]
+use adw_cuda::device::CudaRuntime;
 
 /// Settings of [`Sgd`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,28 +63,27 @@ impl Sgd {
 impl Sgd {
     fn step_on_device(
         &mut self,
-        rt: &adw_cuda::device::CudaRuntime,
+        rt: &CudaRuntime,
         gradients: &[Option<Tensor>],
         lr: f64,
         scale: &Scale,
     ) -> Result<()> {
-        let mut laid_out = Vec::new();
+        let mut entries = Vec::new();
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            if slot.velocity.is_none() {
-                slot.velocity = Some(slot.var.zeros_like()?);
-            }
-            laid_out.push((matching(&slot.name, &slot.var, gradient)?, &*slot));
-        }
-        let entries: Vec<_> = laid_out
-            .iter()
-            .map(|(gradient, slot)| on_device::Entry {
-                weight: slot.var.as_tensor(),
+            let gradient = matching(&slot.name, &slot.var, gradient)?;
+            let velocity = match slot.velocity.take() {
+                Some(v) => v,
+                None => slot.var.zeros_like()?,
+            };
+            entries.push(on_device::Entry {
+                weight: slot.var.as_tensor().clone(),
                 grad: Some(gradient),
-                first: slot.velocity.as_ref(),
+                first: Some(velocity.clone()),
                 second: None,
-            })
-            .collect();
+            });
+            slot.velocity = Some(velocity);
+        }
         on_device::sgd(rt, &entries, &self.config, lr, scale)
     }
 }
@@ -91,7 +92,11 @@ impl Optimizer for Sgd {
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self.slots.first().and_then(|s| on_device::runtime(&s.var)) {
+        if let Some(rt) = self
+            .slots
+            .first()
+            .and_then(|s| CudaRuntime::of_tensor(&s.var))
+        {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
         let scale = scale.known();

@@ -596,7 +596,15 @@ impl CustomOp2 for Conv3d {
         weight_layout: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
         let (out, co) = self.output(x_layout, weight_layout)?;
-        let y = on_device::op(x, x_layout, weight, weight_layout, self.geometry, out)?;
+        let y = on_device::op(
+            on_device::Op::Conv3d,
+            x,
+            x_layout,
+            weight,
+            weight_layout,
+            self.geometry,
+            out,
+        )?;
         Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
     }
 

@@ -161,8 +161,18 @@ pub(super) fn grad_weight(
     Ok(out)
 }
 
-/// [`forward`] of one map, as candle's custom op has it. Shapes have been checked.
-pub(super) fn op(
+/// The two passes that candle's custom ops have.
+#[derive(Clone, Copy)]
+pub(crate) enum Op {
+    /// [`forward`] of one map.
+    Conv3d,
+    /// [`grad_input`]: the forward pass of a transposed convolution.
+    ConvTranspose3d,
+}
+
+/// A pass of `x`, whose output has this size. Shapes have been checked.
+pub(crate) fn op(
+    which: Op,
     x: &CudaStorage,
     x_layout: &Layout,
     weight: &CudaStorage,
@@ -170,76 +180,42 @@ pub(super) fn op(
     geometry: Conv3dGeometry,
     output: [usize; 3],
 ) -> Result<CudaStorage> {
-    const OP: &str = "conv3d";
-    let (batch, d, h, w, ci) = x_layout.shape().dims5()?;
-    check(OP, geometry, batch, 1)?;
+    let name = match which {
+        Op::Conv3d => "conv3d",
+        Op::ConvTranspose3d => "conv_transpose3d",
+    };
+    let (batch, d, h, w, channels) = x_layout.shape().dims5()?;
+    check(name, geometry, batch, 1)?;
     let weights = Weights {
-        data: f32_storage_address(OP, weight, weight_layout)?,
+        data: f32_storage_address(name, weight, weight_layout)?,
         mask: Address::NONE,
         co: weight_layout.dims()[0],
-        ci,
+        ci: weight_layout.dims()[1],
     };
-    let map = SourceMap::plain(storage_address(OP, x, x_layout)?, ci);
-    let element = element_type(OP, x.dtype())?;
+    let map = SourceMap::plain(storage_address(name, x, x_layout)?, channels);
+    let element = element_type(name, x.dtype())?;
+    let channels_out = match which {
+        Op::Conv3d => weights.co,
+        Op::ConvTranspose3d => weights.ci,
+    };
     let rt = &*CudaRuntime::of(x.device());
-    let len = batch * output.iter().product::<usize>() * weights.co;
-    let (out, out_address) = rt.empty_storage(x.dtype(), len)?;
+    let len = batch * output.iter().product::<usize>() * channels_out;
+    let (out, to) = rt.empty_storage(x.dtype(), len)?;
     let size = [d, h, w];
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
-        cuda::forward(
-            rt,
-            &[map],
-            batch,
-            size,
-            &weights,
-            geometry,
-            element,
-            out_address,
-            false,
-        )?;
-    }
-    Ok(out)
-}
-
-/// The forward pass of a transposed convolution, as candle's custom op has it: [`grad_input`] from `x` of `size`. Shapes
-/// have been checked.
-pub(crate) fn transposed_op(
-    x: &CudaStorage,
-    x_layout: &Layout,
-    weight: &CudaStorage,
-    weight_layout: &Layout,
-    geometry: Conv3dGeometry,
-    output: [usize; 3],
-) -> Result<CudaStorage> {
-    const OP: &str = "conv_transpose3d";
-    let batch = x_layout.dims()[0];
-    check(OP, geometry, batch, 1)?;
-    let (co, ci) = (weight_layout.dims()[0], weight_layout.dims()[1]);
-    let weights = Weights {
-        data: f32_storage_address(OP, weight, weight_layout)?,
-        mask: Address::NONE,
-        co,
-        ci,
-    };
-    let map = SourceMap::plain(storage_address(OP, x, x_layout)?, co);
-    let element = element_type(OP, x.dtype())?;
-    let rt = &*CudaRuntime::of(x.device());
-    let len = batch * output.iter().product::<usize>() * ci;
-    let (out, out_address) = rt.empty_storage(x.dtype(), len)?;
-    // SAFETY: the addresses are those of tensors of these shapes.
-    unsafe {
-        cuda::grad_input(
-            rt,
-            map,
-            batch,
-            output,
-            &weights,
-            geometry,
-            0..ci,
-            element,
-            out_address,
-        )?;
+        match which {
+            Op::Conv3d => {
+                let maps = [map];
+                cuda::forward(
+                    rt, &maps, batch, size, &weights, geometry, element, to, false,
+                )?;
+            }
+            Op::ConvTranspose3d => {
+                let all = 0..channels_out;
+                cuda::grad_input(rt, map, batch, output, &weights, geometry, all, element, to)?;
+            }
+        }
     }
     Ok(out)
 }

@@ -193,8 +193,15 @@ impl CustomOp2 for ConvTranspose3d {
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
         let (stride, out, co) = op_shapes(x_layout, weight_layout)?;
         let geometry = Conv3dGeometry::non_overlapping(stride);
-        let y =
-            conv3d::on_device::transposed_op(x, x_layout, weight, weight_layout, geometry, out)?;
+        let y = conv3d::on_device::op(
+            conv3d::on_device::Op::ConvTranspose3d,
+            x,
+            x_layout,
+            weight,
+            weight_layout,
+            geometry,
+            out,
+        )?;
         Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
     }
 
