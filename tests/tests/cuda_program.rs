@@ -174,3 +174,83 @@ fn a_device_that_is_missing_or_full() {
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("of the CUDA device"), "{outcome:?}");
 }
+
+/// Convolutions are measured once; then the table says who does them, and the same seed gives the same bits.
+#[cfg(feature = "cudnn")]
+#[test]
+fn convolutions_are_chosen_by_a_table_that_lasts() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let step = |arguments: &[&str], cache: &Path| {
+        Adw::new(["bench", "step", "--device", "cuda:0", "--batch", "1"])
+            .args(["--max-width", "6", "--patch", "8", "8", "8"])
+            .args(["--repeats", "1", "--warmup", "0", "--kernels"])
+            .args(arguments)
+            .env("XDG_CACHE_HOME", cache.display())
+            .succeed()
+    };
+    step(&[], &cache);
+    let tables = cli_support::names(&cache.join("adw"));
+    assert_eq!(tables.len(), 1, "{tables:?}");
+    let table = cache.join("adw").join(&tables[0]);
+    let measured = json(&table);
+    assert_eq!(measured["device"], "the host, emulated");
+    let passes = measured["microseconds"].as_object().unwrap();
+    for pass in ["Forward", "GradInput", "GradWeight"] {
+        assert!(passes.keys().any(|k| k.starts_with(pass)), "{passes:?}");
+    }
+    for (work, times) in passes {
+        let ways: Vec<_> = times.as_object().unwrap().keys().collect();
+        let gradient = work.starts_with("Grad");
+        let expected = if gradient {
+            ["cudnn 1", "cudnn 3", "own"]
+        } else {
+            ["cudnn 0", "cudnn 1", "own"]
+        };
+        assert_eq!(ways, expected, "{work}");
+    }
+    // The second time nothing is measured.
+    let before = fs::read(&table).unwrap();
+    step(&[], &cache);
+    assert_eq!(before, fs::read(&table).unwrap());
+
+    // What the table says is done, and what is asked for comes first.
+    let set = |fastest: &str| {
+        let mut changed = measured.clone();
+        for times in changed["microseconds"]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+        {
+            *times = serde_json::json!({"own": 2.0, "cudnn 1": 2.0});
+            times[fastest] = 1.0.into();
+        }
+        fs::write(&table, changed.to_string()).unwrap();
+    };
+    let by = |arguments: &[&str]| {
+        let output = step(arguments, &cache).stdout;
+        ["conv_correlate", "cudnn_forward"].map(|kernel| output.contains(kernel))
+    };
+    set("own");
+    assert_eq!(by(&[]), [true, false]);
+    assert_eq!(by(&["--convolutions", "cudnn"]), [false, true]);
+    set("cudnn 1");
+    assert_eq!(by(&[]), [false, true]);
+    assert_eq!(by(&["--convolutions", "own"]), [true, false]);
+
+    // No place for the table, or no cuDNN: a warning, and on it goes.
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let outcome = step(&[], &file);
+    assert!(outcome.stderr.contains("cannot be written"), "{outcome:?}");
+    let missing = Adw::new(["bench", "step", "--device", "cuda:0", "--batch", "1"])
+        .args(["--max-width", "6", "--patch", "8", "8", "8"])
+        .args(["--repeats", "1", "--warmup", "0"])
+        .env("XDG_CACHE_HOME", cache.display())
+        .env("ADW_EMULATED_CUDNN_MISSING", 1)
+        .succeed();
+    assert!(
+        missing.stderr.contains("cuDNN cannot be used"),
+        "{missing:?}"
+    );
+}

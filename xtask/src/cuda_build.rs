@@ -22,7 +22,7 @@ use crate::{
     dataset::workspace,
 };
 
-/// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cuda`. The
+/// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cudnn`. The
 /// program is among them for its dependencies' features, which are so those of its own build.
 const TESTED: [&str; 3] = ["adw-cli", "adw-cuda", "adw-e2e"];
 
@@ -74,7 +74,7 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
     let build = Build::new(nvcc)?;
     run(build
         .cargo("build")
-        .args(["--package", "adw-cli", "--features", "adw-cli/cuda"]))?;
+        .args(["--package", "adw-cli", "--features", "adw-cli/cudnn"]))?;
     println!("built {}", target_folder().join("release/adw").display());
     Ok(build)
 }
@@ -106,13 +106,17 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     run(Command::new(&program)
         .arg("--version")
         .env("LD_LIBRARY_PATH", &build.library_path))?;
-    let mut tests = build.cargo("test");
-    tests
-        .args(tested())
-        .args(["--test", "cuda_*", "--"])
-        .args(test_arguments)
-        .env("LD_LIBRARY_PATH", &build.library_path);
-    run(&mut tests)?;
+    // Once more with cuDNN's convolutions.
+    for (tests, convolutions) in [("cuda_*", "own"), ("cuda_device", "cudnn")] {
+        let mut cargo = build.cargo("test");
+        cargo
+            .args(tested())
+            .args(["--test", tests, "--"])
+            .args(test_arguments)
+            .env("ADW_TEST_CONVOLUTIONS", convolutions)
+            .env("LD_LIBRARY_PATH", &build.library_path);
+        run(&mut cargo)?;
+    }
     println!(
         "to run the program on the host: LD_LIBRARY_PATH={} {}",
         build.emulated.display(),
@@ -124,7 +128,7 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
 /// The tested packages as arguments of cargo.
 fn tested() -> Vec<String> {
     let packages = TESTED.iter().map(|p| format!("--package={p}"));
-    let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cuda")).collect();
+    let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cudnn")).collect();
     packages
         .chain([format!("--features={}", features.join(","))])
         .collect()
@@ -242,6 +246,7 @@ impl Build {
             library("curand", 10, "curand", 201),
             library("cublas", major, "cublas", 15),
             library("cublasLt", major, "cublaslt", 15),
+            library("cudnn", 9, "cudnn", 3000),
         ];
         let bindings = cudarc()?.join("src");
         let own = workspace().join("crates/adw-cuda/emulated-driver");
@@ -255,14 +260,15 @@ impl Build {
             let file = format!("lib{name}.so.{version}");
             let path = self.emulated.join(&file);
             let bindings = bindings.join(module).join("sys/mod.rs");
-            let driver = own.join("driver.cpp");
-            let (source, inputs) = if name == "cuda" {
-                let inputs = [bindings.clone(), driver.clone(), own.join("candle.h")];
-                (driver, inputs.to_vec())
-            } else {
-                let source = own.join("libraries.c");
-                (source.clone(), vec![bindings.clone(), source])
+            // Those with sources of their own are in C++.
+            let own_source = match name {
+                "cuda" => Some(own.join("driver.cpp")),
+                "cudnn" => Some(own.join("cudnn.cpp")),
+                _ => None,
             };
+            let is_cpp = own_source.is_some();
+            let source = own_source.unwrap_or_else(|| own.join("libraries.c"));
+            let inputs = [bindings.clone(), source.clone(), own.join("candle.h")];
             if is_older(&path, &inputs) {
                 let text = fs::read_to_string(&bindings)
                     .with_context(|| bindings.display().to_string())?;
@@ -275,7 +281,7 @@ impl Build {
                 compile(c.map(OsStr::new), &stubs, &object, &["-c".as_ref()])?;
                 let define = format!("-DADW_LIBRARY_{name}");
                 let soname = format!("-Wl,-soname,{file}");
-                let language: &[&str] = if name == "cuda" {
+                let language: &[&str] = if is_cpp {
                     &["-std=c++17", "-Wall", "-Wextra"]
                 } else {
                     &["-x", "c", "-Wall", "-Wextra"]

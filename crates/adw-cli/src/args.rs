@@ -39,6 +39,18 @@ pub(crate) enum Command {
     Bench(Bench),
 }
 
+/// Who does convolutions on a CUDA device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Convolutions {
+    /// Whoever was faster for the shape when it was met for the first time
+    #[default]
+    Measured,
+    /// The program's own kernels
+    Own,
+    /// cuDNN
+    Cudnn,
+}
+
 /// How the program runs and speaks, the same for all commands.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Process {
@@ -48,6 +60,9 @@ pub(crate) struct Process {
     /// auto, cpu or cuda:N; CUDA in builds with it
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
+    /// On a CUDA device, in builds with cuDNN: by whom convolutions are done
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) convolutions: Convolutions,
     /// Machine-readable lines on stdout, nothing else
     #[arg(long)]
     pub(crate) json: bool,

@@ -6,7 +6,11 @@ use candle_core::Device;
 
 #[cfg(feature = "cuda")]
 use crate::report::progress::note;
-use crate::{args::Process, failure::bad_input, memory};
+use crate::{
+    args::{Convolutions, Process},
+    failure::bad_input,
+    memory,
+};
 
 /// Sets the number of threads and opens the device, for a command that runs networks.
 ///
@@ -18,6 +22,7 @@ pub(crate) fn set_up(process: &Process) -> Result<Device> {
         Wish::Auto => automatic(),
         Wish::Cuda(ordinal) => cuda(ordinal)?,
     };
+    set_convolutions(process.convolutions, &device)?;
     set_threads(process)?;
     Ok(device)
 }
@@ -29,6 +34,38 @@ pub(crate) fn set_up(process: &Process) -> Result<Device> {
 pub(crate) fn set_up_host(process: &Process) -> Result<()> {
     wish(&process.device)?;
     set_threads(process)
+}
+
+/// By whom convolutions are done from now on.
+///
+/// # Errors
+/// cuDNN is asked for in a build without it.
+#[cfg(feature = "cudnn")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the twin of the one without cuDNN"
+)]
+fn set_convolutions(how: Convolutions, device: &Device) -> Result<()> {
+    use adw_cuda::{convolutions, device::CudaRuntime};
+    if let Device::Cuda(device) = device {
+        let how = match how {
+            Convolutions::Measured => convolutions::Convolutions::Measured,
+            Convolutions::Own => convolutions::Convolutions::Own,
+            Convolutions::Cudnn => convolutions::Convolutions::Cudnn,
+        };
+        CudaRuntime::of(device).set_convolutions(how, |what| note(&format!("warning: {what}")));
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cudnn"))]
+fn set_convolutions(how: Convolutions, _: &Device) -> Result<()> {
+    if how == Convolutions::Cudnn {
+        bad_input!(
+            "--convolutions cudnn: this program was built without cuDNN; leave it out, or build it with --features cudnn"
+        );
+    }
+    Ok(())
 }
 
 fn set_threads(process: &Process) -> Result<()> {
@@ -147,6 +184,15 @@ pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     }
     let _ = device;
     None
+}
+
+/// Begins to count the most memory of a CUDA device anew.
+pub(crate) fn forget_peak(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        adw_cuda::device::forget_peak(cuda);
+    }
+    let _ = device;
 }
 
 /// The most memory that was held so far: of a CUDA device its own, of the host this process's.

@@ -185,6 +185,7 @@ fn in_control_group(root: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::Convolutions;
 
     #[test]
     fn a_control_group_of_either_version_leaves_its_limit_less_what_is_no_cache() {
@@ -223,6 +224,7 @@ mod tests {
         let process = |gb| Process {
             threads: None,
             device: "cpu".to_owned(),
+            convolutions: Convolutions::default(),
             json: false,
             memory: Some(gb),
         };

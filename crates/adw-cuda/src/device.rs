@@ -12,7 +12,7 @@ use candle_core::cuda_backend::{CudaDType, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Shape, Storage, Tensor};
 
-use crate::work::Recorder;
+use crate::work::{Recorder, Work};
 use crate::{Address, Buffer, Error, Launch, Module, Params, Result, Runtime};
 
 /// Dynamic shared memory that a kernel may use without asking.
@@ -24,6 +24,8 @@ pub struct CudaRuntime {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<&'static str, Function>>,
     recorder: Mutex<Option<Recorder>>,
+    #[cfg(feature = "cudnn")]
+    convolutions: crate::convolutions::Shared,
 }
 
 #[derive(Clone)]
@@ -68,17 +70,10 @@ pub fn open(ordinal: usize) -> Result<Device> {
     if context.has_async_alloc() {
         // What a training step frees it asks for again: nothing goes back to the driver between steps.
         let mut keep = u64::MAX;
-        let mut pool = std::ptr::null_mut();
-        // SAFETY: both calls take the addresses of variables of the types they name.
-        unsafe {
-            if sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device())
-                == sys::CUresult::CUDA_SUCCESS
-            {
-                let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-                let value = (&raw mut keep).cast();
-                // Without it the pool is slower, not wrong.
-                let _ = sys::cuMemPoolSetAttribute(pool, threshold, value);
-            }
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        if let Some(pool) = pool(&device) {
+            // SAFETY: the attribute is a number of this type. Without it the pool is slower, not wrong.
+            let _ = unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()) };
         }
     }
     open.insert(ordinal, device.clone());
@@ -86,7 +81,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
 }
 
 /// An error in the driver's words.
-fn driver_says(error: DriverError) -> String {
+pub(crate) fn driver_says(error: DriverError) -> String {
     let words = error
         .error_string()
         .map(|s| s.to_string_lossy().into_owned());
@@ -105,21 +100,35 @@ pub fn describe(device: &CudaDevice) -> Result<(String, usize, usize)> {
     Ok((context.name().map_err(say)?, free, total))
 }
 
-/// The most memory that tensors have held at once; none if the driver does not count.
+/// The most memory that tensors have held at once, since the last [`forget_peak`]; none if the driver does not count.
 pub fn peak_bytes(device: &CudaDevice) -> Option<u64> {
-    let stream = device.cuda_stream();
-    let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);
+    let mut bytes = 0u64;
     let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-    // SAFETY: both calls take the addresses of variables of the types they name.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device())
-            .result()
-            .ok()?;
-        sys::cuMemPoolGetAttribute(pool, high, (&raw mut bytes).cast())
-            .result()
-            .ok()?;
-    }
+    // SAFETY: the attribute is a number of this type.
+    let got = unsafe { sys::cuMemPoolGetAttribute(pool(device)?, high, (&raw mut bytes).cast()) };
+    got.result().ok()?;
     Some(bytes)
+}
+
+/// Begins to count the most memory anew.
+pub fn forget_peak(device: &CudaDevice) {
+    let mut zero = 0u64;
+    let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    if let Some(pool) = pool(device) {
+        // SAFETY: the attribute is a number of this type. If it cannot be set, the count goes on.
+        let _ = unsafe { sys::cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast()) };
+    }
+}
+
+/// Where a device's tensors come from.
+fn pool(device: &CudaDevice) -> Option<sys::CUmemoryPool> {
+    let stream = device.cuda_stream();
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the address is that of a variable of this type.
+    unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()) }
+        .result()
+        .ok()?;
+    Some(pool)
 }
 
 impl CudaRuntime {
@@ -134,6 +143,8 @@ impl CudaRuntime {
                 modules: Mutex::default(),
                 functions: Mutex::default(),
                 recorder: Mutex::default(),
+                #[cfg(feature = "cudnn")]
+                convolutions: Mutex::default(),
             })
         };
         all.entry(device.id()).or_insert_with(new).clone()
@@ -151,6 +162,22 @@ impl CudaRuntime {
     pub fn record(&self, recorder: Option<Recorder>) -> Option<Recorder> {
         let mut current = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *current, recorder)
+    }
+
+    /// Records a launch, if launches are recorded.
+    pub(crate) fn count(&self, kernel: &'static str, work: &Work) {
+        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorder) = &mut *recorder {
+            recorder.record(kernel, work);
+        }
+    }
+
+    /// How convolutions are done, and what that takes.
+    #[cfg(feature = "cudnn")]
+    pub(crate) fn convolutions(&self) -> std::sync::MutexGuard<'_, crate::convolutions::State> {
+        self.convolutions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a tensor's elements begin, if it lies contiguous on this device and holds f32, bf16 or u8. The address is good
@@ -388,10 +415,7 @@ impl Runtime for CudaRuntime {
         };
         // SAFETY: as the caller vouches.
         unsafe { builder.launch(config) }.map_err(|e| fail(driver_says(e)))?;
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(recorder) = &mut *recorder {
-            recorder.record(launch.kernel, &launch.work);
-        }
+        self.count(launch.kernel, &launch.work);
         Ok(())
     }
 }

@@ -1,6 +1,12 @@
 //! CUDA kernels as values: what is launched, with how many blocks, on which arguments; and what launches them.
 #![doc = include_str!("../README.md")]
 
+#[cfg(any(test, feature = "cudnn"))]
+pub mod choice;
+#[cfg(feature = "cudnn")]
+pub mod convolutions;
+#[cfg(feature = "cudnn")]
+pub mod cudnn;
 #[cfg(feature = "cuda")]
 pub mod device;
 #[cfg(feature = "emulated")]

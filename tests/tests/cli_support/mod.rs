@@ -29,8 +29,12 @@ pub fn build(package: &str, binary: &str) -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    if cfg!(feature = "cuda") && package == "adw-cli" {
-        cargo.args(["--features", "cuda"]);
+    if package == "adw-cli" {
+        if cfg!(feature = "cudnn") {
+            cargo.args(["--features", "cudnn"]);
+        } else if cfg!(feature = "cuda") {
+            cargo.args(["--features", "cuda"]);
+        }
     }
     let output = cargo
         .arg("--message-format=json-render-diagnostics")
@@ -122,7 +126,11 @@ impl Adw {
 
     fn command(&self) -> Command {
         let mut command = Command::new(adw());
-        command.args(&self.0).envs(self.1.iter().cloned());
+        // Not the caches of who runs the tests.
+        command
+            .args(&self.0)
+            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .envs(self.1.iter().cloned());
         command
     }
 

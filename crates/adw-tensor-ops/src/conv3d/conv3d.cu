@@ -407,29 +407,55 @@ __device__ void correlate(const CorrelateParams &p) {
     if (blockIdx.y == 0 && threadIdx.x == 0) p.counts[block] = count;
 }
 
+// dims[..] elements of which the first num[..] are read, strides[..] apart; the rest is 0.
 struct PackParams {
-    const float *weight;
-    const float *mask;  // a factor per output channel of the convolution; may be absent
-    void *out;          // [taps, rows, columns]
-    u32 taps, rows, columns;        // of the result
-    u32 num_rows, num_columns;      // of what is there; the rest is 0
-    u32 base, row_stride, column_stride;
-    u32 mask_on_rows;
-    u32 _unused;
+    const void *weight;
+    void *out;  // [dims]
+    u32 dims[3], num[3], strides[3];
+    u32 base;
 };
 
-// Weights in the order a product reads them, rounded to the maps' element type.
-template <class T>
+// Weights in the order a product reads them, rounded to the maps' element type; or their gradient in the order of weights.
+template <class From, class To>
 __device__ void pack(const PackParams &p) {
     const u32 i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= p.taps * p.rows * p.columns) return;
-    const u32 column = i % p.columns, row = i / p.columns % p.rows, tap = i / p.columns / p.rows;
+    if (i >= p.dims[0] * p.dims[1] * p.dims[2]) return;
+    const u32 at[3] = {i / p.dims[2] / p.dims[1], i / p.dims[2] % p.dims[1], i % p.dims[2]};
     float v = 0.f;
-    if (row < p.num_rows && column < p.num_columns) {
-        v = p.weight[p.base + row * p.row_stride + column * p.column_stride + tap];
-        if (p.mask) v *= p.mask[p.mask_on_rows ? row : column];
+    if (at[0] < p.num[0] && at[1] < p.num[1] && at[2] < p.num[2])
+        v = to_float(static_cast<const From *>(
+            p.weight)[p.base + at[0] * p.strides[0] + at[1] * p.strides[1] + at[2] * p.strides[2]]);
+    static_cast<To *>(p.out)[i] = from_float<To>(v);
+}
+
+struct GatherParams {
+    Sources sources;
+    void *out;  // [B, voxels, channels of all maps]
+    u32 voxels, chunk;
+};
+
+// Maps side by side and normalised, for who cannot read them otherwise. A thread keeps one piece of the channels. Blocks:
+// (chunks of voxels, samples).
+template <class T>
+__device__ void gather(const GatherParams &p) {
+    constexpr u32 LEN = Piece<T>::LEN;
+    const u32 channels = p.sources.channels, pieces = (channels + LEN - 1) / LEN, rows = 256 / pieces;
+    const u32 row = threadIdx.x / pieces, channel = threadIdx.x % pieces * LEN, batch_idx = blockIdx.y;
+    if (row >= rows) return;
+    const ChannelPiece<T> piece(p.sources, channel, batch_idx);
+    const u32 end = (blockIdx.x + 1) * p.chunk, last = end < p.voxels ? end : p.voxels;
+    for (u32 v = blockIdx.x * p.chunk + row; v < last; v += rows) {
+        const i64 voxel = i64(batch_idx) * p.voxels + v;
+        const Piece<T> values = piece.load(voxel);
+        T *out = static_cast<T *>(p.out) + voxel * channels + channel;
+        if (channels % LEN == 0) {
+            store_piece(out, values);
+        } else {
+#pragma unroll
+            for (u32 e = 0; e < LEN; ++e)
+                if (channel + e < channels) out[e] = values.v[e];
+        }
     }
-    static_cast<T *>(p.out)[i] = from_float<T>(v);
 }
 
 struct GradWeightParams {
@@ -540,8 +566,11 @@ ADW_KERNEL(conv_correlate_f32_n96, 128, 2, CorrelateParams, (correlate<float, 96
 ADW_KERNEL(conv_correlate_bf16_n16, 128, 2, CorrelateParams, (correlate<bf16, 16>(p)))
 ADW_KERNEL(conv_correlate_bf16_n48, 128, 2, CorrelateParams, (correlate<bf16, 48>(p)))
 ADW_KERNEL(conv_correlate_bf16_n96, 128, 2, CorrelateParams, (correlate<bf16, 96>(p)))
-ADW_KERNEL(conv_pack_f32, 256, 1, PackParams, pack<float>(p))
-ADW_KERNEL(conv_pack_bf16, 256, 1, PackParams, pack<bf16>(p))
+ADW_KERNEL(conv_pack_f32, 256, 1, PackParams, (pack<float, float>(p)))
+ADW_KERNEL(conv_pack_bf16, 256, 1, PackParams, (pack<float, bf16>(p)))
+ADW_KERNEL(conv_unpack_bf16, 256, 1, PackParams, (pack<bf16, float>(p)))
+ADW_KERNEL(conv_gather_f32, 256, 1, GatherParams, gather<float>(p))
+ADW_KERNEL(conv_gather_bf16, 256, 1, GatherParams, gather<bf16>(p))
 ADW_KERNEL(conv_grad_weight_f32, 288, 1, GradWeightParams, grad_weight<float>(p))
 ADW_KERNEL(conv_grad_weight_bf16, 288, 1, GradWeightParams, grad_weight<bf16>(p))
 ADW_KERNEL(conv_grad_weight_finish, 256, 1, GradWeightFinishParams, grad_weight_finish(p))

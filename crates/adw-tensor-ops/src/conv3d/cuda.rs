@@ -71,14 +71,14 @@ struct Source {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Sources {
+pub(super) struct Sources {
     maps: [Source; 2],
     channels: u32,
     in_pieces: u32,
 }
 
 impl Sources {
-    fn new(maps: &[SourceMap], element: ElementType) -> Self {
+    pub(super) fn new(maps: &[SourceMap], element: ElementType) -> Self {
         assert!(
             (1..=2).contains(&maps.len()),
             "{} maps, expected one or two",
@@ -109,7 +109,12 @@ impl Sources {
 }
 
 /// Bytes of `voxels` voxels of all maps, and of what normalises them.
-fn maps_bytes(maps: &[SourceMap], batch: usize, voxels: usize, element: ElementType) -> usize {
+pub(super) fn maps_bytes(
+    maps: &[SourceMap],
+    batch: usize,
+    voxels: usize,
+    element: ElementType,
+) -> usize {
     let of_map = |m: &SourceMap| {
         let norm = if m.norm.is_some() { 2 * 4 } else { 0 };
         batch * m.channels * (voxels * element.size() + norm)
@@ -191,21 +196,59 @@ impl Tiling {
 #[repr(C)]
 struct PackParams {
     weight: Address,
-    mask: Address,
     out: Address,
-    taps: u32,
-    rows: u32,
-    columns: u32,
-    num_rows: u32,
-    num_columns: u32,
+    dims: [u32; 3],
+    num: [u32; 3],
+    strides: [u32; 3],
     base: u32,
-    row_stride: u32,
-    column_stride: u32,
-    mask_on_rows: u32,
-    _unused: u32,
 }
 // SAFETY: plain numbers, laid out as in conv3d.cu.
 unsafe impl Params for PackParams {}
+
+/// Elements `base + strides . [i, j, k]` as an array of `dims`, whose elements from `num` on are 0.
+pub(super) struct Order {
+    pub(super) dims: [usize; 3],
+    pub(super) num: [usize; 3],
+    pub(super) strides: [usize; 3],
+    pub(super) base: usize,
+}
+
+/// Weights, or gradients of weights, in another order and perhaps of another element type; bf16 to bf16 there is not.
+///
+/// The caller vouches for both addresses.
+pub(super) unsafe fn pack<R: Runtime>(
+    rt: &R,
+    from: (Address, ElementType),
+    to: (Address, ElementType),
+    order: &Order,
+) -> Result<()> {
+    let len: usize = order.dims.iter().product();
+    let read: usize = order.num.iter().product();
+    let int = |v: [usize; 3]| v.map(|v| v as u32);
+    // SAFETY: as the caller vouches.
+    unsafe {
+        rt.launch(&Launch {
+            module: MODULE,
+            kernel: match (from.1, to.1) {
+                (ElementType::F32, ElementType::F32) => "conv_pack_f32",
+                (ElementType::F32, ElementType::Bf16) => "conv_pack_bf16",
+                (ElementType::Bf16, _) => "conv_unpack_bf16",
+            },
+            grid: [blocks(len, 256), 1, 1],
+            threads: 256,
+            shared: 0,
+            work: Work::new(read * from.1.size() + len * to.1.size(), 0),
+            params: PackParams {
+                weight: from.0,
+                out: to.0,
+                dims: int(order.dims),
+                num: int(order.num),
+                strides: int(order.strides),
+                base: order.base as u32,
+            },
+        })
+    }
+}
 
 /// Weights `[taps, rows, columns]` in the order the product reads them.
 struct Packed<B> {
@@ -216,13 +259,11 @@ struct Packed<B> {
     tile: usize,
 }
 
-/// Weights of a convolution, `[Cout, Cin, kD, kH, kW]` f32, and a factor per output channel that is folded into them.
+/// Weights of a convolution, `[Cout, Cin, kD, kH, kW]` f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights {
     /// Of the weights.
     pub data: Address,
-    /// `[Cout]` f32, or [`Address::NONE`].
-    pub mask: Address,
     /// Output channels.
     pub co: usize,
     /// Input channels.
@@ -262,50 +303,20 @@ impl Weights {
             num_columns.next_multiple_of(tile),
         );
         let data = rt.alloc(taps * rows * columns * element.size())?;
-        let params = PackParams {
-            weight: self.data,
-            mask: self.mask,
-            out: data.address(),
-            taps: taps as u32,
-            rows: rows as u32,
-            columns: columns as u32,
-            num_rows: num_rows as u32,
-            num_columns: num_columns as u32,
-            base: wanted.map_or(0, |r| r.start * taps) as u32,
-            row_stride: if wanted.is_none() {
-                taps
-            } else {
-                self.ci * taps
-            } as u32,
-            column_stride: if wanted.is_none() {
-                self.ci * taps
-            } else {
-                taps
-            } as u32,
-            mask_on_rows: u32::from(wanted.is_some()),
-            _unused: 0,
+        let (row_stride, column_stride) = match wanted {
+            None => (taps, self.ci * taps),
+            Some(_) => (self.ci * taps, taps),
         };
-        let weights = taps * num_rows * num_columns;
-        let masked = self.mask != Address::NONE;
-        let mask = if masked { self.co } else { 0 };
-        let work = Work::new(
-            (weights + mask) * 4 + taps * rows * columns * element.size(),
-            if masked { weights } else { 0 },
-        );
+        let order = Order {
+            dims: [taps, rows, columns],
+            num: [taps, num_rows, num_columns],
+            strides: [1, row_stride, column_stride],
+            base: wanted.map_or(0, |r| r.start * taps),
+        };
         // SAFETY: `data` has room for the result; the caller vouches for the weights.
         unsafe {
-            rt.launch(&Launch {
-                module: MODULE,
-                kernel: match element {
-                    ElementType::F32 => "conv_pack_f32",
-                    ElementType::Bf16 => "conv_pack_bf16",
-                },
-                grid: [blocks(taps * rows * columns, 256), 1, 1],
-                threads: 256,
-                shared: 0,
-                work,
-                params,
-            })?;
+            let (from, to) = (self.data, data.address());
+            pack(rt, (from, ElementType::F32), (to, element), &order)?;
         }
         Ok(Packed {
             data,
@@ -466,7 +477,7 @@ unsafe fn correlate<R: Runtime>(
     Ok(partial)
 }
 
-/// `y = conv(x, mask * W)` of maps whose channels lie side by side, and the moments of every box of `y` if asked for.
+/// `y = conv(x, W)` of maps whose channels lie side by side, and the moments of every box of `y` if asked for.
 ///
 /// # Safety
 /// The addresses are those of maps `[batch, size, C]`, of the weights, and of room for `[batch, output size, Cout]`.
@@ -629,8 +640,7 @@ fn splits(blocks_per_share: usize, boxes: usize) -> usize {
     (264 / blocks_per_share).clamp(1, boxes)
 }
 
-/// The gradient of [`forward`] for the weight, `[Cout, Cin, kD, kH, kW]` f32. With a mask folded into the weights, this
-/// is the gradient of the masked weights.
+/// The gradient of [`forward`] for the weight, `[Cout, Cin, kD, kH, kW]` f32.
 ///
 /// # Safety
 /// The addresses are those of maps `[batch, size, C]`, of a map `[batch, output size, Cout]`, and of room for the result.

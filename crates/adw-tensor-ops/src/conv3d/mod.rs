@@ -10,11 +10,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(feature = "cuda")]
+mod chosen;
 mod correlate;
 pub mod cuda;
 mod grad_weight;
 #[cfg(feature = "cuda")]
 pub(crate) mod on_device;
+#[cfg(any(test, feature = "cudnn"))]
+mod operands;
 pub(crate) mod tile;
 mod winograd;
 

@@ -1,5 +1,6 @@
 //! The passes on a CUDA device: tensors in, launches of `conv3d.cu` out.
 
+use super::chosen;
 use super::cuda::{self, SourceMap, Weights};
 use super::{Input, Moments, input_dims};
 use crate::error::{Error, Result};
@@ -8,7 +9,6 @@ use crate::map::map_dims;
 use crate::on_device::{
     element_type, f32_address, f32_storage_address, map_address, storage_address,
 };
-use adw_cuda::Address;
 use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, Layout, Tensor};
@@ -63,7 +63,6 @@ fn weights(op: &'static str, rt: &CudaRuntime, weight: &Tensor) -> Result<Weight
     let dims = weight.dims();
     Ok(Weights {
         data: f32_address(op, rt, weight)?,
-        mask: Address::NONE,
         co: dims[0],
         ci: dims[1],
     })
@@ -86,7 +85,7 @@ pub(super) fn forward(
     let (out, out_address) = rt.empty(inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
     // SAFETY: the addresses are those of tensors of these shapes.
     let parts = unsafe {
-        cuda::forward(
+        chosen::forward(
             rt,
             &maps,
             batch,
@@ -121,7 +120,7 @@ pub(super) fn grad_input(
     let (out, out_address) = rt.empty(grad_output.map.dtype(), shape)?;
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
-        cuda::grad_input(
+        chosen::grad_input(
             rt,
             grad,
             batch,
@@ -156,7 +155,7 @@ pub(super) fn grad_weight(
     let (out, out_address) = rt.empty(candle_core::DType::F32, shape)?;
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
-        cuda::grad_weight(rt, &maps, grad, batch, size, geometry, element, out_address)?;
+        chosen::grad_weight(rt, &maps, grad, batch, size, geometry, element, out_address)?;
     }
     Ok(out)
 }
@@ -188,7 +187,6 @@ pub(crate) fn op(
     check(name, geometry, batch, 1)?;
     let weights = Weights {
         data: f32_storage_address(name, weight, weight_layout)?,
-        mask: Address::NONE,
         co: weight_layout.dims()[0],
         ci: weight_layout.dims()[1],
     };
@@ -207,13 +205,13 @@ pub(crate) fn op(
         match which {
             Op::Conv3d => {
                 let maps = [map];
-                cuda::forward(
+                chosen::forward(
                     rt, &maps, batch, size, &weights, geometry, element, to, false,
                 )?;
             }
             Op::ConvTranspose3d => {
                 let all = 0..channels_out;
-                cuda::grad_input(rt, map, batch, output, &weights, geometry, all, element, to)?;
+                chosen::grad_input(rt, map, batch, output, &weights, geometry, all, element, to)?;
             }
         }
     }

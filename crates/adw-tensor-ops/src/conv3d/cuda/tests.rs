@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::conv_transpose3d;
-use crate::conv3d::{self, Input, Precision};
+use crate::conv3d::{self, Input, Precision, operands};
 use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
 use crate::norm_act::{self, NormAct, NormCoefficients};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
@@ -153,30 +153,20 @@ fn weights(rt: &Emulator, shape: &[usize], element: ElementType) -> WeightPair {
 }
 
 #[test]
-fn forward_with_moments_and_mask() {
-    for_every_case("forward_with_moments_and_mask", |case, element, what| {
+fn forward_with_moments() {
+    for_every_case("forward_with_moments", |case, element, what| {
         let rt = Emulator::new();
         let ci: usize = case.ci.iter().sum();
         let [kd, kh, kw] = case.geometry.kernel;
         let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
         let shape = [case.co, ci, kd, kh, kw];
         let w = weights(&rt, &shape, element);
-        // Powers of two: masked weights are as exact in bf16 as unmasked ones.
-        let mask: Vec<f32> = (0..case.co).map(|c| [1.0, 0.5, 0.25][c % 3]).collect();
-        let per_channel = ci * kd * kh * kw;
-        let masked: Vec<f32> = w
-            .values
-            .iter()
-            .enumerate()
-            .map(|(i, v)| v * mask[i / per_channel])
-            .collect();
-        let mask = rt.upload(&mask);
         let output = case.geometry.output_size("test", case.size).unwrap();
         let n = case.batch * output.iter().product::<usize>() * case.co;
         for norm_all in [false, true] {
             let (y, m) = conv3d::forward(
                 &maps.inputs(norm_all),
-                &tensor(&masked, &shape),
+                &w.cpu,
                 case.geometry,
                 Precision::Full,
             )
@@ -184,7 +174,6 @@ fn forward_with_moments_and_mask() {
             let out = rt.alloc(n * element.size()).unwrap();
             let packed = Weights {
                 data: w.device.address(),
-                mask: mask.address(),
                 co: case.co,
                 ci,
             };
@@ -250,7 +239,6 @@ fn gradients() {
         let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
         let packed = Weights {
             data: w.device.address(),
-            mask: Address::NONE,
             co: case.co,
             ci,
         };
@@ -347,7 +335,6 @@ fn transposed_convolution() {
             let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], element);
             let packed = Weights {
                 data: w.device.address(),
-                mask: Address::NONE,
                 co: ci,
                 ci: co,
             };
@@ -411,6 +398,66 @@ fn transposed_convolution() {
     }
 }
 
+/// A library's operands: maps normalised and side by side, weights and their gradients with channels last.
+#[test]
+fn operands_of_a_library() {
+    for_every_case("operands_of_a_library", |case, element, what| {
+        let rt = Emulator::new();
+        let ci: usize = case.ci.iter().sum();
+        let taps: usize = case.geometry.kernel.iter().product();
+        let voxels: usize = case.size.iter().product();
+        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
+        assert!(operands::supports(&maps.sources(false), element));
+        for norm_all in [false, true] {
+            let parts = maps.inputs(norm_all).into_iter().map(|i| match i.norm {
+                None => i.map.clone(),
+                Some(norm) => norm_act::weighted_sum(&[(i.map, norm)], None).unwrap(),
+            });
+            let parts: Vec<_> = parts.collect();
+            let expected = Tensor::cat(&parts, 4).unwrap();
+            let sources = maps.sources(norm_all);
+            // SAFETY: the maps have the sizes of the shapes.
+            let got =
+                unsafe { operands::plain(&rt, &sources, case.batch, voxels, element).unwrap() };
+            match (&got.memory, &sources[..]) {
+                (Some(memory), _) => {
+                    compare(what, memory, element, &expected, tolerance(element));
+                }
+                (None, [one]) => assert!(one.norm.is_none() && got.address == one.data),
+                (None, _) => panic!("{what}: two maps cannot lie in one"),
+            }
+        }
+
+        let [kd, kh, kw] = case.geometry.kernel;
+        let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
+        let all = Weights {
+            data: w.device.address(),
+            co: case.co,
+            ci,
+        };
+        for wanted in [0..ci, ci / 2..ci] {
+            // SAFETY: the weights have the sizes of the shapes.
+            let filter = unsafe { operands::filter(&rt, &all, taps, &wanted, element).unwrap() };
+            let channels_last = |t: &Tensor| {
+                let t = t.reshape((case.co, ci, taps)).unwrap();
+                let t = t.narrow(1, wanted.start, wanted.len()).unwrap();
+                t.transpose(1, 2).unwrap().contiguous().unwrap()
+            };
+            compare(what, &filter, element, &channels_last(&w.cpu), 0.0);
+            if wanted.len() == ci {
+                let back = rt.alloc(w.values.len() * 4).unwrap();
+                let (from, dims) = (filter.address(), [case.co, ci, taps]);
+                // SAFETY: the buffers have the sizes of the shapes.
+                unsafe {
+                    let to = back.address();
+                    operands::weight_gradient(&rt, from, element, dims, to).unwrap();
+                }
+                compare(what, &back, ElementType::F32, &w.cpu, 0.0);
+            }
+        }
+    });
+}
+
 /// What the launches of the three passes cannot do without; the addresses are never followed.
 fn work_of(
     channels: &[(usize, bool)],
@@ -431,7 +478,6 @@ fn work_of(
     let ci = channels.iter().map(|c| c.0).sum();
     let weights = Weights {
         data: Address(1),
-        mask: Address(1),
         co,
         ci,
     };
@@ -525,8 +571,8 @@ fn work_equals_numbers_by_hand() {
         &work,
         "conv_pack_bf16",
         2,
-        2 * (weights + 12) * 4 + 27 * (32 * 16 + 32 * 32) * 2,
-        2 * weights,
+        2 * weights * 4 + 27 * (32 * 16 + 32 * 32) * 2,
+        0,
     );
 }
 
