@@ -3,8 +3,8 @@
     python gpu.py                      # in the folder that `cargo xtask gpu-bundle` made, on the machine with the GPU
     python gpu.py --output results     # somewhere else; results.json and gpu.md land there
 
-Needs Python, a driver for CUDA 13, and cuBLAS and cuRAND from a toolkit or from PyTorch's wheels; PyTorch (with torch_step.py
-and adwunet_torch.py beside this file) for the times beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
+Needs Python, a driver for CUDA 13, and cuBLAS, cuRAND and cuDNN from a toolkit or from PyTorch's wheels; PyTorch (with
+torch_step.py and adwunet_torch.py beside this file) for the times beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
 
 --smoke runs everything on a small problem and PyTorch on the CPU: a test of this script, not of a GPU.
 """
@@ -38,7 +38,11 @@ CASES = {
     "hippocampus": ["--patch", "40", "56", "40", "--batch", "9", "--poolings", "3"],
     "heart": ["--patch", "80", "192", "160", "--batch", "2", "--poolings", "5", "--anisotropic"],
 }
-OURS = {"f32": [], "bf16": ["--bf16"]}
+OURS = {
+    "f32": [],
+    "bf16": ["--bf16"],
+    "bf16, own kernels only": ["--bf16", "--convolutions", "own"],
+}
 # Of these the best counts, quantity by quantity.
 TORCH = {
     "eager": [],
@@ -51,6 +55,9 @@ if args.smoke:
     CASES = {"smoke": ["--patch", "8", "8", "8", "--batch", "1", "--poolings", "2", "--max-width", "12"]}
     TORCH = {"eager": [], "bf16": ["--amp", "bf16"]}
 QUANTITIES = ["inference", "weight_pass", "arch_pass", "search_iteration", "peak_bytes"]
+
+
+shutil.rmtree(os.path.join(args.output, "cache"), ignore_errors=True)
 
 
 def unpack(name):
@@ -74,7 +81,8 @@ def library_folders():
     return list(dict.fromkeys(own + found))
 
 
-ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(library_folders()))
+# Who is faster for which convolution is measured anew, and kept with the results.
+ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(library_folders()), XDG_CACHE_HOME=os.path.join(args.output, "cache"))
 results = {
     "date": datetime.date.today().isoformat(),
     "host": platform.node() and platform.processor() or platform.machine(),
@@ -111,12 +119,25 @@ def last_json(output):
 
 
 def parity():
-    what = "parity of ops, networks and optimisers with the host"
-    output = run(what, [unpack("cuda_device"), "--test-threads", "1"])
-    if output is None:
-        output = results.get("output_of_failures", {}).get(what, {}).get("stdout")
-    results["parity"] = [line for line in (output or "").splitlines() if line.startswith("test ")]
-    print("\n".join("    " + line for line in results["parity"]), flush=True)
+    results["parity"] = {}
+    for convolutions in ["own", "cudnn"]:
+        what = f"parity of ops, networks and optimisers with the host, convolutions: {convolutions}"
+        ENVIRONMENT["ADW_TEST_CONVOLUTIONS"] = convolutions
+        output = run(what, [unpack("cuda_device"), "--test-threads", "1"])
+        if output is None:
+            output = results.get("output_of_failures", {}).get(what, {}).get("stdout")
+        lines = (output or "").splitlines()
+        outcomes = [line for line in lines if line.startswith("test ") and not line.startswith("test result")]
+        results["parity"][convolutions] = outcomes
+        print("\n".join("    " + line for line in outcomes), flush=True)
+
+
+def choices():
+    """Who was faster for which pass of which convolution, as the program's tables say."""
+    found = {}
+    for file in glob.glob(os.path.join(args.output, "cache", "adw", "*.json")):
+        found.update(json.load(open(file))["microseconds"])
+    return found
 
 
 def times():
@@ -186,9 +207,9 @@ def median(lines, quantity):
 def table():
     """Markdown for benchmarks/gpu.md."""
     text = []
-    if results.get("parity"):
-        passed = sum(line.endswith("ok") for line in results["parity"])
-        text.append(f"Parity: {passed} of {len(results['parity']) - 1} tests passed.\n")
+    for convolutions, outcomes in results.get("parity", {}).items():
+        passed = sum(line.endswith("ok") for line in outcomes)
+        text.append(f"Parity, convolutions {convolutions}: {passed} of {len(outcomes)} tests passed.\n")
     for case, measured in results.get("times", {}).items():
         ours = {k: v for k, v in measured.items() if k.startswith("adw")}
         theirs = {k: v for k, v in measured.items() if not k.startswith("adw")}
@@ -205,6 +226,19 @@ def table():
             cells.append(f"**{own / best:.2f}**" if own and best else "-")
             text.append(f"| {quantity} | " + " | ".join(cells) + " |")
         text.append("")
+    if results.get("choices"):
+        text.append("| passes of convolutions | measured | own kernels faster | median of own / best of cuDNN |\n|---|--:|--:|--:|")
+        for kind in ["Forward", "GradInput", "GradWeight"]:
+            for element in ["f32", "bf16"]:
+                ratios = []
+                for work, ways in results["choices"].items():
+                    others = [v for k, v in ways.items() if k != "own"]
+                    if work.startswith(kind + " ") and f" {element} " in work and others:
+                        ratios.append(ways["own"] / min(others))
+                if ratios:
+                    faster = sum(r <= 1 for r in ratios)
+                    text.append(f"| {kind}, {element} | {len(ratios)} | {faster} | {statistics.median(ratios):.2f} |")
+        text.append("")
     if "training" in results:
         t = results["training"]
         dice = t["metrics"]["foreground_mean"]["Dice"]
@@ -218,6 +252,7 @@ def table():
 
 def save():
     os.makedirs(args.output, exist_ok=True)
+    results["choices"] = choices()
     with open(os.path.join(args.output, "results.json"), "w") as file:
         json.dump(results, file, indent=1)
     with open(os.path.join(args.output, "gpu.md"), "w") as file:

@@ -3,6 +3,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -19,13 +20,22 @@ pub(crate) struct Cuda {
     home: PathBuf,
     /// Where the program finds the toolkit's libraries.
     libraries: PathBuf,
+    /// cuDNN's library, if it is there.
+    cudnn: Option<PathBuf>,
 }
 
 /// The libraries of the toolkit that candle links, beside the driver's.
 const LIBRARIES: [&str; 2] = ["libcublas.so", "libcurand.so"];
 
-/// Why there is no CUDA build; each is a sentence's end.
-fn look(driver: Option<&Path>, nvcc: Option<&Path>) -> Result<Cuda, String> {
+/// cuDNN's, which is not part of a toolkit; the release whose interface the program knows.
+const CUDNN: &str = "libcudnn.so.9";
+
+/// Why there is no CUDA build; each is a sentence's end. cuDNN is looked for in the toolkit, too.
+fn look(
+    driver: Option<&Path>,
+    nvcc: Option<&Path>,
+    cudnn_folders: &[PathBuf],
+) -> Result<Cuda, String> {
     if driver.is_none() {
         return Err("there is no NVIDIA driver (libcuda.so.1) here".into());
     }
@@ -45,7 +55,15 @@ fn look(driver: Option<&Path>, nvcc: Option<&Path>) -> Result<Cuda, String> {
     ];
     let holds = |folder: &PathBuf| LIBRARIES.iter().all(|name| folder.join(name).exists());
     match folders.into_iter().map(|f| home.join(f)).find(holds) {
-        Some(libraries) => Ok(Cuda { home, libraries }),
+        Some(libraries) => {
+            let folders = cudnn_folders.iter().chain([&libraries]);
+            let cudnn = folders.map(|f| f.join(CUDNN)).find(|file| file.exists());
+            Ok(Cuda {
+                home,
+                libraries,
+                cudnn,
+            })
+        }
         None => Err(format!(
             "the CUDA toolkit in {} lacks {}",
             home.display(),
@@ -54,8 +72,8 @@ fn look(driver: Option<&Path>, nvcc: Option<&Path>) -> Result<Cuda, String> {
     }
 }
 
-/// The driver's library, where the dynamic linker finds it.
-fn find_driver() -> Option<PathBuf> {
+/// Where the dynamic linker, or a program's makers, look for libraries.
+fn library_folders() -> Vec<PathBuf> {
     let asked = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let usual = [
         "/usr/lib/x86_64-linux-gnu",
@@ -64,12 +82,11 @@ fn find_driver() -> Option<PathBuf> {
         "/usr/lib",
         "/usr/lib/wsl/lib",
         "/usr/local/nvidia/lib64",
+        "/usr/local/cudnn/lib",
         "/run/opengl-driver/lib",
     ];
-    env::split_paths(&asked)
-        .chain(usual.map(PathBuf::from))
-        .map(|folder| folder.join("libcuda.so.1"))
-        .find(|file| file.exists())
+    let asked: Vec<_> = env::split_paths(&asked).collect();
+    asked.into_iter().chain(usual.map(PathBuf::from)).collect()
 }
 
 /// With CUDA or without, for what `--device` says; tells the person which, and why.
@@ -78,7 +95,10 @@ fn find_driver() -> Option<PathBuf> {
 /// A CUDA device is asked for, and something that its build needs is missing.
 pub(crate) fn choose(device: Option<&str>) -> Result<Option<Cuda>> {
     decide(device, || {
-        look(find_driver().as_deref(), find_nvcc().as_deref())
+        let folders = library_folders();
+        let drivers = folders.iter().map(|folder| folder.join("libcuda.so.1"));
+        let driver = drivers.into_iter().find(|file| file.exists());
+        look(driver.as_deref(), find_nvcc().as_deref(), &folders)
     })
 }
 
@@ -92,10 +112,7 @@ fn decide(
     }
     match look() {
         Ok(cuda) => {
-            eprintln!(
-                "note: a build with CUDA, for there are a driver and a toolkit ({})",
-                cuda.home.display()
-            );
+            eprintln!("note: {}", cuda.describe());
             Ok(Some(cuda))
         }
         Err(why) if device.starts_with("cuda") => {
@@ -109,14 +126,38 @@ fn decide(
 }
 
 impl Cuda {
+    fn describe(&self) -> String {
+        let home = self.home.display();
+        match &self.cudnn {
+            Some(cudnn) => format!(
+                "a build with CUDA and cuDNN, for there are a driver, a toolkit ({home}) and {}",
+                cudnn.display()
+            ),
+            None => format!(
+                "a build with CUDA but without cuDNN, for there are a driver and a toolkit ({home}), but no {CUDNN}: \
+                 install it, or set LD_LIBRARY_PATH to its folder, for convolutions that it does faster"
+            ),
+        }
+    }
+
     /// Has cargo build with CUDA, in a target folder of its own: candle's kernels take minutes, and a build without them
     /// would throw them away.
     ///
     /// # Errors
     /// If the toolkit's path cannot be in a search path.
     pub(crate) fn build(&self, cargo: &mut Command) -> Result<()> {
+        let feature = if let Some(cudnn) = &self.cudnn {
+            // Wheels have the library by its full name only, which the linker does not look for.
+            let folder = target_folder().join("link");
+            fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+            link(cudnn, &folder.join("libcudnn.so"))?;
+            cargo.env("LIBRARY_PATH", before(&[&folder], "LIBRARY_PATH")?);
+            "cudnn"
+        } else {
+            "cuda"
+        };
         cargo
-            .args(["--features", "cuda"])
+            .args(["--features", feature])
             .arg("--target-dir")
             .arg(target_folder())
             .env("CUDA_HOME", &self.home)
@@ -138,7 +179,12 @@ impl Cuda {
     /// If its path cannot be in a search path.
     pub(crate) fn run(&self, program: &mut Command) -> Result<()> {
         let variable = "LD_LIBRARY_PATH";
-        program.env(variable, before(&[&self.libraries], variable)?);
+        let cudnn = self.cudnn.as_ref().and_then(|file| file.parent());
+        let folders: Vec<_> = [self.libraries.as_path()]
+            .into_iter()
+            .chain(cudnn)
+            .collect();
+        program.env(variable, before(&folders, variable)?);
         Ok(())
     }
 }
@@ -149,6 +195,24 @@ pub(crate) fn before(first: &[&Path], variable: &str) -> Result<OsString> {
     let rest = env::split_paths(&rest).filter(|p| !p.as_os_str().is_empty());
     env::join_paths(first.iter().map(|p| p.to_path_buf()).chain(rest))
         .with_context(|| format!("{variable} cannot take {}", first[0].display()))
+}
+
+/// Makes `link` a symbolic link to `to`, whatever it was.
+///
+/// # Errors
+/// If there are none here, or the folder cannot be written.
+pub(crate) fn link(to: &Path, link: &Path) -> Result<()> {
+    let _ = fs::remove_file(link);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(to, link).with_context(|| link.display().to_string())?;
+    #[cfg(not(unix))]
+    anyhow::bail!(
+        "no symbolic link from {} to {}",
+        link.display(),
+        to.display()
+    );
+    #[cfg(unix)]
+    Ok(())
 }
 
 /// Where builds with CUDA are kept.
@@ -171,8 +235,6 @@ fn compute_capability() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -185,7 +247,7 @@ mod tests {
             fs::write(file, "").expect("a file");
         }
         let why = |driver: Option<&Path>, nvcc: Option<&Path>| {
-            look(driver, nvcc).expect_err("something is missing")
+            look(driver, nvcc, &[]).expect_err("something is missing")
         };
         assert!(why(None, Some(&nvcc)).contains("no NVIDIA driver"));
         assert!(why(Some(&driver), None).contains("set CUDA_HOME"));
@@ -194,8 +256,18 @@ mod tests {
         for name in LIBRARIES {
             fs::write(home.join("lib64").join(name), "").expect("a file");
         }
-        let found = look(Some(&driver), Some(&nvcc)).expect("all is there");
-        assert_eq!(found.libraries.file_name(), Some("lib64".as_ref()));
+        let found =
+            |folders: &[PathBuf]| look(Some(&driver), Some(&nvcc), folders).expect("all is there");
+        let cuda = found(&[]);
+        assert_eq!(cuda.libraries.file_name(), Some("lib64".as_ref()));
+        assert_eq!(cuda.cudnn, None);
+        assert!(cuda.describe().contains("without cuDNN"));
+        let wheel = dir.path().join("nvidia/cudnn/lib");
+        fs::create_dir_all(&wheel).expect("a folder");
+        fs::write(wheel.join(CUDNN), "").expect("a file");
+        let cuda = found(&[dir.path().to_owned(), wheel.clone()]);
+        assert_eq!(cuda.cudnn, Some(wheel.join(CUDNN)));
+        assert!(cuda.describe().contains("CUDA and cuDNN"));
     }
 
     #[test]

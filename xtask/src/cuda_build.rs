@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    cuda::{before, target_folder},
+    cuda::{before, link, target_folder},
     cuda_check::sources,
     dataset::workspace,
 };
@@ -495,21 +495,6 @@ fn is_older(output: &Path, inputs: &[PathBuf]) -> bool {
     let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let made = time(output);
     made.is_none() || inputs.iter().any(|input| time(input) > made)
-}
-
-/// Makes `link` a symbolic link to `to`, whatever it was.
-fn link(to: &Path, link: &Path) -> Result<()> {
-    let _ = fs::remove_file(link);
-    #[cfg(unix)]
-    std::os::unix::fs::symlink(to, link).with_context(|| link.display().to_string())?;
-    #[cfg(not(unix))]
-    bail!(
-        "no symbolic link from {} to {}",
-        link.display(),
-        to.display()
-    );
-    #[cfg(unix)]
-    Ok(())
 }
 
 #[cfg(test)]
