@@ -153,19 +153,23 @@ struct ChannelPiece {
         }
     }
 
-    // Of the voxel with this index in the whole batch.
+    // Of the voxel with this index in the whole batch, as it lies; only if `in_pieces`, and within the channels.
+    __device__ __forceinline__ Piece<T> raw(i64 voxel) const {
+        return load_piece(static_cast<const T *>(source->data) + voxel * source->channels + local);
+    }
+
+    __device__ __forceinline__ Piece<T> normalised(Piece<T> out) const {
+        if (source->scale) {
+#pragma unroll
+            for (int e = 0; e < LEN; ++e)
+                out.v[e] = from_float<T>(leaky(scale[e] * to_float(out.v[e]) + shift[e], source->slope));
+        }
+        return out;
+    }
+
     __device__ __forceinline__ Piece<T> load(i64 voxel) const {
         Piece<T> out;
-        if (sources.in_pieces) {
-            if (channel >= sources.channels) return zero();
-            out = load_piece(static_cast<const T *>(source->data) + voxel * source->channels + local);
-            if (source->scale) {
-#pragma unroll
-                for (int e = 0; e < LEN; ++e)
-                    out.v[e] = from_float<T>(leaky(scale[e] * to_float(out.v[e]) + shift[e], source->slope));
-            }
-            return out;
-        }
+        if (sources.in_pieces) return channel < sources.channels ? normalised(raw(voxel)) : zero();
 // Unrolled, rare as it is: an index that is not constant would put the piece into local memory.
 #pragma unroll
         for (int e = 0; e < LEN; ++e) {
@@ -229,23 +233,85 @@ __device__ __forceinline__ int region_voxel(const Tiling &t, int m) {
     return (at[0] * t.step[0] * t.region[1] + at[1] * t.step[1]) * t.region[2] + at[2] * t.step[2];
 }
 
-// Channels [channel, channel + CK) of a box's region into shared memory, zeros outside the map.
-template <class T, int CK, int THREADS>
-__device__ __forceinline__ void load_region(T *shared, const Sources &s, const Tiling &t, const Box &box, u32 channel, u32 batch_idx) {
-    constexpr int LEN = Piece<T>::LEN, PIECES = CK / LEN, ROW = CK + LEN;
-    static_assert(THREADS % PIECES == 0, "a thread keeps one piece of the channels");
-    const ChannelPiece<T> piece(s, channel + threadIdx.x % PIECES * LEN, batch_idx);
-    const int voxels = t.region[0] * t.region[1] * t.region[2];
-    const int origin[3] = {box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
-                           box.start[2] * t.step[2] + t.first[2]};
-    for (int v = threadIdx.x / PIECES; v < voxels; v += THREADS / PIECES) {
+// The voxels that a block reads of a map, one after the other: which of the map each is, -1 for one outside.
+struct RegionVoxels {
+    const Tiling &t;
+    int origin[3];
+    i64 first;  // of the sample
+
+    __device__ __forceinline__ RegionVoxels(const Tiling &tiling, const Box &box, u32 batch_idx)
+        : t(tiling), origin{box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
+                            box.start[2] * t.step[2] + t.first[2]},
+          first(i64(batch_idx) * t.map[0] * t.map[1] * t.map[2]) {}
+    __device__ __forceinline__ int count() const { return t.region[0] * t.region[1] * t.region[2]; }
+    __device__ __forceinline__ i64 operator()(int v) const {
         const int w = origin[2] + v % t.region[2], rest = v / t.region[2];
         const int h = origin[1] + rest % t.region[1], d = origin[0] + rest / t.region[1];
         const bool inside = u32(d) < u32(t.map[0]) && u32(h) < u32(t.map[1]) && u32(w) < u32(t.map[2]);
-        const i64 voxel = ((i64(batch_idx) * t.map[0] + d) * t.map[1] + h) * t.map[2] + w;
-        store_piece(shared + v * ROW + threadIdx.x % PIECES * LEN, inside ? piece.load(voxel) : piece.zero());
+        return inside ? first + (i64(d) * t.map[1] + h) * t.map[2] + w : -1;
     }
-}
+};
+
+// The same for the positions of the box, in the map of outputs.
+struct BoxVoxels {
+    const Tiling &t;
+    const Box &box;
+    i64 first;
+
+    __device__ __forceinline__ BoxVoxels(const Tiling &tiling, const Box &b, u32 batch_idx)
+        : t(tiling), box(b), first(i64(batch_idx) * t.count[0] * t.count[1] * t.count[2]) {}
+    __device__ __forceinline__ int count() const { return M; }
+    __device__ __forceinline__ i64 operator()(int m) const {
+        int at[3];
+        within(t, m, at);
+        const int d = box.start[0] + at[0], h = box.start[1] + at[1], w = box.start[2] + at[2];
+        const bool inside = d < t.count[0] && h < t.count[1] && w < t.count[2];
+        return inside ? first + (i64(d) * t.count[1] + h) * t.count[2] + w : -1;
+    }
+};
+
+// Channels [channel, channel + CK) of voxels into shared memory, zeros for those outside. A thread keeps one piece of the
+// channels.
+template <class T, int CK, int THREADS>
+struct Rows {
+    static constexpr int LEN = Piece<T>::LEN, PIECES = CK / LEN, ROW = CK + LEN, STEP = THREADS / PIECES;
+    static_assert(THREADS % PIECES == 0, "a thread keeps one piece of the channels");
+
+    template <class Voxels>
+    static __device__ __forceinline__ void load(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
+        const ChannelPiece<T> piece(s, channel + threadIdx.x % PIECES * LEN, batch_idx);
+        for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP) {
+            const i64 voxel = voxels(v);
+            store_piece(at(shared, v), voxel >= 0 ? piece.load(voxel) : piece.zero());
+        }
+    }
+
+    // The same in two steps, so that the block can compute in between: copies on their way without registers, which then
+    // are normalised where they lie. Each thread finds its own copies complete after `copy_wait`.
+    template <class Voxels>
+    static __device__ __forceinline__ void begin(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
+        if (!s.in_pieces) return load(shared, s, voxels, channel, batch_idx);
+        const u32 c = channel + threadIdx.x % PIECES * LEN;
+        const u32 second = c >= s.maps[0].channels, local = c - (second ? s.maps[0].channels : 0u);
+        const u32 channels = s.maps[second].channels;
+        const T *from = static_cast<const T *>(s.maps[second].data) + local;
+        for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP) {
+            const i64 voxel = c < s.channels ? voxels(v) : -1;
+            if (voxel >= 0) copy_async(at(shared, v), from + voxel * channels);
+            else store_piece(at(shared, v), ChannelPiece<T>::zero());
+        }
+    }
+    template <class Voxels>
+    static __device__ __forceinline__ void finish(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
+        const u32 c = channel + threadIdx.x % PIECES * LEN;
+        if (!s.in_pieces || c >= s.channels || !s.maps[c >= s.maps[0].channels].scale) return;
+        const ChannelPiece<T> piece(s, c, batch_idx);
+        for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP)
+            if (voxels(v) >= 0) store_piece(at(shared, v), piece.normalised(load_piece(at(shared, v))));
+    }
+
+    static __device__ __forceinline__ T *at(T *shared, int v) { return shared + v * ROW + threadIdx.x % PIECES * LEN; }
+};
 
 struct CorrelateParams {
     Sources sources;
@@ -326,7 +392,7 @@ __device__ void correlate(const CorrelateParams &p) {
     int step = 0;
     for (u32 k0 = 0; k0 < p.weight_rows; k0 += CK) {
         __syncthreads();
-        load_region<T, CK, THREADS>(region, p.sources, t, box, k0, batch_idx);
+        Rows<T, CK, THREADS>::load(region, p.sources, RegionVoxels(t, box, batch_idx), k0, batch_idx);
         for (int kd = 0; kd < p.num_taps[0]; ++kd)
             for (int kh = 0; kh < p.num_taps[1]; ++kh)
                 for (int kw = 0; kw < p.num_taps[2]; ++kw, ++step) {
@@ -465,7 +531,7 @@ struct GradWeightParams {
     Tiling tiling;
     int kernel[3];
     u32 batch, parts;
-    u32 _unused;
+    u32 buffers;  // one or two
 };
 
 // dW[tap, ci, co] = sum over voxels: x[voxel * step + tap, ci] grad[voxel, co]. Nine warps with three taps each: all 27 of
@@ -478,8 +544,7 @@ __device__ void grad_weight(const GradWeightParams &p) {
     using Unit = Mma<T>;
     ADW_SHARED(memory);
     int *rows = reinterpret_cast<int *>(memory);  // [M]: elements from the region's start
-    T *grads = reinterpret_cast<T *>(memory + M * 4);
-    T *region = grads + M * BROW;
+    T *buffers = reinterpret_cast<T *>(memory + M * 4);  // of gradients [M][BROW] and a region each
     const Tiling &t = p.tiling;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 ci0 = blockIdx.x * CI, co0 = blockIdx.y * CO;
@@ -499,26 +564,32 @@ __device__ void grad_weight(const GradWeightParams &p) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[s][j][i] = 0.f;
     }
-    const u32 per_sample = t.tiles[0] * t.tiles[1] * t.tiles[2];
-    for (u32 tile = blockIdx.z; tile < per_sample * p.batch; tile += gridDim.z) {
+    const u32 per_sample = t.tiles[0] * t.tiles[1] * t.tiles[2], tiles = per_sample * p.batch;
+    using XRows = Rows<T, CI, THREADS>;
+    using GradRows = Rows<T, CO, THREADS>;
+    const int buffer = M * BROW + t.region[0] * t.region[1] * t.region[2] * ROW;
+    // With two buffers the next box comes while this one is multiplied: a block fills a multiprocessor's registers, so no
+    // other computes meanwhile.
+    const auto begin = [&](u32 tile, T *grads) {
+        if (tile < tiles) {
+            const Box box(t, tile % per_sample);
+            const u32 batch_idx = tile / per_sample;
+            XRows::begin(grads + M * BROW, p.sources, RegionVoxels(t, box, batch_idx), ci0, batch_idx);
+            GradRows::begin(grads, p.grad, BoxVoxels(t, box, batch_idx), co0, batch_idx);
+        }
+        copy_commit();
+    };
+    begin(blockIdx.z, buffers);
+    for (u32 tile = blockIdx.z, i = 0; tile < tiles; tile += gridDim.z, ++i) {
         const Box box(t, tile % per_sample);
         const u32 batch_idx = tile / per_sample;
+        T *grads = buffers + i % p.buffers * buffer, *region = grads + M * BROW;
+        copy_wait<0>();
+        XRows::finish(region, p.sources, RegionVoxels(t, box, batch_idx), ci0, batch_idx);
+        GradRows::finish(grads, p.grad, BoxVoxels(t, box, batch_idx), co0, batch_idx);
+        // From here on all see this buffer, and nobody reads the other one any more.
         __syncthreads();
-        load_region<T, CI, THREADS>(region, p.sources, t, box, ci0, batch_idx);
-        {
-            constexpr int PIECES = CO / LEN;
-            static_assert(THREADS % PIECES == 0, "a thread keeps one piece of the channels");
-            const ChannelPiece<T> piece(p.grad, co0 + threadIdx.x % PIECES * LEN, batch_idx);
-            for (int m = threadIdx.x / PIECES; m < M; m += THREADS / PIECES) {
-                int at[3];
-                within(t, m, at);
-                const int d = box.start[0] + at[0], h = box.start[1] + at[1], w = box.start[2] + at[2];
-                const bool inside = d < t.count[0] && h < t.count[1] && w < t.count[2];
-                const i64 voxel = ((i64(batch_idx) * t.count[0] + d) * t.count[1] + h) * t.count[2] + w;
-                store_piece(grads + m * BROW + threadIdx.x % PIECES * LEN, inside ? piece.load(voxel) : piece.zero());
-            }
-        }
-        __syncthreads();
+        if (p.buffers == 2) begin(tile + gridDim.z, buffers + (i + 1) % 2 * buffer);
         for (int k = 0; k < M / 16; ++k) {
             typename Unit::template B<NT> b;
             const T *at = grads + k * 16 * BROW;
@@ -527,6 +598,10 @@ __device__ void grad_weight(const GradWeightParams &p) {
             for (int s = 0; s < SLOTS; ++s)
                 if (k % int(p.parts) == part[s])
                     Unit::template step_transposed<NT>(acc[s], region + shift[s], rows + k * 16, b, at, BROW, lane);
+        }
+        if (p.buffers == 1) {
+            __syncthreads();
+            begin(tile + gridDim.z, buffers);
         }
     }
     const u32 ci = p.sources.channels, co = p.grad.channels;

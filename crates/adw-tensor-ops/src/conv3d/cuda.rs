@@ -3,7 +3,7 @@
 use crate::cuda::ElementType;
 use crate::geometry::Conv3dGeometry;
 use crate::norm_act::cuda::{Coefficients, PartialMoments};
-use adw_cuda::work::Work;
+use adw_cuda::work::{Machine, Work};
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
 use std::ops::Range;
 
@@ -21,6 +21,9 @@ const STAGES: usize = 3;
 const GRAD_WEIGHT_SLOTS: usize = 27;
 const GRAD_WEIGHT_CI: usize = 16;
 const GRAD_WEIGHT_CO: usize = 48;
+/// Shared memory up to which the weight gradient has two buffers: what every device since compute capability 8.0 has,
+/// less a table.
+const MOST_BUFFERED: usize = 98 * 1024;
 
 /// Whether the kernels take this geometry.
 pub fn supports(geometry: &Conv3dGeometry) -> bool {
@@ -616,7 +619,7 @@ struct GradWeightParams {
     kernel: [i32; 3],
     batch: u32,
     parts: u32,
-    _unused: u32,
+    buffers: u32,
 }
 // SAFETY: plain numbers, laid out as in conv3d.cu.
 unsafe impl Params for GradWeightParams {}
@@ -634,10 +637,30 @@ struct GradWeightFinishParams {
 // SAFETY: plain numbers, laid out as in conv3d.cu.
 unsafe impl Params for GradWeightFinishParams {}
 
-/// Into how many shares the boxes are split: two blocks for each of an H100's 132 multiprocessors, a number that depends
-/// on shapes only.
-fn splits(blocks_per_share: usize, boxes: usize) -> usize {
-    (264 / blocks_per_share).clamp(1, boxes)
+/// Into how many shares the boxes are split: what takes an H100 least time, with one block resident on each of its
+/// multiprocessors, products at half of its peak, and every share's sums written and read once. A function of shapes only,
+/// and so is the order of sums.
+fn splits(
+    blocks_per_share: usize,
+    boxes: usize,
+    share_bytes: usize,
+    element: ElementType,
+) -> usize {
+    const MULTIPROCESSORS: usize = 132;
+    let work = |bytes, operations| {
+        Work::new(bytes, operations)
+            .on_tensor_cores(element == ElementType::Bf16)
+            .floor(&Machine::H100)
+    };
+    let products = 2 * BOX * GRAD_WEIGHT_SLOTS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
+    let box_seconds = work(0, products) * (2 * MULTIPROCESSORS) as f64;
+    let seconds = |splits: usize| {
+        let waves = (blocks_per_share * splits).div_ceil(MULTIPROCESSORS);
+        (waves * boxes.div_ceil(splits)) as f64 * box_seconds + work(2 * splits * share_bytes, 0)
+    };
+    (1..=boxes.min(2 * MULTIPROCESSORS))
+        .min_by(|&a, &b| seconds(a).total_cmp(&seconds(b)))
+        .unwrap_or(1)
 }
 
 /// The gradient of [`forward`] for the weight, `[Cout, Cin, kD, kH, kW]` f32.
@@ -683,8 +706,10 @@ pub unsafe fn grad_weight<R: Runtime>(
     let taps: usize = geometry.kernel.iter().product();
     let parts = (GRAD_WEIGHT_SLOTS / taps).min(BOX / 16);
     let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
-    let splits = splits((ci_tiles * co_tiles) as usize, tiling.num_tiles() * batch);
-    let partial = rt.alloc(splits * parts * taps * ci * co * 4)?;
+    let share_bytes = parts * taps * ci * co * 4;
+    let boxes = tiling.num_tiles() * batch;
+    let splits = splits((ci_tiles * co_tiles) as usize, boxes, share_bytes, element);
+    let partial = rt.alloc(splits * share_bytes)?;
     let outputs: usize = output.iter().product();
     let voxels_read = (0..3)
         .map(|i| {
@@ -695,13 +720,14 @@ pub unsafe fn grad_weight<R: Runtime>(
     let work = Work::new(
         maps_bytes(maps, batch, voxels_read, element)
             + maps_bytes(&[grad_output], batch, outputs, element)
-            + splits * parts * taps * ci * co * 4,
+            + splits * share_bytes,
         2 * taps * ci * co * outputs * batch,
     )
     .on_tensor_cores(element == ElementType::Bf16);
-    let shared = BOX * 4
-        + BOX * (GRAD_WEIGHT_CO + piece) * element.size()
-        + tiling.region_voxels() * row_bytes;
+    let buffer =
+        BOX * (GRAD_WEIGHT_CO + piece) * element.size() + tiling.region_voxels() * row_bytes;
+    let buffers = if 2 * buffer <= MOST_BUFFERED { 2 } else { 1 };
+    let shared = BOX * 4 + buffers * buffer;
     // SAFETY: `partial` has room for every share; the caller vouches for the rest.
     unsafe {
         rt.launch(&Launch {
@@ -722,7 +748,7 @@ pub unsafe fn grad_weight<R: Runtime>(
                 kernel: geometry.kernel.map(|k| k as i32),
                 batch: batch as u32,
                 parts: parts as u32,
-                _unused: 0,
+                buffers: buffers as u32,
             },
         })?;
         rt.launch(&Launch {

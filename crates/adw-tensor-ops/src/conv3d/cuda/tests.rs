@@ -52,6 +52,8 @@ const CASES: &[Case] = &[
     case(1, &[8], 72, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
     case(1, &[5, 3], 9, [7, 8, 9], [3, 3, 1], [3, 1, 2], [2, 0, 0]),
     case(2, &[8], 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    // More boxes than shares of the weight gradient.
+    case(2, &[40], 100, [9, 20, 20], [1, 1, 3], [1, 1, 1], [0, 0, 1]),
 ];
 
 /// Maps, with what normalises them, on both sides.
@@ -595,4 +597,18 @@ fn voxels_that_no_tap_reaches_are_no_work() {
         forward + grad_input,
         2 * 2 * 16 * 27,
     );
+}
+
+/// Shares fill the multiprocessors as long as their sums are not more work than that saves.
+#[test]
+fn shares_of_the_weight_gradient() {
+    let bf16 = |blocks, boxes, ci: usize, co: usize| {
+        splits(blocks, boxes, 27 * ci * co * 4, ElementType::Bf16)
+    };
+    // 48 to 48 channels on the finest maps: a block for each multiprocessor, no more sums than that.
+    assert_eq!(bf16(3, 6300, 48, 48), 44);
+    // 384 to 384 on the coarsest: 192 blocks take two rounds, shares of half as many boxes three.
+    assert!((1..=2).contains(&bf16(192, 36, 384, 384)));
+    // Never more shares than boxes.
+    assert_eq!(bf16(1, 2, 8, 8), 2);
 }
