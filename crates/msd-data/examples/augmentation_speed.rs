@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }),
         &plan,
     )?);
-    let time = |augmentation: Augmentation, patches: u64| -> msd_data::Result<f64> {
+    let time = |augmentation, patches: u64, drawn: bool| -> msd_data::Result<f64> {
         let sampler = PatchSampler::new(vec![Arc::clone(&case)], patch, 1, augmentation, &[false])?;
         let start = Clock::start();
         for iteration in 0..patches {
@@ -69,12 +69,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 epoch: 0,
                 iteration,
             };
-            sampler.batch(key)?;
+            if drawn {
+                sampler.drawn_batch(key)?;
+            } else {
+                sampler.batch(key)?;
+            }
         }
         Ok(start.seconds() / patches as f64)
     };
     let few = (20_000_000 / patch.iter().product::<usize>() as u64).max(4);
-    let none = time(Augmentation::none(), few)?;
+    let none = time(Augmentation::none(), few, false)?;
     println!("crop: {:.3} ms", none * 1e3);
     let each: [(&str, Change); 9] = [
         ("rotation", |a| a.rotation = 1.0),
@@ -92,14 +96,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         change(&mut augmentation);
         println!(
             "{name}: {:.3} ms more",
-            (time(augmentation, few)? - none) * 1e3
+            (time(augmentation, few, false)? - none) * 1e3
         );
     }
     // Long enough for every transform to be drawn about as often as it should be.
-    let seconds = time(Augmentation::full(), (10 * few).max(200))?;
+    let many = (10 * few).max(200);
+    let [seconds, drawn] = [false, true].map(|drawn| time(Augmentation::full(), many, drawn));
     println!(
         "{}",
-        serde_json::json!({ "patch": patch, "patches_per_second": 1.0 / seconds })
+        serde_json::json!({
+            "patch": patch,
+            "patches_per_second": 1.0 / seconds?,
+            // What is left for the host where a device does all but the spatial transforms.
+            "drawn_per_second": 1.0 / drawn?,
+        })
     );
     Ok(())
 }
