@@ -105,9 +105,7 @@ __device__ __forceinline__ float warp_sum(float v) {
 // the last N groups that this thread committed have arrived; a barrier then makes them visible to the others.
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
 #ifdef ADW_EMULATED
-    emulated::check_aligned(shared, 16);
-    emulated::check_aligned(global, 16);
-    std::memcpy(shared, global, 16);
+    emulated::copy_begin(shared, global);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(shared))),
                  "l"(global)
@@ -116,14 +114,18 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
 }
 
 __device__ __forceinline__ void copy_commit() {
-#ifndef ADW_EMULATED
+#ifdef ADW_EMULATED
+    emulated::copy_commit();
+#else
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 template <int N>
 __device__ __forceinline__ void copy_wait() {
-#ifndef ADW_EMULATED
+#ifdef ADW_EMULATED
+    emulated::copy_wait(N);
+#else
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
 }

@@ -5,7 +5,7 @@
 // fibers are resumed: a kernel that lacks a barrier gives other results, or the poison that shared memory starts with.
 //
 // What is emulated: blockIdx, threadIdx, gridDim, dynamic shared memory, __syncthreads, warp shuffles, bf16 with rounding
-// to nearest even, cp.async (copies at once), ldmatrix and mma.sync with the fragment layouts of the PTX manual
+// to nearest even, cp.async (which copies when it is waited for, and poisons until then), ldmatrix and mma.sync with the fragment layouts of the PTX manual
 // ("Warp-level matrix instructions"). What is not: caches, bank conflicts, speed, weak memory ordering.
 //
 // The launch ends with an error, not with a wrong number, when threads of a block are left waiting for each other, when
@@ -41,6 +41,12 @@ struct Dim3 {
 
 enum class State { Ready, AtWarpBarrier, AtBlockBarrier, Done };
 
+// 16 bytes on their way to shared memory.
+struct Copy {
+    void *to;
+    const void *from;
+};
+
 struct Fiber {
     jmp_buf context;
     State state;
@@ -49,6 +55,9 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     // Whether it has begun: then it waits in its kernel, or between two.
     bool begun = false;
+    // Copies that have begun, and where the groups end that were committed.
+    std::vector<Copy> copies;
+    std::vector<size_t> groups;
 };
 
 constexpr size_t STACK_BYTES = 32 * 1024;
@@ -117,7 +126,10 @@ inline void resume(Block &b, unsigned thread) {
 inline void run_block(Block &b, unsigned threads, bool reversed) {
     b.current = 0;
     std::memset(b.shared.data(), 0xff, b.shared.size());
-    for (unsigned t = 0; t < threads; ++t) b.fibers[t].state = State::Ready, b.fibers[t].collective = 0;
+    for (unsigned t = 0; t < threads; ++t) {
+        b.fibers[t].state = State::Ready, b.fibers[t].collective = 0;
+        b.fibers[t].copies.clear(), b.fibers[t].groups.clear();
+    }
     const unsigned warps = (threads + WARP - 1) / WARP;
     while (b.error == nullptr) {
         for (unsigned w = 0; w < warps && b.error == nullptr; ++w) {
@@ -171,6 +183,29 @@ inline auto collective(int kind, const T &mine, R read) {
 
 inline void check_aligned(const void *p, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(p) % bytes != 0) fail("a misaligned address");
+}
+
+inline void copy_begin(void *to, const void *from) {
+    check_aligned(to, 16);
+    check_aligned(from, 16);
+    std::memset(to, 0xff, 16);
+    block->fibers[block->current].copies.push_back({to, from});
+}
+
+inline void copy_commit() {
+    Fiber &self = block->fibers[block->current];
+    self.groups.push_back(self.copies.size());
+}
+
+// All but the last `left` groups arrive.
+inline void copy_wait(size_t left) {
+    Fiber &self = block->fibers[block->current];
+    if (self.groups.size() <= left) return;
+    const size_t arrived = self.groups.size() - left, end = self.groups[arrived - 1];
+    for (size_t i = 0; i < end; ++i) std::memcpy(self.copies[i].to, self.copies[i].from, 16);
+    self.copies.erase(self.copies.begin(), self.copies.begin() + std::ptrdiff_t(end));
+    self.groups.erase(self.groups.begin(), self.groups.begin() + std::ptrdiff_t(arrived));
+    for (size_t &group : self.groups) group -= end;
 }
 
 struct Bf16 {

@@ -52,8 +52,9 @@ const CASES: &[Case] = &[
     case(1, &[8], 72, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
     case(1, &[5, 3], 9, [7, 8, 9], [3, 3, 1], [3, 1, 2], [2, 0, 0]),
     case(2, &[8], 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
-    // More boxes than shares of the weight gradient.
+    // More boxes than shares of the weight gradient, with two buffers and with one.
     case(2, &[40], 100, [9, 20, 20], [1, 1, 3], [1, 1, 1], [0, 0, 1]),
+    case(1, &[40], 100, [20, 40, 40], [3, 1, 1], [2, 2, 2], [1, 0, 0]),
 ];
 
 /// Maps, with what normalises them, on both sides.
