@@ -3,7 +3,8 @@
     python gpu.py                      # in the folder that `cargo xtask gpu-bundle` made, on the machine with the GPU
     python gpu.py --output results     # somewhere else; results.json and gpu.md land there
 
-Needs Python, a driver for CUDA 13, and cuBLAS, cuRAND and cuDNN from a toolkit or from PyTorch's wheels; PyTorch (with
+Needs Python, a driver for CUDA 13, and cuBLAS and cuRAND from a toolkit or from PyTorch's wheels; cuDNN from there for the
+convolutions that it does faster; PyTorch (with
 torch_step.py and adwunet_torch.py beside this file) for the times beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
 
 --smoke runs everything on a small problem and PyTorch on the CPU: a test of this script, not of a GPU.
@@ -57,7 +58,7 @@ if args.smoke:
 QUANTITIES = ["inference", "weight_pass", "arch_pass", "search_iteration", "peak_bytes"]
 
 
-shutil.rmtree(os.path.join(args.output, "cache"), ignore_errors=True)
+shutil.rmtree(os.path.join(args.output, "adw-cache"), ignore_errors=True)
 
 
 def unpack(name):
@@ -78,11 +79,12 @@ def library_folders():
         places += [os.path.join(folder, "nvidia", "*", "lib")]
     found = [f for place in places for f in sorted(glob.glob(place)) if glob.glob(os.path.join(f, "lib*.so*"))]
     own = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if f]
-    return list(dict.fromkeys(own + found))
+    # The last folder has a cuDNN that does nothing, for machines without one: programs start with it.
+    return list(dict.fromkeys([*own, *found, os.path.join(HERE, "without-cudnn")]))
 
 
 # Who is faster for which convolution is measured anew, and kept with the results.
-ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(library_folders()), XDG_CACHE_HOME=os.path.join(args.output, "cache"))
+ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(library_folders()), XDG_CACHE_HOME=os.path.join(args.output, "adw-cache"))
 results = {
     "date": datetime.date.today().isoformat(),
     "host": platform.node() and platform.processor() or platform.machine(),
@@ -135,8 +137,12 @@ def parity():
 def choices():
     """Who was faster for which pass of which convolution, as the program's tables say."""
     found = {}
-    for file in glob.glob(os.path.join(args.output, "cache", "adw", "*.json")):
-        found.update(json.load(open(file))["microseconds"])
+    for file in glob.glob(os.path.join(args.output, "adw-cache", "adw", "*.json")):
+        try:
+            with open(file) as text:
+                found.update(json.load(text)["microseconds"])
+        except (OSError, ValueError) as error:
+            print(f"    {file}: {error}", flush=True)
     return found
 
 

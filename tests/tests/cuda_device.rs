@@ -37,9 +37,10 @@ fn device() -> Device {
             use adw_cuda::{convolutions::Convolutions, device::CudaRuntime};
             let how = match std::env::var(CONVOLUTIONS).as_deref() {
                 Ok("cudnn") => Convolutions::Cudnn,
-                _ => Convolutions::Own,
+                Ok("own") | Err(_) => Convolutions::Own,
+                Ok(other) => panic!("{CONVOLUTIONS}={other}: expected own or cudnn"),
             };
-            CudaRuntime::of(cuda).set_convolutions(how, |what| panic!("{what}"));
+            CudaRuntime::of(cuda).set_convolutions(how, |what| eprintln!("{what}"));
         }
         device
     })
@@ -372,6 +373,8 @@ fn a_pass_in_bf16() {
 #[test]
 fn convolutions_in_bf16() {
     const TOLERANCE: f64 = 2e-2;
+    #[cfg(feature = "cudnn")]
+    record(true);
     let rounded = |t: Tensor| t.to_dtype(DType::BF16).unwrap();
     let f32 = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
     let there = |t: &Tensor| t.to_device(&device()).unwrap();
@@ -453,6 +456,28 @@ fn convolutions_in_bf16() {
             close(&what, &got[i], &expected[i], TOLERANCE);
         }
     }
+    #[cfg(feature = "cudnn")]
+    {
+        let launched = record(false);
+        let asked = std::env::var(CONVOLUTIONS).as_deref() == Ok("cudnn");
+        for kernel in ["cudnn_forward", "cudnn_grad_input", "cudnn_grad_weight"] {
+            assert_eq!(launched.contains(&kernel), asked, "{kernel}: {launched:?}");
+        }
+    }
+}
+
+/// Begins to record launches on the device, or ends it: their kernels.
+#[cfg(feature = "cudnn")]
+fn record(begin: bool) -> Vec<&'static str> {
+    use adw_cuda::device::CudaRuntime;
+    use adw_cuda::work::{Machine, Recorder};
+    let Device::Cuda(cuda) = device() else {
+        unreachable!("it is a CUDA device");
+    };
+    let recorder = begin.then(|| Recorder::new(Machine::H100));
+    let recorded = CudaRuntime::of(&cuda).record(recorder);
+    let kernels = recorded.map(|r| r.records().keys().copied().collect());
+    kernels.unwrap_or_default()
 }
 
 #[test]

@@ -150,7 +150,8 @@ impl Cuda {
             // Wheels have the library by its full name only, which the linker does not look for.
             let folder = target_folder().join("link");
             fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-            link(cudnn, &folder.join("libcudnn.so"))?;
+            let cudnn = cudnn.canonicalize().unwrap_or_else(|_| cudnn.clone());
+            link(&cudnn, &folder.join("libcudnn.so"))?;
             cargo.env("LIBRARY_PATH", before(&[&folder], "LIBRARY_PATH")?);
             "cudnn"
         } else {

@@ -103,14 +103,18 @@ Status fit(const Tensor &x, const Filter &w, const Tensor &y, const Convolution 
     return SUCCESS;
 }
 
-// One entry for each algorithm; of the gradients' algorithms, number 0 adds in an order that changes.
+// What an algorithm of any pass needs beside its operands: 1 needs something on tensor cores and in f32, where it must not
+// use them, but not as it is listed by default.
+size_t workspace(int algorithm) { return algorithm == 1 ? 4096 : 0; }
+
+// Algorithms for several ways of multiplying. Of the gradients', 0 and 3 add in an order that changes.
 Status list(bool gradient, Status fits, int most, int *count, Perf *perfs) {
     if (fits != SUCCESS) return fits;
     const Perf all[] = {
         {gradient ? 0 : 4, gradient ? SUCCESS : NOT_SUPPORTED, 1.f, 0, !gradient, 0, {}},
-        {1, SUCCESS, 2.f, 4096, 1, 0, {}},
-        {1, SUCCESS, 2.f, 4096, 1, 1, {}},
-        {gradient ? 3 : 0, SUCCESS, 3.f, 0, 1, 0, {}},
+        {1, SUCCESS, 2.f, 0, 1, 0, {}},
+        {1, SUCCESS, 2.f, workspace(1), 1, 1, {}},
+        {gradient ? 3 : 0, SUCCESS, 3.f, 0, !gradient, 0, {}},
     };
     *count = 0;
     for (const Perf &p : all)
@@ -121,17 +125,19 @@ Status list(bool gradient, Status fits, int most, int *count, Perf *perfs) {
 enum class Pass { Forward, GradInput, GradWeight };
 
 Status run(Pass pass, const Tensor &xt, void *x, const Filter &wt, void *w, const Tensor &yt, void *y, const Convolution &c,
-           int algorithm, void *workspace, size_t bytes, const void *alpha, const void *beta) {
+           int algorithm, void *space, size_t bytes, const void *alpha, const void *beta) {
     if (cuCtxSynchronize() != 0) return EXECUTION_FAILED;
     if (const Status status = fit(xt, wt, yt, c)) return status;
     float one, zero;
     std::memcpy(&one, alpha, sizeof(one));
     std::memcpy(&zero, beta, sizeof(zero));
     if (one != 1.f || zero != 0.f) return complain(NOT_SUPPORTED, "only alpha 1 and beta 0 are emulated");
-    if (pass != Pass::Forward && algorithm == 0) return complain(BAD_PARAM, "an algorithm that gives other bits every time");
-    if (algorithm == 1) {
-        if (bytes < 4096 || !valid(workspace, 4096)) return complain(BAD_PARAM, "the workspace is too small");
-        if (!skip()) std::memset(workspace, 0xff, 4096);
+    if (pass != Pass::Forward && algorithm != 1) return complain(BAD_PARAM, "an algorithm that gives other bits every time");
+    // As an algorithm that was listed and cannot run after all.
+    if (std::getenv("ADW_EMULATED_CUDNN_FAILS")) return NOT_SUPPORTED;
+    if (const size_t needed = workspace(algorithm)) {
+        if (bytes < needed || !valid(space, needed)) return complain(BAD_PARAM, "the workspace is too small");
+        if (!skip()) std::memset(space, 0xff, needed);
     }
     if (!valid(x, xt.bytes()) || !valid(w, wt.bytes()) || !valid(y, yt.bytes()))
         return complain(BAD_PARAM, "an operand lies outside an allocation, or askew");
@@ -175,6 +181,19 @@ Status run(Pass pass, const Tensor &xt, void *x, const Filter &wt, void *w, cons
 #define ADW_EXPORT extern "C" __attribute__((visibility("default")))
 
 ADW_EXPORT size_t cudnnGetVersion() { return 91900; }
+ADW_EXPORT const char *cudnnGetErrorString(Status status) {
+    switch (status) {
+        case SUCCESS: return "CUDNN_STATUS_SUCCESS";
+        case NOT_INITIALIZED: return "CUDNN_STATUS_NOT_INITIALIZED";
+        case BAD_PARAM: return "CUDNN_STATUS_BAD_PARAM";
+        case SHAPE_MISMATCH: return "CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH";
+        case NOT_SUPPORTED: return "CUDNN_STATUS_NOT_SUPPORTED";
+        default: return "CUDNN_STATUS_EXECUTION_FAILED";
+    }
+}
+ADW_EXPORT void cudnnGetLastErrorString(char *message, size_t size) {
+    if (size > 0) message[0] = 0;
+}
 ADW_EXPORT Status cudnnCreate(void **handle) {
     if (std::getenv("ADW_EMULATED_CUDNN_MISSING") || cuCtxSynchronize() != 0) return NOT_INITIALIZED;
     *handle = new char;
@@ -232,6 +251,20 @@ ADW_EXPORT Status cudnnGetConvolutionBackwardFilterAlgorithm_v7(void *, const Te
                                                                 const Convolution *c, const Filter *w, int most, int *count,
                                                                 Perf *perfs) {
     return list(true, fit(*x, *w, *y, *c), most, count, perfs);
+}
+
+ADW_EXPORT Status cudnnGetConvolutionForwardWorkspaceSize(void *, const Tensor *, const Filter *, const Convolution *,
+                                                          const Tensor *, int algorithm, size_t *bytes) {
+    return *bytes = workspace(algorithm), SUCCESS;
+}
+ADW_EXPORT Status cudnnGetConvolutionBackwardDataWorkspaceSize(void *, const Filter *, const Tensor *, const Convolution *,
+                                                               const Tensor *, int algorithm, size_t *bytes) {
+    return *bytes = workspace(algorithm), SUCCESS;
+}
+ADW_EXPORT Status cudnnGetConvolutionBackwardFilterWorkspaceSize(void *, const Tensor *, const Tensor *,
+                                                                 const Convolution *, const Filter *, int algorithm,
+                                                                 size_t *bytes) {
+    return *bytes = workspace(algorithm), SUCCESS;
 }
 
 ADW_EXPORT Status cudnnConvolutionForward(void *, const void *alpha, const Tensor *xt, void *x, const Filter *wt, void *w,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,12 +17,12 @@ pub type Times = BTreeMap<String, f64>;
 /// # let dir = std::env::temp_dir().join(format!("adw-choice-{}", std::process::id()));
 /// use adw_cuda::choice::Table;
 /// let mut table = Table::open(Some(&dir), "some device", &["libraries 1.0"]);
-/// assert_eq!(table.fastest("product of 3 by 3"), None);
+/// assert!(table.times("product of 3 by 3").is_none());
 /// table.insert("product of 3 by 3", [("own".into(), 4.5), ("library".into(), 3.0)].into())?;
 /// let again = Table::open(Some(&dir), "some device", &["libraries 1.0"]);
-/// assert_eq!(again.fastest("product of 3 by 3"), Some("library"));
+/// assert_eq!(again.times("product of 3 by 3").unwrap()["library"], 3.0);
 /// let other = Table::open(Some(&dir), "some device", &["libraries 2.0"]);
-/// assert_eq!(other.fastest("product of 3 by 3"), None);
+/// assert!(other.times("product of 3 by 3").is_none());
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok::<_, std::io::Error>(())
 /// ```
@@ -77,38 +77,41 @@ impl Table {
         self.file.as_deref()
     }
 
-    /// The way that took the least time for this work, if it was measured; of equals the first by name.
-    pub fn fastest(&self, work: &str) -> Option<&str> {
-        let times = self.contents.microseconds.get(work)?;
-        let fastest = times.iter().min_by(|a, b| a.1.total_cmp(b.1))?;
-        Some(fastest.0)
+    /// What was measured for this work.
+    pub fn times(&self, work: &str) -> Option<&Times> {
+        self.contents.microseconds.get(work)
     }
 
-    /// Takes times up, and writes the file. What others have written into it since stays, also for the same work, so that
-    /// all programs on a machine choose alike.
+    /// Takes times up for as long as the program runs.
+    pub fn remember(&mut self, work: &str, times: Times) {
+        self.contents.microseconds.insert(work.into(), times);
+    }
+
+    /// Takes times up, and writes the file. If another program has written times for the same work since, those count, so
+    /// that all programs on a machine choose alike; what this one has chosen by already stays.
     ///
     /// # Errors
     /// If it cannot be written; the times are known all the same.
     pub fn insert(&mut self, work: &str, times: Times) -> io::Result<()> {
-        self.contents.microseconds.insert(work.into(), times);
+        self.remember(work, times);
         let Some(file) = &self.file else {
             return Ok(());
         };
-        if let Some(on_disk) = read(file) {
-            self.contents.microseconds.extend(on_disk.microseconds);
+        fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+        // From reading to writing, one program at a time. The lock goes with the file handle.
+        let lock = fs::File::create(file.with_extension("lock"))?;
+        lock.lock()?;
+        for (other, times) in read(file).unwrap_or_default().microseconds {
+            if other == work {
+                self.contents.microseconds.insert(other, times);
+            } else {
+                self.contents.microseconds.entry(other).or_insert(times);
+            }
         }
-        let folder = file.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        // Aside and renamed: who reads at the same time finds a whole file.
-        let aside = file.with_extension(format!("{}.tmp", std::process::id()));
+        // Aside and renamed: who reads without the lock finds a whole file.
+        let aside = file.with_extension("tmp");
         let text = serde_json::to_string_pretty(&self.contents).map_err(io::Error::other)?;
-        let written = fs::File::create(&aside)
-            .and_then(|mut f| f.write_all(text.as_bytes()))
-            .and_then(|()| fs::rename(&aside, file));
-        if written.is_err() {
-            let _ = fs::remove_file(&aside);
-        }
-        written
+        fs::write(&aside, text).and_then(|()| fs::rename(&aside, file))
     }
 }
 
@@ -125,37 +128,44 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let open = || Table::open(Some(dir.path()), "GPU 1 (80 GB)", &["a", "b"]);
         let (mut one, mut other) = (open(), open());
-        let times = |own: f64, library: f64| {
-            Times::from([("own".into(), own), ("library".into(), library)])
-        };
-        one.insert("x", times(1.0, 2.0)).expect("written");
-        other.insert("y", times(2.0, 1.0)).expect("written");
-        other.insert("x", times(2.0, 1.0)).expect("written");
-        assert_eq!(other.fastest("x"), Some("own"), "who came first is right");
-        let both = open();
+        let times = |own: f64| Times::from([("own".into(), own)]);
+        one.insert("x", times(1.0)).expect("written");
+        other.insert("y", times(2.0)).expect("written");
+        other.insert("x", times(3.0)).expect("written");
         assert_eq!(
-            (both.fastest("x"), both.fastest("y")),
-            (Some("own"), Some("library"))
+            other.times("x"),
+            Some(&times(1.0)),
+            "who came first is right"
         );
+        one.insert("y", times(4.0)).expect("written");
+        assert_eq!(one.times("y"), Some(&times(2.0)));
+        let both = open();
+        assert_eq!(both.times("x"), Some(&times(1.0)));
+        assert_eq!(both.times("y"), Some(&times(2.0)));
         assert_eq!(both.contents.device, "GPU 1 (80 GB)");
+        one.remember("z", times(5.0));
+        assert_eq!(
+            (one.times("z"), open().times("z")),
+            (Some(&times(5.0)), None)
+        );
 
         fs::write(one.file().expect("a file"), "{\"device\": ").expect("written");
         let mut again = open();
-        assert_eq!(again.fastest("x"), None);
-        again.insert("x", times(3.0, 2.0)).expect("written");
-        assert_eq!(open().fastest("x"), Some("library"));
+        assert_eq!(again.times("x"), None);
+        again.insert("x", times(3.0)).expect("written");
+        assert_eq!(open().times("x"), Some(&times(3.0)));
         let files = fs::read_dir(dir.path()).expect("a folder").count();
-        assert_eq!(files, 1, "nothing is left aside");
+        assert_eq!(files, 2, "the table and its lock");
     }
 
     #[test]
-    fn a_table_that_cannot_be_written_still_chooses() {
+    fn times_that_cannot_be_written_are_known_all_the_same() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("file");
         fs::write(&file, "").expect("written");
         let mut table = Table::open(Some(&file), "GPU", &[]);
         let times = Times::from([("own".into(), 1.0)]);
-        assert!(table.insert("x", times).is_err());
-        assert_eq!(table.fastest("x"), Some("own"));
+        assert!(table.insert("x", times.clone()).is_err());
+        assert_eq!(table.times("x"), Some(&times));
     }
 }

@@ -10,7 +10,7 @@
 //! Only algorithms that give the same bits every time are used. <https://docs.nvidia.com/deeplearning/cudnn/backend/latest/api/cudnn-cnn-library.html>
 
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
 use std::mem::{MaybeUninit, transmute};
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl fmt::Display for Convolution {
 }
 
 /// One of cuDNN's ways for a pass of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Algorithm {
     /// In cuDNN's enumeration for the pass.
     pub number: u32,
@@ -135,6 +135,16 @@ impl Drop for Descriptors {
     }
 }
 
+/// Sizes and strides as cuDNN has them: in 32 bits. A sample with more elements is one that it does not support.
+fn ints<const N: usize>(sizes: [usize; N]) -> Result<[c_int; N]> {
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().zip(sizes) {
+        *to = c_int::try_from(from)
+            .map_err(|_| CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))?;
+    }
+    Ok(out)
+}
+
 impl Descriptors {
     fn new(c: &Convolution) -> Result<Self> {
         let new = Self {
@@ -154,18 +164,11 @@ impl Descriptors {
                 sys::cudnnMathType_t::CUDNN_FMA_MATH,
             )
         };
-        let int = |n: usize| c_int::try_from(n).expect("sizes are bounded before a launch");
         let tensor = |descriptor, channels: usize, [d, h, w]: [usize; 3]| {
             // Descriptors name channels first, whatever the order in memory.
-            let dims = [c.batch, channels, d, h, w].map(int);
-            let strides = [
-                d * h * w * channels,
-                1,
-                h * w * channels,
-                w * channels,
-                channels,
-            ]
-            .map(int);
+            let dims = ints([c.batch, channels, d, h, w])?;
+            let [row, plane] = [w * channels, h * w * channels];
+            let strides = ints([d * plane, 1, plane, row, channels])?;
             // SAFETY: the arrays have five elements.
             unsafe {
                 result::set_tensornd_descriptor(
@@ -180,8 +183,8 @@ impl Descriptors {
         tensor(new.x, c.channels_in, c.input)?;
         tensor(new.y, c.channels_out, c.output)?;
         let [kd, kh, kw] = c.kernel;
-        let filter = [c.channels_out, c.channels_in, kd, kh, kw].map(int);
-        let (padding, stride) = (c.padding.map(int), c.stride.map(int));
+        let filter = ints([c.channels_out, c.channels_in, kd, kh, kw])?;
+        let (padding, stride) = (ints(c.padding)?, ints(c.stride)?);
         // SAFETY: the arrays have five and three elements.
         unsafe {
             let layout = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
@@ -206,6 +209,22 @@ pub(crate) fn version() -> usize {
     result::get_version()
 }
 
+/// An error in cuDNN's words, of which the last say more.
+pub(crate) fn says(error: CudnnError) -> String {
+    let mut last = [0u8; 512];
+    // SAFETY: cuDNN gives text that stays, and fills a buffer of this size with text that ends.
+    let name = unsafe {
+        sys::cudnnGetLastErrorString(last.as_mut_ptr().cast(), last.len());
+        CStr::from_ptr(sys::cudnnGetErrorString(error.0))
+    };
+    let last = CStr::from_bytes_until_nul(&last).unwrap_or_default();
+    let [name, last] = [name, last].map(CStr::to_string_lossy);
+    match last.trim() {
+        "" => name.into_owned(),
+        last => format!("{name} ({last})"),
+    }
+}
+
 /// An entry of cuDNN's lists of algorithms, which have one layout; numbers instead of enumerations, to which a later
 /// release may add.
 #[derive(Clone, Copy)]
@@ -225,24 +244,6 @@ const _: () = assert!(
         && size_of::<Listed>() == size_of::<sys::cudnnConvolutionBwdFilterAlgoPerf_t>()
 );
 
-/// Those that can be used, each once, of an enumeration of `known` algorithms.
-fn usable(listed: &[Listed], known: u32) -> Vec<Algorithm> {
-    let mut usable = Vec::<Algorithm>::new();
-    for one in listed {
-        let works = one.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS as u32
-            && one.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as u32
-            && one.algorithm < known
-            && one.memory <= MOST_WORKSPACE;
-        if works && usable.iter().all(|a| a.number != one.algorithm) {
-            usable.push(Algorithm {
-                number: one.algorithm,
-                workspace: one.memory,
-            });
-        }
-    }
-    usable
-}
-
 impl Cudnn {
     pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let new = Self {
@@ -261,64 +262,127 @@ impl Cudnn {
         Ok(&self.descriptors[c])
     }
 
-    /// The algorithms for a pass, the one that cuDNN expects to be fastest first.
+    /// The algorithms for a pass, the one that cuDNN expects to be fastest first. To ask for them takes longer than most
+    /// passes.
     pub(crate) fn algorithms(&mut self, pass: Pass, c: &Convolution) -> Result<Vec<Algorithm>> {
-        const MOST: usize = 8;
+        let (listed, count) = self.listed(pass, c)?;
+        let mut usable = Vec::<Algorithm>::new();
+        for one in &listed {
+            // One is listed for several ways of multiplying, not all with the workspace of the one that is set.
+            let works = one.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS as u32
+                && one.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC as u32
+                && one.algorithm < count
+                && usable.iter().all(|a| a.number != one.algorithm);
+            if !works {
+                continue;
+            }
+            let number = one.algorithm;
+            if let Ok(workspace) = self.workspace(pass, c, number)
+                && workspace <= MOST_WORKSPACE
+            {
+                usable.push(Algorithm { number, workspace });
+            }
+        }
+        Ok(usable)
+    }
+
+    /// What cuDNN lists, and how many algorithms its enumeration has.
+    fn listed(&mut self, pass: Pass, c: &Convolution) -> Result<(Vec<Listed>, u32)> {
+        // As many as there are, for several ways of multiplying each.
+        const MOST: usize = 32;
         let handle = self.handle;
         let d = self.descriptors(c)?;
         let mut listed = [MaybeUninit::<Listed>::uninit(); MOST];
-        let (most, mut count) = (MOST as c_int, 0);
-        let (list, num) = (listed.as_mut_ptr(), &raw mut count);
-        let known = match pass {
-            Pass::Forward => {
-                sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_COUNT as u32
-            }
-            Pass::GradInput => {
-                sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_COUNT as u32
-            }
-            Pass::GradWeight => {
-                sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT as u32
+        let (most, mut filled) = (MOST as c_int, 0);
+        let (list, num) = (listed.as_mut_ptr(), &raw mut filled);
+        // SAFETY: the descriptors are those of one convolution; the list has room for `MOST` entries.
+        let count = unsafe {
+            match pass {
+                Pass::Forward => {
+                    let list = list.cast();
+                    result::get_convolution_forward_algorithm(
+                        handle,
+                        d.x,
+                        d.w,
+                        d.convolution,
+                        d.y,
+                        most,
+                        num,
+                        list,
+                    )?;
+                    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_COUNT as u32
+                }
+                Pass::GradInput => {
+                    let list = list.cast();
+                    result::get_convolution_backward_data_algorithm(
+                        handle,
+                        d.w,
+                        d.y,
+                        d.convolution,
+                        d.x,
+                        most,
+                        num,
+                        list,
+                    )?;
+                    sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_COUNT as u32
+                }
+                Pass::GradWeight => {
+                    let list = list.cast();
+                    result::get_convolution_backward_filter_algorithm(
+                        handle,
+                        d.x,
+                        d.y,
+                        d.convolution,
+                        d.w,
+                        most,
+                        num,
+                        list,
+                    )?;
+                    sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT
+                        as u32
+                }
             }
         };
-        // SAFETY: the descriptors are those of one convolution; the list has room for `MOST` entries.
+        let filled = usize::try_from(filled).unwrap_or(0).min(MOST);
+        // SAFETY: cuDNN has filled them.
+        let listed = listed[..filled].iter().map(|l| unsafe { l.assume_init() });
+        Ok((listed.collect(), count))
+    }
+
+    /// Bytes that an algorithm needs, with the way of multiplying that is set; `number` is one of those listed.
+    fn workspace(&mut self, pass: Pass, c: &Convolution, number: u32) -> Result<usize> {
+        let handle = self.handle;
+        let d = self.descriptors(c)?;
+        // SAFETY: the descriptors are those of one convolution. The number is below the count of its enumeration, which
+        // has no gaps.
         unsafe {
             match pass {
-                Pass::Forward => result::get_convolution_forward_algorithm(
+                Pass::Forward => result::get_convolution_forward_workspace_size(
                     handle,
                     d.x,
                     d.w,
                     d.convolution,
                     d.y,
-                    most,
-                    num,
-                    list.cast(),
+                    transmute::<u32, sys::cudnnConvolutionFwdAlgo_t>(number),
                 ),
-                Pass::GradInput => result::get_convolution_backward_data_algorithm(
+                Pass::GradInput => result::get_convolution_backward_data_workspace_size(
                     handle,
                     d.w,
                     d.y,
                     d.convolution,
                     d.x,
-                    most,
-                    num,
-                    list.cast(),
+                    transmute::<u32, sys::cudnnConvolutionBwdDataAlgo_t>(number),
                 ),
-                Pass::GradWeight => result::get_convolution_backward_filter_algorithm(
+                Pass::GradWeight => result::get_convolution_backward_filter_workspace_size(
                     handle,
                     d.x,
                     d.y,
                     d.convolution,
                     d.w,
-                    most,
-                    num,
-                    list.cast(),
+                    transmute::<u32, sys::cudnnConvolutionBwdFilterAlgo_t>(number),
                 ),
-            }?;
+            }
         }
-        let filled = &listed[..usize::try_from(count).unwrap_or(0).min(MOST)];
-        // SAFETY: cuDNN has filled them.
-        let filled: Vec<Listed> = filled.iter().map(|l| unsafe { l.assume_init() }).collect();
-        Ok(usable(&filled, known))
     }
 
     /// Queues a pass.
@@ -341,7 +405,7 @@ impl Cudnn {
         let (x, w, y, space) = (pointer(x), pointer(w), pointer(y), pointer(workspace));
         let (number, bytes) = (algorithm.number, algorithm.workspace);
         // SAFETY: the descriptors are those of the convolution; the caller vouches for the addresses. Numbers are below the
-        // count of their enumeration, as `usable` has seen to, and that has no gaps.
+        // count of their enumeration, as `algorithms` has seen to, and that has no gaps.
         unsafe {
             match pass {
                 Pass::Forward => {

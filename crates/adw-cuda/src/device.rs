@@ -267,6 +267,13 @@ impl CudaRuntime {
         Ok(buffer)
     }
 
+    /// Fills a buffer with zeros.
+    #[cfg(feature = "cudnn")]
+    pub(crate) fn clear(&self, buffer: &mut DeviceBuffer) -> Result<()> {
+        let cleared = self.device.cuda_stream().memset_zeros(&mut buffer.0);
+        cleared.map_err(|e| Error::Lost(driver_says(e)))
+    }
+
     /// Copies plain numbers from the device, once all that was launched before has run.
     ///
     /// # Errors

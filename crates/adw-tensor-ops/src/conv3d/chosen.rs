@@ -16,6 +16,8 @@ use super::operands;
 #[cfg(feature = "cudnn")]
 use crate::cuda::MapShape;
 #[cfg(feature = "cudnn")]
+use adw_cuda::convolutions::{Job, Operands};
+#[cfg(feature = "cudnn")]
 use adw_cuda::cudnn::{Convolution, Pass};
 #[cfg(feature = "cudnn")]
 use adw_cuda::{Buffer, Runtime};
@@ -54,12 +56,8 @@ pub(super) unsafe fn forward(
             channels: c.channels_out,
             element,
         };
-        let lie = format!(
-            "{}{}",
-            describe(maps),
-            if moments { ", moments" } else { "" }
-        );
-        return rt.convolve(Pass::Forward, &c, &lie, cuda::MODULE, |call| {
+        let job = job(Pass::Forward, c, maps, None, moments);
+        return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
             // SAFETY: as the caller vouches; what is made here has the sizes of the shapes.
             unsafe {
@@ -114,8 +112,8 @@ pub(super) unsafe fn grad_input(
     if operands::supports(&[grad_output], element) {
         let c = convolution(batch, size, wanted.len(), weights.co, geometry, element);
         let [taps, voxels] = [c.kernel, c.output].map(|v| v.iter().product::<usize>());
-        let lie = describe(&[grad_output]);
-        return rt.convolve(Pass::GradInput, &c, &lie, cuda::MODULE, |call| {
+        let job = job(Pass::GradInput, c, &[], Some(&grad_output), false);
+        return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
             // SAFETY: as the caller vouches; what is made here has the sizes of the shapes.
             unsafe {
@@ -154,8 +152,8 @@ pub(super) unsafe fn grad_weight(
         let c = convolution(batch, size, ci, grad_output.channels, geometry, element);
         let [taps, inputs, outputs] =
             [c.kernel, c.input, c.output].map(|v| v.iter().product::<usize>());
-        let lie = format!("{} and {}", describe(maps), describe(&[grad_output]));
-        return rt.convolve(Pass::GradWeight, &c, &lie, cuda::MODULE, |call| {
+        let job = job(Pass::GradWeight, c, maps, Some(&grad_output), false);
+        return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
             let dims = [c.channels_out, ci, taps];
             let w = rt.alloc(dims.iter().product::<usize>() * element.size())?;
@@ -195,12 +193,34 @@ fn convolution(
     }
 }
 
-/// What the time depends on beside shapes.
+/// What the times of our own way depend on, and of the way to cuDNN and back.
 #[cfg(feature = "cudnn")]
-fn describe(maps: &[SourceMap]) -> String {
-    let one = |m: &SourceMap| match m.norm {
-        None => format!("{}", m.channels),
-        Some(_) => format!("{} normalised", m.channels),
+const SOURCES: &[&str] = &[
+    cuda::MODULE.source,
+    include_str!("cuda.rs"),
+    include_str!("operands.rs"),
+    include_str!("chosen.rs"),
+];
+
+#[cfg(feature = "cudnn")]
+fn job(
+    pass: Pass,
+    convolution: Convolution,
+    maps: &[SourceMap],
+    grad: Option<&SourceMap>,
+    moments: bool,
+) -> Job {
+    let mut operands = Operands {
+        gradient_normalised: grad.is_some_and(|g| g.norm.is_some()),
+        moments,
+        ..Operands::default()
     };
-    maps.iter().map(one).collect::<Vec<_>>().join(" + ")
+    for (i, map) in maps.iter().enumerate() {
+        (operands.channels[i], operands.normalised[i]) = (map.channels, map.norm.is_some());
+    }
+    Job {
+        pass,
+        convolution,
+        operands,
+    }
 }
