@@ -220,6 +220,14 @@ impl Build {
         program.context("cargo names no program")
     }
 
+    /// A cuDNN all of whose functions fail, with which a program starts where there is none.
+    pub(crate) fn absent_cudnn(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        let flags = ["-shared", "-Wl,-soname,libcudnn.so.9"].map(OsStr::new);
+        let stubs = self.emulated.join("cudnn-stubs.o");
+        compile(flags, &stubs, &folder.join("libcudnn.so.9"), &[])
+    }
+
     fn cargo(&self, command: &str) -> Command {
         let mut cargo = Command::new(cargo());
         cargo

@@ -51,7 +51,9 @@ pub(crate) fn gpu_bundle(args: &GpuBundleArgs) -> Result<ExitCode> {
         .with_extension(format!("{}.tmp", std::process::id()));
     let _ = fs::remove_dir_all(&aside);
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
-    let made = fill(&aside, &build.program(), &tests, &dataset, args.cases);
+    let made = build
+        .absent_cudnn(&aside.join("without-cudnn"))
+        .and_then(|()| fill(&aside, &build.program(), &tests, &dataset, args.cases));
     let bytes = match made {
         Ok(bytes) => bytes,
         Err(error) => {
