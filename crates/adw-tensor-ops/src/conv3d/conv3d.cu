@@ -10,6 +10,7 @@
 
 constexpr int M = 128;            // voxels of a block
 constexpr int MAX_TAPS = 8;       // per axis
+constexpr int MOST_TAPS = 27;     // of all axes together
 constexpr int STAGES = 3;         // tiles of weights on their way
 
 template <class T>
@@ -233,40 +234,55 @@ __device__ __forceinline__ int region_voxel(const Tiling &t, int m) {
     return (at[0] * t.step[0] * t.region[1] + at[1] * t.step[1]) * t.region[2] + at[2] * t.step[2];
 }
 
-// The voxels that a block reads of a map, one after the other: which of the map each is, -1 for one outside.
-struct RegionVoxels {
-    const Tiling &t;
-    int origin[3];
-    i64 first;  // of the sample
+// Divisions take longer than all else that is done with a value, so each block makes its tables of voxels once.
 
-    __device__ __forceinline__ RegionVoxels(const Tiling &tiling, const Box &box, u32 batch_idx)
-        : t(tiling), origin{box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
-                            box.start[2] * t.step[2] + t.first[2]},
-          first(i64(batch_idx) * t.map[0] * t.map[1] * t.map[2]) {}
-    __device__ __forceinline__ int count() const { return t.region[0] * t.region[1] * t.region[2]; }
-    __device__ __forceinline__ i64 operator()(int v) const {
-        const int w = origin[2] + v % t.region[2], rest = v / t.region[2];
-        const int h = origin[1] + rest % t.region[1], d = origin[0] + rest / t.region[1];
-        const bool inside = u32(d) < u32(t.map[0]) && u32(h) < u32(t.map[1]) && u32(w) < u32(t.map[2]);
-        return inside ? first + (i64(d) * t.map[1] + h) * t.map[2] + w : -1;
+// The voxels that a block reads of a map, one after the other, -1 for those outside: of one region of one sample.
+struct Listed {
+    const int *voxel;  // of the sample
+    int num;
+    i64 first;         // of the sample
+
+    static __device__ __forceinline__ void make(int *table, const Tiling &t, const Box &box, int threads) {
+        const int num = t.region[0] * t.region[1] * t.region[2];
+        for (int v = threadIdx.x; v < num; v += threads) {
+            const int rest = v / t.region[2];
+            const int w = box.start[2] * t.step[2] + t.first[2] + v % t.region[2];
+            const int h = box.start[1] * t.step[1] + t.first[1] + rest % t.region[1];
+            const int d = box.start[0] * t.step[0] + t.first[0] + rest / t.region[1];
+            const bool inside = u32(d) < u32(t.map[0]) && u32(h) < u32(t.map[1]) && u32(w) < u32(t.map[2]);
+            table[v] = inside ? (d * t.map[1] + h) * t.map[2] + w : -1;
+        }
     }
+    __device__ __forceinline__ int count() const { return num; }
+    __device__ __forceinline__ i64 operator()(int v) const { return voxel[v] >= 0 ? first + voxel[v] : -1; }
 };
 
-// The same for the positions of the box, in the map of outputs.
-struct BoxVoxels {
-    const Tiling &t;
-    const Box &box;
-    i64 first;
+// A voxel of a box: where it lies in the box, ten bits for each axis, and how far from the first one in the map.
+struct Place {
+    u32 at;
+    int offset;
+};
 
-    __device__ __forceinline__ BoxVoxels(const Tiling &tiling, const Box &b, u32 batch_idx)
-        : t(tiling), box(b), first(i64(batch_idx) * t.count[0] * t.count[1] * t.count[2]) {}
-    __device__ __forceinline__ int count() const { return M; }
-    __device__ __forceinline__ i64 operator()(int m) const {
-        int at[3];
-        within(t, m, at);
-        const int d = box.start[0] + at[0], h = box.start[1] + at[1], w = box.start[2] + at[2];
-        const bool inside = d < t.count[0] && h < t.count[1] && w < t.count[2];
-        return inside ? first + (i64(d) * t.count[1] + h) * t.count[2] + w : -1;
+// The same for a box of a fixed size that moves through a map.
+struct Placed {
+    const Place *places;
+    int num, origin[3], map[3];
+    i64 first;  // voxel of the origin, which may lie outside
+
+    static __device__ __forceinline__ void make(Place *table, const int (&size)[3], const int (&map)[3], int threads) {
+        for (int v = threadIdx.x; v < size[0] * size[1] * size[2]; v += threads) {
+            const int w = v % size[2], h = v / size[2] % size[1], d = v / size[2] / size[1];
+            table[v] = {u32(d | h << 10 | w << 20), (d * map[1] + h) * map[2] + w};
+        }
+    }
+    __device__ __forceinline__ Placed(const Place *table, int n, const int (&o)[3], const int (&m)[3], u32 batch_idx)
+        : places(table), num(n), origin{o[0], o[1], o[2]}, map{m[0], m[1], m[2]},
+          first(((i64(batch_idx) * m[0] + o[0]) * m[1] + o[1]) * m[2] + o[2]) {}
+    __device__ __forceinline__ int count() const { return num; }
+    __device__ __forceinline__ i64 operator()(int v) const {
+        const Place p = places[v];
+        const u32 d = u32(origin[0]) + (p.at & 1023), h = u32(origin[1]) + (p.at >> 10 & 1023), w = u32(origin[2]) + (p.at >> 20);
+        return d < u32(map[0]) && h < u32(map[1]) && w < u32(map[2]) ? first + p.offset : -1;
     }
 };
 
@@ -280,10 +296,17 @@ struct Rows {
     template <class Voxels>
     static __device__ __forceinline__ void load(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
         const ChannelPiece<T> piece(s, channel + threadIdx.x % PIECES * LEN, batch_idx);
-        for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP) {
-            const i64 voxel = voxels(v);
-            store_piece(at(shared, v), voxel >= 0 ? piece.load(voxel) : piece.zero());
-        }
+        const auto each = [&](auto load) {
+            for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP) {
+                const i64 voxel = voxels(v);
+                store_piece(at(shared, v), voxel >= 0 ? load(voxel) : piece.zero());
+            }
+        };
+        // A loop each, for what is the same for all voxels.
+        if (!s.in_pieces) each([&](i64 voxel) { return piece.load(voxel); });
+        else if (piece.channel >= s.channels) each([&](i64) { return piece.zero(); });
+        else if (piece.source->scale) each([&](i64 voxel) { return piece.normalised(piece.raw(voxel)); });
+        else each([&](i64 voxel) { return piece.raw(voxel); });
     }
 
     // The same in two steps, so that the block can compute in between: copies on their way without registers, which then
@@ -328,6 +351,13 @@ struct CorrelateParams {
     u32 _unused;
 };
 
+// Of a tap: where its weights begin, and how many elements further on it reads the region.
+struct Tap {
+    int weight, shift;
+};
+
+__device__ __forceinline__ int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
 // y[q * out_step + out_offset] = sum over taps: x[q * step + offset] weight[tap]; with 4 warps of 32 voxels each.
 // Blocks: (boxes of a sample, tiles of N output channels, samples).
 template <class T, int N>
@@ -336,11 +366,14 @@ __device__ void correlate(const CorrelateParams &p) {
     constexpr int MT = 2, NT = N / 8;
     using Unit = Mma<T>;
     ADW_SHARED(memory);
+    const Tiling &t = p.tiling;
+    const int region_voxels = t.region[0] * t.region[1] * t.region[2];
     int *out_voxel = reinterpret_cast<int *>(memory);  // [M], -1 outside the map
-    T *weights = reinterpret_cast<T *>(memory + M * 4);
+    Tap *tap_table = reinterpret_cast<Tap *>(out_voxel + M);
+    int *in_voxel = reinterpret_cast<int *>(tap_table + MOST_TAPS);  // [region_voxels]
+    T *weights = reinterpret_cast<T *>(memory + round_up(M * 4 + MOST_TAPS * int(sizeof(Tap)) + region_voxels * 4, 16));
     T *region = weights + STAGES * CK * BROW;
 
-    const Tiling &t = p.tiling;
     const Box box(t, blockIdx.x);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 n0 = blockIdx.y * N, batch_idx = blockIdx.z;
@@ -357,6 +390,15 @@ __device__ void correlate(const CorrelateParams &p) {
         }
         out_voxel[threadIdx.x] = inside ? (o[0] * p.output[1] + o[1]) * p.output[2] + o[2] : -1;
     }
+    Listed::make(in_voxel, t, box, THREADS);
+    const int taps = p.num_taps[0] * p.num_taps[1] * p.num_taps[2];
+    if (int(threadIdx.x) < taps) {
+        const int kw = threadIdx.x % p.num_taps[2], kh = threadIdx.x / p.num_taps[2] % p.num_taps[1];
+        const int kd = threadIdx.x / p.num_taps[2] / p.num_taps[1];
+        const int index = p.tap_weight[0][kd] + p.tap_weight[1][kh] + p.tap_weight[2][kw];
+        const int shift = (p.tap_offset[0][kd] * t.region[1] + p.tap_offset[1][kh]) * t.region[2] + p.tap_offset[2][kw];
+        tap_table[threadIdx.x] = {index * int(p.weight_rows) * int(p.weight_columns), shift * ROW};
+    }
     int rows[MT][Unit::ROWS];
 #pragma unroll
     for (int m = 0; m < MT; ++m)
@@ -371,42 +413,42 @@ __device__ void correlate(const CorrelateParams &p) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) acc[m][j][i] = 0.f;
 
-    const int taps = p.num_taps[0] * p.num_taps[1] * p.num_taps[2];
-    const int steps = int(p.weight_rows) / CK * taps;
-    const auto fetch = [&](int step) {
-        if (step < steps) {
-            const int tap = step % taps, k0 = step / taps * CK;
-            const int kw = tap % p.num_taps[2], kh = tap / p.num_taps[2] % p.num_taps[1];
-            const int kd = tap / p.num_taps[2] / p.num_taps[1];
-            const i64 index = p.tap_weight[0][kd] + p.tap_weight[1][kh] + p.tap_weight[2][kw];
-            const T *from = static_cast<const T *>(p.weight) + (index * p.weight_rows + k0) * p.weight_columns + n0;
-            T *to = weights + step % STAGES * CK * BROW;
-            for (int i = threadIdx.x; i < CK * (N / LEN); i += THREADS) {
-                const int k = i / (N / LEN), n = i % (N / LEN) * LEN;
-                copy_async(to + k * BROW + n, from + i64(k) * p.weight_columns + n);
+    // Weights of one tap and slice after the other, STAGES - 1 steps ahead of the products.
+    constexpr int PIECES = N / LEN, COPIES = (CK * PIECES + THREADS - 1) / THREADS;
+    const T *slice = static_cast<const T *>(p.weight) + n0;
+    int next_tap = 0, next_stage = 0;
+    const T *const end = slice + (taps > 0 ? i64(p.weight_rows) * p.weight_columns : 0);
+    const auto fetch = [&] {
+        if (slice < end) {
+            const T *from = slice + tap_table[next_tap].weight;
+            T *to = weights + next_stage * CK * BROW;
+#pragma unroll
+            for (int c = 0; c < COPIES; ++c) {
+                const int i = threadIdx.x + c * THREADS, k = i / PIECES, n = i % PIECES * LEN;
+                if (CK * PIECES % THREADS == 0 || k < CK) copy_async(to + k * BROW + n, from + k * p.weight_columns + n);
             }
+            if (++next_tap == taps) next_tap = 0, slice += CK * p.weight_columns;
+            next_stage = next_stage == STAGES - 1 ? 0 : next_stage + 1;
         }
         copy_commit();
     };
-    for (int s = 0; s < STAGES - 1; ++s) fetch(s);
-    int step = 0;
+    const Listed voxels = {in_voxel, region_voxels, i64(batch_idx) * t.map[0] * t.map[1] * t.map[2]};
+    __syncthreads();
+    for (int s = 0; s < STAGES - 1; ++s) fetch();
+    int stage = 0;
     for (u32 k0 = 0; k0 < p.weight_rows; k0 += CK) {
         __syncthreads();
-        Rows<T, CK, THREADS>::load(region, p.sources, RegionVoxels(t, box, batch_idx), k0, batch_idx);
-        for (int kd = 0; kd < p.num_taps[0]; ++kd)
-            for (int kh = 0; kh < p.num_taps[1]; ++kh)
-                for (int kw = 0; kw < p.num_taps[2]; ++kw, ++step) {
-                    // Its own weights have come, and nobody reads those of the step before any more.
-                    copy_wait<STAGES - 2>();
-                    __syncthreads();
-                    fetch(step + STAGES - 1);
-                    const int shift =
-                        (p.tap_offset[0][kd] * t.region[1] + p.tap_offset[1][kh]) * t.region[2] + p.tap_offset[2][kw];
-                    const T *b = weights + step % STAGES * CK * BROW;
+        Rows<T, CK, THREADS>::load(region, p.sources, voxels, k0, batch_idx);
+        for (int tap = 0; tap < taps; ++tap) {
+            // Its own weights have come, and nobody reads those of the step before any more.
+            copy_wait<STAGES - 2>();
+            __syncthreads();
+            fetch();
+            const T *a = region + tap_table[tap].shift, *b = weights + stage * CK * BROW;
 #pragma unroll
-                    for (int k = 0; k < CK; k += 16)
-                        Unit::template step<MT, NT>(acc, region + shift * ROW + k, rows, b + k * BROW, BROW, lane);
-                }
+            for (int k = 0; k < CK; k += 16) Unit::template step<MT, NT>(acc, a + k, rows, b + k * BROW, BROW, lane);
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
+        }
     }
 
     // Through shared memory, so that stores are whole pieces in the order of the map.
@@ -543,12 +585,18 @@ __device__ void grad_weight(const GradWeightParams &p) {
     constexpr int LEN = Piece<T>::LEN, ROW = CI + LEN, BROW = CO + LEN;
     using Unit = Mma<T>;
     ADW_SHARED(memory);
-    int *rows = reinterpret_cast<int *>(memory);  // [M]: elements from the region's start
-    T *buffers = reinterpret_cast<T *>(memory + M * 4);  // of gradients [M][BROW] and a region each
     const Tiling &t = p.tiling;
+    const int region_voxels = t.region[0] * t.region[1] * t.region[2];
+    int *rows = reinterpret_cast<int *>(memory);  // [M]: elements from the region's start
+    Place *out_places = reinterpret_cast<Place *>(rows + M), *in_places = out_places + M;
+    // Of gradients [M][BROW] and a region each.
+    T *buffers = reinterpret_cast<T *>(memory + round_up(M * 4 + (M + region_voxels) * int(sizeof(Place)), 16));
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 ci0 = blockIdx.x * CI, co0 = blockIdx.y * CO;
     if (threadIdx.x < M) rows[threadIdx.x] = region_voxel(t, threadIdx.x) * ROW;
+    const int box_size[3] = {1 << t.log_size[0], 1 << t.log_size[1], 1 << t.log_size[2]};
+    Placed::make(out_places, box_size, t.count, THREADS);
+    Placed::make(in_places, t.region, t.map, THREADS);
 
     const int taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
     int shift[SLOTS], part[SLOTS];
@@ -567,26 +615,27 @@ __device__ void grad_weight(const GradWeightParams &p) {
     const u32 per_sample = t.tiles[0] * t.tiles[1] * t.tiles[2], tiles = per_sample * p.batch;
     using XRows = Rows<T, CI, THREADS>;
     using GradRows = Rows<T, CO, THREADS>;
-    const int buffer = M * BROW + t.region[0] * t.region[1] * t.region[2] * ROW;
+    const int buffer = M * BROW + region_voxels * ROW;
     // With two buffers the next box comes while this one is multiplied: a block fills a multiprocessor's registers, so no
     // other computes meanwhile.
-    const auto begin = [&](u32 tile, T *grads) {
-        if (tile < tiles) {
-            const Box box(t, tile % per_sample);
-            const u32 batch_idx = tile / per_sample;
-            XRows::begin(grads + M * BROW, p.sources, RegionVoxels(t, box, batch_idx), ci0, batch_idx);
-            GradRows::begin(grads, p.grad, BoxVoxels(t, box, batch_idx), co0, batch_idx);
-        }
-        copy_commit();
-    };
-    begin(blockIdx.z, buffers);
-    for (u32 tile = blockIdx.z, i = 0; tile < tiles; tile += gridDim.z, ++i) {
+    const auto with_voxels = [&](u32 tile, T *grads, auto x_do, auto grad_do) {
         const Box box(t, tile % per_sample);
         const u32 batch_idx = tile / per_sample;
+        const int origin[3] = {box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
+                               box.start[2] * t.step[2] + t.first[2]};
+        x_do(grads + M * BROW, p.sources, Placed(in_places, region_voxels, origin, t.map, batch_idx), ci0, batch_idx);
+        grad_do(grads, p.grad, Placed(out_places, M, box.start, t.count, batch_idx), co0, batch_idx);
+    };
+    const auto begin = [&](u32 tile, T *grads) {
+        if (tile < tiles) with_voxels(tile, grads, XRows::template begin<Placed>, GradRows::template begin<Placed>);
+        copy_commit();
+    };
+    __syncthreads();
+    begin(blockIdx.z, buffers);
+    for (u32 tile = blockIdx.z, i = 0; tile < tiles; tile += gridDim.z, ++i) {
         T *grads = buffers + i % p.buffers * buffer, *region = grads + M * BROW;
         copy_wait<0>();
-        XRows::finish(region, p.sources, RegionVoxels(t, box, batch_idx), ci0, batch_idx);
-        GradRows::finish(grads, p.grad, BoxVoxels(t, box, batch_idx), co0, batch_idx);
+        with_voxels(tile, grads, XRows::template finish<Placed>, GradRows::template finish<Placed>);
         // From here on all see this buffer, and nobody reads the other one any more.
         __syncthreads();
         if (p.buffers == 2) begin(tile + gridDim.z, buffers + (i + 1) % 2 * buffer);

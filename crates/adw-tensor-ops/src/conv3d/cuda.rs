@@ -16,19 +16,18 @@ pub const MODULE: Module = adw_cuda::module!("conv3d");
 /// Voxels of a block.
 const BOX: usize = 128;
 const MAX_TAPS: usize = 8;
+/// Of all axes together; as many as one block of the weight gradient keeps in registers.
+const MOST_TAPS: usize = 27;
 const STAGES: usize = 3;
-/// Taps that one block of the weight gradient keeps in registers.
-const GRAD_WEIGHT_SLOTS: usize = 27;
 const GRAD_WEIGHT_CI: usize = 16;
 const GRAD_WEIGHT_CO: usize = 48;
-/// Shared memory up to which the weight gradient has two buffers: what every device since compute capability 8.0 has,
-/// less a table.
-const MOST_BUFFERED: usize = 98 * 1024;
+/// Shared memory up to which the weight gradient has two buffers: what every device since compute capability 8.0 has.
+const MOST_BUFFERED: usize = 99 * 1024;
 
 /// Whether the kernels take this geometry.
 pub fn supports(geometry: &Conv3dGeometry) -> bool {
     geometry.kernel.iter().all(|&k| k <= MAX_TAPS)
-        && geometry.kernel.iter().product::<usize>() <= GRAD_WEIGHT_SLOTS
+        && geometry.kernel.iter().product::<usize>() <= MOST_TAPS
 }
 
 /// A map `[B, voxels, C]` on the device, normalised while it is read if `norm` is there.
@@ -175,6 +174,11 @@ impl Tiling {
             })
             .expect("there are boxes");
         let int = |v: [usize; 3]| v.map(|v| v as i32);
+        assert!(
+            region(best).iter().all(|&r| r < 1024),
+            "a place in the region has ten bits per axis: {:?}",
+            region(best)
+        );
         Self {
             log_size: int(best),
             tiles: int([0, 1, 2].map(|i| count[i].div_ceil(1 << best[i]))),
@@ -454,6 +458,7 @@ unsafe fn correlate<R: Runtime>(
     let (n, size) = (weights.tile, element.size());
     let stages = STAGES * slice(element) * (n + piece) * size;
     let region = (tiling.region_voxels() * row_bytes).max(BOX * (n + piece) * size);
+    let tables = BOX * 4 + MOST_TAPS * 8 + tiling.region_voxels() * 4;
     // SAFETY: as the caller vouches.
     unsafe {
         rt.launch(&Launch {
@@ -472,7 +477,7 @@ unsafe fn correlate<R: Runtime>(
                 batch as u32,
             ],
             threads: 128,
-            shared: (BOX * 4 + stages + region) as u32,
+            shared: (tables.next_multiple_of(16) + stages + region) as u32,
             work,
             params,
         })?;
@@ -652,7 +657,7 @@ fn splits(
             .on_tensor_cores(element == ElementType::Bf16)
             .floor(&Machine::H100)
     };
-    let products = 2 * BOX * GRAD_WEIGHT_SLOTS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
+    let products = 2 * BOX * MOST_TAPS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
     let box_seconds = work(0, products) * (2 * MULTIPROCESSORS) as f64;
     let seconds = |splits: usize| {
         let waves = (blocks_per_share * splits).div_ceil(MULTIPROCESSORS);
@@ -704,7 +709,7 @@ pub unsafe fn grad_weight<R: Runtime>(
     );
     let (ci, co) = (sources.channels as usize, grad_output.channels);
     let taps: usize = geometry.kernel.iter().product();
-    let parts = (GRAD_WEIGHT_SLOTS / taps).min(BOX / 16);
+    let parts = (MOST_TAPS / taps).min(BOX / 16);
     let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
     let share_bytes = parts * taps * ci * co * 4;
     let boxes = tiling.num_tiles() * batch;
@@ -726,8 +731,13 @@ pub unsafe fn grad_weight<R: Runtime>(
     .on_tensor_cores(element == ElementType::Bf16);
     let buffer =
         BOX * (GRAD_WEIGHT_CO + piece) * element.size() + tiling.region_voxels() * row_bytes;
-    let buffers = if 2 * buffer <= MOST_BUFFERED { 2 } else { 1 };
-    let shared = BOX * 4 + buffers * buffer;
+    let tables = (BOX * 4 + (BOX + tiling.region_voxels()) * 8).next_multiple_of(16);
+    let buffers = if tables + 2 * buffer <= MOST_BUFFERED {
+        2
+    } else {
+        1
+    };
+    let shared = tables + buffers * buffer;
     // SAFETY: `partial` has room for every share; the caller vouches for the rest.
     unsafe {
         rt.launch(&Launch {
