@@ -153,6 +153,13 @@ fn a_device_that_is_missing_or_full() {
         .env("ADW_EMULATED_CUDA_CAPABILITY", 75)
         .run()
         .assert_bad_input(&["compute capability 7.5", "8.0 (Ampere) or later is needed"]);
+    // One with the least shared memory that there is.
+    for precision in [&[][..], &["--bf16"]] {
+        bench("cuda:0")
+            .args(precision)
+            .env("ADW_EMULATED_CUDA_CAPABILITY", 86)
+            .succeed();
+    }
     let outcome = bench("auto").env(DEVICES, 0).succeed();
     assert!(
         outcome

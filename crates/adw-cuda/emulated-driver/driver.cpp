@@ -82,8 +82,8 @@ constexpr size_t GUARD = 256;
 constexpr unsigned char GUARD_BYTE = 0xa5, POISON = 0xff;
 // How much freed memory lies idle before it goes back to the host.
 constexpr size_t MOST_IDLE = size_t(256) << 20;
-// Dynamic shared memory of a block: on demand, and without asking.
-constexpr int MOST_SHARED = 227 * 1024, FREE_SHARED = 48 * 1024;
+// Dynamic shared memory of a block that may be had without asking.
+constexpr int FREE_SHARED = 48 * 1024;
 
 // What ADW_KERNEL makes of a kernel on the host: argument and configuration in, an error message or null out.
 using Kernel = const char *(*)(const void *, const unsigned *);
@@ -120,6 +120,18 @@ struct Allocation {
 long long number(const char *name, long long otherwise) {
     const char *text = std::getenv(name);
     return text && *text ? std::atoll(text) : otherwise;
+}
+
+int capability() { return int(number("ADW_EMULATED_CUDA_CAPABILITY", 90)); }
+
+// Dynamic shared memory of a block, on demand.
+int most_shared() {
+    switch (capability()) {
+        case 80: return 163 * 1024;
+        case 86:
+        case 89: return 99 * 1024;
+        default: return 227 * 1024;
+    }
 }
 
 struct State {
@@ -419,11 +431,11 @@ ADW_EXPORT cuDeviceGetAttribute(int *value, int attribute, int) {
         {16, 132},           // multiprocessors
         {39, 2048},          // threads of a multiprocessor
         {41, 1},             // one address space with the host
-        {75, int(number("ADW_EMULATED_CUDA_CAPABILITY", 90) / 10)},
-        {76, int(number("ADW_EMULATED_CUDA_CAPABILITY", 90) % 10)},
+        {75, capability() / 10},
+        {76, capability() % 10},
         {81, 228 * 1024},    // shared memory of a multiprocessor
         {82, 65536},         // registers of a multiprocessor
-        {97, MOST_SHARED},   // shared memory of a block, on demand
+        {97, most_shared()},  // shared memory of a block, on demand
         {115, 1},            // memory pools
     };
     const auto found = values.find(attribute);
@@ -648,7 +660,7 @@ enum { MAX_THREADS = 0, MAX_DYNAMIC_SHARED = 8 };
 ADW_EXPORT cuFuncSetAttribute(void *function, int attribute, int value) {
     ADW_ENTER;
     if (attribute != MAX_DYNAMIC_SHARED) return SUCCESS;
-    if (value < 0 || value > MOST_SHARED) return INVALID_VALUE;
+    if (value < 0 || value > most_shared()) return INVALID_VALUE;
     static_cast<Function *>(function)->shared = value;
     return SUCCESS;
 }

@@ -1,6 +1,6 @@
 // 3D convolution on channels-last maps as implicit GEMM: outputs and input gradients (one kernel), weight gradients.
 //
-// A block takes a box of 128 output voxels and keeps the region of the input that they read in shared memory, a slice of
+// A block takes a box of up to 128 output voxels and keeps the region of the input that they read in shared memory, a slice of
 // the channels at a time. All taps of the kernel read that one region at shifted addresses, so an input value is loaded
 // (and normalised) about 2.8 times for a 3x3x3 kernel, not 27 times; with channels last, a shift of the taps is one
 // addition to an address. bf16 multiplies on tensor cores, f32 in register tiles; the two differ in `Mma` only.
@@ -8,7 +8,7 @@
 // Rows in shared memory are 16 bytes longer than their contents: eight of them then lie in different banks.
 #include "device.cuh"
 
-constexpr int M = 128;            // voxels of a block
+constexpr int M = 128;            // voxels of a block, at most
 constexpr int MAX_TAPS = 8;       // per axis
 constexpr int MOST_TAPS = 27;     // of all axes together
 constexpr int STAGES = 3;         // tiles of weights on their way
@@ -199,9 +199,9 @@ struct ChannelPiece {
     }
 };
 
-// A box of 128 positions, and the region of a map that they reach.
+// A box of 32 to 128 positions, and the region of a map that they reach.
 struct Tiling {
-    int log_size[3];  // of the box; sums to 7
+    int log_size[3];  // of the box; sums to 7, or to less if the region would not fit into shared memory
     int tiles[3];     // boxes per axis
     int count[3];     // positions per axis
     int step[3];      // positions of the map from one to the next
@@ -209,6 +209,8 @@ struct Tiling {
     int region[3];    // size of the region
     int map[3];       // size of the map
 };
+
+__device__ __forceinline__ int positions(const Tiling &t) { return 1 << (t.log_size[0] + t.log_size[1] + t.log_size[2]); }
 
 struct Box {
     int start[3];  // first position
@@ -227,10 +229,10 @@ __device__ __forceinline__ void within(const Tiling &t, int m, int (&at)[3]) {
     at[0] = m >> (t.log_size[2] + t.log_size[1]);
 }
 
-// Voxel of the region that position m reads with the tap of offset `first`.
+// Voxel of the region that position m reads with the tap of offset `first`; behind the last, some other one.
 __device__ __forceinline__ int region_voxel(const Tiling &t, int m) {
     int at[3];
-    within(t, m, at);
+    within(t, m & (positions(t) - 1), at);
     return (at[0] * t.step[0] * t.region[1] + at[1] * t.step[1]) * t.region[2] + at[2] * t.step[2];
 }
 
@@ -380,7 +382,7 @@ __device__ void correlate(const CorrelateParams &p) {
     {
         int at[3];
         within(t, threadIdx.x, at);
-        bool inside = true;
+        bool inside = int(threadIdx.x) < positions(t);
         int o[3];
 #pragma unroll
         for (int i = 0; i < 3; ++i) {
@@ -435,6 +437,7 @@ __device__ void correlate(const CorrelateParams &p) {
     const Listed voxels = {in_voxel, region_voxels, i64(batch_idx) * t.map[0] * t.map[1] * t.map[2]};
     __syncthreads();
     for (int s = 0; s < STAGES - 1; ++s) fetch();
+    const bool works = warp * 32 < positions(t);  // or only loads
     int stage = 0;
     for (u32 k0 = 0; k0 < p.weight_rows; k0 += CK) {
         __syncthreads();
@@ -445,8 +448,10 @@ __device__ void correlate(const CorrelateParams &p) {
             __syncthreads();
             fetch();
             const T *a = region + tap_table[tap].shift, *b = weights + stage * CK * BROW;
+            if (works) {
 #pragma unroll
-            for (int k = 0; k < CK; k += 16) Unit::template step<MT, NT>(acc, a + k, rows, b + k * BROW, BROW, lane);
+                for (int k = 0; k < CK; k += 16) Unit::template step<MT, NT>(acc, a + k, rows, b + k * BROW, BROW, lane);
+            }
             stage = stage == STAGES - 1 ? 0 : stage + 1;
         }
     }
@@ -624,7 +629,7 @@ __device__ void grad_weight(const GradWeightParams &p) {
         const int origin[3] = {box.start[0] * t.step[0] + t.first[0], box.start[1] * t.step[1] + t.first[1],
                                box.start[2] * t.step[2] + t.first[2]};
         x_do(grads + M * BROW, p.sources, Placed(in_places, region_voxels, origin, t.map, batch_idx), ci0, batch_idx);
-        grad_do(grads, p.grad, Placed(out_places, M, box.start, t.count, batch_idx), co0, batch_idx);
+        grad_do(grads, p.grad, Placed(out_places, positions(t), box.start, t.count, batch_idx), co0, batch_idx);
     };
     const auto begin = [&](u32 tile, T *grads) {
         if (tile < tiles) with_voxels(tile, grads, XRows::template begin<Placed>, GradRows::template begin<Placed>);
@@ -639,7 +644,7 @@ __device__ void grad_weight(const GradWeightParams &p) {
         // From here on all see this buffer, and nobody reads the other one any more.
         __syncthreads();
         if (p.buffers == 2) begin(tile + gridDim.z, buffers + (i + 1) % 2 * buffer);
-        for (int k = 0; k < M / 16; ++k) {
+        for (int k = 0; k < positions(t) / 16; ++k) {
             typename Unit::template B<NT> b;
             const T *at = grads + k * 16 * BROW;
             b.load(at, BROW, lane);

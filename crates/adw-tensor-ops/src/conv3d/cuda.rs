@@ -21,8 +21,8 @@ const MOST_TAPS: usize = 27;
 const STAGES: usize = 3;
 const GRAD_WEIGHT_CI: usize = 16;
 const GRAD_WEIGHT_CO: usize = 48;
-/// Shared memory up to which the weight gradient has two buffers: what every device since compute capability 8.0 has.
-const MOST_BUFFERED: usize = 99 * 1024;
+/// Shared memory that a block may have on every device since compute capability 8.0.
+const MOST_SHARED: usize = 99 * 1024;
 
 /// Whether the kernels take this geometry.
 pub fn supports(geometry: &Conv3dGeometry) -> bool {
@@ -152,25 +152,33 @@ struct Tiling {
 }
 
 impl Tiling {
-    /// The box with the least to load: fewest boxes first (each costs its products), then the smallest region, as long as
-    /// that leaves room for a second block on the multiprocessor.
+    /// The box with the least to load (each has its products, and its region), of the largest boxes whose region fits
+    /// into shared memory; `shared` says what a block takes of that.
     fn new(
         count: [usize; 3],
         step: [usize; 3],
         first: [i32; 3],
         reach: [usize; 3],
         map: [usize; 3],
-        row_bytes: usize,
+        shared: impl Fn(usize) -> usize,
     ) -> Self {
         const LOG: usize = BOX.ilog2() as usize;
         let region =
             |log: [usize; 3]| [0, 1, 2].map(|i| ((1usize << log[i]) - 1) * step[i] + reach[i]);
-        let boxes = (0..=LOG).flat_map(|d| (0..=LOG - d).map(move |h| [d, h, LOG - d - h]));
-        let best = boxes
+        let boxes = |all: usize| {
+            (0..=all).flat_map(move |d| (0..=all - d).map(move |h| [d, h, all - d - h]))
+        };
+        let best = (LOG - 2..=LOG)
+            .flat_map(boxes)
             .min_by_key(|&log| {
                 let tiles: usize = (0..3).map(|i| count[i].div_ceil(1 << log[i])).product();
                 let voxels: usize = region(log).iter().product();
-                (voxels * row_bytes > 90 * 1024, tiles * (voxels + 4 * BOX))
+                let smaller = LOG - log.iter().sum::<usize>();
+                (
+                    shared(voxels) > MOST_SHARED,
+                    smaller,
+                    tiles * (voxels + 4 * BOX),
+                )
             })
             .expect("there are boxes");
         let int = |v: [usize; 3]| v.map(|v| v as i32);
@@ -390,13 +398,20 @@ unsafe fn correlate<R: Runtime>(
         let last = axes[i].taps.iter().map(|t| t.0).max().unwrap_or(0);
         (last - first[i]) as usize + 1
     });
+    let (n, size) = (weights.tile, element.size());
+    let shared = |region_voxels: usize| {
+        let tables = BOX * 4 + MOST_TAPS * 8 + region_voxels * 4;
+        let stages = STAGES * slice(element) * (n + piece) * size;
+        let region = (region_voxels * row_bytes).max(BOX * (n + piece) * size);
+        tables.next_multiple_of(16) + stages + region
+    };
     let tiling = Tiling::new(
         [0, 1, 2].map(|i| axes[i].count),
         [0, 1, 2].map(|i| axes[i].step),
         first,
         reach,
         input,
-        row_bytes,
+        shared,
     );
     let tap_stride = [kernel[1] * kernel[2], kernel[2], 1];
     let (mut tap_offset, mut tap_weight) = ([[0; MAX_TAPS]; 3], [[0; MAX_TAPS]; 3]);
@@ -455,10 +470,6 @@ unsafe fn correlate<R: Runtime>(
         weight_columns: weights.columns as u32,
         _unused: 0,
     };
-    let (n, size) = (weights.tile, element.size());
-    let stages = STAGES * slice(element) * (n + piece) * size;
-    let region = (tiling.region_voxels() * row_bytes).max(BOX * (n + piece) * size);
-    let tables = BOX * 4 + MOST_TAPS * 8 + tiling.region_voxels() * 4;
     // SAFETY: as the caller vouches.
     unsafe {
         rt.launch(&Launch {
@@ -477,7 +488,7 @@ unsafe fn correlate<R: Runtime>(
                 batch as u32,
             ],
             threads: 128,
-            shared: (tables.next_multiple_of(16) + stages + region) as u32,
+            shared: shared(tiling.region_voxels()) as u32,
             work,
             params,
         })?;
@@ -695,13 +706,18 @@ pub unsafe fn grad_weight<R: Runtime>(
     let piece = element.piece();
     let row_bytes = (GRAD_WEIGHT_CI + piece) * element.size();
     let first = geometry.padding.map(|p| -(p as i32));
+    let shared = |buffers: usize, region_voxels: usize| {
+        let tables = BOX * 4 + (BOX + region_voxels) * 8;
+        let gradients = BOX * (GRAD_WEIGHT_CO + piece) * element.size();
+        tables.next_multiple_of(16) + buffers * (gradients + region_voxels * row_bytes)
+    };
     let tiling = Tiling::new(
         output,
         geometry.stride,
         first,
         geometry.kernel,
         size,
-        row_bytes,
+        |region_voxels| shared(1, region_voxels),
     );
     let (sources, grad) = (
         Sources::new(maps, element),
@@ -729,15 +745,9 @@ pub unsafe fn grad_weight<R: Runtime>(
         2 * taps * ci * co * outputs * batch,
     )
     .on_tensor_cores(element == ElementType::Bf16);
-    let buffer =
-        BOX * (GRAD_WEIGHT_CO + piece) * element.size() + tiling.region_voxels() * row_bytes;
-    let tables = (BOX * 4 + (BOX + tiling.region_voxels()) * 8).next_multiple_of(16);
-    let buffers = if tables + 2 * buffer <= MOST_BUFFERED {
-        2
-    } else {
-        1
-    };
-    let shared = tables + buffers * buffer;
+    let fits = |buffers| shared(buffers, tiling.region_voxels()) <= MOST_SHARED;
+    let buffers = if fits(2) { 2 } else { 1 };
+    let shared = shared(buffers, tiling.region_voxels());
     // SAFETY: `partial` has room for every share; the caller vouches for the rest.
     unsafe {
         rt.launch(&Launch {
