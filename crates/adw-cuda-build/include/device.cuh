@@ -92,6 +92,15 @@ __device__ __forceinline__ void store_floats(T *p, const float (&v)[N]) {
     }
 }
 
+// Has the compiler keep a number that it would rather compute again, in every turn of a loop.
+__device__ __forceinline__ void keep(int &v) {
+#ifdef ADW_EMULATED
+    (void)v;
+#else
+    asm volatile("" : "+r"(v));
+#endif
+}
+
 __device__ __forceinline__ float leaky(float v, float slope) { return v > 0.f ? v : v * slope; }
 
 // The same sum in every lane, in a fixed order.

@@ -21,6 +21,7 @@ template <>
 struct Mma<bf16> {
     static constexpr int ROWS = 1;  // rows of A, per 16, whose address a lane needs
     static __device__ int row_of(int, int lane) { return lane % 16; }
+    static __device__ int column_of(int lane) { return lane / 16 * 8; }
     static __device__ int row(int i, int lane) { return lane / 4 + 8 * (i / 2); }
     static __device__ int col(int i, int lane) { return 2 * (lane % 4) + i % 2; }
 
@@ -35,7 +36,7 @@ struct Mma<bf16> {
         }
     }
 
-    // acc += A B over 16 of k: rows of A at `a + rows`, B [16][stride].
+    // acc += A B over 16 of k: A's elements at `a + rows`, B [16][stride].
     template <int MT, int NT>
     static __device__ void step(float (&acc)[MT][NT][4], const bf16 *a, const int (&rows)[MT][ROWS], const bf16 *b,
                                 int stride, int lane) {
@@ -44,7 +45,7 @@ struct Mma<bf16> {
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             u32 af[4];
-            load_matrices<false>(af, a + rows[m][0] + lane / 16 * 8);
+            load_matrices<false>(af, a + rows[m][0]);
 #pragma unroll
             for (int j = 0; j < NT; ++j) mma_16x8x16(acc[m][j], af, bf[j]);
         }
@@ -71,6 +72,7 @@ template <>
 struct Mma<float> {
     static constexpr int ROWS = 4;
     static __device__ int row_of(int r, int lane) { return lane / 8 * 4 + r; }
+    static __device__ int column_of(int) { return 0; }
     static __device__ int row(int i, int lane) { return lane / 8 * 4 + i; }
     static __device__ int col(int, int lane) { return lane % 8; }
 
@@ -405,8 +407,10 @@ __device__ void correlate(const CorrelateParams &p) {
 #pragma unroll
     for (int m = 0; m < MT; ++m)
 #pragma unroll
-        for (int r = 0; r < Unit::ROWS; ++r)
-            rows[m][r] = region_voxel(t, warp * 32 + m * 16 + Unit::row_of(r, lane)) * ROW;
+        for (int r = 0; r < Unit::ROWS; ++r) {
+            rows[m][r] = region_voxel(t, warp * 32 + m * 16 + Unit::row_of(r, lane)) * ROW + Unit::column_of(lane);
+            keep(rows[m][r]);
+        }
     float acc[MT][NT][4];
 #pragma unroll
     for (int m = 0; m < MT; ++m)
@@ -437,7 +441,7 @@ __device__ void correlate(const CorrelateParams &p) {
     const Listed voxels = {in_voxel, region_voxels, i64(batch_idx) * t.map[0] * t.map[1] * t.map[2]};
     __syncthreads();
     for (int s = 0; s < STAGES - 1; ++s) fetch();
-    const bool works = warp * 32 < positions(t);  // or only loads
+    const bool idle = warp * 32 >= positions(t);  // all it does is to load
     int stage = 0;
     for (u32 k0 = 0; k0 < p.weight_rows; k0 += CK) {
         __syncthreads();
@@ -447,12 +451,12 @@ __device__ void correlate(const CorrelateParams &p) {
             copy_wait<STAGES - 2>();
             __syncthreads();
             fetch();
-            const T *a = region + tap_table[tap].shift, *b = weights + stage * CK * BROW;
-            if (works) {
-#pragma unroll
-                for (int k = 0; k < CK; k += 16) Unit::template step<MT, NT>(acc, a + k, rows, b + k * BROW, BROW, lane);
-            }
+            const int now = stage;
             stage = stage == STAGES - 1 ? 0 : stage + 1;
+            if (idle) continue;
+            const T *a = region + tap_table[tap].shift, *b = weights + now * CK * BROW;
+#pragma unroll
+            for (int k = 0; k < CK; k += 16) Unit::template step<MT, NT>(acc, a + k, rows, b + k * BROW, BROW, lane);
         }
     }
 
