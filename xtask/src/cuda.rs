@@ -25,7 +25,13 @@ pub(crate) struct Cuda {
 }
 
 /// The libraries of the toolkit that candle links, beside the driver's.
-const LIBRARIES: [&str; 2] = ["libcublas.so", "libcurand.so"];
+const LIBRARIES: [&str; 5] = [
+    "libcublas.so",
+    "libcublasLt.so",
+    "libcudart.so",
+    "libcurand.so",
+    "libnvrtc.so",
+];
 
 /// cuDNN's, which is not part of a toolkit; the release whose interface the program knows.
 const CUDNN: &str = "libcudnn.so.9";
@@ -53,23 +59,30 @@ fn look(
         "targets/x86_64-linux/lib",
         "targets/sbsa-linux/lib",
     ];
-    let holds = |folder: &PathBuf| LIBRARIES.iter().all(|name| folder.join(name).exists());
-    match folders.into_iter().map(|f| home.join(f)).find(holds) {
-        Some(libraries) => {
-            let folders = cudnn_folders.iter().chain([&libraries]);
-            let cudnn = folders.map(|f| f.join(CUDNN)).find(|file| file.exists());
-            Ok(Cuda {
-                home,
-                libraries,
-                cudnn,
-            })
-        }
-        None => Err(format!(
+    let lacks = |folder: &PathBuf| {
+        let missing = LIBRARIES
+            .into_iter()
+            .filter(|name| !folder.join(name).exists());
+        missing.collect::<Vec<_>>()
+    };
+    let folders = folders.map(|folder| home.join(folder));
+    let libraries = folders.into_iter().min_by_key(|folder| lacks(folder).len());
+    let libraries = libraries.unwrap_or_default();
+    let missing = lacks(&libraries);
+    if !missing.is_empty() {
+        return Err(format!(
             "the CUDA toolkit in {} lacks {}",
             home.display(),
-            LIBRARIES.join(" and ")
-        )),
+            missing.join(", ")
+        ));
     }
+    let cudnn = cudnn_folders.iter().chain([&libraries]);
+    let cudnn = cudnn.map(|f| f.join(CUDNN)).find(|file| file.exists());
+    Ok(Cuda {
+        home,
+        libraries,
+        cudnn,
+    })
 }
 
 /// Where the dynamic linker, or a program's makers, look for libraries.
@@ -252,9 +265,11 @@ mod tests {
         };
         assert!(why(None, Some(&nvcc)).contains("no NVIDIA driver"));
         assert!(why(Some(&driver), None).contains("set CUDA_HOME"));
-        assert!(why(Some(&driver), Some(&nvcc)).contains("lacks libcublas.so and libcurand.so"));
+        assert!(why(Some(&driver), Some(&nvcc)).contains("lacks libcublas.so, libcublasLt.so"));
         fs::create_dir(home.join("lib64")).expect("a folder");
         for name in LIBRARIES {
+            let last = why(Some(&driver), Some(&nvcc));
+            assert!(last.contains(name), "{last}");
             fs::write(home.join("lib64").join(name), "").expect("a file");
         }
         let found =
