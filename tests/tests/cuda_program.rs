@@ -196,7 +196,11 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
             .env("XDG_CACHE_HOME", cache.display())
             .succeed()
     };
-    step(&[], &cache);
+    let outcome = step(&[], &cache);
+    assert!(
+        outcome.stderr.contains("timing convolutions"),
+        "{outcome:?}"
+    );
     let mut tables = cli_support::names(&cache.join("adw"));
     tables.retain(|name| !name.contains(".lock"));
     assert_eq!(tables.len(), 1, "{tables:?}");
@@ -219,7 +223,8 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
     }
     // The second time nothing is measured.
     let before = fs::read(&table).unwrap();
-    step(&[], &cache);
+    let outcome = step(&[], &cache);
+    assert!(!outcome.stderr.contains("timing"), "{outcome:?}");
     assert_eq!(before, fs::read(&table).unwrap());
 
     // What the table says is done, and what is asked for comes first.

@@ -53,7 +53,7 @@ fn set_convolutions(how: Convolutions, device: &Device) -> Result<()> {
             Convolutions::Own => convolutions::Convolutions::Own,
             Convolutions::Cudnn => convolutions::Convolutions::Cudnn,
         };
-        CudaRuntime::of(device).set_convolutions(how, |what| note(&format!("warning: {what}")));
+        CudaRuntime::of(device).set_convolutions(how, note);
     }
     Ok(())
 }

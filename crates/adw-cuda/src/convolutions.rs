@@ -92,7 +92,9 @@ const FILLER_BYTES: usize = 16 << 20;
 #[derive(Default)]
 pub(crate) struct State {
     how: Convolutions,
-    warn: Option<fn(&str)>,
+    tell: Option<fn(&str)>,
+    /// Whether it was told that the table grows, and that it cannot be written: once each is enough.
+    told: [bool; 2],
     /// Since its first use; none if it cannot be used.
     cudnn: OnceCell<Option<Cudnn>>,
     table: Option<Table>,
@@ -145,9 +147,9 @@ impl Call<'_> {
 }
 
 impl State {
-    fn warn(&self, what: &str) {
-        if let Some(warn) = self.warn {
-            warn(what);
+    fn tell(&self, what: &str) {
+        if let Some(tell) = self.tell {
+            tell(what);
         }
     }
 
@@ -156,8 +158,8 @@ impl State {
             let opened = Cudnn::new(&rt.device().cuda_stream());
             if let Err(error) = opened {
                 let error = cudnn::says(error);
-                self.warn(&format!(
-                    "cuDNN cannot be used, convolutions go without it: {error}"
+                self.tell(&format!(
+                    "warning: cuDNN cannot be used, convolutions go without it: {error}"
                 ));
             }
             let _ = self.cudnn.set(opened.ok());
@@ -174,7 +176,7 @@ impl State {
             Some(Ok(algorithms)) => algorithms,
             Some(Err(error)) if self.how == Convolutions::Cudnn => {
                 let error = cudnn::says(error);
-                self.warn(&format!("cuDNN does not do {job}: {error}"));
+                self.tell(&format!("warning: cuDNN does not do {job}: {error}"));
                 Vec::new()
             }
             _ => Vec::new(),
@@ -212,9 +214,9 @@ fn is_of_the_way<T>(outcome: &Result<T>) -> bool {
 
 impl CudaRuntime {
     /// Sets how convolutions are done from now on, and whom to tell what stands in the way.
-    pub fn set_convolutions(&self, how: Convolutions, warn: fn(&str)) {
+    pub fn set_convolutions(&self, how: Convolutions, tell: fn(&str)) {
         let mut state = self.convolutions();
-        (state.how, state.warn) = (how, Some(warn));
+        (state.how, state.tell) = (how, Some(tell));
         state.chosen.clear();
     }
 
@@ -264,8 +266,8 @@ impl CudaRuntime {
             }
             if let Err(error) = &outcome {
                 let (taken, way) = (name(taken), name(way));
-                let what = format!("{job} by {taken}: {error}; from now on by {way}");
-                self.convolutions().warn(&what);
+                let what = format!("warning: {job} by {taken}: {error}; from now on by {way}");
+                self.convolutions().tell(&what);
             }
             (taken, outcome) = (way, by(way));
         }
@@ -292,6 +294,11 @@ impl CudaRuntime {
         if let Some(times) = state.table(self, sources).times(&work) {
             return Ok(fastest(times, &ways));
         }
+        if !std::mem::replace(&mut state.told[0], true) {
+            let file = state.table(self, sources).file();
+            let file = file.map_or(String::new(), |f| format!(", into {}", f.display()));
+            state.tell(&format!("note: timing convolutions on this device{file}"));
+        }
         drop(state);
         // Nothing is recorded meanwhile.
         let recorder = self.record(None);
@@ -305,11 +312,10 @@ impl CudaRuntime {
         } else if let Err(error) = table.insert(&work, times) {
             let file = table.file().unwrap_or(Path::new("")).display();
             let what = format!(
-                "{file} cannot be written ({error}): convolutions are measured again next time, and may be done otherwise then"
+                "warning: {file} cannot be written ({error}): convolutions are measured again next time, and may be done otherwise then"
             );
-            // Once is enough.
-            if let Some(warn) = state.warn.take() {
-                warn(&what);
+            if !std::mem::replace(&mut state.told[1], true) {
+                state.tell(&what);
             }
         }
         let times = state.table(self, sources).times(&work);
