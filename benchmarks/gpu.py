@@ -79,21 +79,37 @@ def library_folders():
         places += [os.path.join(folder, "nvidia", "*", "lib")]
     found = [f for place in places for f in sorted(glob.glob(place)) if glob.glob(os.path.join(f, "lib*.so*"))]
     own = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if f]
-    # The last folder has a cuDNN that does nothing, for machines without one: programs start with it.
-    return list(dict.fromkeys([*own, *found, os.path.join(HERE, "without-cudnn")]))
+    return list(dict.fromkeys(own + found))
 
 
-# Who is faster for which convolution is measured anew, and kept with the results.
-ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(library_folders()), XDG_CACHE_HOME=os.path.join(args.output, "adw-cache"))
+def has_cudnn(folders):
+    """Whether a program finds cuDNN, there or where the system has it."""
+    command = [sys.executable, "-c", "import ctypes; ctypes.CDLL('libcudnn.so.9')"]
+    environment = dict(os.environ, LD_LIBRARY_PATH=":".join(folders))
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+FOLDERS = library_folders()
+CUDNN = has_cudnn(FOLDERS)
+# Of PyTorch.
+THEIR_ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(FOLDERS))
+# Of ours. Without cuDNN it starts with one that does nothing. Who is faster for which convolution is measured anew, and kept
+# with the results.
+ENVIRONMENT = dict(
+    os.environ,
+    LD_LIBRARY_PATH=":".join(FOLDERS + ([] if CUDNN else [os.path.join(HERE, "without-cudnn")])),
+    XDG_CACHE_HOME=os.path.join(args.output, "adw-cache"),
+)
 results = {
     "date": datetime.date.today().isoformat(),
     "host": platform.node() and platform.processor() or platform.machine(),
     "smoke": args.smoke,
+    "cudnn": CUDNN,
     "failures": [],
 }
 
 
-def run(what, command, timeout=None):
+def run(what, command, timeout=None, environment=ENVIRONMENT):
     """Output of a command that succeeds, else None; failures are told and kept."""
     left = args.limit - (time.time() - START)
     if left < 5:
@@ -101,7 +117,7 @@ def run(what, command, timeout=None):
         return None
     print(f"[{time.time() - START:5.0f} s] {what}", flush=True)
     try:
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout or left + 60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout or left + 60)
     except (OSError, subprocess.TimeoutExpired) as error:
         results["failures"].append(f"{what}: {error}")
         print(f"    {error}", flush=True)
@@ -122,7 +138,7 @@ def last_json(output):
 
 def parity():
     results["parity"] = {}
-    for convolutions in ["own", "cudnn"]:
+    for convolutions in ["own", "cudnn"] if CUDNN else ["own"]:
         what = f"parity of ops, networks and optimisers with the host, convolutions: {convolutions}"
         ENVIRONMENT["ADW_TEST_CONVOLUTIONS"] = convolutions
         output = run(what, [unpack("cuda_device"), "--test-threads", "1"])
@@ -165,7 +181,7 @@ def times():
                     continue
                 script = os.path.join(HERE, "torch_step.py")
                 command = [sys.executable, script, *torch_device, *work, *options, *repeats]
-                line = last_json(run(f"{case}: PyTorch, {name}", command))
+                line = last_json(run(f"{case}: PyTorch, {name}", command, environment=THEIR_ENVIRONMENT))
                 if line:
                     measured.setdefault("PyTorch, " + name, []).append(line)
                 else:

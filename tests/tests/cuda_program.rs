@@ -284,5 +284,10 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
     warns(Some(fails), &cache, &["--convolutions", "cudnn"], both);
     // Measured without success: own kernels.
     let empty = dir.path().join("empty");
-    warns(Some(fails), &empty, &[], "");
+    warns(Some(fails), &empty, &[], "timing convolutions");
+    let measured = json(&empty.join("adw").join(&tables[0]));
+    for times in measured["microseconds"].as_object().unwrap().values() {
+        let ways: Vec<_> = times.as_object().unwrap().keys().collect();
+        assert_eq!(ways, ["own"]);
+    }
 }

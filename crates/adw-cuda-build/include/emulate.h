@@ -62,11 +62,15 @@ struct Fiber {
 
 constexpr size_t STACK_BYTES = 32 * 1024;
 constexpr unsigned WARP = 32;
+constexpr size_t GUARD = 256;
+constexpr unsigned char GUARD_BYTE = 0xa5;
 
 // One block at a time, and what it needs. Fibers outlive the blocks they run: to begin one takes system calls.
 struct Block {
     std::vector<Fiber> fibers;
     std::vector<char> shared;
+    // Of it, what the kernel may use; behind it a guard.
+    size_t shared_bytes = 0;
     // What lanes of a warp hand each other: 64 bytes per thread.
     std::vector<char> exchange;
     jmp_buf scheduler;
@@ -77,6 +81,10 @@ struct Block {
 };
 
 inline thread_local Block *block = nullptr;
+
+inline char *shared_begin(Block &b) {
+    return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(b.shared.data()) + 15) / 16 * 16);
+}
 
 inline void leave(State state, int collective) {
     Block *b = block;
@@ -125,7 +133,8 @@ inline void resume(Block &b, unsigned thread) {
 // Runs all threads of a block to their end.
 inline void run_block(Block &b, unsigned threads, bool reversed) {
     b.current = 0;
-    std::memset(b.shared.data(), 0xff, b.shared.size());
+    std::memset(shared_begin(b), 0xff, b.shared_bytes);
+    std::memset(shared_begin(b) + b.shared_bytes, GUARD_BYTE, GUARD);
     for (unsigned t = 0; t < threads; ++t) {
         b.fibers[t].state = State::Ready, b.fibers[t].collective = 0;
         b.fibers[t].copies.clear(), b.fibers[t].groups.clear();
@@ -156,6 +165,10 @@ inline void run_block(Block &b, unsigned threads, bool reversed) {
             waiting += b.fibers[t].state == State::AtBlockBarrier;
             done += b.fibers[t].state == State::Done;
         }
+        if (done == threads)
+            for (size_t i = 0; i < GUARD; ++i)
+                if (static_cast<unsigned char>(shared_begin(b)[b.shared_bytes + i]) != GUARD_BYTE)
+                    b.error = "something wrote behind the shared memory of the launch";
         if (done == threads || b.error != nullptr) return;
         if (waiting != threads) b.error = "__syncthreads that some threads of the block do not reach";
         for (unsigned t = 0; t < threads; ++t) b.fibers[t].state = State::Ready;
@@ -253,7 +266,8 @@ inline const char *run_blocks(F &body, const unsigned *config, unsigned begin, u
     std::unique_ptr<Block> own = spare_block();
     Block &b = *own;
     if (b.fibers.size() < config[3]) b.fibers.resize(config[3]);
-    b.shared.resize(config[4] + 16);
+    b.shared_bytes = config[4];
+    b.shared.resize(b.shared_bytes + 16 + GUARD);
     b.exchange.resize(size_t(config[3] + WARP) * 64);
     b.body = [](void *f) { (*static_cast<F *>(f))(); };
     b.argument = &body;
@@ -295,9 +309,7 @@ inline const char *launch(F body, const unsigned *config) {
 #endif
 }
 
-inline void *dynamic_shared() {
-    return reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(block->shared.data()) + 15) / 16 * 16);
-}
+inline void *dynamic_shared() { return shared_begin(*block); }
 
 }  // namespace emulated
 

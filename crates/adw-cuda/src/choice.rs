@@ -5,6 +5,8 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,8 @@ pub type Times = BTreeMap<String, f64>;
 pub struct Table {
     file: Option<PathBuf>,
     contents: Contents,
+    /// What is known, but not for the file.
+    remembered: BTreeMap<String, Times>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -69,7 +73,11 @@ impl Table {
         let contents = on_disk
             .filter(|c| (&c.device, &c.versions) == (&empty.device, &empty.versions))
             .unwrap_or(empty);
-        Self { file, contents }
+        Self {
+            file,
+            contents,
+            remembered: BTreeMap::new(),
+        }
     }
 
     /// Where it is kept.
@@ -79,12 +87,13 @@ impl Table {
 
     /// What was measured for this work.
     pub fn times(&self, work: &str) -> Option<&Times> {
-        self.contents.microseconds.get(work)
+        let kept = self.contents.microseconds.get(work);
+        kept.or_else(|| self.remembered.get(work))
     }
 
     /// Takes times up for as long as the program runs.
     pub fn remember(&mut self, work: &str, times: Times) {
-        self.contents.microseconds.insert(work.into(), times);
+        self.remembered.insert(work.into(), times);
     }
 
     /// Takes times up, and writes the file. If another program has written times for the same work since, those count, so
@@ -93,14 +102,20 @@ impl Table {
     /// # Errors
     /// If it cannot be written; the times are known all the same.
     pub fn insert(&mut self, work: &str, times: Times) -> io::Result<()> {
-        self.remember(work, times);
+        self.contents.microseconds.insert(work.into(), times);
         let Some(file) = &self.file else {
             return Ok(());
         };
         fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
-        // From reading to writing, one program at a time. The lock goes with the file handle.
+        // From reading to writing, one program at a time, where the file system has locks and nobody holds one for long:
+        // without, a program may have to measure again what another has. The lock goes with the file handle.
         let lock = fs::File::create(file.with_extension("lock"))?;
-        lock.lock()?;
+        for _ in 0..50 {
+            match lock.try_lock() {
+                Err(fs::TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(20)),
+                Ok(()) | Err(fs::TryLockError::Error(_)) => break,
+            }
+        }
         for (other, times) in read(file).unwrap_or_default().microseconds {
             if other == work {
                 self.contents.microseconds.insert(other, times);
@@ -109,7 +124,7 @@ impl Table {
             }
         }
         // Aside and renamed: who reads without the lock finds a whole file.
-        let aside = file.with_extension("tmp");
+        let aside = file.with_extension(format!("{}.tmp", std::process::id()));
         let text = serde_json::to_string_pretty(&self.contents).map_err(io::Error::other)?;
         fs::write(&aside, text).and_then(|()| fs::rename(&aside, file))
     }
@@ -144,10 +159,10 @@ mod tests {
         assert_eq!(both.times("y"), Some(&times(2.0)));
         assert_eq!(both.contents.device, "GPU 1 (80 GB)");
         one.remember("z", times(5.0));
-        assert_eq!(
-            (one.times("z"), open().times("z")),
-            (Some(&times(5.0)), None)
-        );
+        one.insert("w", times(6.0)).expect("written");
+        assert_eq!(one.times("z"), Some(&times(5.0)));
+        assert_eq!(open().times("z"), None, "what is only remembered");
+        assert_eq!(open().times("w"), Some(&times(6.0)));
 
         fs::write(one.file().expect("a file"), "{\"device\": ").expect("written");
         let mut again = open();

@@ -85,8 +85,8 @@ const TRIED: usize = 3;
 /// Runs between two readings of the clock; how many readings.
 const REPEATS: usize = 5;
 const ROUNDS: usize = 3;
-/// Memory whose filling keeps the device busy.
-const FILLER_BYTES: usize = 16 << 20;
+/// Memory whose filling keeps the device busy; more than its second-level cache.
+const FILLER_BYTES: usize = 64 << 20;
 
 /// Of a runtime: cuDNN, and what was chosen.
 #[derive(Default)]
@@ -190,7 +190,8 @@ impl State {
             let device = crate::device::describe(rt.device()).map_or("unknown".into(), |d| d.0);
             let cudnn = format!("cuDNN {}", cudnn::version());
             let mut hasher = DefaultHasher::new();
-            (sources, include_str!("convolutions.rs")).hash(&mut hasher);
+            let own = [include_str!("convolutions.rs"), include_str!("cudnn.rs")];
+            (sources, own).hash(&mut hasher);
             let sources = format!("sources {:016x}", hasher.finish());
             Table::open(cache_folder().as_deref(), &device, &[&cudnn, &sources])
         })
@@ -342,8 +343,23 @@ impl CudaRuntime {
             }
         }
         for _ in 0..ROUNDS {
-            for &way in &alive {
-                let seconds = self.time(&mut || by(way).map(drop))?;
+            for way in alive.clone() {
+                let seconds = match self.time(&mut || by(way).map(drop)) {
+                    Ok((seconds, sure)) => {
+                        whole &= sure;
+                        seconds
+                    }
+                    Err(error) => {
+                        let failed: Result<()> = Err(error);
+                        if way.is_none() || !is_of_the_way(&failed) {
+                            return failed.map(|()| (times, whole));
+                        }
+                        whole = false;
+                        alive.retain(|&other| other != way);
+                        times.remove(&name(way));
+                        continue;
+                    }
+                };
                 let least = times.entry(name(way)).or_insert(f64::INFINITY);
                 *least = least.min(seconds * 1e6);
             }
@@ -351,23 +367,29 @@ impl CudaRuntime {
         Ok((times, whole))
     }
 
-    /// Seconds that the device takes for one run, even where the host takes longer to queue it.
-    fn time(&self, work: &mut impl FnMut() -> Result<()>) -> Result<f64> {
+    /// Seconds that the device takes for one run, even where the host takes longer to queue it; and whether there was the
+    /// memory to tell.
+    fn time(&self, work: &mut impl FnMut() -> Result<()>) -> Result<(f64, bool)> {
         let reading = self.reading(REPEATS, work)?;
         if reading.host < 0.8 * reading.device {
-            return Ok(reading.device);
+            return Ok((reading.device, true));
         }
         // As in a training, the device has something to do until all is queued.
-        let lead = self.filler_lead()?;
-        let filler = self.alloc(FILLER_BYTES);
-        let (true, Ok(mut filler)) = (lead > 0.0, filler) else {
-            return Ok(reading.device);
+        let Some(lead) = self.filler_lead()? else {
+            return Ok((reading.device, false));
+        };
+        if lead == 0.0 {
+            return Ok((reading.device, true));
+        }
+        let Ok(mut filler) = self.alloc(FILLER_BYTES) else {
+            return Ok((reading.device, false));
         };
         let fills = (1.5 * reading.host * REPEATS as f64 / lead).ceil() as usize;
         for _ in 0..fills.min(1000) {
             self.clear(&mut filler)?;
         }
-        Ok(self.reading(REPEATS, work)?.device)
+        drop(filler);
+        Ok((self.reading(REPEATS, work)?.device, true))
     }
 
     fn reading(&self, repeats: usize, work: &mut impl FnMut() -> Result<()>) -> Result<Reading> {
@@ -390,21 +412,24 @@ impl CudaRuntime {
         })
     }
 
-    fn filler_lead(&self) -> Result<f64> {
+    /// Seconds that the device takes longer than the host to fill memory; none if there is no memory.
+    fn filler_lead(&self) -> Result<Option<f64>> {
         if let Some(known) = self.convolutions().filler_lead {
-            return Ok(known);
+            return Ok(Some(known));
         }
-        let mut lead = 0.0;
-        if let Ok(mut memory) = self.alloc(FILLER_BYTES) {
-            let mut clear = || self.clear(&mut memory);
-            self.reading(1, &mut clear)?;
-            let Reading { device, host } = self.reading(50, &mut clear)?;
-            if host < 0.8 * device {
-                lead = device - host;
-            }
-        }
+        let Ok(mut memory) = self.alloc(FILLER_BYTES) else {
+            return Ok(None);
+        };
+        let mut clear = || self.clear(&mut memory);
+        self.reading(1, &mut clear)?;
+        let Reading { device, host } = self.reading(20, &mut clear)?;
+        let lead = if host < 0.8 * device {
+            device - host
+        } else {
+            0.0
+        };
         self.convolutions().filler_lead = Some(lead);
-        Ok(lead)
+        Ok(Some(lead))
     }
 
     /// Makes the device's context that of this thread, as cuDNN expects.

@@ -175,9 +175,9 @@ impl Runtime for Emulator {
                 launch.grid, launch.threads
             )));
         }
-        if launch.shared > 227 * 1024 {
+        if launch.shared > 99 * 1024 {
             return Err(fail(format!(
-                "{} bytes of shared memory, an H100 has 227 KiB",
+                "{} bytes of shared memory, but the smallest devices have 99 KiB",
                 launch.shared
             )));
         }

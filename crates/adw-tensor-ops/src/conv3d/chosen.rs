@@ -200,6 +200,8 @@ const SOURCES: &[&str] = &[
     include_str!("cuda.rs"),
     include_str!("operands.rs"),
     include_str!("chosen.rs"),
+    crate::norm_act::cuda::MODULE.source,
+    include_str!("../norm_act/cuda.rs"),
 ];
 
 #[cfg(feature = "cudnn")]

@@ -175,7 +175,7 @@ impl Tiling {
                 let voxels: usize = region(log).iter().product();
                 let smaller = LOG - log.iter().sum::<usize>();
                 (
-                    shared(voxels) > MOST_SHARED,
+                    shared(voxels).saturating_sub(MOST_SHARED),
                     smaller,
                     tiles * (voxels + 4 * BOX),
                 )
@@ -196,6 +196,11 @@ impl Tiling {
             region: int(region(best)),
             map: int(map),
         }
+    }
+
+    /// Of a box.
+    fn positions(&self) -> usize {
+        1 << self.log_size.iter().sum::<i32>()
     }
 
     fn num_tiles(&self) -> usize {
@@ -659,6 +664,7 @@ unsafe impl Params for GradWeightFinishParams {}
 fn splits(
     blocks_per_share: usize,
     boxes: usize,
+    positions: usize,
     share_bytes: usize,
     element: ElementType,
 ) -> usize {
@@ -668,7 +674,7 @@ fn splits(
             .on_tensor_cores(element == ElementType::Bf16)
             .floor(&Machine::H100)
     };
-    let products = 2 * BOX * MOST_TAPS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
+    let products = 2 * positions * MOST_TAPS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
     let box_seconds = work(0, products) * (2 * MULTIPROCESSORS) as f64;
     let seconds = |splits: usize| {
         let waves = (blocks_per_share * splits).div_ceil(MULTIPROCESSORS);
@@ -725,11 +731,17 @@ pub unsafe fn grad_weight<R: Runtime>(
     );
     let (ci, co) = (sources.channels as usize, grad_output.channels);
     let taps: usize = geometry.kernel.iter().product();
-    let parts = (MOST_TAPS / taps).min(BOX / 16);
+    let parts = (MOST_TAPS / taps).min(tiling.positions() / 16);
     let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
     let share_bytes = parts * taps * ci * co * 4;
     let boxes = tiling.num_tiles() * batch;
-    let splits = splits((ci_tiles * co_tiles) as usize, boxes, share_bytes, element);
+    let splits = splits(
+        (ci_tiles * co_tiles) as usize,
+        boxes,
+        tiling.positions(),
+        share_bytes,
+        element,
+    );
     let partial = rt.alloc(splits * share_bytes)?;
     let outputs: usize = output.iter().product();
     let voxels_read = (0..3)

@@ -604,7 +604,7 @@ fn voxels_that_no_tap_reaches_are_no_work() {
 #[test]
 fn shares_of_the_weight_gradient() {
     let bf16 = |blocks, boxes, ci: usize, co: usize| {
-        splits(blocks, boxes, 27 * ci * co * 4, ElementType::Bf16)
+        splits(blocks, boxes, 128, 27 * ci * co * 4, ElementType::Bf16)
     };
     // 48 to 48 channels on the finest maps: a block for each multiprocessor, no more sums than that.
     assert_eq!(bf16(3, 6300, 48, 48), 44);
@@ -612,4 +612,79 @@ fn shares_of_the_weight_gradient() {
     assert!((1..=2).contains(&bf16(192, 36, 384, 384)));
     // Never more shares than boxes.
     assert_eq!(bf16(1, 2, 8, 8), 2);
+}
+
+/// A runtime without memory that keeps what the largest block takes of shared memory.
+#[derive(Default)]
+struct MostShared(std::cell::Cell<u32>);
+
+impl Runtime for &MostShared {
+    type Buffer = Address;
+
+    fn alloc(&self, _: usize) -> adw_cuda::Result<Address> {
+        Ok(Address::NONE)
+    }
+
+    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> adw_cuda::Result<()> {
+        self.0.set(self.0.get().max(launch.shared));
+        Ok(())
+    }
+}
+
+/// What consumer devices have is enough, for every layer that a network may have.
+#[test]
+fn shared_memory_of_real_layers() {
+    let (a, size) = (Address(16), [40, 56, 40]);
+    for element in [ElementType::F32, ElementType::Bf16] {
+        for (kernel, stride) in [
+            ([3, 3, 3], [1, 1, 1]),
+            ([3, 3, 3], [2, 2, 2]),
+            ([1, 3, 3], [1, 2, 2]),
+            ([3, 3, 3], [1, 2, 2]),
+            ([2, 2, 2], [2, 2, 2]),
+            ([1, 1, 1], [1, 1, 1]),
+            ([8, 1, 1], [4, 1, 1]),
+        ] {
+            let geometry = Conv3dGeometry {
+                kernel,
+                stride,
+                padding: kernel.map(|k| k / 2),
+            };
+            for (ci, co) in [
+                (1, 48),
+                (48, 48),
+                (96, 48),
+                (48, 96),
+                (768, 384),
+                (384, 768),
+            ] {
+                let most = MostShared::default();
+                let weights = Weights { data: a, co, ci };
+                let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
+                // SAFETY: nothing runs.
+                unsafe {
+                    forward(
+                        &&most,
+                        &[map],
+                        1,
+                        size,
+                        &weights,
+                        geometry,
+                        element,
+                        a,
+                        true,
+                    )
+                    .unwrap();
+                    let all = 0..ci;
+                    grad_input(&&most, grad, 1, size, &weights, geometry, all, element, a).unwrap();
+                    grad_weight(&&most, &[map], grad, 1, size, geometry, element, a).unwrap();
+                }
+                let most = most.0.get() as usize;
+                assert!(
+                    most > 0 && most <= MOST_SHARED,
+                    "{element:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}"
+                );
+            }
+        }
+    }
 }
