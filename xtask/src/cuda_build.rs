@@ -298,13 +298,11 @@ impl Build {
                     .iter()
                     .copied()
                     .chain(["-O2", "-fPIC", "-shared", &define]);
-                let after: [&OsStr; 5] = [
-                    "-x".as_ref(),
-                    "none".as_ref(),
-                    object.as_ref(),
-                    "-ldl".as_ref(),
-                    soname.as_ref(),
-                ];
+                let driver = self.emulated.join("libcuda.so.1");
+                let mut after = vec![OsStr::new("-x"), OsStr::new("none"), object.as_ref()];
+                // It asks the driver which memory there is.
+                after.extend((name == "cudnn").then_some(driver.as_os_str()));
+                after.extend(["-ldl", soname.as_str()].map(OsStr::new));
                 compile(flags.map(OsStr::new), &source, &path, &after)?;
             }
             link(file.as_ref(), &self.emulated.join(format!("lib{name}.so")))?;
