@@ -1,6 +1,5 @@
 //! Convolutions on a device: by cuDNN or by kernels of the workspace, whichever is faster for a layer's shape.
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -95,8 +94,9 @@ pub(crate) struct State {
     tell: Option<fn(&str)>,
     /// Whether it was told that the table grows, and that it cannot be written: once each is enough.
     told: [bool; 2],
-    /// Since its first use; none if it cannot be used.
-    cudnn: OnceCell<Option<Cudnn>>,
+    /// None before its first use, and if it cannot be used.
+    cudnn: Option<Cudnn>,
+    cudnn_was_tried: bool,
     table: Option<Table>,
     chosen: HashMap<Job, Way>,
     /// Seconds that the device takes longer than the host to fill memory; 0 if it does not.
@@ -154,17 +154,18 @@ impl State {
     }
 
     fn cudnn(&mut self, rt: &CudaRuntime) -> Option<&mut Cudnn> {
-        if self.cudnn.get().is_none() {
-            let opened = Cudnn::new(&rt.device().cuda_stream());
-            if let Err(error) = opened {
-                let error = cudnn::says(error);
-                self.tell(&format!(
-                    "warning: cuDNN cannot be used, convolutions go without it: {error}"
-                ));
+        if !std::mem::replace(&mut self.cudnn_was_tried, true) {
+            match Cudnn::new(&rt.device().cuda_stream()) {
+                Ok(cudnn) => self.cudnn = Some(cudnn),
+                Err(error) => {
+                    let error = cudnn::says(error);
+                    self.tell(&format!(
+                        "warning: cuDNN cannot be used, convolutions go without it: {error}"
+                    ));
+                }
             }
-            let _ = self.cudnn.set(opened.ok());
         }
-        self.cudnn.get_mut()?.as_mut()
+        self.cudnn.as_mut()
     }
 
     /// The workspace's own, then cuDNN's in its order.
@@ -206,11 +207,8 @@ fn fastest(times: &Times, ways: &[Way]) -> Way {
 }
 
 /// Whether another way may work where one ended so.
-fn is_of_the_way<T>(outcome: &Result<T>) -> bool {
-    matches!(
-        outcome,
-        Err(Error::Launch { .. } | Error::OutOfMemory { .. })
-    )
+fn is_of_the_way(error: &Error) -> bool {
+    matches!(error, Error::Launch { .. } | Error::OutOfMemory { .. })
 }
 
 impl CudaRuntime {
@@ -259,17 +257,15 @@ impl CudaRuntime {
                 ways
             }
         };
-        let mut outcome = by(preferred[0]);
-        let mut taken = preferred[0];
+        let (mut taken, mut outcome) = (preferred[0], by(preferred[0]));
         for &way in &preferred[1..] {
-            if taken.is_none() || !is_of_the_way(&outcome) {
+            let Err(error) = &outcome else { break };
+            if taken.is_none() || !is_of_the_way(error) {
                 break;
             }
-            if let Err(error) = &outcome {
-                let (taken, way) = (name(taken), name(way));
-                let what = format!("warning: {job} by {taken}: {error}; from now on by {way}");
-                self.convolutions().tell(&what);
-            }
+            let (from, to) = (name(taken), name(way));
+            let what = format!("warning: {job} by {from}: {error}; from now on by {to}");
+            self.convolutions().tell(&what);
             (taken, outcome) = (way, by(way));
         }
         if known != Some(taken) {
@@ -331,37 +327,30 @@ impl CudaRuntime {
         by: &mut impl FnMut(Way) -> Result<T>,
     ) -> Result<(Times, bool)> {
         let (mut times, mut whole) = (Times::new(), true);
-        let mut alive = Vec::with_capacity(ways.len());
-        for &way in ways {
-            match by(way).map(drop) {
-                Ok(()) => alive.push(way),
-                failed if way.is_none() || !is_of_the_way(&failed) => {
-                    return failed.map(|()| (times, whole));
-                }
-                Err(Error::OutOfMemory { .. }) => whole = false,
-                Err(_) => {}
-            }
-        }
-        for _ in 0..ROUNDS {
+        let mut alive = ways.to_vec();
+        for round in 0..=ROUNDS {
             for way in alive.clone() {
-                let seconds = match self.time(&mut || by(way).map(drop)) {
-                    Ok((seconds, sure)) => {
+                let mut run = || by(way).map(drop);
+                let measured = if round == 0 {
+                    run().map(|()| None)
+                } else {
+                    self.time(&mut run).map(Some)
+                };
+                match measured {
+                    Ok(None) => {}
+                    Ok(Some((seconds, sure))) => {
                         whole &= sure;
-                        seconds
+                        let least = times.entry(name(way)).or_insert(f64::INFINITY);
+                        *least = least.min(seconds * 1e6);
                     }
-                    Err(error) => {
-                        let failed: Result<()> = Err(error);
-                        if way.is_none() || !is_of_the_way(&failed) {
-                            return failed.map(|()| (times, whole));
-                        }
-                        whole = false;
+                    Err(error) if way.is_some() && is_of_the_way(&error) => {
+                        // What is refused at once always will be; what fails later, or for want of memory, may work yet.
+                        whole &= round == 0 && matches!(error, Error::Launch { .. });
                         alive.retain(|&other| other != way);
                         times.remove(&name(way));
-                        continue;
                     }
-                };
-                let least = times.entry(name(way)).or_insert(f64::INFINITY);
-                *least = least.min(seconds * 1e6);
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok((times, whole))

@@ -135,6 +135,18 @@ struct Sources {
     u32 in_pieces;  // whether no 16-byte piece lies across a border
 };
 
+// The map that a channel of both belongs to, and which of its own channels it is.
+struct MapChannel {
+    const Source *map;
+    u32 channel;
+
+    __device__ __forceinline__ MapChannel(const Sources &s, u32 c) {
+        const bool second = c >= s.maps[0].channels;
+        map = &s.maps[second];
+        channel = c - (second ? s.maps[0].channels : 0u);
+    }
+};
+
 // Channels [channel, channel + LEN) of the maps, for one thread: where they are and what normalises them.
 template <class T>
 struct ChannelPiece {
@@ -146,8 +158,8 @@ struct ChannelPiece {
     float scale[LEN], shift[LEN];
 
     __device__ __forceinline__ ChannelPiece(const Sources &s, u32 c, u32 b) : sources(s), channel(c), batch_idx(b) {
-        source = &s.maps[c >= s.maps[0].channels];
-        local = c - (c >= s.maps[0].channels ? s.maps[0].channels : 0u);
+        const MapChannel of(s, c);
+        source = of.map, local = of.channel;
         const bool there = s.in_pieces && c < s.channels && source->scale;
 #pragma unroll
         for (int e = 0; e < LEN; ++e) {
@@ -181,11 +193,11 @@ struct ChannelPiece {
                 out.v[e] = from_float<T>(0.f);
                 continue;
             }
-            const Source &s = sources.maps[c >= sources.maps[0].channels];
-            const u32 l = c - (c >= sources.maps[0].channels ? sources.maps[0].channels : 0u);
-            T x = static_cast<const T *>(s.data)[voxel * s.channels + l];
+            const MapChannel of(sources, c);
+            const Source &s = *of.map;
+            T x = static_cast<const T *>(s.data)[voxel * s.channels + of.channel];
             if (s.scale) {
-                const u32 at = batch_idx * s.channels + l;
+                const u32 at = batch_idx * s.channels + of.channel;
                 x = from_float<T>(leaky(s.scale[at] * to_float(x) + s.shift[at], s.slope));
             }
             out.v[e] = x;
@@ -319,9 +331,9 @@ struct Rows {
     static __device__ __forceinline__ void begin(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
         if (!s.in_pieces) return load(shared, s, voxels, channel, batch_idx);
         const u32 c = channel + threadIdx.x % PIECES * LEN;
-        const u32 second = c >= s.maps[0].channels, local = c - (second ? s.maps[0].channels : 0u);
-        const u32 channels = s.maps[second].channels;
-        const T *from = static_cast<const T *>(s.maps[second].data) + local;
+        const MapChannel of(s, c);
+        const u32 channels = of.map->channels;
+        const T *from = static_cast<const T *>(of.map->data) + of.channel;
         for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP) {
             const i64 voxel = c < s.channels ? voxels(v) : -1;
             if (voxel >= 0) copy_async(at(shared, v), from + voxel * channels);
@@ -331,7 +343,7 @@ struct Rows {
     template <class Voxels>
     static __device__ __forceinline__ void finish(T *shared, const Sources &s, const Voxels &voxels, u32 channel, u32 batch_idx) {
         const u32 c = channel + threadIdx.x % PIECES * LEN;
-        if (!s.in_pieces || c >= s.channels || !s.maps[c >= s.maps[0].channels].scale) return;
+        if (!s.in_pieces || c >= s.channels || !MapChannel(s, c).map->scale) return;
         const ChannelPiece<T> piece(s, c, batch_idx);
         for (int v = threadIdx.x / PIECES; v < voxels.count(); v += STEP)
             if (voxels(v) >= 0) store_piece(at(shared, v), piece.normalised(load_piece(at(shared, v))));
