@@ -3,9 +3,7 @@
 //! What cuDNN cannot do on the way costs launches of their own: maps are normalised and joined before it, moments taken
 //! after it. They count when the two are compared. Its weight gradients of bf16 maps are rounded to bf16.
 
-use super::cuda::{self, SourceMap, Weights};
-use crate::cuda::ElementType;
-use crate::geometry::Conv3dGeometry;
+use super::cuda::{self, Layer, SourceMap, Weights};
 use crate::norm_act::cuda::PartialMoments;
 use adw_cuda::device::{CudaRuntime, DeviceBuffer};
 use adw_cuda::{Address, Result};
@@ -14,7 +12,9 @@ use std::ops::Range;
 #[cfg(feature = "cudnn")]
 use super::operands;
 #[cfg(feature = "cudnn")]
-use crate::cuda::MapShape;
+use crate::cuda::{ElementType, MapShape};
+#[cfg(feature = "cudnn")]
+use crate::geometry::Conv3dGeometry;
 #[cfg(feature = "cudnn")]
 use adw_cuda::convolutions::{Job, Operands};
 #[cfg(feature = "cudnn")]
@@ -31,27 +31,20 @@ use adw_cuda::{Buffer, Runtime};
 /// As there.
 pub(super) unsafe fn forward(
     rt: &CudaRuntime,
+    layer: &Layer,
     maps: &[SourceMap],
-    batch: usize,
-    size: [usize; 3],
     weights: &Weights,
-    geometry: Conv3dGeometry,
-    element: ElementType,
     out: Address,
     moments: bool,
 ) -> Result<Option<PartialMoments<DeviceBuffer>>> {
     // SAFETY: as the caller vouches.
-    let own = || unsafe {
-        cuda::forward(
-            rt, maps, batch, size, weights, geometry, element, out, moments,
-        )
-    };
+    let own = || unsafe { cuda::forward(rt, layer, maps, weights, out, moments) };
     #[cfg(feature = "cudnn")]
-    if operands::supports(maps, element) {
-        let c = convolution(batch, size, weights.ci, weights.co, geometry, element);
-        let taps: usize = c.kernel.iter().product();
+    if operands::supports(maps, layer.element) {
+        let (c, element) = (convolution(layer, weights.ci, weights.co), layer.element);
+        let [taps, inputs] = [c.kernel, c.input].map(|v| v.iter().product::<usize>());
         let shape = MapShape {
-            batch,
+            batch: c.batch,
             voxels: c.output.iter().product(),
             channels: c.channels_out,
             element,
@@ -61,7 +54,7 @@ pub(super) unsafe fn forward(
             let Some(call) = call else { return own() };
             // SAFETY: as the caller vouches; what is made here has the sizes of the shapes.
             unsafe {
-                let x = operands::plain(rt, maps, batch, size.iter().product(), element)?;
+                let x = operands::plain(rt, maps, c.batch, inputs, element)?;
                 let w = operands::filter(rt, weights, taps, &(0..weights.ci), element)?;
                 call.run([x.address, w.address(), out])?;
                 moments
@@ -82,42 +75,24 @@ pub(super) unsafe fn forward(
 /// As there.
 pub(super) unsafe fn grad_input(
     rt: &CudaRuntime,
+    layer: &Layer,
     grad_output: SourceMap,
-    batch: usize,
-    size: [usize; 3],
     weights: &Weights,
-    geometry: Conv3dGeometry,
     wanted: Range<usize>,
-    element: ElementType,
     out: Address,
 ) -> Result<()> {
-    let own = || {
-        let wanted = wanted.clone();
-        // SAFETY: as the caller vouches.
-        unsafe {
-            cuda::grad_input(
-                rt,
-                grad_output,
-                batch,
-                size,
-                weights,
-                geometry,
-                wanted,
-                element,
-                out,
-            )
-        }
-    };
+    // SAFETY: as the caller vouches.
+    let own = || unsafe { cuda::grad_input(rt, layer, grad_output, weights, wanted.clone(), out) };
     #[cfg(feature = "cudnn")]
-    if operands::supports(&[grad_output], element) {
-        let c = convolution(batch, size, wanted.len(), weights.co, geometry, element);
+    if operands::supports(&[grad_output], layer.element) {
+        let (c, element) = (convolution(layer, wanted.len(), weights.co), layer.element);
         let [taps, voxels] = [c.kernel, c.output].map(|v| v.iter().product::<usize>());
         let job = job(Pass::GradInput, c, &[], Some(&grad_output), false);
         return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
             // SAFETY: as the caller vouches; what is made here has the sizes of the shapes.
             unsafe {
-                let y = operands::plain(rt, &[grad_output], batch, voxels, element)?;
+                let y = operands::plain(rt, &[grad_output], c.batch, voxels, element)?;
                 let w = operands::filter(rt, weights, taps, &wanted, element)?;
                 call.run([out, w.address(), y.address])
             }
@@ -135,21 +110,18 @@ pub(super) unsafe fn grad_input(
 /// As there.
 pub(super) unsafe fn grad_weight(
     rt: &CudaRuntime,
+    layer: &Layer,
     maps: &[SourceMap],
     grad_output: SourceMap,
-    batch: usize,
-    size: [usize; 3],
-    geometry: Conv3dGeometry,
-    element: ElementType,
     out: Address,
 ) -> Result<()> {
     // SAFETY: as the caller vouches.
-    let own =
-        || unsafe { cuda::grad_weight(rt, maps, grad_output, batch, size, geometry, element, out) };
+    let own = || unsafe { cuda::grad_weight(rt, layer, maps, grad_output, out) };
     #[cfg(feature = "cudnn")]
-    if operands::supports(maps, element) && operands::supports(&[grad_output], element) {
+    if operands::supports(maps, layer.element) && operands::supports(&[grad_output], layer.element)
+    {
         let ci = maps.iter().map(|m| m.channels).sum();
-        let c = convolution(batch, size, ci, grad_output.channels, geometry, element);
+        let (c, element) = (convolution(layer, ci, grad_output.channels), layer.element);
         let [taps, inputs, outputs] =
             [c.kernel, c.input, c.output].map(|v| v.iter().product::<usize>());
         let job = job(Pass::GradWeight, c, maps, Some(&grad_output), false);
@@ -159,8 +131,8 @@ pub(super) unsafe fn grad_weight(
             let w = rt.alloc(dims.iter().product::<usize>() * element.size())?;
             // SAFETY: as the caller vouches; what is made here has the sizes of the shapes.
             unsafe {
-                let x = operands::plain(rt, maps, batch, inputs, element)?;
-                let y = operands::plain(rt, &[grad_output], batch, outputs, element)?;
+                let x = operands::plain(rt, maps, c.batch, inputs, element)?;
+                let y = operands::plain(rt, &[grad_output], c.batch, outputs, element)?;
                 call.run([x.address, w.address(), y.address])?;
                 operands::weight_gradient(rt, w.address(), element, dims, out)
             }
@@ -170,26 +142,22 @@ pub(super) unsafe fn grad_weight(
 }
 
 #[cfg(feature = "cudnn")]
-fn convolution(
-    batch: usize,
-    input: [usize; 3],
-    channels_in: usize,
-    channels_out: usize,
-    geometry: Conv3dGeometry,
-    element: ElementType,
-) -> Convolution {
+fn convolution(layer: &Layer, channels_in: usize, channels_out: usize) -> Convolution {
+    let Conv3dGeometry {
+        kernel,
+        stride,
+        padding,
+    } = layer.geometry;
     Convolution {
-        bf16: element == ElementType::Bf16,
-        batch,
+        bf16: layer.element == ElementType::Bf16,
+        batch: layer.batch,
         channels_in,
         channels_out,
-        input,
-        output: geometry
-            .output_size("conv3d", input)
-            .expect("checked by the caller"),
-        kernel: geometry.kernel,
-        stride: geometry.stride,
-        padding: geometry.padding,
+        input: layer.size,
+        output: layer.output(),
+        kernel,
+        stride,
+        padding,
     }
 }
 

@@ -290,6 +290,33 @@ pub struct Weights {
     pub ci: usize,
 }
 
+/// What the passes of a convolution have in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer {
+    /// Samples.
+    pub batch: usize,
+    /// Of the input: D, H, W.
+    pub size: [usize; 3],
+    /// Kernel, stride and padding.
+    pub geometry: Conv3dGeometry,
+    /// Of all maps.
+    pub element: ElementType,
+}
+
+impl Layer {
+    /// Size of the output.
+    ///
+    /// # Panics
+    /// If [`supports`] is false or the kernel does not fit the input: callers have checked.
+    pub(super) fn output(&self) -> [usize; 3] {
+        let geometry = &self.geometry;
+        assert!(supports(geometry), "{geometry:?} is not supported");
+        geometry
+            .output_size("conv3d", self.size)
+            .expect("checked by the caller")
+    }
+}
+
 /// The widest tile that wastes least.
 fn column_tile(columns: usize) -> usize {
     [96, 48, 16]
@@ -513,19 +540,19 @@ unsafe fn correlate<R: Runtime>(
 /// If [`supports`] is false or the kernel does not fit the input: callers have checked.
 pub unsafe fn forward<R: Runtime>(
     rt: &R,
+    layer: &Layer,
     maps: &[SourceMap],
-    batch: usize,
-    size: [usize; 3],
     weights: &Weights,
-    geometry: Conv3dGeometry,
-    element: ElementType,
     out: Address,
     moments: bool,
 ) -> Result<Option<PartialMoments<R::Buffer>>> {
-    assert!(supports(&geometry), "{geometry:?} is not supported");
-    let output = geometry
-        .output_size("conv3d", size)
-        .expect("checked by the caller");
+    let Layer {
+        batch,
+        size,
+        geometry,
+        element,
+    } = *layer;
+    let output = layer.output();
     let axes = [0, 1, 2].map(|i| Axis {
         step: geometry.stride[i],
         taps: (0..geometry.kernel[i])
@@ -569,19 +596,19 @@ pub unsafe fn forward<R: Runtime>(
 /// As [`forward`].
 pub unsafe fn grad_input<R: Runtime>(
     rt: &R,
+    layer: &Layer,
     grad_output: SourceMap,
-    batch: usize,
-    size: [usize; 3],
     weights: &Weights,
-    geometry: Conv3dGeometry,
     wanted: Range<usize>,
-    element: ElementType,
     out: Address,
 ) -> Result<()> {
-    assert!(supports(&geometry), "{geometry:?} is not supported");
-    let output = geometry
-        .output_size("conv3d", size)
-        .expect("checked by the caller");
+    let Layer {
+        batch,
+        size,
+        geometry,
+        element,
+    } = *layer;
+    let output = layer.output();
     let [kernel, stride, padding] = [geometry.kernel, geometry.stride, geometry.padding];
     // Output o reaches input i = residue + stride q through tap k iff o = q + (residue + padding - k) / stride.
     let axis = |i: usize, residue: usize| Axis {
@@ -697,18 +724,18 @@ fn splits(
 /// As [`forward`].
 pub unsafe fn grad_weight<R: Runtime>(
     rt: &R,
+    layer: &Layer,
     maps: &[SourceMap],
     grad_output: SourceMap,
-    batch: usize,
-    size: [usize; 3],
-    geometry: Conv3dGeometry,
-    element: ElementType,
     out: Address,
 ) -> Result<()> {
-    assert!(supports(&geometry), "{geometry:?} is not supported");
-    let output = geometry
-        .output_size("conv3d", size)
-        .expect("checked by the caller");
+    let Layer {
+        batch,
+        size,
+        geometry,
+        element,
+    } = *layer;
+    let output = layer.output();
     let piece = element.piece();
     let row_bytes = (GRAD_WEIGHT_CI + piece) * element.size();
     let first = geometry.padding.map(|p| -(p as i32));

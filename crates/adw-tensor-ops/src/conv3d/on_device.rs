@@ -1,7 +1,7 @@
 //! The passes on a CUDA device: tensors in, launches of `conv3d.cu` out.
 
 use super::chosen;
-use super::cuda::{self, SourceMap, Weights};
+use super::cuda::{self, Layer, SourceMap, Weights};
 use super::{Input, Moments, input_dims};
 use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
@@ -80,23 +80,16 @@ pub(super) fn forward(
     let (batch, size, _) = input_dims(OP, inputs)?;
     check(OP, geometry, batch, inputs.len())?;
     let (maps, weights) = (sources(OP, rt, inputs)?, weights(OP, rt, weight)?);
-    let element = element_type(OP, inputs[0].map.dtype())?;
+    let layer = Layer {
+        batch,
+        size,
+        geometry,
+        element: element_type(OP, inputs[0].map.dtype())?,
+    };
     let [d, h, w] = geometry.output_size(OP, size)?;
     let (out, out_address) = rt.empty(inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
     // SAFETY: the addresses are those of tensors of these shapes.
-    let parts = unsafe {
-        chosen::forward(
-            rt,
-            &maps,
-            batch,
-            size,
-            &weights,
-            geometry,
-            element,
-            out_address,
-            with_moments,
-        )?
-    };
+    let parts = unsafe { chosen::forward(rt, &layer, &maps, &weights, out_address, with_moments)? };
     let moments = parts.map(|p| Moments::partial(rt, p, batch, weights.co));
     Ok((out, moments))
 }
@@ -115,22 +108,17 @@ pub(super) fn grad_input(
     check(OP, geometry, batch, 1)?;
     let grad = source(OP, rt, grad_output, grad_output.map)?;
     let weights = weights(OP, rt, weight)?;
-    let element = element_type(OP, grad_output.map.dtype())?;
+    let layer = Layer {
+        batch,
+        size,
+        geometry,
+        element: element_type(OP, grad_output.map.dtype())?,
+    };
     let shape = (batch, size[0], size[1], size[2], channels.len());
     let (out, out_address) = rt.empty(grad_output.map.dtype(), shape)?;
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
-        chosen::grad_input(
-            rt,
-            grad,
-            batch,
-            size,
-            &weights,
-            geometry,
-            channels,
-            element,
-            out_address,
-        )?;
+        chosen::grad_input(rt, &layer, grad, &weights, channels, out_address)?;
     }
     Ok(out)
 }
@@ -149,13 +137,18 @@ pub(super) fn grad_weight(
         sources(OP, rt, inputs)?,
         source(OP, rt, grad_output, inputs[0].map)?,
     );
-    let element = element_type(OP, grad_output.map.dtype())?;
+    let layer = Layer {
+        batch,
+        size,
+        geometry,
+        element: element_type(OP, grad_output.map.dtype())?,
+    };
     let [kd, kh, kw] = geometry.kernel;
     let shape = (grad.channels, ci, kd, kh, kw);
     let (out, out_address) = rt.empty(candle_core::DType::F32, shape)?;
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
-        chosen::grad_weight(rt, &maps, grad, batch, size, geometry, element, out_address)?;
+        chosen::grad_weight(rt, &layer, &maps, grad, out_address)?;
     }
     Ok(out)
 }
@@ -191,7 +184,15 @@ pub(crate) fn op(
         ci: weight_layout.dims()[1],
     };
     let map = SourceMap::plain(storage_address(name, x, x_layout)?, channels);
-    let element = element_type(name, x.dtype())?;
+    let layer = Layer {
+        batch,
+        size: match which {
+            Op::Conv3d => [d, h, w],
+            Op::ConvTranspose3d => output,
+        },
+        geometry,
+        element: element_type(name, x.dtype())?,
+    };
     let channels_out = match which {
         Op::Conv3d => weights.co,
         Op::ConvTranspose3d => weights.ci,
@@ -199,19 +200,16 @@ pub(crate) fn op(
     let rt = &*CudaRuntime::of(x.device());
     let len = batch * output.iter().product::<usize>() * channels_out;
     let (out, to) = rt.empty_storage(x.dtype(), len)?;
-    let size = [d, h, w];
     // SAFETY: the addresses are those of tensors of these shapes.
     unsafe {
         match which {
             Op::Conv3d => {
                 let maps = [map];
-                chosen::forward(
-                    rt, &maps, batch, size, &weights, geometry, element, to, false,
-                )?;
+                chosen::forward(rt, &layer, &maps, &weights, to, false)?;
             }
             Op::ConvTranspose3d => {
                 let all = 0..channels_out;
-                chosen::grad_input(rt, map, batch, output, &weights, geometry, all, element, to)?;
+                chosen::grad_input(rt, &layer, map, &weights, all, to)?;
             }
         }
     }

@@ -41,6 +41,17 @@ const fn case(
     }
 }
 
+impl Case {
+    fn layer(&self, element: ElementType) -> Layer {
+        Layer {
+            batch: self.batch,
+            size: self.size,
+            geometry: self.geometry,
+            element,
+        }
+    }
+}
+
 /// Odd sizes; channels that divide into pieces, slices and tiles, and that do not; every kind of layer of a network.
 const CASES: &[Case] = &[
     case(2, &[1], 5, [3, 4, 5], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
@@ -190,12 +201,9 @@ fn forward_with_moments() {
             let coefficients = unsafe {
                 let partial = forward(
                     &rt,
+                    &case.layer(element),
                     &maps.sources(norm_all),
-                    case.batch,
-                    case.size,
                     &packed,
-                    case.geometry,
-                    element,
                     out.address(),
                     true,
                 )
@@ -266,13 +274,10 @@ fn gradients() {
                 let source = g.sources(false)[0];
                 grad_input(
                     &rt,
+                    &case.layer(element),
                     source,
-                    case.batch,
-                    case.size,
                     &packed,
-                    case.geometry,
                     wanted,
-                    element,
                     out.address(),
                 )
                 .unwrap();
@@ -296,17 +301,7 @@ fn gradients() {
         // SAFETY: the buffers have the sizes of the shapes.
         unsafe {
             let (maps, grad) = (x.sources(true), g.sources(false)[0]);
-            grad_weight(
-                &rt,
-                &maps,
-                grad,
-                case.batch,
-                case.size,
-                case.geometry,
-                element,
-                out.address(),
-            )
-            .unwrap();
+            grad_weight(&rt, &case.layer(element), &maps, grad, out.address()).unwrap();
         }
         compare(
             &format!("{what}: grad w"),
@@ -333,6 +328,12 @@ fn transposed_convolution() {
             let rt = Emulator::new();
             let up = [0, 1, 2].map(|i| size[i] * stride[i]);
             let geometry = Conv3dGeometry::non_overlapping(stride);
+            let layer = Layer {
+                batch,
+                size: up,
+                geometry,
+                element,
+            };
             let x = Maps::new(&rt, 1, batch, size, &[ci], element);
             let g = Maps::new(&rt, 50, batch, up, &[co], element);
             let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], element);
@@ -353,31 +354,9 @@ fn transposed_convolution() {
             // SAFETY: the buffers have the sizes of the shapes.
             unsafe {
                 let (x, g) = (x.sources(true)[0], g.sources(false)[0]);
-                grad_input(
-                    &rt,
-                    x,
-                    batch,
-                    up,
-                    &packed,
-                    geometry,
-                    0..co,
-                    element,
-                    y.address(),
-                )
-                .unwrap();
-                forward(
-                    &rt,
-                    &[g],
-                    batch,
-                    up,
-                    &packed,
-                    geometry,
-                    element,
-                    gx.address(),
-                    false,
-                )
-                .unwrap();
-                grad_weight(&rt, &[g], x, batch, up, geometry, element, gw.address()).unwrap();
+                grad_input(&rt, &layer, x, &packed, 0..co, y.address()).unwrap();
+                forward(&rt, &layer, &[g], &packed, gx.address(), false).unwrap();
+                grad_weight(&rt, &layer, &[g], x, gw.address()).unwrap();
             }
             let (x, g) = (x.inputs(true)[0], g.inputs(false)[0].map);
             let t = tolerance(element);
@@ -485,25 +464,17 @@ fn work_of(
         ci,
     };
     let (grad, a) = (SourceMap::plain(Address(1), co), Address(1));
+    let layer = Layer {
+        batch,
+        size,
+        geometry,
+        element,
+    };
     // SAFETY: nothing runs.
     unsafe {
-        forward(
-            &rt, &maps, batch, size, &weights, geometry, element, a, true,
-        )
-        .unwrap();
-        grad_input(
-            &rt,
-            grad,
-            batch,
-            size,
-            &weights,
-            geometry,
-            0..ci,
-            element,
-            a,
-        )
-        .unwrap();
-        grad_weight(&rt, &maps, grad, batch, size, geometry, element, a).unwrap();
+        forward(&rt, &layer, &maps, &weights, a, true).unwrap();
+        grad_input(&rt, &layer, grad, &weights, 0..ci, a).unwrap();
+        grad_weight(&rt, &layer, &maps, grad, a).unwrap();
     }
     rt.take()
 }
@@ -650,6 +621,12 @@ fn shared_memory_of_real_layers() {
                 stride,
                 padding: kernel.map(|k| k / 2),
             };
+            let layer = Layer {
+                batch: 1,
+                size,
+                geometry,
+                element,
+            };
             for (ci, co) in [
                 (1, 48),
                 (48, 48),
@@ -663,21 +640,10 @@ fn shared_memory_of_real_layers() {
                 let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
                 // SAFETY: nothing runs.
                 unsafe {
-                    forward(
-                        &&most,
-                        &[map],
-                        1,
-                        size,
-                        &weights,
-                        geometry,
-                        element,
-                        a,
-                        true,
-                    )
-                    .unwrap();
+                    forward(&&most, &layer, &[map], &weights, a, true).unwrap();
                     let all = 0..ci;
-                    grad_input(&&most, grad, 1, size, &weights, geometry, all, element, a).unwrap();
-                    grad_weight(&&most, &[map], grad, 1, size, geometry, element, a).unwrap();
+                    grad_input(&&most, &layer, grad, &weights, all, a).unwrap();
+                    grad_weight(&&most, &layer, &[map], grad, a).unwrap();
                 }
                 let most = most.0.get() as usize;
                 assert!(
