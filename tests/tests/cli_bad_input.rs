@@ -44,10 +44,7 @@ impl Sound {
     }
 
     fn architecture(&self) -> serde_json::Value {
-        serde_json::from_slice(
-            &fs::read(self.run().join("search/fold_0/architecture.json")).unwrap(),
-        )
-        .unwrap()
+        serde_json::from_slice(&fs::read(self.run().join("search/fold_0/architecture.json")).unwrap()).unwrap()
     }
 }
 
@@ -57,11 +54,7 @@ fn sound() -> &'static Sound {
         let dir = tempfile::tempdir().unwrap();
         let data = phantom(dir.path(), 5);
         let sound = Sound { dir, data };
-        Adw::new(["search"])
-            .path("--data", &sound.data)
-            .path("--run", &sound.run())
-            .args(TINY)
-            .succeed();
+        Adw::new(["search"]).path("--data", &sound.data).path("--run", &sound.run()).args(TINY).succeed();
         Adw::new(["retrain"]).path("--run", &sound.run()).succeed();
         sound
     })
@@ -74,31 +67,16 @@ fn assert_dataset_refused(damage: impl FnOnce(&Path), parts: &[&str]) {
     let data = dir.path().join("Task00_Phantom");
     copy(&sound().data, &data);
     damage(&data);
-    Adw::new(["plan"])
-        .path("--data", &data)
-        .run()
-        .assert_bad_input(parts);
+    Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(parts);
     let run = dir.path().join("runs/phantom/one");
-    Adw::new(["search"])
-        .path("--data", &data)
-        .path("--run", &run)
-        .args(TINY)
-        .run()
-        .assert_bad_input(parts);
-    assert_eq!(
-        names(dir.path()),
-        ["Task00_Phantom"],
-        "a failed search leaves nothing"
-    );
+    Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY).run().assert_bad_input(parts);
+    assert_eq!(names(dir.path()), ["Task00_Phantom"], "a failed search leaves nothing");
 }
 
 /// The first training image and its label map.
 fn first_case(data: &Path) -> (PathBuf, PathBuf) {
     let name = names(&data.join("imagesTr")).remove(0);
-    (
-        data.join("imagesTr").join(&name),
-        data.join("labelsTr").join(&name),
-    )
+    (data.join("imagesTr").join(&name), data.join("labelsTr").join(&name))
 }
 
 fn file_name(path: &Path) -> String {
@@ -116,10 +94,7 @@ fn a_listed_file_that_is_missing() {
 
 #[test]
 fn a_truncated_image_and_a_truncated_label_map() {
-    for pick in [
-        |case: (PathBuf, PathBuf)| case.0,
-        |case: (PathBuf, PathBuf)| case.1,
-    ] {
+    for pick in [|case: (PathBuf, PathBuf)| case.0, |case: (PathBuf, PathBuf)| case.1] {
         let name = file_name(&pick(first_case(&sound().data)));
         assert_dataset_refused(
             |data| {
@@ -187,31 +162,17 @@ fn a_dataset_of_four_cases() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 4);
     let run = dir.path().join("run");
-    let search = Adw::new(["search"])
-        .path("--data", &data)
-        .path("--run", &run)
-        .args(TINY);
-    search
-        .run()
-        .assert_bad_input(&["4 training cases", "at least 5"]);
+    let search = Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY);
+    search.run().assert_bad_input(&["4 training cases", "at least 5"]);
     assert!(!run.exists());
 }
 
 #[test]
 fn a_dataset_json_that_is_no_json_and_a_folder_without_one() {
-    assert_dataset_refused(
-        |data| fs::write(data.join("dataset.json"), "{").unwrap(),
-        &["dataset.json", "JSON"],
-    );
+    assert_dataset_refused(|data| fs::write(data.join("dataset.json"), "{").unwrap(), &["dataset.json", "JSON"]);
     let dir = tempfile::tempdir().unwrap();
-    Adw::new(["plan"])
-        .path("--data", dir.path())
-        .run()
-        .assert_bad_input(&["no dataset.json"]);
-    Adw::new(["plan"])
-        .path("--data", &dir.path().join("absent"))
-        .run()
-        .assert_bad_input(&["no such folder"]);
+    Adw::new(["plan"]).path("--data", dir.path()).run().assert_bad_input(&["no dataset.json"]);
+    Adw::new(["plan"]).path("--data", &dir.path().join("absent")).run().assert_bad_input(&["no such folder"]);
 }
 
 /// Runs a search of the sound dataset with extra arguments that must be refused.
@@ -219,51 +180,25 @@ fn a_dataset_json_that_is_no_json_and_a_folder_without_one() {
 fn assert_search_refused(extra: &[&str], parts: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
-    let search = Adw::new(["search"])
-        .path("--data", &sound().data)
-        .path("--run", &run)
-        .args(TINY)
-        .args(extra);
+    let search = Adw::new(["search"]).path("--data", &sound().data).path("--run", &run).args(TINY).args(extra);
     search.run().assert_bad_input(parts);
-    assert!(
-        names(dir.path()).is_empty(),
-        "a refused search leaves {:?}",
-        names(dir.path())
-    );
+    assert!(names(dir.path()).is_empty(), "a refused search leaves {:?}", names(dir.path()));
 }
 
 #[test]
 fn a_patch_that_does_not_fit_in_memory() {
-    assert_search_refused(
-        &["--memory", "0.001"],
-        &["16x24x16", "GB", "data.patch_size"],
-    );
-    assert_search_refused(
-        &["--set=data.patch_size=[4096, 4096, 4096]"],
-        &["4096x4096x4096", "GB"],
-    );
+    assert_search_refused(&["--memory", "0.001"], &["16x24x16", "GB", "data.patch_size"]);
+    assert_search_refused(&["--set=data.patch_size=[4096, 4096, 4096]"], &["4096x4096x4096", "GB"]);
 }
 
 #[test]
 fn configuration_that_means_nothing() {
-    assert_search_refused(
-        &["--set", "search.epoch=3"],
-        &["\"search.epoch\"", "\"search.epochs\""],
-    );
-    assert_search_refused(
-        &["--set", "search.epochs=many"],
-        &["search.epochs=many", "an integer"],
-    );
-    assert_search_refused(
-        &["--set", "network.mask=behind"],
-        &["mask", "behind", "post_norm"],
-    );
+    assert_search_refused(&["--set", "search.epoch=3"], &["\"search.epoch\"", "\"search.epochs\""]);
+    assert_search_refused(&["--set", "search.epochs=many"], &["search.epochs=many", "an integer"]);
+    assert_search_refused(&["--set", "network.mask=behind"], &["mask", "behind", "post_norm"]);
     assert_search_refused(&["--set", "network.max_width=7"], &["7"]);
     assert_search_refused(&["--set", "search.epochs=0"], &["epochs"]);
-    assert_search_refused(
-        &["--set", "search.precision=half"],
-        &["half", "`full` or `bf16`"],
-    );
+    assert_search_refused(&["--set", "search.precision=half"], &["half", "`full` or `bf16`"]);
     if !Precision::Bf16.is_available() {
         assert_search_refused(
             &["--set", "search.precision=bf16"],
@@ -276,40 +211,23 @@ fn configuration_that_means_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mine.toml");
     fs::write(&file, "[search]\nepocs = 3\n").unwrap();
-    assert_search_refused(
-        &["--preset", file.to_str().unwrap()],
-        &["mine.toml", "search.epocs", "search.epochs"],
-    );
+    assert_search_refused(&["--preset", file.to_str().unwrap()], &["mine.toml", "search.epocs", "search.epochs"]);
 }
 
 #[test]
 fn runs_that_are_not_there_not_unfinished_or_not_alike() {
     let dir = tempfile::tempdir().unwrap();
     let absent = dir.path().join("absent");
-    Adw::new(["search", "--resume"])
-        .path("--run", &absent)
-        .run()
-        .assert_bad_input(&["absent", "not a run"]);
-    Adw::new(["retrain"])
-        .path("--run", &absent)
-        .run()
-        .assert_bad_input(&["absent", "not a run"]);
+    Adw::new(["search", "--resume"]).path("--run", &absent).run().assert_bad_input(&["absent", "not a run"]);
+    Adw::new(["retrain"]).path("--run", &absent).run().assert_bad_input(&["absent", "not a run"]);
     fs::write(dir.path().join("file"), "mine").unwrap();
-    let elsewhere = Adw::new(["search"])
-        .path("--data", &sound().data)
-        .args(TINY);
-    elsewhere
-        .clone()
-        .path("--run", dir.path())
-        .run()
-        .assert_bad_input(&["exists and is not a run"]);
+    let elsewhere = Adw::new(["search"]).path("--data", &sound().data).args(TINY);
+    elsewhere.clone().path("--run", dir.path()).run().assert_bad_input(&["exists and is not a run"]);
     assert_eq!(names(dir.path()), ["file"]);
     let again = elsewhere.clone().path("--run", &sound().run());
     again.run().assert_bad_input(&["search/fold_0", "finished"]);
     let otherwise = again.arg("--resume").args(["--set", "search.epochs=5"]);
-    otherwise
-        .run()
-        .assert_bad_input(&["search.epochs", "4", "5"]);
+    otherwise.run().assert_bad_input(&["search.epochs", "4", "5"]);
 }
 
 #[test]
@@ -320,10 +238,7 @@ fn an_architecture_that_does_not_fit() {
     let assert_refused = |text: String, parts: &[&str]| {
         fs::write(&file, text).unwrap();
         let retrain = Adw::new(["retrain", "--name", "other"]).path("--run", &sound().run());
-        retrain
-            .path("--architecture", &file)
-            .run()
-            .assert_bad_input(parts);
+        retrain.path("--architecture", &file).run().assert_bad_input(parts);
     };
     let changed = |key: &str, value: serde_json::Value| {
         let mut architecture = sound().architecture();
@@ -331,30 +246,13 @@ fn an_architecture_that_does_not_fit() {
         architecture.to_string()
     };
     assert_refused("{\"format\": ".into(), &["architecture.json"]);
-    assert_refused(
-        changed("format", "adw-architecture/99".into()),
-        &["architecture.json", "adw-architecture/99"],
-    );
-    assert_refused(
-        changed("in_channels", 3.into()),
-        &["architecture.json", "3"],
-    );
-    assert_refused(
-        changed("num_classes", 9.into()),
-        &["architecture.json", "9"],
-    );
-    assert_refused(
-        changed("blocks", serde_json::json!([[4], [4]])),
-        &["architecture.json", "blocks"],
-    );
-    assert_refused(
-        changed("strides", serde_json::json!([[3, 3, 3], [3, 3, 3]])),
-        &["architecture.json"],
-    );
+    assert_refused(changed("format", "adw-architecture/99".into()), &["architecture.json", "adw-architecture/99"]);
+    assert_refused(changed("in_channels", 3.into()), &["architecture.json", "3"]);
+    assert_refused(changed("num_classes", 9.into()), &["architecture.json", "9"]);
+    assert_refused(changed("blocks", serde_json::json!([[4], [4]])), &["architecture.json", "blocks"]);
+    assert_refused(changed("strides", serde_json::json!([[3, 3, 3], [3, 3, 3]])), &["architecture.json"]);
     fs::remove_file(&file).unwrap();
-    let retrain = Adw::new(["retrain", "--name", "other"])
-        .path("--run", &sound().run())
-        .path("--architecture", &file);
+    let retrain = Adw::new(["retrain", "--name", "other"]).path("--run", &sound().run()).path("--architecture", &file);
     retrain.run().assert_bad_input(&["architecture.json"]);
     assert_eq!(names(&sound().run().join("retrain")), before);
 }
@@ -362,10 +260,7 @@ fn an_architecture_that_does_not_fit() {
 /// Predicts the first test image into `output` with `model`.
 fn predict(model: &Path, output: &Path) -> Adw {
     let input = sound().data.join("imagesTs");
-    Adw::new(["predict"])
-        .path("--model", model)
-        .path("--input", &input)
-        .path("--output", output)
+    Adw::new(["predict"]).path("--model", model).path("--input", &input).path("--output", output)
 }
 
 #[test]
@@ -382,9 +277,7 @@ fn a_model_that_is_none() {
         fs::write(&model, content).unwrap();
         predict(&model, &output).run().assert_bad_input(&[name]);
     }
-    predict(&dir.path().join("absent.safetensors"), &output)
-        .run()
-        .assert_bad_input(&["absent.safetensors"]);
+    predict(&dir.path().join("absent.safetensors"), &output).run().assert_bad_input(&["absent.safetensors"]);
     assert!(!output.exists());
 }
 
@@ -393,17 +286,12 @@ fn images_a_model_cannot_read() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("out");
     let predict = |input: &Path| {
-        Adw::new(["predict"])
-            .path("--model", &sound().model())
-            .path("--input", input)
-            .path("--output", &output)
+        Adw::new(["predict"]).path("--model", &sound().model()).path("--input", input).path("--output", &output)
     };
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     predict(&empty).run().assert_bad_input(&["empty", ".nii"]);
-    predict(&dir.path().join("absent.nii.gz"))
-        .run()
-        .assert_bad_input(&["absent.nii.gz"]);
+    predict(&dir.path().join("absent.nii.gz")).run().assert_bad_input(&["absent.nii.gz"]);
 
     // The second of two images is damaged: the first is not written either.
     let mixed = dir.path().join("mixed");
@@ -412,29 +300,18 @@ fn images_a_model_cannot_read() {
     let volume = read_image(&second).unwrap();
     let bytes = fs::read(&second).unwrap();
     fs::write(&second, &bytes[..100]).unwrap();
-    predict(&mixed)
-        .run()
-        .assert_bad_input(&[&file_name(&second), "truncated or damaged"]);
+    predict(&mixed).run().assert_bad_input(&[&file_name(&second), "truncated or damaged"]);
     let two = ndarray::concatenate![ndarray::Axis(0), volume.data, volume.data];
     write_image(&second, &two.view(), &volume.geometry).unwrap();
-    predict(&mixed)
-        .run()
-        .assert_bad_input(&[&file_name(&second), "2 channels"]);
+    predict(&mixed).run().assert_bad_input(&[&file_name(&second), "2 channels"]);
     let mut nan = volume.data.clone();
     nan[[0, 1, 1, 1]] = f32::NAN;
     write_image(&second, &nan.view(), &volume.geometry).unwrap();
-    predict(&mixed)
-        .run()
-        .assert_bad_input(&[&file_name(&second), "NaN"]);
+    predict(&mixed).run().assert_bad_input(&[&file_name(&second), "NaN"]);
     assert!(!output.exists());
 
-    let onto_itself = Adw::new(["predict"])
-        .path("--model", &sound().model())
-        .path("--input", &mixed);
-    onto_itself
-        .path("--output", &mixed)
-        .run()
-        .assert_bad_input(&["--output", "overwrite"]);
+    let onto_itself = Adw::new(["predict"]).path("--model", &sound().model()).path("--input", &mixed);
+    onto_itself.path("--output", &mixed).run().assert_bad_input(&["--output", "overwrite"]);
 }
 
 /// A folder in which nobody, not even root, can create files.
@@ -447,17 +324,10 @@ fn an_output_folder_that_cannot_be_written_to() {
         return;
     }
     let run = Path::new(NEVER_WRITABLE);
-    let search = Adw::new(["search"])
-        .path("--data", &sound().data)
-        .args(TINY);
+    let search = Adw::new(["search"]).path("--data", &sound().data).args(TINY);
     search.path("--run", run).run().assert_bad_input(&["/proc"]);
-    predict(&sound().model(), run)
-        .run()
-        .assert_bad_input(&["/proc"]);
-    Adw::new(["phantom"])
-        .path("--output", run)
-        .run()
-        .assert_bad_input(&["/proc"]);
+    predict(&sound().model(), run).run().assert_bad_input(&["/proc"]);
+    Adw::new(["phantom"]).path("--output", run).run().assert_bad_input(&["/proc"]);
 
     // Where permissions are enforced (not for root), a folder of one's own.
     let dir = tempfile::tempdir().unwrap();
@@ -470,14 +340,9 @@ fn an_output_folder_that_cannot_be_written_to() {
         println!("SKIPPED: permissions do not bind this user");
         return;
     }
-    let search = Adw::new(["search"])
-        .path("--data", &sound().data)
-        .path("--run", &closed.join("run"))
-        .args(TINY);
+    let search = Adw::new(["search"]).path("--data", &sound().data).path("--run", &closed.join("run")).args(TINY);
     search.run().assert_bad_input(&["closed"]);
-    predict(&sound().model(), &closed)
-        .run()
-        .assert_bad_input(&["closed"]);
+    predict(&sound().model(), &closed).run().assert_bad_input(&["closed"]);
     assert!(names(&closed).is_empty());
 }
 
@@ -488,10 +353,7 @@ fn on_a_small_disk(mount_point: &Path, command: &Adw) -> Option<Outcome> {
                           \"$@\"; code=$?; find \"$mount_point\" -type f; exit $code";
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "--map-root-user", "sh", "-c", SCRIPT, "sh"]);
-    unshare
-        .arg(mount_point)
-        .arg(cli_support::adw())
-        .args(command.arguments());
+    unshare.arg(mount_point).arg(cli_support::adw()).args(command.arguments());
     let output = unshare.output().ok()?;
     // The child's own complaint about missing rights, not adw's.
     let refused = output.status.code() == Some(77) || output.status.code() == Some(1);
@@ -507,10 +369,7 @@ fn a_disk_that_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let mount_point = dir.path();
     let run = mount_point.join("run");
-    let search = Adw::new(["search", "--json"])
-        .path("--data", &sound().data)
-        .path("--run", &run)
-        .args(TINY);
+    let search = Adw::new(["search", "--json"]).path("--data", &sound().data).path("--run", &run).args(TINY);
     let phantom = Adw::new(["phantom"]).path("--output", &mount_point.join("phantom"));
     let mut left = Vec::new();
     for command in [search, phantom] {
@@ -523,16 +382,8 @@ fn a_disk_that_is_full() {
         left.push(files.map(str::to_owned).collect::<Vec<_>>());
     }
     // What was written of the search is whole, so that it can go on when there is room; of a dataset nothing stays.
-    assert!(
-        left[0].iter().any(|file| file.ends_with("run/splits.json")),
-        "{left:?}"
-    );
-    assert!(
-        left[0]
-            .iter()
-            .all(|file| Path::new(file).extension().is_none_or(|end| end != "tmp")),
-        "{left:?}"
-    );
+    assert!(left[0].iter().any(|file| file.ends_with("run/splits.json")), "{left:?}");
+    assert!(left[0].iter().all(|file| Path::new(file).extension().is_none_or(|end| end != "tmp")), "{left:?}");
     assert!(left[1].is_empty(), "{left:?}");
 }
 
@@ -556,8 +407,6 @@ fn evaluation_of_folders_that_do_not_match() {
     evaluate().run().assert_bad_input(&["stranger"]);
     fs::remove_file(predictions.join("stranger.nii.gz")).unwrap();
     let [_, cut] = cut_plane(&label, &predictions.join(label.file_name().unwrap()));
-    evaluate()
-        .run()
-        .assert_bad_input(&[&file_name(&label), &format!("{cut:?}")]);
+    evaluate().run().assert_bad_input(&[&file_name(&label), &format!("{cut:?}")]);
     assert!(!report.exists());
 }

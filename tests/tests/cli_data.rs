@@ -25,11 +25,7 @@ fn as_nnunet(msd: &Path, to: &Path) {
     }
     fs::create_dir_all(to.join("labelsTr")).unwrap();
     for name in names(&msd.join("labelsTr")) {
-        fs::copy(
-            msd.join("labelsTr").join(&name),
-            to.join("labelsTr").join(&name),
-        )
-        .unwrap();
+        fs::copy(msd.join("labelsTr").join(&name), to.join("labelsTr").join(&name)).unwrap();
     }
     let json = json!({
         "channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "one": 1, "two": 2},
@@ -42,21 +38,9 @@ fn as_nnunet(msd: &Path, to: &Path) {
 fn nnunets_layout_goes_all_the_way_to_a_submission() {
     let dir = tempfile::tempdir().unwrap();
     let msd = dir.path().join("Task00_Phantom");
-    Adw::new([
-        "phantom",
-        "--shape",
-        "16",
-        "20",
-        "16",
-        "--cases",
-        "5",
-        "--test",
-        "2",
-        "--modalities",
-        "2",
-    ])
-    .path("--output", &msd)
-    .succeed();
+    Adw::new(["phantom", "--shape", "16", "20", "16", "--cases", "5", "--test", "2", "--modalities", "2"])
+        .path("--output", &msd)
+        .succeed();
     let data = dir.path().join("Dataset900_Phantom");
     as_nnunet(&msd, &data);
     let check = Adw::new(["check"]).path("--data", &data).succeed();
@@ -69,18 +53,14 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
         .args(TINY)
         .succeed();
     let folder = run.join("retrain/fold_0");
-    let (model, steps) = (
-        folder.join("model.safetensors"),
-        dir.path().join("postprocessing.json"),
-    );
+    let (model, steps) = (folder.join("model.safetensors"), dir.path().join("postprocessing.json"));
     let found = Adw::new(["postprocess"])
         .path("--predictions", &folder.join("validation"))
         .path("--references", &data.join("labelsTr"))
         .path("--output", &steps)
         .succeed();
     // Which it is depends on what three epochs trained.
-    let found_steps: serde_json::Value =
-        serde_json::from_slice(&fs::read(&steps).unwrap()).unwrap();
+    let found_steps: serde_json::Value = serde_json::from_slice(&fs::read(&steps).unwrap()).unwrap();
     let line = if found_steps["keep_largest"].as_array().unwrap().is_empty() {
         "no step helps"
     } else {
@@ -91,26 +71,14 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
     // What is kept here does not depend on how well three epochs trained.
     fs::write(&steps, r#"{"keep_largest": ["foreground"]}"#).unwrap();
     let submissions = dir.path().join("submissions");
-    let submit = Adw::new(["submit"])
-        .path("--model", &model)
-        .path("--data", &data);
-    submit
-        .clone()
-        .path("--output", &submissions)
-        .path("--postprocessing", &steps)
-        .succeed();
+    let submit = Adw::new(["submit"]).path("--model", &model).path("--data", &data);
+    submit.clone().path("--output", &submissions).path("--postprocessing", &steps).succeed();
     let submitted = submissions.join("Dataset900_Phantom");
-    assert_eq!(
-        names(&submitted),
-        names(&msd.join("imagesTs")),
-        "names of cases, not of channels"
-    );
+    assert_eq!(names(&submitted), names(&msd.join("imagesTs")), "names of cases, not of channels");
 
     let plain = dir.path().join("plain");
-    let predict = Adw::new(["predict"])
-        .path("--model", &model)
-        .path("--input", &data.join("imagesTs"))
-        .path("--output", &plain);
+    let predict =
+        Adw::new(["predict"]).path("--model", &model).path("--input", &data.join("imagesTs")).path("--output", &plain);
     predict.succeed();
     let step = msd_data::Postprocessing::load(&steps).unwrap();
     for name in names(&plain) {
@@ -147,21 +115,13 @@ fn check_lists_every_problem_and_ends_with_2() {
     let names = names(&data.join("imagesTr"));
     fs::write(data.join("imagesTr").join(&names[0]), "no image").unwrap();
     fs::remove_file(data.join("labelsTr").join(&names[3])).unwrap();
-    fs::copy(
-        data.join("imagesTr").join(&names[1]),
-        data.join("imagesTr/stray.nii.gz"),
-    )
-    .unwrap();
+    fs::copy(data.join("imagesTr").join(&names[1]), data.join("imagesTr/stray.nii.gz")).unwrap();
     let check = Adw::new(["check"]).path("--data", &data);
     let outcome = check.run();
     outcome.assert_bad_input(&["2 errors to put right, 1 warning"]);
     assert_eq!(outcome.stdout.lines().count(), 3, "{}", outcome.stdout);
     for part in [&names[0], &names[3], "stray.nii.gz"] {
-        assert!(
-            outcome.stdout.contains(part),
-            "{part} in {}",
-            outcome.stdout
-        );
+        assert!(outcome.stdout.contains(part), "{part} in {}", outcome.stdout);
     }
     let lines = check.arg("--json").run().stdout;
     let severe = |line: &&str| line.contains(r#""severity":"error""#);
@@ -173,11 +133,9 @@ fn check_lists_every_problem_and_ends_with_2() {
 fn a_search_within_little_memory_finds_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("Task00_Large");
-    Adw::new([
-        "phantom", "--shape", "48", "64", "56", "--cases", "10", "--test", "0",
-    ])
-    .path("--output", &data)
-    .succeed();
+    Adw::new(["phantom", "--shape", "48", "64", "56", "--cases", "10", "--test", "0"])
+        .path("--output", &data)
+        .succeed();
     let search = |run: &str| {
         Adw::new(["search", "--set=data.patch_size=[16,16,16]"])
             .path("--data", &data)
@@ -190,8 +148,7 @@ fn a_search_within_little_memory_finds_the_same() {
     assert!(outcome.stderr.contains("kept in"), "{}", outcome.stderr);
     let prepared = dir.path().join("tight/prepared");
     assert_eq!(names(&prepared).len(), 8, "the training cases of one fold");
-    let found =
-        |run: &str| fs::read(dir.path().join(run).join("search/fold_0/architecture.json")).unwrap();
+    let found = |run: &str| fs::read(dir.path().join(run).join("search/fold_0/architecture.json")).unwrap();
     assert_eq!(found("roomy"), found("tight"));
 
     let tiny = search("tiny").args(["--memory", "0.001"]).run();

@@ -12,16 +12,10 @@ use std::{
 use cli_support::{Adw, TINY, contents, phantom};
 
 /// The files whose bits are promised.
-const RESULTS: [&str; 2] = [
-    "search/fold_0/architecture.json",
-    "retrain/fold_0/model.safetensors",
-];
+const RESULTS: [&str; 2] = ["search/fold_0/architecture.json", "retrain/fold_0/model.safetensors"];
 
 fn search(data: &Path, run: &Path) -> Adw {
-    Adw::new(["search"])
-        .path("--data", data)
-        .path("--run", run)
-        .args(TINY)
+    Adw::new(["search"]).path("--data", data).path("--run", run).args(TINY)
 }
 
 fn retrain(run: &Path) -> Adw {
@@ -31,17 +25,11 @@ fn retrain(run: &Path) -> Adw {
 #[track_caller]
 fn assert_same_results(a: &Path, b: &Path) {
     for file in RESULTS {
-        let (a, b) = (
-            fs::read(a.join(file)).unwrap(),
-            fs::read(b.join(file)).unwrap(),
-        );
+        let (a, b) = (fs::read(a.join(file)).unwrap(), fs::read(b.join(file)).unwrap());
         assert!(a == b, "{file} differs");
     }
     let validation = "retrain/fold_0/validation";
-    assert!(
-        contents(&a.join(validation)) == contents(&b.join(validation)),
-        "label maps differ"
-    );
+    assert!(contents(&a.join(validation)) == contents(&b.join(validation)), "label maps differ");
 }
 
 /// Kills `command` again and again, a little later in its life each time, resuming in between, then lets it finish.
@@ -51,21 +39,13 @@ fn finish_through_kills(command: &Adw, run: &Path, started: &str, whole: Duratio
     for step in 1..=8 {
         let life = whole.mul_f64(0.15 * f64::from(step));
         // A run that was killed before its folder existed is started again, not resumed.
-        let command = if run.join(started).exists() {
-            command.clone().arg("--resume")
-        } else {
-            command.clone()
-        };
+        let command = if run.join(started).exists() { command.clone().arg("--resume") } else { command.clone() };
         if !command.kill_after(life) {
             break;
         }
         kills += 1;
     }
-    let command = if run.join(started).exists() {
-        command.clone().arg("--resume")
-    } else {
-        command.clone()
-    };
+    let command = if run.join(started).exists() { command.clone().arg("--resume") } else { command.clone() };
     command.succeed();
     kills
 }
@@ -83,12 +63,7 @@ fn killed_and_resumed_equals_unbroken_and_threads_change_nothing() {
     let retrain_time = clock.elapsed();
 
     let broken = dir.path().join("broken");
-    let kills = finish_through_kills(
-        &search(&data, &broken),
-        &broken,
-        "search/fold_0",
-        search_time,
-    );
+    let kills = finish_through_kills(&search(&data, &broken), &broken, "search/fold_0", search_time);
     assert!(kills > 0, "the search was never alive to be killed");
     let kills = finish_through_kills(&retrain(&broken), &broken, "retrain/fold_0", retrain_time);
     assert!(kills > 0, "the training was never alive to be killed");

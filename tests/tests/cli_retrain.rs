@@ -14,32 +14,21 @@ fn a_resumed_training_keeps_its_architecture_and_its_seed() {
     let data = phantom(dir.path(), 5);
     let run = dir.path().join("run");
     let retrain = || Adw::new(["retrain", "--name", "plain"]).path("--run", &run);
-    retrain()
-        .path("--data", &data)
-        .args(TINY)
-        .args(["--uniform-width", "4", "--seed", "2"])
-        .succeed();
+    retrain().path("--data", &data).args(TINY).args(["--uniform-width", "4", "--seed", "2"]).succeed();
     let folder = run.join("retrain/plain/fold_0");
     let architecture = fs::read(folder.join("architecture.json")).unwrap();
     fs::remove_file(folder.join("metrics.json")).unwrap();
 
     let resume = || retrain().arg("--resume");
-    resume()
-        .args(["--uniform-width", "6"])
-        .run()
-        .assert_bad_input(&["was started with the architecture", "4-4 8-8", "6-6 12-12"]);
-    resume()
-        .args(["--seed", "3"])
-        .run()
-        .assert_bad_input(&["seed = 2", "3"]);
-    assert_eq!(
-        fs::read(folder.join("architecture.json")).unwrap(),
-        architecture
-    );
+    resume().args(["--uniform-width", "6"]).run().assert_bad_input(&[
+        "was started with the architecture",
+        "4-4 8-8",
+        "6-6 12-12",
+    ]);
+    resume().args(["--seed", "3"]).run().assert_bad_input(&["seed = 2", "3"]);
+    assert_eq!(fs::read(folder.join("architecture.json")).unwrap(), architecture);
     // The same again, segmented otherwise.
-    resume()
-        .args(["--uniform-width", "4", "--set=predict.step=0.7"])
-        .succeed();
+    resume().args(["--uniform-width", "4", "--set=predict.step=0.7"]).succeed();
     assert!(folder.join("metrics.json").is_file());
     let picture = fs::read_to_string(folder.join("architecture.svg")).unwrap();
     assert!(picture.starts_with("<svg") && picture.contains(">16</text>"));
@@ -50,18 +39,11 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let run = dir.path().join("run");
-    Adw::new(["search"])
-        .path("--data", &data)
-        .path("--run", &run)
-        .args(TINY)
-        .succeed();
+    Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY).succeed();
     let moved = dir.path().join("elsewhere");
     fs::rename(&data, &moved).unwrap();
-    let retrain = |seed: &str| {
-        Adw::new(["retrain", "--seed", seed, "--name", seed])
-            .path("--run", &run)
-            .path("--data", &moved)
-    };
+    let retrain =
+        |seed: &str| Adw::new(["retrain", "--seed", seed, "--name", seed]).path("--run", &run).path("--data", &moved);
     let model = |seed: &str| {
         retrain(seed).succeed();
         fs::read(run.join(format!("retrain/{seed}/fold_0/model.safetensors"))).unwrap()
@@ -84,28 +66,17 @@ fn a_precision_is_a_setting_of_search_training_and_prediction() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let run = dir.path().join("run");
-    let search = |set: &str| {
-        Adw::new(["search"])
-            .path("--data", &data)
-            .path("--run", &run)
-            .args(TINY)
-            .args(["--set", set])
-    };
+    let search =
+        |set: &str| Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY).args(["--set", set]);
     search("search.precision=bf16").succeed();
     search("search.precision=full")
         .arg("--resume")
         .run()
         .assert_bad_input(&["search.precision = \"bf16\", not \"full\""]);
-    let model = |name: &str| {
-        run.join("retrain")
-            .join(name)
-            .join("fold_0/model.safetensors")
-    };
+    let model = |name: &str| run.join("retrain").join(name).join("fold_0/model.safetensors");
     let retrain = |name: &str, set: &[&str]| {
         // The matrix unit is for layers of 16 channels and more.
-        Adw::new(["retrain", "--uniform-width", "16", "--name", name])
-            .path("--run", &run)
-            .args(set)
+        Adw::new(["retrain", "--uniform-width", "16", "--name", name]).path("--run", &run).args(set)
     };
     retrain("full", &[]).succeed();
     retrain("bf16", &["--set=retrain.precision=bf16"]).succeed();
@@ -127,8 +98,5 @@ fn a_precision_is_a_setting_of_search_training_and_prediction() {
     };
     predict("in-full", &[]);
     predict("in-bf16", &["--bf16"]);
-    assert_eq!(
-        names(&dir.path().join("in-full")),
-        names(&dir.path().join("in-bf16"))
-    );
+    assert_eq!(names(&dir.path().join("in-full")), names(&dir.path().join("in-bf16")));
 }

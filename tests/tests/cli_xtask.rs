@@ -47,17 +47,11 @@ fn what_cannot_be_found_is_said() {
     for (arguments, complaint) in [
         (["search", "kidneys"].as_slice(), "neither a task"),
         (&["search", "heart", "--offline"], "Task02_Heart is missing"),
-        (
-            &["download", "heart", "--mirror", "file:///nowhere"],
-            "cannot read /nowhere/Task02_Heart.tar",
-        ),
+        (&["download", "heart", "--mirror", "file:///nowhere"], "cannot read /nowhere/Task02_Heart.tar"),
     ] {
         let output = xtask(arguments, &[("--data", dir.path())]);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            !output.status.success() && stderr.contains(complaint),
-            "{stderr}"
-        );
+        assert!(!output.status.success() && stderr.contains(complaint), "{stderr}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

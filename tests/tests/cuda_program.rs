@@ -16,10 +16,7 @@ const MEMORY: &str = "ADW_EMULATED_CUDA_MEMORY";
 const DEVICES: &str = "ADW_EMULATED_CUDA_DEVICES";
 
 fn search(data: &Path, run: &Path, device: &str) -> Adw {
-    Adw::new(["search", "--device", device])
-        .path("--data", data)
-        .path("--run", run)
-        .args(TINY)
+    Adw::new(["search", "--device", device]).path("--data", data).path("--run", run).args(TINY)
 }
 
 fn json(file: &Path) -> serde_json::Value {
@@ -29,13 +26,7 @@ fn json(file: &Path) -> serde_json::Value {
 /// Losses of a history, row by row.
 fn losses(file: &Path) -> Vec<f64> {
     let rows = fs::read_to_string(file).unwrap();
-    rows.lines()
-        .map(|row| {
-            serde_json::from_str::<serde_json::Value>(row).unwrap()["loss"]
-                .as_f64()
-                .unwrap()
-        })
-        .collect()
+    rows.lines().map(|row| serde_json::from_str::<serde_json::Value>(row).unwrap()["loss"].as_f64().unwrap()).collect()
 }
 
 #[test]
@@ -45,39 +36,23 @@ fn a_run_from_search_to_prediction() {
     let runs = ["cpu", "cuda:0"].map(|device| {
         let run = dir.path().join(device.replace(':', "-"));
         let outcome = search(&data, &run, device).succeed();
-        assert_eq!(
-            outcome.stderr.contains("device: cuda:0"),
-            device == "cuda:0",
-            "{outcome:?}"
-        );
-        Adw::new(["retrain", "--device", device])
-            .path("--run", &run)
-            .succeed();
+        assert_eq!(outcome.stderr.contains("device: cuda:0"), device == "cuda:0", "{outcome:?}");
+        Adw::new(["retrain", "--device", device]).path("--run", &run).succeed();
         run
     });
-    let blocks = runs
-        .clone()
-        .map(|run| json(&run.join("search/fold_0/architecture.json"))["blocks"].clone());
+    let blocks = runs.clone().map(|run| json(&run.join("search/fold_0/architecture.json"))["blocks"].clone());
     assert_eq!(blocks[0], blocks[1]);
-    for history in [
-        "search/fold_0/history.jsonl",
-        "retrain/fold_0/history.jsonl",
-    ] {
+    for history in ["search/fold_0/history.jsonl", "retrain/fold_0/history.jsonl"] {
         let [cpu, cuda] = runs.clone().map(|run| losses(&run.join(history)));
         assert_eq!(cpu.len(), cuda.len());
         for (a, b) in cpu.iter().zip(&cuda) {
-            assert!(
-                (a - b).abs() < 1e-3 * a.abs(),
-                "{history}: {cpu:?} {cuda:?}"
-            );
+            assert!((a - b).abs() < 1e-3 * a.abs(), "{history}: {cpu:?} {cuda:?}");
         }
     }
     // One model, predictions of both devices.
     let model = runs[1].join("retrain/fold_0/model.safetensors");
     let outputs = ["cpu", "cuda:0"].map(|device| {
-        let output = dir
-            .path()
-            .join(format!("labels-{}", device.replace(':', "-")));
+        let output = dir.path().join(format!("labels-{}", device.replace(':', "-")));
         Adw::new(["predict", "--device", device])
             .path("--model", &model)
             .path("--output", &output)
@@ -89,15 +64,9 @@ fn a_run_from_search_to_prediction() {
     assert_eq!(names, cli_support::names(&outputs[1]));
     assert!(!names.is_empty());
     for name in names.iter().filter(|n| n.ends_with(".nii.gz")) {
-        let [a, b] = outputs
-            .clone()
-            .map(|o| msd_data::read_labels(o.join(name)).unwrap().data);
+        let [a, b] = outputs.clone().map(|o| msd_data::read_labels(o.join(name)).unwrap().data);
         let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-        assert!(
-            differ * 1000 <= a.len(),
-            "{name}: {differ} of {} voxels differ",
-            a.len()
-        );
+        assert!(differ * 1000 <= a.len(), "{name}: {differ} of {} voxels differ", a.len());
     }
 }
 
@@ -110,19 +79,12 @@ fn a_lost_device_leaves_a_checkpoint_to_go_on_from() {
     let outcome = search(&data, &broken, "cuda:0").env(FAIL_AT, 1500).run();
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     let last = outcome.stderr.lines().last().unwrap();
-    assert!(
-        last.starts_with("error: ") && last.contains("CUDA"),
-        "{outcome:?}"
-    );
+    assert!(last.starts_with("error: ") && last.contains("CUDA"), "{outcome:?}");
     let checkpoint = "checkpoint/latest.safetensors";
-    assert!(
-        broken.join("search/fold_0").join(checkpoint).is_file(),
-        "{outcome:?}"
-    );
+    assert!(broken.join("search/fold_0").join(checkpoint).is_file(), "{outcome:?}");
     search(&data, &broken, "cuda:0").arg("--resume").succeed();
     for file in [checkpoint, "architecture.json"] {
-        let [a, b] =
-            [&whole, &broken].map(|run| fs::read(run.join("search/fold_0").join(file)).ok());
+        let [a, b] = [&whole, &broken].map(|run| fs::read(run.join("search/fold_0").join(file)).ok());
         assert!(a == b, "{file} differs from that of an unbroken run");
     }
 }
@@ -130,43 +92,29 @@ fn a_lost_device_leaves_a_checkpoint_to_go_on_from() {
 #[test]
 fn a_device_that_is_missing_or_full() {
     let bench = |device: &str| {
-        Adw::new([
-            "bench",
-            "step",
-            "--device",
-            device,
-            "--batch",
+        Adw::new(["bench", "step", "--device", device, "--batch", "1", "--max-width", "6"]).args([
+            "--patch",
+            "8",
+            "8",
+            "8",
+            "--repeats",
             "1",
-            "--max-width",
-            "6",
+            "--warmup",
+            "0",
         ])
-        .args(["--patch", "8", "8", "8", "--repeats", "1", "--warmup", "0"])
     };
-    bench("cuda:0")
-        .env(DEVICES, 0)
-        .run()
-        .assert_bad_input(&["--device cuda:0", "no CUDA-capable device"]);
-    bench("cuda:1")
-        .run()
-        .assert_bad_input(&["--device cuda:1", "invalid device ordinal"]);
+    bench("cuda:0").env(DEVICES, 0).run().assert_bad_input(&["--device cuda:0", "no CUDA-capable device"]);
+    bench("cuda:1").run().assert_bad_input(&["--device cuda:1", "invalid device ordinal"]);
     bench("cuda:0")
         .env("ADW_EMULATED_CUDA_CAPABILITY", 75)
         .run()
         .assert_bad_input(&["compute capability 7.5", "8.0 (Ampere) or later is needed"]);
     // One with the least shared memory that there is.
     for precision in [&[][..], &["--bf16"]] {
-        bench("cuda:0")
-            .args(precision)
-            .env("ADW_EMULATED_CUDA_CAPABILITY", 86)
-            .succeed();
+        bench("cuda:0").args(precision).env("ADW_EMULATED_CUDA_CAPABILITY", 86).succeed();
     }
     let outcome = bench("auto").env(DEVICES, 0).succeed();
-    assert!(
-        outcome
-            .stderr
-            .contains("device: cpu, for there is no other"),
-        "{outcome:?}"
-    );
+    assert!(outcome.stderr.contains("device: cpu, for there is no other"), "{outcome:?}");
     let outcome = bench("cuda:0").env(MEMORY, 1_000_000).run();
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let last = outcome.stderr.lines().last().unwrap();
@@ -175,9 +123,7 @@ fn a_device_that_is_missing_or_full() {
     // A training says so before it starts.
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 6);
-    let outcome = search(&data, &dir.path().join("run"), "cuda:0")
-        .env(MEMORY, 100_000)
-        .run();
+    let outcome = search(&data, &dir.path().join("run"), "cuda:0").env(MEMORY, 100_000).run();
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     assert!(outcome.stderr.contains("of the CUDA device"), "{outcome:?}");
 }
@@ -197,10 +143,7 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
             .succeed()
     };
     let outcome = step(&[], &cache);
-    assert!(
-        outcome.stderr.contains("timing convolutions"),
-        "{outcome:?}"
-    );
+    assert!(outcome.stderr.contains("timing convolutions"), "{outcome:?}");
     let mut tables = cli_support::names(&cache.join("adw"));
     tables.retain(|name| !name.contains(".lock"));
     assert_eq!(tables.len(), 1, "{tables:?}");
@@ -214,11 +157,7 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
     for (work, times) in passes {
         let ways: Vec<_> = times.as_object().unwrap().keys().collect();
         let gradient = work.starts_with("Grad");
-        let expected = if gradient {
-            &["cudnn 1", "own"][..]
-        } else {
-            &["cudnn 0", "cudnn 1", "own"]
-        };
+        let expected = if gradient { &["cudnn 1", "own"][..] } else { &["cudnn 0", "cudnn 1", "own"] };
         assert_eq!(ways, expected, "{work}");
     }
     // The second time nothing is measured.
@@ -230,11 +169,7 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
     // What the table says is done, and what is asked for comes first.
     let set = |fastest: &str| {
         let mut changed = measured.clone();
-        for times in changed["microseconds"]
-            .as_object_mut()
-            .unwrap()
-            .values_mut()
-        {
+        for times in changed["microseconds"].as_object_mut().unwrap().values_mut() {
             *times = serde_json::json!({"own": 2.0, "cudnn 1": 2.0});
             times[fastest] = 1.0.into();
         }
@@ -274,12 +209,7 @@ fn convolutions_are_chosen_by_a_table_that_lasts() {
     warns(None, &file, &[], "cannot be written");
     let (missing, fails) = ("ADW_EMULATED_CUDNN_MISSING", "ADW_EMULATED_CUDNN_FAILS");
     warns(Some(missing), &cache, &[], "cuDNN cannot be used");
-    warns(
-        Some(fails),
-        &cache,
-        &[],
-        "CUDNN_STATUS_NOT_SUPPORTED; from now on by own",
-    );
+    warns(Some(fails), &cache, &[], "CUDNN_STATUS_NOT_SUPPORTED; from now on by own");
     let both = "from now on by cudnn 0";
     warns(Some(fails), &cache, &["--convolutions", "cudnn"], both);
     // Measured without success: own kernels.

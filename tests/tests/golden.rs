@@ -7,12 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig,
-    bilevel_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    BlockNoise, Gradients, GumbelSample, MaskPosition, Noise, NoiseKey, Role, SearchSpace,
-    Supernet, SupernetConfig,
+    BlockNoise, Gradients, GumbelSample, MaskPosition, Noise, NoiseKey, Role, SearchSpace, Supernet, SupernetConfig,
 };
 use adw_tensor_ops::loss::{DiceCe, dice_ce};
 use adw_tensor_ops::philox::{Purpose, Stream};
@@ -37,25 +35,15 @@ impl Golden {
     fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let metadata = header
-            .metadata()
-            .as_ref()
-            .expect("a golden file has metadata")
-            .iter();
+        let metadata = header.metadata().as_ref().expect("a golden file has metadata").iter();
         Self {
             tensors: candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(),
-            metadata: metadata
-                .map(|(k, v)| (k.clone(), serde_json::from_str(v).unwrap()))
-                .collect(),
+            metadata: metadata.map(|(k, v)| (k.clone(), serde_json::from_str(v).unwrap())).collect(),
         }
     }
 
     fn tensor(&self, name: &str, dtype: DType) -> Tensor {
-        self.tensors
-            .get(name)
-            .unwrap_or_else(|| panic!("no tensor {name}"))
-            .to_dtype(dtype)
-            .unwrap()
+        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}")).to_dtype(dtype).unwrap()
     }
 
     fn vector(&self, name: &str) -> Vec<f64> {
@@ -63,9 +51,7 @@ impl Golden {
     }
 
     fn number(&self, key: &str, default: f64) -> f64 {
-        self.metadata
-            .get(key)
-            .map_or(default, |v| v.as_f64().unwrap())
+        self.metadata.get(key).map_or(default, |v| v.as_f64().unwrap())
     }
 
     fn triples(&self, key: &str) -> Vec<[usize; 3]> {
@@ -94,18 +80,14 @@ impl Golden {
     fn supernet(&self, prefix: &str, dtype: DType) -> Supernet {
         let net = Supernet::new(self.config(), 0, dtype, &Device::Cpu).unwrap();
         for p in net.parameters() {
-            p.var
-                .set(&self.tensor(&format!("{prefix}.{}", golden_name(&p.name)), dtype))
-                .unwrap();
+            p.var.set(&self.tensor(&format!("{prefix}.{}", golden_name(&p.name)), dtype)).unwrap();
         }
         net
     }
 
     fn sample(&self, prefix: &str, config: &SupernetConfig, dtype: DType) -> GumbelSample {
         let block = |i: usize| BlockNoise {
-            width: (0..config.max_depth)
-                .map(|l| self.tensor(&format!("{prefix}.{i}.width.{l}"), dtype))
-                .collect(),
+            width: (0..config.max_depth).map(|l| self.tensor(&format!("{prefix}.{i}.width.{l}"), dtype)).collect(),
             depth: self.tensor(&format!("{prefix}.{i}.depth"), dtype),
         };
         GumbelSample {
@@ -126,12 +108,7 @@ fn golden_name(name: &str) -> String {
 }
 
 fn flat(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Relative L2 errors of one file in one precision.
@@ -147,17 +124,8 @@ impl Report {
     fn compare(&mut self, name: &str, got: &[f64], expected: &[f64]) {
         assert_eq!(got.len(), expected.len(), "{name}: number of elements");
         let norm = expected.iter().map(|e| e * e).sum::<f64>().sqrt();
-        let difference = got
-            .iter()
-            .zip(expected)
-            .map(|(g, e)| (g - e).powi(2))
-            .sum::<f64>()
-            .sqrt();
-        let error = if norm == 0.0 {
-            difference
-        } else {
-            difference / norm
-        };
+        let difference = got.iter().zip(expected).map(|(g, e)| (g - e).powi(2)).sum::<f64>().sqrt();
+        let error = if norm == 0.0 { difference } else { difference / norm };
         let loose = self.dtype == DType::F32
             && self.mask == MaskPosition::PreNorm
             && name.starts_with("grad.")
@@ -168,10 +136,7 @@ impl Report {
             _ => TOLERANCE_F32,
         };
         if error.is_nan() || error > tolerance {
-            self.failures.push(format!(
-                "{name} in {:?}: relative error {error:.2e} > {tolerance:e}",
-                self.dtype
-            ));
+            self.failures.push(format!("{name} in {:?}: relative error {error:.2e} > {tolerance:e}", self.dtype));
         }
         if loose {
             self.worst_alpha = self.worst_alpha.max(error);
@@ -184,27 +149,15 @@ impl Report {
 fn check_forward(golden: &Golden, dtype: DType, report: &mut Report) {
     let net = golden.supernet("param", dtype);
     let sample = golden.sample("noise", net.config(), dtype);
-    let (x, target) = (
-        golden.tensor("x", dtype),
-        golden.tensor("target", DType::U8),
-    );
+    let (x, target) = (golden.tensor("x", dtype), golden.tensor("target", DType::U8));
     let logits = net.forward(&x, &sample).unwrap();
     for (k, l) in logits.iter().enumerate() {
-        report.compare(
-            &format!("logits.{k}"),
-            &flat(l),
-            &golden.vector(&format!("logits.{k}")),
-        );
+        report.compare(&format!("logits.{k}"), &flat(l), &golden.vector(&format!("logits.{k}")));
     }
     let finest = dice_ce(&logits[0], &target, DiceCe::default()).unwrap();
-    report.compare(
-        "loss_dice_ce",
-        &flat(&finest),
-        &golden.vector("loss_dice_ce"),
-    );
+    report.compare("loss_dice_ce", &flat(&finest), &golden.vector("loss_dice_ce"));
     for role in [Role::Weight, Role::Architecture] {
-        let (loss, gradients): (f64, Gradients) =
-            net.loss_and_gradients(&x, &target, &sample, role).unwrap();
+        let (loss, gradients): (f64, Gradients) = net.loss_and_gradients(&x, &target, &sample, role).unwrap();
         report.compare("loss", &[loss], &golden.vector("loss"));
         for (p, g) in net.parameters().iter().zip(&gradients) {
             let name = format!("grad.{}", golden_name(&p.name));
@@ -243,11 +196,7 @@ fn check_steps(golden: &Golden, dtype: DType, report: &mut Report) {
         let batches = HalfBatches { a: &a, b: &b };
         let mut sample = |k| Ok(golden.sample(&format!("noise.{s}.{k}"), net.config(), dtype));
         let seen = bilevel_step(&net, &mut optimizers, &settings, batches, &mut sample).unwrap();
-        let row = [
-            seen.arch_a.unwrap().loss,
-            seen.arch_b.loss,
-            seen.weights.loss,
-        ];
+        let row = [seen.arch_a.unwrap().loss, seen.arch_b.loss, seen.weights.loss];
         report.compare(&format!("losses.{s}"), &row, &losses[3 * s..3 * s + 3]);
     }
     for p in net.parameters() {
@@ -263,63 +212,33 @@ fn check_folder(folder: &Path) -> usize {
         .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
         .collect();
     files.sort();
-    assert!(
-        !files.is_empty(),
-        "{} holds no *.safetensors",
-        folder.display()
-    );
+    assert!(!files.is_empty(), "{} holds no *.safetensors", folder.display());
     let mut failures = Vec::new();
     for path in &files {
         let golden = Golden::read(path);
         let mut line = format!("{:32}", path.file_name().unwrap().to_string_lossy());
         for dtype in [DType::F64, DType::F32] {
             let mask = golden.config().mask;
-            let mut report = Report {
-                dtype,
-                mask,
-                worst: (0.0, String::new()),
-                worst_alpha: 0.0,
-                failures: vec![],
-            };
+            let mut report = Report { dtype, mask, worst: (0.0, String::new()), worst_alpha: 0.0, failures: vec![] };
             if golden.metadata.contains_key("steps") {
                 check_steps(&golden, dtype, &mut report);
             } else {
                 check_forward(&golden, dtype, &mut report);
             }
-            write!(
-                line,
-                "  {}: worst {:.1e} ({})",
-                dtype.as_str(),
-                report.worst.0,
-                report.worst.1
-            )
-            .unwrap();
+            write!(line, "  {}: worst {:.1e} ({})", dtype.as_str(), report.worst.0, report.worst.1).unwrap();
             if report.worst_alpha > 0.0 {
                 write!(line, ", alpha gradient {:.1e}", report.worst_alpha).unwrap();
             }
-            failures.extend(
-                report
-                    .failures
-                    .into_iter()
-                    .map(|f| format!("{}: {f}", path.display())),
-            );
+            failures.extend(report.failures.into_iter().map(|f| format!("{}: {f}", path.display())));
         }
         println!("{line}");
     }
-    assert!(
-        failures.is_empty(),
-        "{} comparisons failed:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "{} comparisons failed:\n{}", failures.len(), failures.join("\n"));
     files.len()
 }
 
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
 #[test]
@@ -335,9 +254,7 @@ fn golden_cases() {
     if shared.is_dir() {
         println!("{} golden cases of ../shared/golden", check_folder(&shared));
     } else {
-        println!(
-            "SKIPPED: ../shared/golden is not there; only the repository's own golden cases were compared"
-        );
+        println!("SKIPPED: ../shared/golden is not there; only the repository's own golden cases were compared");
     }
 }
 
@@ -357,51 +274,18 @@ fn golden_alpha_gradient_is_real_behind_the_normalisation() {
             space: SearchSpace::Joint,
         };
         let net = Supernet::new(config, 1, DType::F64, &Device::Cpu).unwrap();
-        let stream = |index| Stream {
-            seed: 1,
-            purpose: Purpose::Other,
-            epoch: 0,
-            iteration: 0,
-            index,
-        };
+        let stream = |index| Stream { seed: 1, purpose: Purpose::Other, epoch: 0, iteration: 0, index };
         let (shape, voxels) = ((2, 1, 16, 12, 16), 2 * 16 * 12 * 16);
         let x: Vec<f64> = stream(0).normal().take(voxels).collect();
-        let target: Vec<u8> = stream(1)
-            .uniform()
-            .take(voxels)
-            .map(|u| (3.0 * u) as u8)
-            .collect();
+        let target: Vec<u8> = stream(1).uniform().take(voxels).map(|u| (3.0 * u) as u8).collect();
         let x = Tensor::from_vec(x, shape, &Device::Cpu).unwrap();
         let target = Tensor::from_vec(target, (2, 16, 12, 16), &Device::Cpu).unwrap();
-        let sample = net
-            .sample(
-                NoiseKey {
-                    seed: 1,
-                    epoch: 0,
-                    iteration: 0,
-                    pass: 0,
-                },
-                1.5,
-            )
-            .unwrap();
-        let (_, gradients) = net
-            .loss_and_gradients(&x, &target, &sample, Role::Architecture)
-            .unwrap();
-        let alphas = net
-            .parameters()
-            .iter()
-            .zip(&gradients)
-            .filter(|(p, _)| p.name.ends_with("alpha"));
-        alphas
-            .flat_map(|(_, g)| flat(g.as_ref().unwrap()))
-            .map(|g| g * g)
-            .sum::<f64>()
-            .sqrt()
+        let sample = net.sample(NoiseKey { seed: 1, epoch: 0, iteration: 0, pass: 0 }, 1.5).unwrap();
+        let (_, gradients) = net.loss_and_gradients(&x, &target, &sample, Role::Architecture).unwrap();
+        let alphas = net.parameters().iter().zip(&gradients).filter(|(p, _)| p.name.ends_with("alpha"));
+        alphas.flat_map(|(_, g)| flat(g.as_ref().unwrap())).map(|g| g * g).sum::<f64>().sqrt()
     };
     let (pre, post) = (norm(MaskPosition::PreNorm), norm(MaskPosition::PostNorm));
-    println!(
-        "alpha gradient: pre_norm {pre:.2e}, post_norm {post:.2e}, ratio {:.0}",
-        post / pre
-    );
+    println!("alpha gradient: pre_norm {pre:.2e}, post_norm {post:.2e}, ratio {:.0}", post / pre);
     assert!(post > 100.0 * pre, "pre_norm {pre:e}, post_norm {post:e}");
 }

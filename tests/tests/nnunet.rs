@@ -12,8 +12,8 @@ use std::{
 };
 
 use msd_data::{
-    Dataset, Fingerprint, IntensityStatistics, Memory, Normalization, Plan, PlanOptions,
-    fingerprint, five_folds, plan, preprocess,
+    Dataset, Fingerprint, IntensityStatistics, Memory, Normalization, Plan, PlanOptions, fingerprint, five_folds, plan,
+    preprocess,
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -27,9 +27,7 @@ fn tell(line: &str) {
 fn nnunets_own_numbers_come_out() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
     let asked = env::var_os("ADW_NNUNET_GOLDEN").map(PathBuf::from);
-    let root = asked
-        .clone()
-        .unwrap_or_else(|| shared.join("golden/nnunet"));
+    let root = asked.clone().unwrap_or_else(|| shared.join("golden/nnunet"));
     if asked.is_none() && !root.is_dir() {
         return tell("SKIPPED: ADW_NNUNET_GOLDEN names no folder of nnU-Net's results");
     }
@@ -51,21 +49,13 @@ fn nnunets_own_numbers_come_out() {
         }
         cases += 1;
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let mut comparison = Comparison {
-            folder,
-            facts: Vec::new(),
-            wrong: Vec::new(),
-        };
+        let mut comparison = Comparison { folder, facts: Vec::new(), wrong: Vec::new() };
         comparison.of(&Dataset::open(&msd).unwrap());
         let Comparison { facts, wrong, .. } = comparison;
         tell(&format!("{name}: {}", facts.join(", ")));
         failures.extend(wrong.into_iter().map(|wrong| format!("{name}: {wrong}")));
     }
-    assert!(
-        cases > 0,
-        "{}: no folder with msd/ and nnUNetPlans.json",
-        root.display()
-    );
+    assert!(cases > 0, "{}: no folder with msd/ and nnUNetPlans.json", root.display());
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
@@ -85,10 +75,8 @@ impl Comparison {
         self.plan(&plan, &golden);
         if let Some(expected) = self.json("splits_final.json") {
             let folds = five_folds(&dataset.training_ids()).unwrap();
-            let found: Vec<_> = folds
-                .iter()
-                .map(|fold| json!({ "train": fold.train, "val": fold.validation }))
-                .collect();
+            let found: Vec<_> =
+                folds.iter().map(|fold| json!({ "train": fold.train, "val": fold.validation })).collect();
             self.equal("splits", &json!(found), &expected);
             self.facts.push(format!("{} folds", found.len()));
         }
@@ -107,8 +95,7 @@ impl Comparison {
 
     fn equal(&mut self, what: &str, found: &Value, expected: &Value) {
         if !same(found, expected) {
-            self.wrong
-                .push(format!("{what}: {found}, nnU-Net {expected}"));
+            self.wrong.push(format!("{what}: {found}, nnU-Net {expected}"));
         }
     }
 
@@ -117,11 +104,7 @@ impl Comparison {
             return;
         };
         let shapes = json!(found.shapes_after_crop);
-        self.equal(
-            "shapes after cropping",
-            &shapes,
-            &expected["shapes_after_crop"],
-        );
+        self.equal("shapes after cropping", &shapes, &expected["shapes_after_crop"]);
         self.equal("spacings", &json!(found.spacings), &expected["spacings"]);
         let relative = json!(found.median_relative_size_after_cropping);
         let theirs = &expected["median_relative_size_after_cropping"];
@@ -136,9 +119,7 @@ impl Comparison {
                 let error = (found - expected).abs() / statistics.std.max(expected.abs());
                 worst = worst.max(error);
                 if error > 1e-3 {
-                    self.wrong.push(format!(
-                        "{name} of channel {c}: {found}, nnU-Net {expected}"
-                    ));
+                    self.wrong.push(format!("{name} of channel {c}: {found}, nnU-Net {expected}"));
                 }
             }
         }
@@ -154,92 +135,42 @@ impl Comparison {
             ("patch size", json!(plan.patch_size), &network["patch_size"]),
             ("batch size", json!(plan.batch_size), &network["batch_size"]),
             ("spacing", json!(plan.spacing_mm), &network["spacing"]),
-            (
-                "median shape",
-                json!(plan.median_shape),
-                &network["median_image_size_in_voxels"],
-            ),
-            (
-                "kernels",
-                json!(plan.kernels),
-                &architecture["kernel_sizes"],
-            ),
+            ("median shape", json!(plan.median_shape), &network["median_image_size_in_voxels"]),
+            ("kernels", json!(plan.kernels), &architecture["kernel_sizes"]),
             ("strides", json!(strides), &architecture["strides"]),
-            (
-                "normalisation",
-                json!(schemes),
-                &network["normalization_schemes"],
-            ),
-            (
-                "mask",
-                json!(plan.use_mask_for_norm),
-                &network["use_mask_for_norm"],
-            ),
+            ("normalisation", json!(schemes), &network["normalization_schemes"]),
+            ("mask", json!(plan.use_mask_for_norm), &network["use_mask_for_norm"]),
             ("batch dice", json!(plan.batch_dice), &network["batch_dice"]),
-            (
-                "transpose",
-                json!(plan.transpose_forward),
-                &golden["transpose_forward"],
-            ),
-            (
-                "transpose back",
-                json!(plan.transpose_backward),
-                &golden["transpose_backward"],
-            ),
+            ("transpose", json!(plan.transpose_forward), &golden["transpose_forward"]),
+            ("transpose back", json!(plan.transpose_backward), &golden["transpose_backward"]),
         ] {
             self.equal(what, &found, expected);
         }
-        self.facts.push(format!(
-            "patch {:?} batch {}",
-            plan.patch_size, plan.batch_size
-        ));
+        self.facts.push(format!("patch {:?} batch {}", plan.patch_size, plan.batch_size));
     }
 
     fn volumes(&mut self, dataset: &Dataset, plan: &Plan) {
-        let (mut volumes, mut worst, mut worst_mean, mut worst_labels) =
-            (0, 0.0f32, 0.0f64, 0.0f64);
+        let (mut volumes, mut worst, mut worst_mean, mut worst_labels) = (0, 0.0f32, 0.0f64, 0.0f64);
         for case in &dataset.training {
             let path = self.folder.join(format!("{}.safetensors", case.id));
             let Ok(bytes) = fs::read(path) else { continue };
             volumes += 1;
             let tensors = SafeTensors::deserialize(&bytes).unwrap();
-            let (data, seg) = (
-                tensors.tensor("data").unwrap(),
-                tensors.tensor("seg").unwrap(),
-            );
+            let (data, seg) = (tensors.tensor("data").unwrap(), tensors.tensor("seg").unwrap());
             let (image, labels) = dataset.load_case(case).unwrap();
             let found = preprocess(image, Some(labels), plan).unwrap();
             if found.image.shape() != data.shape() {
                 let (found, expected) = (found.image.shape(), data.shape());
-                self.wrong.push(format!(
-                    "{}: shape {found:?}, nnU-Net {expected:?}",
-                    case.id
-                ));
+                self.wrong.push(format!("{}: shape {found:?}, nnU-Net {expected:?}", case.id));
                 continue;
             }
-            let expected = data
-                .data()
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| f32::from_le_bytes(b));
+            let expected = data.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b));
             let errors = found.image.iter().zip(expected).map(|(a, b)| (a - b).abs());
-            let (max, sum) = errors.fold((0.0f32, 0.0f64), |(max, sum), e| {
-                (max.max(e), sum + f64::from(e))
-            });
+            let (max, sum) = errors.fold((0.0f32, 0.0f64), |(max, sum), e| (max.max(e), sum + f64::from(e)));
             let mean = sum / found.image.len() as f64;
             let found = found.labels.unwrap();
-            let expected = seg
-                .data()
-                .as_chunks()
-                .0
-                .iter()
-                .map(|&b| i16::from_le_bytes(b));
-            let differ = found
-                .iter()
-                .zip(expected)
-                .filter(|(a, b)| **a != *b)
-                .count();
+            let expected = seg.data().as_chunks().0.iter().map(|&b| i16::from_le_bytes(b));
+            let differ = found.iter().zip(expected).filter(|(a, b)| **a != *b).count();
             let differ = differ as f64 / found.len() as f64;
             if max > 1e-3 || mean > 1e-5 || differ > 1e-4 {
                 self.wrong.push(format!(
@@ -259,9 +190,7 @@ impl Comparison {
 /// Equal, numbers up to the last digits.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
-        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         (Value::Number(a), Value::Number(b)) => {
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
             (a - b).abs() <= 1e-12 * a.abs()

@@ -54,37 +54,13 @@ const fn case(
     adw_only: &'static [&'static str],
     torch_only: &'static [&'static str],
 ) -> Case {
-    Case {
-        name,
-        about,
-        arguments,
-        adw_only,
-        torch_only,
-    }
+    Case { name, about, arguments, adw_only, torch_only }
 }
 
 const CASES: &[Case] = &[
-    case(
-        "batch-1",
-        "patch 40x56x40, batch 1",
-        &["--batch", "1"],
-        &[],
-        &[],
-    ),
-    case(
-        "batch-2",
-        "patch 40x56x40, batch 2",
-        &["--batch", "2"],
-        &[],
-        &[],
-    ),
-    case(
-        "narrow",
-        "at most 12 channels, batch 2",
-        &["--batch", "2", "--max-width", "12"],
-        &[],
-        &[],
-    ),
+    case("batch-1", "patch 40x56x40, batch 1", &["--batch", "1"], &[], &[]),
+    case("batch-2", "patch 40x56x40, batch 2", &["--batch", "2"], &[], &[]),
+    case("narrow", "at most 12 channels, batch 2", &["--batch", "2", "--max-width", "12"], &[], &[]),
     case(
         "anisotropic",
         "patch 20x64x64, first kernel 1x3x3, batch 1",
@@ -95,35 +71,12 @@ const CASES: &[Case] = &[
     case(
         "large",
         "inference on one patch 80x160x128",
-        &[
-            "--batch",
-            "1",
-            "--patch",
-            "80",
-            "160",
-            "128",
-            "--passes",
-            "inference",
-            "--repeats",
-            "1",
-        ],
+        &["--batch", "1", "--patch", "80", "160", "128", "--passes", "inference", "--repeats", "1"],
         &[],
         &[],
     ),
-    case(
-        "bf16",
-        "batch-1, both in bfloat16 (needs Intel AMX)",
-        &["--batch", "1"],
-        &["--bf16"],
-        &["--amp", "bf16"],
-    ),
-    case(
-        "f32-to-bf16",
-        "batch-1, adw in f32, PyTorch in bfloat16",
-        &["--batch", "1"],
-        &[],
-        &["--amp", "bf16"],
-    ),
+    case("bf16", "batch-1, both in bfloat16 (needs Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
+    case("f32-to-bf16", "batch-1, adw in f32, PyTorch in bfloat16", &["--batch", "1"], &[], &["--amp", "bf16"]),
 ];
 
 const SECONDS: [&str; 4] = ["inference", "weight_pass", "arch_pass", "search_iteration"];
@@ -131,9 +84,7 @@ const SECONDS: [&str; 4] = ["inference", "weight_pass", "arch_pass", "search_ite
 pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let cases = chosen(&args.cases)?;
     if args.rounds == 0 || args.threads == 0 {
-        bail!(UsageError(
-            "--rounds and --threads: expected at least 1".into()
-        ));
+        bail!(UsageError("--rounds and --threads: expected at least 1".into()));
     }
     let adw = build_adw()?;
     let has_torch = has_torch(&args.python);
@@ -150,30 +101,18 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         for round in 0..args.rounds {
             eprintln!("{}: round {} of {}", case.name, round + 1, args.rounds);
             let line = ours.add(&run(our_command(&adw, case, args))?);
-            writeln!(
-                lines,
-                "{}",
-                json!({"case": case.name, "program": "adw", "result": line})
-            )?;
+            writeln!(lines, "{}", json!({"case": case.name, "program": "adw", "result": line}))?;
             if has_torch {
                 let line = theirs.add(&run(torch_command(case, args))?);
-                writeln!(
-                    lines,
-                    "{}",
-                    json!({"case": case.name, "program": "pytorch", "result": line})
-                )?;
+                writeln!(lines, "{}", json!({"case": case.name, "program": "pytorch", "result": line}))?;
             }
         }
         rows += &table(case, &ours, &theirs)?;
     }
     if let Some(output) = &args.output {
-        std::fs::write(output, lines)
-            .with_context(|| format!("cannot write {}", output.display()))?;
+        std::fs::write(output, lines).with_context(|| format!("cannot write {}", output.display()))?;
     }
-    print!(
-        "\n{:18}{:>10}{:>10}{:>8}\n{rows}",
-        "", "adw", "PyTorch", "ratio"
-    );
+    print!("\n{:18}{:>10}{:>10}{:>8}\n{rows}", "", "adw", "PyTorch", "ratio");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -184,11 +123,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
     let find = |name: &String| {
         CASES.iter().find(|case| case.name == name).ok_or_else(|| {
             let known: Vec<_> = CASES.iter().map(|case| case.name).collect();
-            UsageError(format!(
-                "no case {name}: expected one of {}",
-                known.join(", ")
-            ))
-            .into()
+            UsageError(format!("no case {name}: expected one of {}", known.join(", "))).into()
         })
     };
     names.iter().map(find).collect()
@@ -196,10 +131,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Case>> {
 
 fn has_torch(python: &Path) -> bool {
     let mut command = Command::new(python);
-    command
-        .args(["-c", "import torch"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.args(["-c", "import torch"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -232,10 +164,7 @@ fn torch_command(case: &Case, args: &BenchArgs) -> Command {
 /// The JSON object that a program prints in its last line.
 fn run(mut command: Command) -> Result<Map<String, Value>> {
     let program = command.get_program().display().to_string();
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start {program}"))?;
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {program}"))?;
     if !output.status.success() {
         bail!("{program} failed: {command:?}");
     }
@@ -261,10 +190,7 @@ impl Samples {
     fn median(&self, key: &str) -> Option<f64> {
         let mut values = self.0.get(key)?.clone();
         values.sort_by(f64::total_cmp);
-        Some(f64::midpoint(
-            values[(values.len() - 1) / 2],
-            values[values.len() / 2],
-        ))
+        Some(f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]))
     }
 }
 

@@ -13,9 +13,7 @@ use crate::dataset::workspace;
 /// profile means one build.
 pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo)
-        .args(["test", "--workspace", "--release"])
-        .args(rest))
+    run(Command::new(cargo).args(["test", "--workspace", "--release"]).args(rest))
 }
 
 /// The same script that the CI service runs.
@@ -28,10 +26,5 @@ fn run(command: &mut Command) -> Result<ExitCode> {
         .current_dir(workspace())
         .status()
         .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(1),
-    ))
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }

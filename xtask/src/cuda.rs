@@ -25,23 +25,13 @@ pub(crate) struct Cuda {
 }
 
 /// The libraries of the toolkit that candle links, beside the driver's.
-const LIBRARIES: [&str; 5] = [
-    "libcublas.so",
-    "libcublasLt.so",
-    "libcudart.so",
-    "libcurand.so",
-    "libnvrtc.so",
-];
+const LIBRARIES: [&str; 5] = ["libcublas.so", "libcublasLt.so", "libcudart.so", "libcurand.so", "libnvrtc.so"];
 
 /// cuDNN's, which is not part of a toolkit; the release whose interface the program knows.
 const CUDNN: &str = "libcudnn.so.9";
 
 /// Why there is no CUDA build; each is a sentence's end. cuDNN is looked for in the toolkit, too.
-fn look(
-    driver: Option<&Path>,
-    nvcc: Option<&Path>,
-    cudnn_folders: &[PathBuf],
-) -> Result<Cuda, String> {
+fn look(driver: Option<&Path>, nvcc: Option<&Path>, cudnn_folders: &[PathBuf]) -> Result<Cuda, String> {
     if driver.is_none() {
         return Err("there is no NVIDIA driver (libcuda.so.1) here".into());
     }
@@ -53,16 +43,9 @@ fn look(
     // Through links such as /usr/local/cuda, or /usr/bin/nvcc.
     let nvcc = nvcc.canonicalize().unwrap_or(nvcc.to_owned());
     let home = nvcc.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned();
-    let folders = [
-        "lib64",
-        "lib",
-        "targets/x86_64-linux/lib",
-        "targets/sbsa-linux/lib",
-    ];
+    let folders = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
     let lacks = |folder: &PathBuf| {
-        let missing = LIBRARIES
-            .into_iter()
-            .filter(|name| !folder.join(name).exists());
+        let missing = LIBRARIES.into_iter().filter(|name| !folder.join(name).exists());
         missing.collect::<Vec<_>>()
     };
     let folders = folders.map(|folder| home.join(folder));
@@ -70,19 +53,11 @@ fn look(
     let libraries = libraries.unwrap_or_default();
     let missing = lacks(&libraries);
     if !missing.is_empty() {
-        return Err(format!(
-            "the CUDA toolkit in {} lacks {}",
-            home.display(),
-            missing.join(", ")
-        ));
+        return Err(format!("the CUDA toolkit in {} lacks {}", home.display(), missing.join(", ")));
     }
     let cudnn = cudnn_folders.iter().chain([&libraries]);
     let cudnn = cudnn.map(|f| f.join(CUDNN)).find(|file| file.exists());
-    Ok(Cuda {
-        home,
-        libraries,
-        cudnn,
-    })
+    Ok(Cuda { home, libraries, cudnn })
 }
 
 /// Where the dynamic linker, or a program's makers, look for libraries.
@@ -115,10 +90,7 @@ pub(crate) fn choose(device: Option<&str>) -> Result<Option<Cuda>> {
     })
 }
 
-fn decide(
-    device: Option<&str>,
-    look: impl FnOnce() -> Result<Cuda, String>,
-) -> Result<Option<Cuda>> {
+fn decide(device: Option<&str>, look: impl FnOnce() -> Result<Cuda, String>) -> Result<Option<Cuda>> {
     let device = device.unwrap_or("auto");
     if device == "cpu" {
         return Ok(None);
@@ -128,9 +100,7 @@ fn decide(
             eprintln!("note: {}", cuda.describe());
             Ok(Some(cuda))
         }
-        Err(why) if device.starts_with("cuda") => {
-            Err(UsageError(format!("--device {device}: {why}")).into())
-        }
+        Err(why) if device.starts_with("cuda") => Err(UsageError(format!("--device {device}: {why}")).into()),
         Err(why) => {
             eprintln!("note: a build without CUDA, for {why}");
             Ok(None)
@@ -194,10 +164,7 @@ impl Cuda {
     pub(crate) fn run(&self, program: &mut Command) -> Result<()> {
         let variable = "LD_LIBRARY_PATH";
         let cudnn = self.cudnn.as_ref().and_then(|file| file.parent());
-        let folders: Vec<_> = [self.libraries.as_path()]
-            .into_iter()
-            .chain(cudnn)
-            .collect();
+        let folders: Vec<_> = [self.libraries.as_path()].into_iter().chain(cudnn).collect();
         program.env(variable, before(&folders, variable)?);
         Ok(())
     }
@@ -220,11 +187,7 @@ pub(crate) fn link(to: &Path, link: &Path) -> Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::symlink(to, link).with_context(|| link.display().to_string())?;
     #[cfg(not(unix))]
-    anyhow::bail!(
-        "no symbolic link from {} to {}",
-        link.display(),
-        to.display()
-    );
+    anyhow::bail!("no symbolic link from {} to {}", link.display(), to.display());
     #[cfg(unix)]
     Ok(())
 }
@@ -260,9 +223,8 @@ mod tests {
             fs::create_dir_all(file.parent().expect("a parent")).expect("a folder");
             fs::write(file, "").expect("a file");
         }
-        let why = |driver: Option<&Path>, nvcc: Option<&Path>| {
-            look(driver, nvcc, &[]).expect_err("something is missing")
-        };
+        let why =
+            |driver: Option<&Path>, nvcc: Option<&Path>| look(driver, nvcc, &[]).expect_err("something is missing");
         assert!(why(None, Some(&nvcc)).contains("no NVIDIA driver"));
         assert!(why(Some(&driver), None).contains("set CUDA_HOME"));
         assert!(why(Some(&driver), Some(&nvcc)).contains("lacks libcublas.so, libcublasLt.so"));
@@ -272,8 +234,7 @@ mod tests {
             assert!(last.contains(name), "{last}");
             fs::write(home.join("lib64").join(name), "").expect("a file");
         }
-        let found =
-            |folders: &[PathBuf]| look(Some(&driver), Some(&nvcc), folders).expect("all is there");
+        let found = |folders: &[PathBuf]| look(Some(&driver), Some(&nvcc), folders).expect("all is there");
         let cuda = found(&[]);
         assert_eq!(cuda.libraries.file_name(), Some("lib64".as_ref()));
         assert_eq!(cuda.cudnn, None);
@@ -289,11 +250,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_built_or_refused() {
         let missing = || Err("there is none".to_owned());
-        assert!(
-            decide(Some("cpu"), || unreachable!())
-                .expect("no need to look")
-                .is_none()
-        );
+        assert!(decide(Some("cpu"), || unreachable!()).expect("no need to look").is_none());
         assert!(decide(None, missing).expect("the CPU will do").is_none());
         let refused = decide(Some("cuda:1"), missing).expect_err("it was asked for");
         assert_eq!(refused.to_string(), "--device cuda:1: there is none");

@@ -67,14 +67,10 @@ pub(crate) struct Build {
 /// If a compiler is missing, or the program does not compile or link.
 pub(crate) fn build(nvcc: &Path) -> Result<Build> {
     if !cfg!(target_os = "linux") {
-        bail!(
-            "libraries to link with are made on Linux only: build with --features cuda and a toolkit of your own"
-        );
+        bail!("libraries to link with are made on Linux only: build with --features cuda and a toolkit of your own");
     }
     let build = Build::new(nvcc)?;
-    run(build
-        .cargo("build")
-        .args(["--package", "adw-cli", "--features", "adw-cli/cudnn"]))?;
+    run(build.cargo("build").args(["--package", "adw-cli", "--features", "adw-cli/cudnn"]))?;
     println!("built {}", target_folder().join("release/adw").display());
     Ok(build)
 }
@@ -90,9 +86,7 @@ pub(crate) fn lint(build: &Build) -> Result<()> {
         return Ok(());
     }
     let mut clippy = build.cargo("clippy");
-    clippy
-        .args(tested())
-        .args(["--all-targets", "--", "-D", "warnings"]);
+    clippy.args(tested()).args(["--all-targets", "--", "-D", "warnings"]);
     run(&mut clippy)
 }
 
@@ -103,9 +97,7 @@ pub(crate) fn lint(build: &Build) -> Result<()> {
 pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
     build.compile_kernels()?;
     let program = target_folder().join("release/adw");
-    run(Command::new(&program)
-        .arg("--version")
-        .env("LD_LIBRARY_PATH", &build.library_path))?;
+    run(Command::new(&program).arg("--version").env("LD_LIBRARY_PATH", &build.library_path))?;
     // Once more with cuDNN's convolutions.
     for (tests, convolutions) in [("cuda_*", "own"), ("cuda_device", "cudnn")] {
         let mut cargo = build.cargo("test");
@@ -117,11 +109,7 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
             .env("LD_LIBRARY_PATH", &build.library_path);
         run(&mut cargo)?;
     }
-    println!(
-        "to run the program on the host: LD_LIBRARY_PATH={} {}",
-        build.emulated.display(),
-        program.display()
-    );
+    println!("to run the program on the host: LD_LIBRARY_PATH={} {}", build.emulated.display(), program.display());
     Ok(())
 }
 
@@ -129,9 +117,7 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
 fn tested() -> Vec<String> {
     let packages = TESTED.iter().map(|p| format!("--package={p}"));
     let features: Vec<_> = TESTED.iter().map(|p| format!("{p}/cudnn")).collect();
-    packages
-        .chain([format!("--features={}", features.join(","))])
-        .collect()
+    packages.chain([format!("--features={}", features.join(","))]).collect()
 }
 
 impl Build {
@@ -144,46 +130,25 @@ impl Build {
         fs::create_dir_all(&emulated).with_context(|| emulated.display().to_string())?;
 
         // cudarc looks at all four; one that is set otherwise must not win.
-        let homes = [
-            "CUDA_HOME",
-            "CUDA_PATH",
-            "CUDA_ROOT",
-            "CUDA_TOOLKIT_ROOT_DIR",
-        ];
-        let mut variables: Vec<_> = homes
-            .into_iter()
-            .map(|name| (name, home.as_os_str().to_owned()))
-            .collect();
+        let homes = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
+        let mut variables: Vec<_> = homes.into_iter().map(|name| (name, home.as_os_str().to_owned())).collect();
         variables.extend([
             ("NVCC", nvcc.as_os_str().to_owned()),
             ("PATH", before(&[&home.join("bin")], "PATH")?),
             ("LIBRARY_PATH", before(&[&emulated], "LIBRARY_PATH")?),
-            (
-                "CUDARC_CUDA_VERSION",
-                format!("{}", major * 1000 + minor * 10).into(),
-            ),
+            ("CUDARC_CUDA_VERSION", format!("{}", major * 1000 + minor * 10).into()),
         ]);
         // What candle-kernels would ask a GPU for, and a default of half the cores.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        for (name, value) in [
-            ("CUDA_COMPUTE_CAP", "90".to_owned()),
-            ("CUDAFORGE_THREADS", threads.to_string()),
-        ] {
+        for (name, value) in [("CUDA_COMPUTE_CAP", "90".to_owned()), ("CUDAFORGE_THREADS", threads.to_string())] {
             if env::var_os(name).is_none() {
                 variables.push((name, value.into()));
             }
         }
         // A program that was linked with libraries of the toolkit, which come first for the linker, needs those that are
         // not emulated.
-        let library_path = before(
-            &[&emulated, &home.join("lib64"), &home.join("lib")],
-            "LD_LIBRARY_PATH",
-        )?;
-        let build = Self {
-            variables,
-            emulated,
-            library_path,
-        };
+        let library_path = before(&[&emulated, &home.join("lib64"), &home.join("lib")], "LD_LIBRARY_PATH")?;
+        let build = Self { variables, emulated, library_path };
         build.compile_libraries(major)?;
         build.find_cudart(home)?;
         Ok(build)
@@ -211,11 +176,8 @@ impl Build {
         let text = String::from_utf8_lossy(&output.stdout);
         let program = text.lines().find_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            let wanted = message["target"]["name"] == test
-                && message["package_id"].as_str()?.contains(package);
-            Some(PathBuf::from(
-                wanted.then(|| message["executable"].as_str())??,
-            ))
+            let wanted = message["target"]["name"] == test && message["package_id"].as_str()?.contains(package);
+            Some(PathBuf::from(wanted.then(|| message["executable"].as_str())??))
         });
         program.context("cargo names no program")
     }
@@ -242,12 +204,7 @@ impl Build {
     /// The libraries to link with: the emulated driver and, as far as a device needs them to be opened, cuBLAS and cuRAND;
     /// every other function that cudarc knows says its name and fails.
     fn compile_libraries(&self, major: u32) -> Result<()> {
-        let library = |name, version, module, failure| Library {
-            name,
-            version,
-            module,
-            failure,
-        };
+        let library = |name, version, module, failure| Library { name, version, module, failure };
         let libraries = [
             library("cuda", 1, "driver", 801),
             library("nvrtc", major, "nvrtc", 11),
@@ -258,13 +215,7 @@ impl Build {
         ];
         let bindings = cudarc()?.join("src");
         let own = workspace().join("crates/adw-cuda/emulated-driver");
-        for Library {
-            name,
-            version,
-            module,
-            failure,
-        } in libraries
-        {
+        for Library { name, version, module, failure } in libraries {
             let file = format!("lib{name}.so.{version}");
             let path = self.emulated.join(&file);
             let bindings = bindings.join(module).join("sys/mod.rs");
@@ -278,26 +229,18 @@ impl Build {
             let source = own_source.unwrap_or_else(|| own.join("libraries.c"));
             let inputs = [bindings.clone(), source.clone(), own.join("candle.h")];
             if is_older(&path, &inputs) {
-                let text = fs::read_to_string(&bindings)
-                    .with_context(|| bindings.display().to_string())?;
+                let text = fs::read_to_string(&bindings).with_context(|| bindings.display().to_string())?;
                 let stubs = self.emulated.join(format!("{name}-stubs.c"));
-                fs::write(&stubs, stub_source(&text, failure))
-                    .with_context(|| stubs.display().to_string())?;
+                fs::write(&stubs, stub_source(&text, failure)).with_context(|| stubs.display().to_string())?;
                 // Separate languages: a stub knows no arguments, which C++ would make part of its name.
                 let object = stubs.with_extension("o");
                 let c = ["-x", "c", "-O1", "-fPIC", "-w"];
                 compile(c.map(OsStr::new), &stubs, &object, &["-c".as_ref()])?;
                 let define = format!("-DADW_LIBRARY_{name}");
                 let soname = format!("-Wl,-soname,{file}");
-                let language: &[&str] = if is_cpp {
-                    &["-std=c++17", "-Wall", "-Wextra"]
-                } else {
-                    &["-x", "c", "-Wall", "-Wextra"]
-                };
-                let flags = language
-                    .iter()
-                    .copied()
-                    .chain(["-O2", "-fPIC", "-shared", &define]);
+                let language: &[&str] =
+                    if is_cpp { &["-std=c++17", "-Wall", "-Wextra"] } else { &["-x", "c", "-Wall", "-Wextra"] };
+                let flags = language.iter().copied().chain(["-O2", "-fPIC", "-shared", &define]);
                 let driver = self.emulated.join("libcuda.so.1");
                 let mut after = vec![OsStr::new("-x"), OsStr::new("none"), object.as_ref()];
                 // It asks the driver which memory there is.
@@ -316,10 +259,7 @@ impl Build {
         if folders.iter().any(|f| f.join("libcudart.so").exists()) {
             return Ok(());
         }
-        let library = folders
-            .iter()
-            .map(|f| f.join("libcudart_static.a"))
-            .find(|f| f.exists());
+        let library = folders.iter().map(|f| f.join("libcudart_static.a")).find(|f| f.exists());
         // If there is neither, it may be where the linker looks anyway.
         library.map_or(Ok(()), |l| link(&l, &self.emulated.join("libcudart.a")))
     }
@@ -350,29 +290,17 @@ impl Build {
         std::thread::scope(|scope| {
             let compile_one = |(source, library): &(PathBuf, PathBuf)| {
                 let flags = KERNEL_FLAGS.map(OsStr::new);
-                let more: [&OsStr; 4] = [
-                    "-fPIC".as_ref(),
-                    "-shared".as_ref(),
-                    "-I".as_ref(),
-                    include.as_ref(),
-                ];
+                let more: [&OsStr; 4] = ["-fPIC".as_ref(), "-shared".as_ref(), "-I".as_ref(), include.as_ref()];
                 compile(flags.into_iter().chain(more), source, library, &[])
             };
-            let running: Vec<_> = jobs
-                .iter()
-                .map(|job| scope.spawn(move || compile_one(job)))
-                .collect();
-            running
-                .into_iter()
-                .try_for_each(|job| job.join().expect("a compiler's thread does not panic"))
+            let running: Vec<_> = jobs.iter().map(|job| scope.spawn(move || compile_one(job))).collect();
+            running.into_iter().try_for_each(|job| job.join().expect("a compiler's thread does not panic"))
         })
     }
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    let status = command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
     if !status.success() {
         bail!("{} failed: {status}", command.get_program().display());
     }
@@ -385,10 +313,8 @@ fn cargo() -> OsString {
 
 /// 13, 0 of "Cuda compilation tools, release 13.0, V13.0.88".
 fn version(nvcc: &Path) -> Result<(u32, u32)> {
-    let output = Command::new(nvcc)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("cannot start {}", nvcc.display()))?;
+    let output =
+        Command::new(nvcc).arg("--version").output().with_context(|| format!("cannot start {}", nvcc.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).with_context(|| format!("{} has no version: {text}", nvcc.display()))
 }
@@ -404,33 +330,17 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 fn cudarc() -> Result<PathBuf> {
     let output = Command::new(cargo())
         .current_dir(workspace())
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--features",
-            "adw-cli/cuda",
-        ])
+        .args(["metadata", "--format-version", "1", "--features", "adw-cli/cuda"])
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata:\n{}", String::from_utf8_lossy(&output.stderr));
     }
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let packages = metadata["packages"].as_array();
-    let cudarc = packages
-        .into_iter()
-        .flatten()
-        .find(|p| p["name"] == "cudarc");
-    let manifest = cudarc
-        .and_then(|p| p["manifest_path"].as_str())
-        .context("candle no longer depends on cudarc")?;
-    let folder = Path::new(manifest)
-        .parent()
-        .context("a manifest's folder")?;
+    let cudarc = packages.into_iter().flatten().find(|p| p["name"] == "cudarc");
+    let manifest = cudarc.and_then(|p| p["manifest_path"].as_str()).context("candle no longer depends on cudarc")?;
+    let folder = Path::new(manifest).parent().context("a manifest's folder")?;
     Ok(folder.to_path_buf())
 }
 
@@ -457,10 +367,8 @@ fn stub_source(bindings: &str, failure: u32) -> String {
 
 /// The functions in cudarc's bindings, some of which are there for several versions of CUDA; and whether they give text.
 fn declared(bindings: &str) -> BTreeMap<&str, bool> {
-    let declarations = bindings
-        .lines()
-        .filter_map(|l| l.trim().strip_prefix("pub unsafe fn "))
-        .filter_map(|l| l.split_once('('));
+    let declarations =
+        bindings.lines().filter_map(|l| l.trim().strip_prefix("pub unsafe fn ")).filter_map(|l| l.split_once('('));
     declarations
         .filter(|(name, _)| name.starts_with("cu") || name.starts_with("nvrtc"))
         // cudarc's own, not the library's.
@@ -487,11 +395,7 @@ fn compile<'a>(
         .output()
         .with_context(|| format!("cannot start {}", compiler.display()))?;
     if !result.status.success() {
-        bail!(
-            "{} does not compile for the host:\n{}",
-            source.display(),
-            String::from_utf8_lossy(&result.stderr)
-        );
+        bail!("{} does not compile for the host:\n{}", source.display(), String::from_utf8_lossy(&result.stderr));
     }
     fs::rename(&aside, output).with_context(|| output.display().to_string())
 }
@@ -524,11 +428,7 @@ mod tests {
                         pub unsafe fn from_library(l: L) -> Self {\n";
         let source = stub_source(bindings, 801);
         assert!(source.contains("return 801;"));
-        assert_eq!(
-            source.matches("int cuThing_v2(void)").count(),
-            1,
-            "{source}"
-        );
+        assert_eq!(source.matches("int cuThing_v2(void)").count(), 1, "{source}");
         assert!(source.contains("const char *nvrtcGetErrorString(void)"));
         assert!(!source.contains("culib") && !source.contains("from_library"));
     }

@@ -71,36 +71,21 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
         bail!("no .cu file in {}", workspace().join("crates").display());
     }
     let mut offenders = Vec::new();
-    println!(
-        "| kernel | for | registers | static shared (B) | stack (B) | spills (B) |\n|---|---|--:|--:|--:|--:|"
-    );
+    println!("| kernel | for | registers | static shared (B) | stack (B) | spills (B) |\n|---|---|--:|--:|--:|--:|");
     for source in &sources {
         for architecture in ARCHITECTURES {
             for usage in assemble(nvcc, source, architecture)? {
-                let Usage {
-                    kernel,
-                    registers,
-                    shared,
-                    stack,
-                    spills,
-                } = &usage;
-                println!(
-                    "| {kernel} | {architecture} | {registers} | {shared} | {stack} | {spills} |"
-                );
+                let Usage { kernel, registers, shared, stack, spills } = &usage;
+                println!("| {kernel} | {architecture} | {registers} | {shared} | {stack} | {spills} |");
                 let allowed = ALLOWED.iter().find(|a| a.0 == kernel).map_or(0, |a| a.1);
                 if *spills > 0 || *stack > allowed {
-                    offenders.push(format!(
-                        "{kernel} for {architecture}: {stack} bytes of stack, {spills} spilled"
-                    ));
+                    offenders.push(format!("{kernel} for {architecture}: {stack} bytes of stack, {spills} spilled"));
                 }
             }
         }
     }
     if !offenders.is_empty() {
-        bail!(
-            "kernels that use local memory and are not on the list of exceptions:\n  {}",
-            offenders.join("\n  ")
-        );
+        bail!("kernels that use local memory and are not on the list of exceptions:\n  {}", offenders.join("\n  "));
     }
     Ok(())
 }
@@ -115,10 +100,7 @@ pub(crate) fn find_nvcc() -> Result<PathBuf> {
     if nvcc.is_file() {
         return Ok(nvcc);
     }
-    eprintln!(
-        "no CUDA toolkit here: fetching one into {} (104 MB of Python wheels)",
-        folder.display()
-    );
+    eprintln!("no CUDA toolkit here: fetching one into {} (104 MB of Python wheels)", folder.display());
     // Aside and renamed: an interrupted installation leaves no half of a toolkit.
     let aside = workspace().join(format!("target/cuda-toolkit.{}", std::process::id()));
     let status = Command::new("python3")
@@ -165,17 +147,11 @@ fn assemble(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>
         .with_context(|| format!("cannot start {}", nvcc.display()))?;
     let log = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        bail!(
-            "{} does not compile for {architecture}:\n{log}",
-            source.display()
-        );
+        bail!("{} does not compile for {architecture}:\n{log}", source.display());
     }
     let usages = parse(&log);
     if usages.is_empty() {
-        bail!(
-            "{} has no kernel, or the assembler's messages have changed:\n{log}",
-            source.display()
-        );
+        bail!("{} has no kernel, or the assembler's messages have changed:\n{log}", source.display());
     }
     Ok(usages)
 }
@@ -184,24 +160,18 @@ fn assemble(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>
 fn parse(log: &str) -> Vec<Usage> {
     // The number in front of a phrase.
     let before = |line: &str, phrase: &str| -> u32 {
-        let number = line
-            .find(phrase)
-            .and_then(|at| line[..at].split_whitespace().last());
+        let number = line.find(phrase).and_then(|at| line[..at].split_whitespace().last());
         number.and_then(|n| n.parse().ok()).unwrap_or(0)
     };
     let mut usages: Vec<Usage> = Vec::new();
     for line in log.lines() {
         if line.contains("Compiling entry function") {
             let kernel = line.split('\'').nth(1).unwrap_or_default().to_owned();
-            usages.push(Usage {
-                kernel,
-                ..Usage::default()
-            });
+            usages.push(Usage { kernel, ..Usage::default() });
         } else if let Some(usage) = usages.last_mut() {
             if line.contains("stack frame") {
                 usage.stack = before(line, " bytes stack frame");
-                usage.spills =
-                    before(line, " bytes spill stores") + before(line, " bytes spill loads");
+                usage.spills = before(line, " bytes spill stores") + before(line, " bytes spill loads");
             } else if line.contains("registers") {
                 usage.registers = before(line, " registers");
                 usage.shared = before(line, " bytes smem");
@@ -222,13 +192,7 @@ mod tests {
                    ptxas info    : Function properties for norm_moments_f32\n    \
                    16 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
                    ptxas info    : Used 40 registers, used 1 barriers, 128 bytes smem, 384 bytes cmem[0]\n";
-        let expected = Usage {
-            kernel: "norm_moments_f32".into(),
-            registers: 40,
-            shared: 128,
-            stack: 16,
-            spills: 16,
-        };
+        let expected = Usage { kernel: "norm_moments_f32".into(), registers: 40, shared: 128, stack: 16, spills: 16 };
         assert_eq!(parse(log), [expected]);
     }
 }

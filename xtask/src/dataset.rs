@@ -38,10 +38,7 @@ pub(crate) enum Origin {
 
 /// The workspace's root: `data/` and `runs/` lie here, wherever `cargo xtask` is called from.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the workspace")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
 }
 
 fn is_dataset(dir: &Path) -> bool {
@@ -66,10 +63,7 @@ pub(crate) fn locate(task: &str, data: &DataArgs) -> Result<Located> {
         return Ok(present(&std::path::absolute(as_path)?));
     }
     if manifest.is_none() && task != PHANTOM {
-        let names: Vec<_> = Manifest::all()?
-            .into_iter()
-            .map(|manifest| manifest.task)
-            .collect();
+        let names: Vec<_> = Manifest::all()?.into_iter().map(|manifest| manifest.task).collect();
         return Err(UsageError(format!(
             "{task:?} is neither a task ({}, {PHANTOM}) nor a folder with a dataset.json",
             names.join(", ")
@@ -83,14 +77,9 @@ pub(crate) fn locate(task: &str, data: &DataArgs) -> Result<Located> {
         if let (Some(asked), Some(other)) = (&manifest, &other)
             && asked.folder != other.folder
         {
-            return Err(
-                UsageError(format!("--data {} is not {}", root.display(), asked.folder)).into(),
-            );
+            return Err(UsageError(format!("--data {} is not {}", root.display(), asked.folder)).into());
         }
-        return Ok(Located {
-            task: manifest.map_or(located.task, |asked| asked.task),
-            ..located
-        });
+        return Ok(Located { task: manifest.map_or(located.task, |asked| asked.task), ..located });
     }
     let (task, folder_name) = match &manifest {
         Some(manifest) => (manifest.task.clone(), manifest.folder.as_str()),
@@ -109,40 +98,22 @@ pub(crate) fn locate(task: &str, data: &DataArgs) -> Result<Located> {
         }
         Some(manifest) => Origin::Download(Box::new(manifest), root),
     };
-    Ok(Located {
-        task,
-        folder,
-        origin,
-    })
+    Ok(Located { task, folder, origin })
 }
 
 /// A dataset that is there, with a task name from its folder: `Task04_Hippocampus` is `hippocampus`.
 fn present(folder: &Path) -> Located {
-    let name = folder.file_name().map_or_else(
-        || "dataset".into(),
-        |name| name.to_string_lossy().to_lowercase(),
-    );
+    let name = folder.file_name().map_or_else(|| "dataset".into(), |name| name.to_string_lossy().to_lowercase());
     let task = match name.split_once('_') {
-        Some((number, rest))
-            if number.len() == 6 && number.starts_with("task") && !rest.is_empty() =>
-        {
-            rest.to_owned()
-        }
+        Some((number, rest)) if number.len() == 6 && number.starts_with("task") && !rest.is_empty() => rest.to_owned(),
         _ => name,
     };
-    Located {
-        task,
-        folder: folder.to_owned(),
-        origin: Origin::Present,
-    }
+    Located { task, folder: folder.to_owned(), origin: Origin::Present }
 }
 
 /// Downloads `manifest` into `root` unless it is there, and says what it is and whose.
 pub(crate) fn fetch(manifest: &Manifest, root: &Path, mirror: Option<&str>) -> Result<PathBuf> {
-    eprintln!(
-        "{}: {}, {}; {}",
-        manifest.folder, manifest.modality, manifest.target, manifest.licence
-    );
+    eprintln!("{}: {}, {}; {}", manifest.folder, manifest.modality, manifest.target, manifest.licence);
     eprintln!("cite: {}", manifest.citation);
     let folder = download(manifest, root, mirror, Patience::default())?;
     eprintln!("{} is ready", folder.display());
@@ -152,15 +123,9 @@ pub(crate) fn fetch(manifest: &Manifest, root: &Path, mirror: Option<&str>) -> R
 /// `cargo xtask download TASK|all`
 pub(crate) fn download_command(task: &str, data: &DataArgs) -> Result<ExitCode> {
     let tasks = match task {
-        "all" => Manifest::all()?
-            .into_iter()
-            .map(|manifest| manifest.task)
-            .collect(),
+        "all" => Manifest::all()?.into_iter().map(|manifest| manifest.task).collect(),
         PHANTOM => {
-            return Err(UsageError(
-                "phantom is not downloaded: `cargo xtask search` makes it".into(),
-            )
-            .into());
+            return Err(UsageError("phantom is not downloaded: `cargo xtask search` makes it".into()).into());
         }
         task => vec![task.to_owned()],
     };
@@ -184,11 +149,7 @@ mod tests {
     use std::fs;
 
     fn data(dir: &Path) -> DataArgs {
-        DataArgs {
-            data: Some(dir.to_owned()),
-            mirror: None,
-            offline: false,
-        }
+        DataArgs { data: Some(dir.to_owned()), mirror: None, offline: false }
     }
 
     fn dataset(dir: PathBuf) -> PathBuf {
@@ -203,26 +164,13 @@ mod tests {
         let located = locate("Hippocampus", &data(root.path())).unwrap();
         assert!(matches!(located.origin, Origin::Download(manifest, into)
             if manifest.task == "hippocampus" && into == root.path()));
-        let offline = DataArgs {
-            offline: true,
-            ..data(root.path())
-        };
-        assert!(
-            locate("hippocampus", &offline)
-                .unwrap_err()
-                .is::<UsageError>()
-        );
+        let offline = DataArgs { offline: true, ..data(root.path()) };
+        assert!(locate("hippocampus", &offline).unwrap_err().is::<UsageError>());
         let folder = dataset(root.path().join("Task04_Hippocampus"));
         let located = locate("hippocampus", &offline).unwrap();
-        assert_eq!(
-            (located.task.as_str(), &located.folder),
-            ("hippocampus", &folder)
-        );
+        assert_eq!((located.task.as_str(), &located.folder), ("hippocampus", &folder));
         assert!(matches!(located.origin, Origin::Present));
-        assert!(matches!(
-            locate(PHANTOM, &data(root.path())).unwrap().origin,
-            Origin::Phantom
-        ));
+        assert!(matches!(locate(PHANTOM, &data(root.path())).unwrap().origin, Origin::Phantom));
     }
 
     #[test]
@@ -235,29 +183,11 @@ mod tests {
             (hippocampus.to_str().unwrap(), DataArgs::default()),
         ] {
             let located = locate(task, &data).unwrap();
-            assert_eq!(
-                (located.task.as_str(), &located.folder),
-                ("hippocampus", &hippocampus)
-            );
+            assert_eq!((located.task.as_str(), &located.folder), ("hippocampus", &hippocampus));
         }
-        assert!(
-            locate("heart", &data(&hippocampus))
-                .unwrap_err()
-                .to_string()
-                .contains("is not Task02_Heart")
-        );
+        assert!(locate("heart", &data(&hippocampus)).unwrap_err().to_string().contains("is not Task02_Heart"));
         let own = dataset(root.path().join("Kidneys"));
-        assert_eq!(
-            locate(own.to_str().unwrap(), &DataArgs::default())
-                .unwrap()
-                .task,
-            "kidneys"
-        );
-        assert!(
-            locate("kidney", &data(root.path()))
-                .unwrap_err()
-                .to_string()
-                .contains("neither a task")
-        );
+        assert_eq!(locate(own.to_str().unwrap(), &DataArgs::default()).unwrap().task, "kidneys");
+        assert!(locate("kidney", &data(root.path())).unwrap_err().to_string().contains("neither a task"));
     }
 }

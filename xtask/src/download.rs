@@ -26,12 +26,7 @@ use crate::{
 /// # Errors
 /// A server that stays away or refuses, a wrong checksum (the part file is then removed), a hostile or damaged archive,
 /// a full or read-only disk, another download of the same task under way.
-pub(crate) fn download(
-    manifest: &Manifest,
-    root: &Path,
-    mirror: Option<&str>,
-    patience: Patience,
-) -> Result<PathBuf> {
+pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, patience: Patience) -> Result<PathBuf> {
     let folder = root.join(&manifest.folder);
     if folder.join("dataset.json").is_file() {
         return Ok(folder);
@@ -54,11 +49,9 @@ pub(crate) fn download(
         .with_context(|| format!("cannot write {}", part_path.display()))?;
     match part.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!(
-            "another download of {} is under way in {}",
-            manifest.task,
-            root.display()
-        ),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another download of {} is under way in {}", manifest.task, root.display())
+        }
         Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the download"),
     }
     check_free_space(root, manifest, part.metadata()?.len())?;
@@ -85,17 +78,10 @@ pub(crate) fn download(
         .tempdir_in(root)
         .with_context(|| format!("cannot write in {}", root.display()))?;
     part.seek(SeekFrom::Start(0))?;
-    let unpacked = unpack(
-        io::BufReader::new(&part),
-        aside.path(),
-        &manifest.folder,
-        manifest.most_bytes(),
-    )
-    .with_context(|| format!("cannot unpack {}", part_path.display()))?;
-    fs::rename(&unpacked, &folder)
-        .with_context(|| format!("cannot rename to {}", folder.display()))?;
-    fs::remove_file(&part_path)
-        .with_context(|| format!("cannot remove {}", part_path.display()))?;
+    let unpacked = unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.most_bytes())
+        .with_context(|| format!("cannot unpack {}", part_path.display()))?;
+    fs::rename(&unpacked, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
+    fs::remove_file(&part_path).with_context(|| format!("cannot remove {}", part_path.display()))?;
     bar.finish_and_clear();
     Ok(folder)
 }
@@ -141,13 +127,7 @@ impl std::error::Error for WrongFile {}
 
 /// Fills `part` until its MD5 is the manifest's. A wrong sum after a resumed download is given one download from the
 /// start: the archive may have changed between the pieces.
-fn fetch_checked(
-    url: &str,
-    manifest: &Manifest,
-    part: &mut File,
-    patience: Patience,
-    bar: &ProgressBar,
-) -> Result<()> {
+fn fetch_checked(url: &str, manifest: &Manifest, part: &mut File, patience: Patience, bar: &ProgressBar) -> Result<()> {
     let mut fresh = part.metadata()?.len() == 0;
     loop {
         let fetched = fetch(url, manifest, part, patience, bar);
@@ -177,9 +157,7 @@ fn md5_of(file: &mut File) -> Result<String> {
     let mut hash = Md5::new();
     let mut buffer = vec![0; 1 << 18];
     loop {
-        let count = file
-            .read(&mut buffer)
-            .context("cannot read the download back")?;
+        let count = file.read(&mut buffer).context("cannot read the download back")?;
         if count == 0 {
             break;
         }

@@ -27,11 +27,7 @@ pub(crate) struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self {
-            attempts: 6,
-            first_wait: Duration::from_secs(1),
-            silence: Duration::from_mins(1),
-        }
+        Self { attempts: 6, first_wait: Duration::from_secs(1), silence: Duration::from_mins(1) }
     }
 }
 
@@ -81,14 +77,8 @@ pub(crate) fn fetch(
         if fruitless >= patience.attempts {
             return Err(error.context(format!("cannot fetch {url} ({len} bytes so far are kept)")));
         }
-        let wait = patience
-            .first_wait
-            .saturating_mul(1 << fruitless.min(5))
-            .min(Duration::from_secs(30));
-        bar.println(format!(
-            "{error:#}; trying again in {:.0} s",
-            wait.as_secs_f32()
-        ));
+        let wait = patience.first_wait.saturating_mul(1 << fruitless.min(5)).min(Duration::from_secs(30));
+        bar.println(format!("{error:#}; trying again in {:.0} s", wait.as_secs_f32()));
         thread::sleep(wait);
     }
 }
@@ -110,33 +100,23 @@ fn fetch_once(
         ureq::Error::BadUri(_) | ureq::Error::HostNotFound if have == 0 => lasting(error),
         error => passing(error),
     })?;
-    let content_range = response
-        .headers()
-        .get("content-range")
-        .and_then(|value| ContentRange::parse(value.to_str().ok()?));
+    let content_range =
+        response.headers().get("content-range").and_then(|value| ContentRange::parse(value.to_str().ok()?));
     let from = match response.status() {
         StatusCode::OK => 0,
         StatusCode::PARTIAL_CONTENT => match content_range {
-            Some(ContentRange {
-                from: Some(from), ..
-            }) if from <= have => from,
+            Some(ContentRange { from: Some(from), .. }) if from <= have => from,
             _ => return start_over(part, "the server sent another range than asked for"),
         },
         StatusCode::RANGE_NOT_SATISFIABLE => match content_range {
-            Some(ContentRange {
-                total: Some(total), ..
-            }) if total == have => return Ok(()),
+            Some(ContentRange { total: Some(total), .. }) if total == have => return Ok(()),
             _ => return start_over(part, "the server's file is shorter than what is here"),
         },
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-            return Err(passing(anyhow::anyhow!(
-                "{url}: the server answers {status}"
-            )));
+            return Err(passing(anyhow::anyhow!("{url}: the server answers {status}")));
         }
         status => {
-            return Err(lasting(anyhow::anyhow!(
-                "{url}: the server answers {status}"
-            )));
+            return Err(lasting(anyhow::anyhow!("{url}: the server answers {status}")));
         }
     };
     let total = match content_range.and_then(|range| range.total) {
@@ -156,24 +136,16 @@ fn fetch_once(
     let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
     let end = append(&mut body, part, from, manifest, bar)?;
     match total {
-        Some(total) if end < total => Err(passing(anyhow::anyhow!(
-            "{url}: connection closed {} bytes early",
-            total - end
-        ))),
+        Some(total) if end < total => {
+            Err(passing(anyhow::anyhow!("{url}: connection closed {} bytes early", total - end)))
+        }
         _ => Ok(()),
     }
 }
 
 /// The `file://` mirror: the same, without a server.
-fn copy_file(
-    source: &Path,
-    manifest: &Manifest,
-    part: &mut File,
-    bar: &ProgressBar,
-) -> Result<(), Failure> {
-    let open = || -> Result<File> {
-        File::open(source).with_context(|| format!("cannot read {}", source.display()))
-    };
+fn copy_file(source: &Path, manifest: &Manifest, part: &mut File, bar: &ProgressBar) -> Result<(), Failure> {
+    let open = || -> Result<File> { File::open(source).with_context(|| format!("cannot read {}", source.display())) };
     let mut file = open().map_err(Failure::Lasting)?;
     let have = part.metadata().map_err(lasting)?.len();
     file.seek(SeekFrom::Start(have)).map_err(lasting)?;
@@ -200,9 +172,7 @@ fn append(
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                return Err(passing(
-                    anyhow::Error::new(error).context("connection lost"),
-                ));
+                return Err(passing(anyhow::Error::new(error).context("connection lost")));
             }
         };
         end += count as u64;
@@ -214,9 +184,8 @@ fn append(
                 manifest.approximate_bytes
             )));
         }
-        part.write_all(&buffer[..count]).map_err(|error| {
-            lasting(anyhow::Error::new(error).context("cannot write the download"))
-        })?;
+        part.write_all(&buffer[..count])
+            .map_err(|error| lasting(anyhow::Error::new(error).context("cannot write the download")))?;
         bar.set_position(end);
     }
     Ok(end)
@@ -246,9 +215,7 @@ impl ContentRange {
     fn parse(value: &str) -> Option<Self> {
         let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
         Some(Self {
-            from: range
-                .split_once('-')
-                .and_then(|(from, _)| from.trim().parse().ok()),
+            from: range.split_once('-').and_then(|(from, _)| from.trim().parse().ok()),
             total: total.trim().parse().ok(),
         })
     }

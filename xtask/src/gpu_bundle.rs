@@ -46,9 +46,7 @@ pub(crate) fn gpu_bundle(args: &GpuBundleArgs) -> Result<ExitCode> {
     let build = cuda_build::build(&find_nvcc()?)?;
     let tests = build.test_program("adw-e2e", "cuda_device")?;
     // Aside and renamed: a folder that is there is whole.
-    let aside = args
-        .output
-        .with_extension(format!("{}.tmp", std::process::id()));
+    let aside = args.output.with_extension(format!("{}.tmp", std::process::id()));
     let _ = fs::remove_dir_all(&aside);
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
     let made = build
@@ -63,19 +61,11 @@ pub(crate) fn gpu_bundle(args: &GpuBundleArgs) -> Result<ExitCode> {
     };
     if bytes > LIMIT {
         let _ = fs::remove_dir_all(&aside);
-        bail!(
-            "the bundle would have {:.0} MiB, and {:.0} are allowed: lower --cases",
-            mib(bytes),
-            mib(LIMIT)
-        );
+        bail!("the bundle would have {:.0} MiB, and {:.0} are allowed: lower --cases", mib(bytes), mib(LIMIT));
     }
     let _ = fs::remove_dir_all(&args.output);
     fs::rename(&aside, &args.output).with_context(|| args.output.display().to_string())?;
-    println!(
-        "{} ({:.0} MiB). On the machine with the GPU: python3 gpu.py",
-        args.output.display(),
-        mib(bytes)
-    );
+    println!("{} ({:.0} MiB). On the machine with the GPU: python3 gpu.py", args.output.display(), mib(bytes));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -86,22 +76,14 @@ fn mib(bytes: u64) -> f64 {
 fn fill(folder: &Path, program: &Path, tests: &Path, dataset: &Path, cases: usize) -> Result<u64> {
     for (file, name) in [(program, "adw"), (tests, "cuda_device")] {
         let stripped = folder.join(name);
-        let status = Command::new("strip")
-            .arg("-o")
-            .arg(&stripped)
-            .arg(file)
-            .status()
-            .context("cannot start strip")?;
+        let status = Command::new("strip").arg("-o").arg(&stripped).arg(file).status().context("cannot start strip")?;
         if !status.success() {
             bail!("strip failed on {}", file.display());
         }
         pack(&stripped)?;
     }
     for script in SCRIPTS {
-        copy(
-            &workspace().join("benchmarks").join(script),
-            &folder.join(script),
-        )?;
+        copy(&workspace().join("benchmarks").join(script), &folder.join(script))?;
     }
     copy_dataset(dataset, folder, cases)?;
     size(folder)
@@ -127,13 +109,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// The dataset with its first labelled cases and no test images.
 fn copy_dataset(dataset: &Path, folder: &Path, cases: usize) -> Result<()> {
     let description = dataset.join("dataset.json");
-    let text =
-        fs::read_to_string(&description).with_context(|| description.display().to_string())?;
-    let mut json: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| description.display().to_string())?;
-    let name = dataset
-        .file_name()
-        .context("a dataset's folder has a name")?;
+    let text = fs::read_to_string(&description).with_context(|| description.display().to_string())?;
+    let mut json: serde_json::Value = serde_json::from_str(&text).with_context(|| description.display().to_string())?;
+    let name = dataset.file_name().context("a dataset's folder has a name")?;
     let copied = folder.join(name);
     let training = json["training"]
         .as_array_mut()
@@ -142,9 +120,8 @@ fn copy_dataset(dataset: &Path, folder: &Path, cases: usize) -> Result<()> {
     let mut count = 0;
     for case in training.iter() {
         for key in ["image", "label"] {
-            let file = case[key]
-                .as_str()
-                .with_context(|| format!("{}: a case without \"{key}\"", description.display()))?;
+            let file =
+                case[key].as_str().with_context(|| format!("{}: a case without \"{key}\"", description.display()))?;
             let to = copied.join(file);
             fs::create_dir_all(to.parent().expect("below the copy"))?;
             copy(&dataset.join(file), &to)?;
@@ -162,21 +139,14 @@ fn size(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() {
-            size(&entry.path())?
-        } else {
-            entry.metadata()?.len()
-        };
+        bytes += if entry.file_type()?.is_dir() { size(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(bytes)
 }
 
 /// The dataset, made or fetched if it is not there.
 fn dataset_folder(args: &GpuBundleArgs) -> Result<PathBuf> {
-    let data = crate::DataArgs {
-        data: args.data.clone(),
-        ..crate::DataArgs::default()
-    };
+    let data = crate::DataArgs { data: args.data.clone(), ..crate::DataArgs::default() };
     let located = locate(&args.task, &data)?;
     provide(&located, &data, Command::new(build_adw()?))?;
     Ok(located.folder)
@@ -200,7 +170,8 @@ mod tests {
                 "image": format!("./imagesTr/c_{i}.nii.gz"), "label": format!("./labelsTr/c_{i}.nii.gz")
             }));
         }
-        let json = serde_json::json!({"numTraining": 5, "numTest": 1, "training": training, "test": ["./imagesTs/t.nii.gz"]});
+        let json =
+            serde_json::json!({"numTraining": 5, "numTest": 1, "training": training, "test": ["./imagesTs/t.nii.gz"]});
         fs::write(dataset.join("dataset.json"), json.to_string()).expect("a file");
         let bundle = dir.path().join("bundle");
         fs::create_dir(&bundle).expect("a folder");
@@ -209,9 +180,7 @@ mod tests {
         let copied: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
         assert_eq!(copied["numTraining"], 2);
         assert_eq!(copied["test"], serde_json::json!([]));
-        let files = fs::read_dir(bundle.join("Task00_Some/imagesTr"))
-            .expect("a folder")
-            .count();
+        let files = fs::read_dir(bundle.join("Task00_Some/imagesTr")).expect("a folder").count();
         assert_eq!(files, 2);
         pack(&bundle.join("Task00_Some/dataset.json")).expect("packed");
         assert!(bundle.join("Task00_Some/dataset.json.gz").is_file());

@@ -30,11 +30,7 @@ pub(crate) fn search(args: &SearchArgs) -> Result<ExitCode> {
     let located = locate(&args.task, &args.data)?;
     let preset = args.preset.as_deref().unwrap_or("quick");
     let choice = match &args.run {
-        Some(run) => Choice {
-            run: run.clone(),
-            fold: args.pass.fold,
-            resume: args.resume,
-        },
+        Some(run) => Choice { run: run.clone(), fold: args.pass.fold, resume: args.resume },
         None => choose_search(args, &workspace().join("runs").join(&located.task), preset)?,
     };
     let adw = Program::build(args.pass.device.as_deref())?;
@@ -64,22 +60,14 @@ fn choose_search(args: &SearchArgs, task_runs: &Path, preset: &str) -> Result<Ch
     };
     let finished = |run: &Run| run.find(wanted, SearchState::Finished).map(Some);
     let search = |states: &dyn Fn(&Run) -> Option<Option<u32>>| {
-        runs.iter()
-            .find_map(|run| states(run).map(|fold| (run.path.clone(), fold)))
+        runs.iter().find_map(|run| states(run).map(|fold| (run.path.clone(), fold)))
     };
     if args.resume {
         if let Some((run, fold)) = search(&interrupted).or_else(|| search(&finished)) {
             eprintln!("taking up {}", shown(&run));
-            return Ok(Choice {
-                run,
-                fold,
-                resume: true,
-            });
+            return Ok(Choice { run, fold, resume: true });
         }
-        eprintln!(
-            "note: there is no search to resume in {}: this starts one",
-            shown(task_runs)
-        );
+        eprintln!("note: there is no search to resume in {}: this starts one", shown(task_runs));
     } else if let Some(run) = runs.first()
         && let Some(fold) = run.find(wanted, SearchState::Interrupted)
     {
@@ -90,11 +78,7 @@ fn choose_search(args: &SearchArgs, task_runs: &Path, preset: &str) -> Result<Ch
             args.task
         );
     }
-    Ok(Choice {
-        run: new_run(task_runs, preset)?,
-        fold: wanted,
-        resume: false,
-    })
+    Ok(Choice { run: new_run(task_runs, preset)?, fold: wanted, resume: false })
 }
 
 /// `cargo xtask retrain`
@@ -134,10 +118,7 @@ pub(crate) fn retrain(args: &RetrainArgs) -> Result<ExitCode> {
 
 /// The newest run of the task with a finished search (of the fold asked for), and that fold.
 fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
-    let data = DataArgs {
-        offline: false,
-        ..args.data.clone()
-    };
+    let data = DataArgs { offline: false, ..args.data.clone() };
     let task = locate(&args.task, &data)?.task;
     let task_runs = workspace().join("runs").join(&task);
     let runs = newest_first(&task_runs)?;
@@ -157,29 +138,18 @@ fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
             (SearchState::Running, "is still running".to_owned()),
             (
                 SearchState::Interrupted,
-                format!(
-                    "was interrupted; go on with it: cargo xtask search {} --resume",
-                    args.task
-                ),
+                format!("was interrupted; go on with it: cargo xtask search {} --resume", args.task),
             ),
         ];
-        let state = unfinished
-            .iter()
-            .find(|(state, _)| first.find(wanted, *state).is_some());
+        let state = unfinished.iter().find(|(state, _)| first.find(wanted, *state).is_some());
         if let Some((_, what)) = state {
             eprintln!("note: the newest search, {}, {what}", shown(&first.path));
         }
     }
-    let Some((run, fold)) = runs
-        .iter()
-        .find_map(|run| finished(run).map(|fold| (run, fold)))
-    else {
+    let Some((run, fold)) = runs.iter().find_map(|run| finished(run).map(|fold| (run, fold))) else {
         let fold = wanted.map_or(String::new(), |fold| format!(" of fold {fold}"));
-        let problem = format!(
-            "no finished search{fold} in {}: run `cargo xtask search {}`",
-            task_runs.display(),
-            args.task
-        );
+        let problem =
+            format!("no finished search{fold} in {}: run `cargo xtask search {}`", task_runs.display(), args.task);
         return Err(UsageError(problem).into());
     };
     eprintln!("taking up {}", shown(&run.path));
@@ -190,9 +160,7 @@ fn choose_retrain(args: &RetrainArgs) -> Result<(PathBuf, Option<u32>)> {
 pub(crate) fn provide(located: &Located, data: &DataArgs, mut adw: Command) -> Result<()> {
     match &located.origin {
         Origin::Present => Ok(()),
-        Origin::Download(manifest, root) => {
-            dataset::fetch(manifest, root, data.mirror.as_deref()).map(drop)
-        }
+        Origin::Download(manifest, root) => dataset::fetch(manifest, root, data.mirror.as_deref()).map(drop),
         Origin::Phantom => {
             eprintln!("making the phantom dataset in {}", shown(&located.folder));
             let status = adw
@@ -243,14 +211,7 @@ pub(crate) fn build_adw() -> Result<PathBuf> {
 /// The path of what was built, wherever cargo is configured to put it.
 fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args([
-        "build",
-        "--release",
-        "--package",
-        "adw-cli",
-        "--bin",
-        "adw",
-    ]);
+    cargo.current_dir(workspace()).args(["build", "--release", "--package", "adw-cli", "--bin", "adw"]);
     if let Some(cuda) = cuda {
         cuda.build(&mut cargo)?;
     }
@@ -300,11 +261,7 @@ fn pass_through(pass: &PassThrough, fold: Option<u32>) -> Vec<OsString> {
 
 /// The path from where the person stands, if it lies below.
 fn shown(path: &Path) -> std::path::Display<'_> {
-    env::current_dir()
-        .ok()
-        .and_then(|here| path.strip_prefix(here).ok())
-        .unwrap_or(path)
-        .display()
+    env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path).display()
 }
 
 /// Replaces this process, so that signals and the exit code are the child's own.
@@ -312,19 +269,13 @@ fn shown(path: &Path) -> std::path::Display<'_> {
 fn become_process(mut command: Command) -> Result<ExitCode> {
     use std::os::unix::process::CommandExt;
     let program = command.get_program().to_owned();
-    Err(command.exec())
-        .with_context(|| format!("cannot start {}", Path::new(OsStr::new(&program)).display()))
+    Err(command.exec()).with_context(|| format!("cannot start {}", Path::new(OsStr::new(&program)).display()))
 }
 
 #[cfg(not(unix))]
 fn become_process(mut command: Command) -> Result<ExitCode> {
     let status = command.status().context("cannot start adw")?;
-    Ok(ExitCode::from(
-        status
-            .code()
-            .and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(1),
-    ))
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
 #[cfg(test)]
@@ -345,11 +296,7 @@ mod tests {
             pass: PassThrough::default(),
         };
         let choose = || choose_search(&args, dir.path(), "quick").expect("a choice");
-        let choice = |name: &str, fold, resume| Choice {
-            run: dir.path().join(name),
-            fold,
-            resume,
-        };
+        let choice = |name: &str, fold, resume| Choice { run: dir.path().join(name), fold, resume };
         assert_eq!(choose(), choice("quick-001", None, false));
 
         let run = dir.path().join("quick-001");

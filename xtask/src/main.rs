@@ -48,11 +48,7 @@ impl std::error::Error for Reported {}
 /// 2 for bad arguments and for what the system refuses: a read-only folder, a full disk.
 fn exit_code(error: &anyhow::Error) -> u8 {
     let theirs = |cause: &(dyn std::error::Error + 'static)| cause.is::<std::io::Error>();
-    if error.is::<UsageError>() || error.chain().any(theirs) {
-        2
-    } else {
-        1
-    }
+    if error.is::<UsageError>() || error.chain().any(theirs) { 2 } else { 1 }
 }
 
 #[derive(Parser)]

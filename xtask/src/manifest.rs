@@ -40,10 +40,7 @@ const SOURCES: [&str; 10] = [
 impl Manifest {
     /// All ten, in the decathlon's order.
     pub(crate) fn all() -> Result<Vec<Self>> {
-        SOURCES
-            .iter()
-            .map(|text| toml::from_str(text).context("data-manifests"))
-            .collect()
+        SOURCES.iter().map(|text| toml::from_str(text).context("data-manifests")).collect()
     }
 
     /// The manifest a person means by `heart`, `Heart`, `Task02_Heart` or `task02`.
@@ -59,9 +56,7 @@ impl Manifest {
     pub(crate) fn url_from(&self, mirror: Option<&str>) -> String {
         match mirror {
             None => self.url.clone(),
-            Some(mirror) if Path::new(mirror).extension().is_some_and(|it| it == "tar") => {
-                mirror.to_owned()
-            }
+            Some(mirror) if Path::new(mirror).extension().is_some_and(|it| it == "tar") => mirror.to_owned(),
             Some(mirror) => format!("{}/{}.tar", mirror.trim_end_matches('/'), self.folder),
         }
     }
@@ -82,25 +77,12 @@ mod tests {
         let all = Manifest::all().unwrap();
         assert_eq!(all.len(), 10);
         for (index, manifest) in all.iter().enumerate() {
-            assert!(
-                manifest
-                    .folder
-                    .starts_with(&format!("Task{:02}_", index + 1))
-            );
+            assert!(manifest.folder.starts_with(&format!("Task{:02}_", index + 1)));
             assert_eq!(manifest.md5.len(), 32);
-            assert!(
-                manifest
-                    .md5
-                    .bytes()
-                    .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
-            );
+            assert!(manifest.md5.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()));
             assert!(manifest.url.ends_with(&format!("/{}.tar", manifest.folder)));
             assert!(manifest.licence.starts_with("CC-BY-SA") && !manifest.citation.is_empty());
-            for name in [
-                &manifest.task,
-                &manifest.folder,
-                &manifest.folder[..6].to_uppercase(),
-            ] {
+            for name in [&manifest.task, &manifest.folder, &manifest.folder[..6].to_uppercase()] {
                 assert_eq!(Manifest::find(name).unwrap().unwrap().md5, manifest.md5);
             }
         }
@@ -110,10 +92,7 @@ mod tests {
     #[test]
     fn a_mirror_is_a_folder_of_archives_or_one_archive() {
         let heart = Manifest::find("heart").unwrap().unwrap();
-        assert_eq!(
-            heart.url_from(Some("http://m/msd/")),
-            "http://m/msd/Task02_Heart.tar"
-        );
+        assert_eq!(heart.url_from(Some("http://m/msd/")), "http://m/msd/Task02_Heart.tar");
         assert_eq!(heart.url_from(Some("file:///a/b.tar")), "file:///a/b.tar");
         assert_eq!(heart.url_from(None), heart.url);
     }

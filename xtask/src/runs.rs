@@ -33,10 +33,7 @@ pub(crate) struct Run {
 impl Run {
     /// The lowest fold, or `fold` alone, whose search is in the wanted state.
     pub(crate) fn find(&self, fold: Option<u32>, wanted: SearchState) -> Option<u32> {
-        self.searches
-            .iter()
-            .find(|(k, state)| *state == wanted && fold.is_none_or(|fold| *k == fold))
-            .map(|(k, _)| *k)
+        self.searches.iter().find(|(k, state)| *state == wanted && fold.is_none_or(|fold| *k == fold)).map(|(k, _)| *k)
     }
 
     /// Whether nothing was searched or trained in it yet, nor is now.
@@ -50,20 +47,14 @@ pub(crate) fn newest_first(task_runs: &Path) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     for path in folders(task_runs)? {
         // config.toml is the first file of a run, and never written again.
-        let Ok(started) = fs::metadata(path.join("config.toml")).and_then(|data| data.modified())
-        else {
+        let Ok(started) = fs::metadata(path.join("config.toml")).and_then(|data| data.modified()) else {
             continue;
         };
         let held = is_held(&path);
         let mut searches: Vec<_> = folders(&path.join("search"))?
             .iter()
             .filter_map(|fold| {
-                let number = fold
-                    .file_name()?
-                    .to_str()?
-                    .strip_prefix("fold_")?
-                    .parse()
-                    .ok()?;
+                let number = fold.file_name()?.to_str()?.strip_prefix("fold_")?.parse().ok()?;
                 let state = match fold.join("architecture.json").is_file() {
                     true => SearchState::Finished,
                     false if held => SearchState::Running,
@@ -73,12 +64,7 @@ pub(crate) fn newest_first(task_runs: &Path) -> Result<Vec<Run>> {
             })
             .collect();
         searches.sort_by_key(|(fold, _)| *fold);
-        runs.push(Run {
-            path,
-            started,
-            held,
-            searches,
-        });
+        runs.push(Run { path, started, held, searches });
     }
     runs.sort_by(|a, b| (b.started, &b.path).cmp(&(a.started, &a.path)));
     Ok(runs)
@@ -86,19 +72,10 @@ pub(crate) fn newest_first(task_runs: &Path) -> Result<Vec<Run>> {
 
 /// `runs/<task>/<preset>-<number>`, one above the highest number there is.
 pub(crate) fn new_run(task_runs: &Path, preset: &str) -> Result<PathBuf> {
-    let stem = Path::new(preset)
-        .file_stem()
-        .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
+    let stem = Path::new(preset).file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned());
     let highest = folders(task_runs)?
         .iter()
-        .filter_map(|path| {
-            path.file_name()?
-                .to_str()?
-                .rsplit_once('-')?
-                .1
-                .parse::<u32>()
-                .ok()
-        })
+        .filter_map(|path| path.file_name()?.to_str()?.rsplit_once('-')?.1.parse::<u32>().ok())
         .max()
         .unwrap_or(0);
     Ok(task_runs.join(format!("{stem}-{:03}", highest + 1)))
@@ -141,9 +118,7 @@ mod tests {
         let fold = run.join(format!("search/fold_{fold}"));
         fs::create_dir_all(&fold).unwrap();
         let config = File::create(run.join("config.toml")).unwrap();
-        config
-            .set_modified(SystemTime::now() - Duration::from_secs(age_s))
-            .unwrap();
+        config.set_modified(SystemTime::now() - Duration::from_secs(age_s)).unwrap();
         if finished {
             fs::write(fold.join("architecture.json"), "{}").unwrap();
         }
@@ -158,10 +133,7 @@ mod tests {
         let new = run(dir.path(), "mine", 10, 2, false);
         fs::create_dir(dir.path().join("not-a-run")).unwrap();
         let runs = newest_first(dir.path()).unwrap();
-        assert_eq!(
-            runs.iter().map(|run| &run.path).collect::<Vec<_>>(),
-            [&new, &old]
-        );
+        assert_eq!(runs.iter().map(|run| &run.path).collect::<Vec<_>>(), [&new, &old]);
         assert_eq!(runs[0].find(None, SearchState::Interrupted), Some(2));
         assert_eq!(runs[0].find(None, SearchState::Finished), None);
         assert_eq!(runs[0].find(Some(0), SearchState::Interrupted), None);
@@ -169,15 +141,9 @@ mod tests {
 
         let lock = File::create(new.join(".lock")).unwrap();
         lock.lock().unwrap();
-        assert_eq!(
-            newest_first(dir.path()).unwrap()[0].find(None, SearchState::Running),
-            Some(2)
-        );
+        assert_eq!(newest_first(dir.path()).unwrap()[0].find(None, SearchState::Running), Some(2));
         drop(lock);
-        assert_eq!(
-            newest_first(dir.path()).unwrap()[0].find(None, SearchState::Interrupted),
-            Some(2)
-        );
+        assert_eq!(newest_first(dir.path()).unwrap()[0].find(None, SearchState::Interrupted), Some(2));
     }
 
     #[test]
@@ -185,10 +151,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(new_run(dir.path(), "quick").unwrap().ends_with("quick-001"));
         run(dir.path(), "quick-007", 0, 0, true);
-        assert!(
-            new_run(dir.path(), "configs/paper.toml")
-                .unwrap()
-                .ends_with("paper-008")
-        );
+        assert!(new_run(dir.path(), "configs/paper.toml").unwrap().ends_with("paper-008"));
     }
 }

@@ -15,12 +15,7 @@ use tar::EntryType;
 /// The archive is refused, and `into` is to be thrown away, if an entry is a link or a device, is absolute or climbs out
 /// with `..`, lies outside `folder`, or if the entries claim more than `most_bytes` in all. Sizes are those of the
 /// headers, checked before a byte is written: a header that claims terabytes costs nothing.
-pub(crate) fn unpack(
-    archive: impl Read,
-    into: &Path,
-    folder: &str,
-    most_bytes: u64,
-) -> Result<PathBuf> {
+pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, most_bytes: u64) -> Result<PathBuf> {
     let mut archive = tar::Archive::new(archive);
     let mut left = most_bytes;
     for entry in archive.entries().context("not a tar archive")? {
@@ -30,45 +25,30 @@ pub(crate) fn unpack(
             EntryType::Regular | EntryType::Continuous => false,
             EntryType::Directory => true,
             EntryType::XGlobalHeader => continue,
-            other => bail!(
-                "archive entry {} is a {other:?}, not a file or folder",
-                path.display()
-            ),
+            other => bail!("archive entry {} is a {other:?}, not a file or folder", path.display()),
         };
         let inside = inside(&path, folder)?;
         // macOS keeps resource forks in such files; the decathlon's archives are full of them.
-        if path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("._"))
-        {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("._")) {
             continue;
         }
         let target = into.join(inside);
         if is_dir {
-            fs::create_dir_all(&target)
-                .with_context(|| format!("cannot create {}", target.display()))?;
+            fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
             continue;
         }
         let size = entry.size();
         left = left.checked_sub(size).with_context(|| {
-            format!(
-                "archive entry {} of {size} bytes takes the archive past {most_bytes} bytes",
-                path.display()
-            )
+            format!("archive entry {} of {size} bytes takes the archive past {most_bytes} bytes", path.display())
         })?;
         if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent)
-                .with_context(|| format!("cannot create {}", parent.display()))?;
+            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
-        let mut file = fs::File::create_new(&target)
-            .with_context(|| format!("cannot create {}", target.display()))?;
-        let written = std::io::copy(&mut entry, &mut file)
-            .with_context(|| format!("cannot write {}", target.display()))?;
+        let mut file = fs::File::create_new(&target).with_context(|| format!("cannot create {}", target.display()))?;
+        let written =
+            std::io::copy(&mut entry, &mut file).with_context(|| format!("cannot write {}", target.display()))?;
         if written != size {
-            bail!(
-                "archive ends inside {}: {written} of {size} bytes",
-                path.display()
-            );
+            bail!("archive ends inside {}: {written} of {size} bytes", path.display());
         }
     }
     let dataset = into.join(folder);
@@ -85,16 +65,10 @@ fn inside(path: &Path, folder: &str) -> Result<PathBuf> {
         match component {
             Component::Normal(name) => clean.push(name),
             Component::CurDir => {}
-            _ => bail!(
-                "archive entry {} leads outside the folder it is unpacked in",
-                path.display()
-            ),
+            _ => bail!("archive entry {} leads outside the folder it is unpacked in", path.display()),
         }
     }
-    if !clean.as_os_str().is_empty()
-        && !clean.starts_with(folder)
-        && clean != Path::new(&format!("._{folder}"))
-    {
+    if !clean.as_os_str().is_empty() && !clean.starts_with(folder) && clean != Path::new(&format!("._{folder}")) {
         bail!("archive entry {} is not in {folder}/", path.display());
     }
     Ok(clean)
@@ -143,10 +117,7 @@ pub(crate) mod tests {
             file("./._T", b"junk"),
         ]);
         let folder = unpack(&bytes[..], dir.path(), "T", 100).unwrap();
-        assert_eq!(
-            fs::read(folder.join("imagesTr/a.nii.gz")).unwrap(),
-            b"voxels"
-        );
+        assert_eq!(fs::read(folder.join("imagesTr/a.nii.gz")).unwrap(), b"voxels");
         assert_eq!(fs::read_dir(folder.join("imagesTr")).unwrap().count(), 1);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -160,26 +131,17 @@ pub(crate) mod tests {
             (file("T/../../evil", b"x"), "leads outside"),
             (file(&absolute, b"x"), "leads outside"),
             (file("Other/a", b"x"), "is not in T/"),
-            (
-                ("T/link", EntryType::Symlink, 0, b"".as_slice()),
-                "T/link is a Symlink",
-            ),
+            (("T/link", EntryType::Symlink, 0, b"".as_slice()), "T/link is a Symlink"),
             (("T/link", EntryType::Link, 0, b""), "T/link is a Link"),
             (("T/tty", EntryType::Char, 0, b""), "T/tty is a Char"),
-            (
-                ("T/big", EntryType::Regular, 1 << 32, b""),
-                "of 4294967296 bytes takes the archive past 100",
-            ),
+            (("T/big", EntryType::Regular, 1 << 32, b""), "of 4294967296 bytes takes the archive past 100"),
             (file("T/dataset.json", b"again"), "cannot create"),
         ] {
             let dir = tempfile::tempdir().unwrap();
             let into = dir.path().join("into");
             fs::create_dir(&into).unwrap();
             let error = unpack(&archive(&[GOOD, entry])[..], &into, "T", 100).unwrap_err();
-            assert!(
-                format!("{error:#}").contains(complaint),
-                "{error:#} for {complaint}"
-            );
+            assert!(format!("{error:#}").contains(complaint), "{error:#} for {complaint}");
             assert!(!dir.path().join("evil").exists());
         }
         assert!(!outside.path().join("x").exists());

@@ -71,16 +71,10 @@ fn answer(
     }
     log.lock().unwrap().push(from.unwrap_or(0));
     if let Some(status) = faults.status {
-        return write!(
-            stream,
-            "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
+        return write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
     if number < faults.busy_requests {
-        return write!(
-            stream,
-            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
+        return write!(stream, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
     let from = from.filter(|_| !faults.ignore_ranges);
     if from.is_some_and(|from| from >= content.len()) {
@@ -101,11 +95,7 @@ fn answer(
         )?,
     }
     if !faults.no_length {
-        write!(
-            stream,
-            "Content-Length: {}\r\n",
-            body.len() as i64 + faults.length_lie
-        )?;
+        write!(stream, "Content-Length: {}\r\n", body.len() as i64 + faults.length_lie)?;
     }
     write!(stream, "Connection: close\r\n\r\n")?;
     stream.write_all(&body[..faults.cut_after.unwrap_or(body.len()).min(body.len())])?;

@@ -153,12 +153,7 @@ pub(crate) struct RetrainArgs {
     #[arg(long, value_name = "CHANNELS")]
     pub(crate) uniform_width: Option<usize>,
     /// Convolutions per block of the plain U-Net
-    #[arg(
-        long,
-        value_name = "CONVS",
-        default_value_t = 2,
-        requires = "uniform_width"
-    )]
+    #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width")]
     pub(crate) uniform_depth: usize,
     /// Keep the result in `retrain/NAME/fold_K` rather than `retrain/fold_K`: for several trainings of one run
     #[arg(long)]

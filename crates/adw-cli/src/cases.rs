@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::Result;
-use msd_data::{
-    Memory, TrainingCase, prepare_training_cases, store_training_cases, training_cases_bytes,
-};
+use msd_data::{Memory, TrainingCase, prepare_training_cases, store_training_cases, training_cases_bytes};
 
 use crate::{report::progress::note, run::Run};
 
@@ -52,17 +50,12 @@ impl Cases {
     /// # Errors
     /// A case that cannot be read or does not fit the dataset; the first in the order of `ids`.
     pub(crate) fn prepare(&mut self, run: &Run, ids: &[String]) -> Result<Vec<TrainingCase>> {
-        let missing: Vec<String> = ids
-            .iter()
-            .filter(|id| !self.prepared.contains_key(*id))
-            .cloned()
-            .collect();
+        let missing: Vec<String> = ids.iter().filter(|id| !self.prepared.contains_key(*id)).cloned().collect();
         let (dataset, plan, memory) = (&run.dataset, &run.plan, self.memory);
         let prepared: Vec<TrainingCase> = match &self.folder {
-            None => prepare_training_cases(dataset, &missing, plan, memory)?
-                .into_iter()
-                .map(TrainingCase::from)
-                .collect(),
+            None => {
+                prepare_training_cases(dataset, &missing, plan, memory)?.into_iter().map(TrainingCase::from).collect()
+            }
             Some(folder) => store_training_cases(dataset, &missing, plan, folder, memory)?
                 .into_iter()
                 .map(TrainingCase::from)

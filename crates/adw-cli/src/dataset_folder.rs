@@ -31,30 +31,18 @@ pub(crate) fn find(dir: &Path) -> Result<PathBuf> {
     }
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let path = entry
-            .with_context(|| format!("cannot read {}", dir.display()))?
-            .path();
+        let path = entry.with_context(|| format!("cannot read {}", dir.display()))?.path();
         if path.join("dataset.json").is_file() {
             found.push(path);
         }
     }
     found.sort();
     match found.len() {
-        0 => bad_input!(
-            "--data {}: no dataset.json there or in a folder below",
-            dir.display()
-        ),
+        0 => bad_input!("--data {}: no dataset.json there or in a folder below", dir.display()),
         1 => Ok(found.remove(0)),
         _ => {
-            let names: Vec<_> = found
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            bad_input!(
-                "--data {}: several datasets, choose one: {}",
-                dir.display(),
-                names.join(", ")
-            )
+            let names: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
+            bad_input!("--data {}: several datasets, choose one: {}", dir.display(), names.join(", "))
         }
     }
 }

@@ -41,10 +41,7 @@ pub(crate) fn set_up_host(process: &Process) -> Result<()> {
 /// # Errors
 /// cuDNN is asked for in a build without it.
 #[cfg(feature = "cudnn")]
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "the twin of the one without cuDNN"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "the twin of the one without cuDNN")]
 fn set_convolutions(how: Convolutions, device: &Device) -> Result<()> {
     use adw_cuda::{convolutions, device::CudaRuntime};
     if let Device::Cuda(device) = device {
@@ -88,9 +85,7 @@ pub(crate) fn precision(bf16: bool, device: &Device) -> Result<Precision> {
         return Ok(Precision::Full);
     }
     if !Precision::Bf16.is_available_on(device) {
-        bad_input!(
-            "--bf16: this processor has no matrix unit for bf16 (Intel AMX, under Linux); leave it out"
-        );
+        bad_input!("--bf16: this processor has no matrix unit for bf16 (Intel AMX, under Linux); leave it out");
     }
     Ok(Precision::Bf16)
 }
@@ -114,9 +109,7 @@ fn wish(name: &str) -> Result<Wish> {
         bad_input!("--device {name}: expected auto, cpu or cuda:N");
     };
     if cfg!(not(feature = "cuda")) {
-        bad_input!(
-            "--device {name}: this program was built without CUDA; take cpu, or build it with --features cuda"
-        );
+        bad_input!("--device {name}: this program was built without CUDA; take cpu, or build it with --features cuda");
     }
     Ok(Wish::Cuda(ordinal))
 }
@@ -126,10 +119,7 @@ fn automatic() -> Device {
     #[cfg(feature = "cuda")]
     match adw_cuda::device::open(0) {
         Ok(device) => {
-            note(&format!(
-                "device: {}, the first there is",
-                describe(&device)
-            ));
+            note(&format!("device: {}, the first there is", describe(&device)));
             return device;
         }
         Err(error) => note(&format!("device: cpu, for there is no other ({error})")),
@@ -215,10 +205,7 @@ mod tests {
         assert_eq!(wish("cpu").unwrap(), Wish::Cpu);
         for nonsense in ["gpu", "cuda:", "cuda:-1", "cuda:x"] {
             let message = wish(nonsense).unwrap_err().to_string();
-            assert!(
-                message.contains("expected auto, cpu or cuda:N"),
-                "{message}"
-            );
+            assert!(message.contains("expected auto, cpu or cuda:N"), "{message}");
         }
         if cfg!(feature = "cuda") {
             assert_eq!(wish("cuda").unwrap(), Wish::Cuda(0));

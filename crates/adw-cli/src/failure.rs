@@ -40,21 +40,14 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.downcast_ref().is_some_and(network_is_bad)
     });
     // Out of memory on a CUDA device comes wrapped in whatever was computed, or in candle's words.
-    if theirs || one_line(error).contains(FULL) {
-        2
-    } else {
-        1
-    }
+    if theirs || one_line(error).contains(FULL) { 2 } else { 1 }
 }
 
 /// What the errors of a full CUDA device advise.
 const FULL: &str = "take a smaller batch or patch";
 
 fn data_is_bad(error: &msd_data::Error) -> bool {
-    !matches!(
-        error,
-        msd_data::Error::WorkerPanic { .. } | msd_data::Error::Shape { .. }
-    )
+    !matches!(error, msd_data::Error::WorkerPanic { .. } | msd_data::Error::Shape { .. })
 }
 
 fn training_input_is_bad(error: &adw_search::Error) -> bool {
@@ -84,10 +77,8 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     for cause in error.chain() {
         let text = cause.to_string();
         // candle appends a backtrace, numbered from 0, where RUST_BACKTRACE is set.
-        let words = text
-            .lines()
-            .take_while(|line| !line.trim_start().starts_with("0: "))
-            .flat_map(str::split_whitespace);
+        let words =
+            text.lines().take_while(|line| !line.trim_start().starts_with("0: ")).flat_map(str::split_whitespace);
         let text = words.collect::<Vec<_>>().join(" ");
         if line.is_empty() {
             line = text;
@@ -112,15 +103,9 @@ mod tests {
         let disk_full = io::Error::from(io::ErrorKind::StorageFull);
         for (error, code) in [
             (BadInput::new("no such fold").into(), 2),
-            (
-                anyhow::Error::from(disk_full).context("writing model.safetensors"),
-                2,
-            ),
+            (anyhow::Error::from(disk_full).context("writing model.safetensors"), 2),
             (anyhow::anyhow!("an invariant broke"), 1),
-            (
-                adw_search::Error::Tensor(candle_core::Error::Msg("shape".into())).into(),
-                1,
-            ),
+            (adw_search::Error::Tensor(candle_core::Error::Msg("shape".into())).into(), 1),
         ] {
             assert_eq!(exit_code(&error), code, "{error:#}");
         }
@@ -129,11 +114,7 @@ mod tests {
     #[test]
     fn an_error_is_one_line_without_repetition() {
         let source = io::Error::other("no space\nleft");
-        let error: anyhow::Error = adw_search::Error::Io {
-            path: "a.txt".into(),
-            source,
-        }
-        .into();
+        let error: anyhow::Error = adw_search::Error::Io { path: "a.txt".into(), source }.into();
         let error = Err::<(), _>(error).context("saving").unwrap_err();
         assert_eq!(one_line(&error), "saving: a.txt: no space left");
     }

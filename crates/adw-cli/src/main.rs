@@ -29,13 +29,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // A broken invariant is reported like any other failure: one line.
     panic::set_hook(Box::new(|info| {
-        eprintln!(
-            "error: internal: {}",
-            info.to_string()
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        );
+        eprintln!("error: internal: {}", info.to_string().split_whitespace().collect::<Vec<_>>().join(" "));
     }));
     let result = panic::catch_unwind(|| match &cli.command {
         Command::Check(args) => commands::check::run(args),

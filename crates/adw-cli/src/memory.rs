@@ -60,9 +60,7 @@ impl Need {
     }
 
     fn total(self) -> u64 {
-        self.activations
-            .saturating_add(self.parameters)
-            .saturating_add(self.data)
+        self.activations.saturating_add(self.parameters).saturating_add(self.data)
     }
 }
 
@@ -71,25 +69,15 @@ impl Need {
 /// # Errors
 /// The configuration makes no network.
 pub(crate) fn largest(config: &SupernetConfig) -> Result<Architecture> {
-    let blocks = (0..config.num_blocks())
-        .map(|block| vec![config.block_max_width(block); config.max_depth])
-        .collect();
+    let blocks = (0..config.num_blocks()).map(|block| vec![config.block_max_width(block); config.max_depth]).collect();
     let (strides, kernels) = (config.strides.clone(), config.kernels.clone());
-    Ok(Architecture::new(
-        config.in_channels,
-        config.num_classes,
-        strides,
-        kernels,
-        blocks,
-    )?)
+    Ok(Architecture::new(config.in_channels, config.num_classes, strides, kernels, blocks)?)
 }
 
 /// What `--memory` allows, else what the system has available; an unknown system has enough.
 pub(crate) fn limit(process: &Process) -> Memory {
     let asked = process.memory.map(|gb| (gb * 1e9) as u64);
-    asked
-        .or_else(available_bytes)
-        .map_or(Memory::unlimited(), Memory::bytes)
+    asked.or_else(available_bytes).map_or(Memory::unlimited(), Memory::bytes)
 }
 
 /// Refuses work that does not fit in the limit; what is left is for prepared cases. On a CUDA device, maps and weights
@@ -201,26 +189,15 @@ mod tests {
         write("memory.max", "2000\n");
         write("memory.current", "1900\n");
         assert_eq!(in_control_group(dir.path()), Some(100));
-        write(
-            "memory.stat",
-            "anon 7\ninactive_file 1000\nactive_file 500\n",
-        );
+        write("memory.stat", "anon 7\ninactive_file 1000\nactive_file 500\n");
         assert_eq!(in_control_group(dir.path()), Some(1600));
         write("memory.max", "max\n");
-        assert_eq!(
-            in_control_group(dir.path()),
-            Some(550),
-            "version 1 is asked"
-        );
+        assert_eq!(in_control_group(dir.path()), Some(550), "version 1 is asked");
     }
 
     #[test]
     fn what_fits_passes_and_what_does_not_is_named() {
-        let need = Need {
-            activations: 3_000_000_000,
-            parameters: 500_000_000,
-            data: 0,
-        };
+        let need = Need { activations: 3_000_000_000, parameters: 500_000_000, data: 0 };
         let process = |gb| Process {
             threads: None,
             device: "cpu".to_owned(),
@@ -230,13 +207,9 @@ mod tests {
         };
         let left = check(need, [8, 8, 8], 2, &process(3.6), &Device::Cpu).unwrap();
         assert_eq!(left, Memory::bytes(100_000_000));
-        let message = check(need, [64, 96, 80], 2, &process(3.4), &Device::Cpu)
-            .unwrap_err()
-            .to_string();
+        let message = check(need, [64, 96, 80], 2, &process(3.4), &Device::Cpu).unwrap_err().to_string();
         assert!(
-            message.contains("64x96x80")
-                && message.contains("3.50 GB")
-                && message.contains("3.40 GB"),
+            message.contains("64x96x80") && message.contains("3.50 GB") && message.contains("3.40 GB"),
             "{message}"
         );
         assert!(message.contains("data.patch_size"), "{message}");

@@ -24,28 +24,14 @@ pub(crate) struct Models {
 }
 
 /// Everything but architecture and weights that prediction needs, and where the model comes from.
-pub(crate) fn info(
-    plan: &Plan,
-    settings: &Settings,
-    fold: usize,
-) -> Result<BTreeMap<String, String>> {
-    let labels: BTreeMap<u16, &str> = plan
-        .labels
-        .iter()
-        .map(|label| (label.value, label.name.as_str()))
-        .collect();
+pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTreeMap<String, String>> {
+    let labels: BTreeMap<u16, &str> = plan.labels.iter().map(|label| (label.value, label.name.as_str())).collect();
     let mirrored = settings.data.augmentation.mirror > 0.0;
     Ok(BTreeMap::from([
         ("plan".to_owned(), serde_json::to_string(plan)?),
         ("labels".to_owned(), serde_json::to_string(&labels)?),
-        (
-            "mirror_axes".to_owned(),
-            serde_json::to_string(&[mirrored; 3])?,
-        ),
-        (
-            "training".to_owned(),
-            json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed }).to_string(),
-        ),
+        ("mirror_axes".to_owned(), serde_json::to_string(&[mirrored; 3])?),
+        ("training".to_owned(), json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed }).to_string()),
     ]))
 }
 
@@ -60,8 +46,7 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
         check_finite(&file, path)?;
         let plan: Plan = entry(&file, "plan", path)?;
         let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
-        let (architecture, channels, classes) =
-            (&file.architecture, plan.modalities.len(), plan.labels.len());
+        let (architecture, channels, classes) = (&file.architecture, plan.modalities.len(), plan.labels.len());
         if (architecture.in_channels, architecture.num_classes) != (channels, classes) {
             bad_input!(
                 "{}: its network does not fit its plan of {channels} channels and {classes} labels",
@@ -72,16 +57,11 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
         network.set_precision(precision);
         match &mut models {
             None => {
-                models = Some(Models {
-                    networks: vec![network],
-                    plan,
-                    mirror_axes,
-                });
+                models = Some(Models { networks: vec![network], plan, mirror_axes });
             }
             Some(models) if models.plan == plan => {
                 models.networks.push(network);
-                models.mirror_axes =
-                    [0, 1, 2].map(|axis| models.mirror_axes[axis] && mirror_axes[axis]);
+                models.mirror_axes = [0, 1, 2].map(|axis| models.mirror_axes[axis] && mirror_axes[axis]);
             }
             Some(models) => bad_input!(
                 "{}: its plan (of {}) differs from that of {} (of {}); only models of one plan can be averaged",
@@ -117,10 +97,7 @@ fn check_finite(file: &ModelFile, path: &Path) -> Result<()> {
 /// A JSON value in a model's metadata.
 fn entry<T: DeserializeOwned>(file: &ModelFile, key: &str, path: &Path) -> Result<T> {
     let Some(text) = file.info.get(key) else {
-        bad_input!(
-            "{}: no {key} in its metadata; was it written by `adw retrain`?",
-            path.display()
-        );
+        bad_input!("{}: no {key} in its metadata; was it written by `adw retrain`?", path.display());
     };
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
@@ -143,9 +120,7 @@ mod tests {
         let weights = net.parameters().iter();
         let mut file = ModelFile {
             architecture,
-            weights: weights
-                .map(|parameter| (parameter.name.clone(), parameter.var.as_tensor().clone()))
-                .collect(),
+            weights: weights.map(|parameter| (parameter.name.clone(), parameter.var.as_tensor().clone())).collect(),
             info: BTreeMap::new(),
         };
         let path = Path::new("model.safetensors");
@@ -156,9 +131,6 @@ mod tests {
         let error = check_finite(&file, path).unwrap_err();
         assert_eq!(crate::failure::exit_code(&error), 2);
         let message = error.to_string();
-        assert!(
-            message.contains(&name) && message.contains("infinite"),
-            "{message}"
-        );
+        assert!(message.contains(&name) && message.contains("infinite"), "{message}");
     }
 }

@@ -15,10 +15,7 @@ pub(crate) fn set(table: &mut Table, assignment: &str) -> Result<()> {
     };
     let (key, text) = (key.trim(), text.trim());
     let Some(old) = find(table, key) else {
-        bad_input!(
-            "unknown configuration key {key:?}: did you mean {:?}?",
-            nearest(table, key)
-        );
+        bad_input!("unknown configuration key {key:?}: did you mean {:?}?", nearest(table, key));
     };
     let new = parse(text);
     *old = match (&*old, new) {
@@ -26,16 +23,10 @@ pub(crate) fn set(table: &mut Table, assignment: &str) -> Result<()> {
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
         (Value::Table(section), new) if !new.is_table() && !is_open(&new) => {
             let keys: Vec<_> = section.keys().map(|name| format!("{key}.{name}")).collect();
-            bad_input!(
-                "--set {assignment}: {key} is a section; its keys are {}",
-                keys.join(", ")
-            );
+            bad_input!("--set {assignment}: {key} is a section; its keys are {}", keys.join(", "));
         }
         (old, new) if !same_type(old, &new) => {
-            bad_input!(
-                "--set {assignment}: expected {}, such as {old}",
-                article(old)
-            );
+            bad_input!("--set {assignment}: expected {}, such as {old}", article(old));
         }
         (_, new) => new,
     };
@@ -52,35 +43,21 @@ pub(crate) fn overlay(base: &mut Table, top: Table, origin: &str) -> Result<()> 
     overlay_below(base, top, "", &all, origin)
 }
 
-fn overlay_below(
-    base: &mut Table,
-    top: Table,
-    prefix: &str,
-    all: &Table,
-    origin: &str,
-) -> Result<()> {
+fn overlay_below(base: &mut Table, top: Table, prefix: &str, all: &Table, origin: &str) -> Result<()> {
     for (name, value) in top {
         let key = format!("{prefix}{name}");
         let Some(old) = base.get_mut(&name) else {
-            bad_input!(
-                "{origin}: unknown configuration key {key:?}: did you mean {:?}?",
-                nearest(all, &key)
-            );
+            bad_input!("{origin}: unknown configuration key {key:?}: did you mean {:?}?", nearest(all, &key));
         };
         match (old, value) {
             (Value::Table(old), Value::Table(new))
-                if new
-                    .get("kind")
-                    .is_none_or(|kind| old.get("kind") == Some(kind)) =>
+                if new.get("kind").is_none_or(|kind| old.get("kind") == Some(kind)) =>
             {
                 overlay_below(old, new, &format!("{key}."), all, origin)?;
             }
             (old @ Value::Float(_), Value::Integer(number)) => *old = Value::Float(number as f64),
             (old, new) if !same_type(old, &new) => {
-                bad_input!(
-                    "{origin}: {key} = {new}: expected {}, such as {old}",
-                    article(old)
-                );
+                bad_input!("{origin}: {key} = {new}: expected {}, such as {old}", article(old));
             }
             (old, new) => *old = new,
         }
@@ -94,11 +71,7 @@ pub(crate) fn leaves(table: &Table) -> Vec<(String, Value)> {
     for (name, value) in table {
         match value {
             Value::Table(section) => {
-                leaves.extend(
-                    self::leaves(section)
-                        .into_iter()
-                        .map(|(key, value)| (format!("{name}.{key}"), value)),
-                );
+                leaves.extend(self::leaves(section).into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
             }
             value => leaves.push((name.clone(), value.clone())),
         }
@@ -150,11 +123,7 @@ fn nearest(table: &Table, key: &str) -> String {
         let last = candidate.rsplit('.').next().unwrap_or(candidate);
         edits(candidate, key).min(edits(last, key) + 1)
     };
-    leaves(table)
-        .into_iter()
-        .map(|(key, _)| key)
-        .min_by_key(|candidate| distance(candidate))
-        .unwrap_or_default()
+    leaves(table).into_iter().map(|(key, _)| key).min_by_key(|candidate| distance(candidate)).unwrap_or_default()
 }
 
 /// Levenshtein distance in bytes.
@@ -191,12 +160,7 @@ mod tests {
     #[test]
     fn values_are_set_by_dotted_key_and_keep_their_type() {
         let mut table = table();
-        for assignment in [
-            "search.epochs=80",
-            "search.tau = 4",
-            "search.mask=pre_norm",
-            "data.patch_size=[8, 8, 8]",
-        ] {
+        for assignment in ["search.epochs=80", "search.tau = 4", "search.mask=pre_norm", "data.patch_size=[8, 8, 8]"] {
             set(&mut table, assignment).unwrap();
         }
         set(&mut table, "search.decay={kind = \"constant\"}").unwrap();
@@ -220,20 +184,13 @@ mod tests {
     #[test]
     fn a_file_overlays_section_by_section() {
         let mut base = table();
-        let top =
-            toml::from_str("[search]\nepochs = 9\n[search.decay]\nkind = \"cosine\"\nlast = 0.1")
-                .unwrap();
+        let top = toml::from_str("[search]\nepochs = 9\n[search.decay]\nkind = \"cosine\"\nlast = 0.1").unwrap();
         overlay(&mut base, top, "my.toml").unwrap();
         assert_eq!(base["search"]["epochs"].as_integer(), Some(9));
         assert_eq!(base["search"]["tau"].as_float(), Some(5.0));
         assert_eq!(base["search"]["decay"].as_table().unwrap().len(), 2);
-        let message = overlay(&mut base, toml::from_str("sead = 2").unwrap(), "my.toml")
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            message,
-            "my.toml: unknown configuration key \"sead\": did you mean \"seed\"?"
-        );
+        let message = overlay(&mut base, toml::from_str("sead = 2").unwrap(), "my.toml").unwrap_err().to_string();
+        assert_eq!(message, "my.toml: unknown configuration key \"sead\": did you mean \"seed\"?");
     }
 
     #[test]

@@ -48,16 +48,8 @@ impl Run {
     ///
     /// # Errors
     /// A root that cannot be written to, bad settings or data, settings other than those of the run.
-    pub(crate) fn open(
-        wish: &Wish<'_>,
-        device: &str,
-        may_change: fn(&str) -> bool,
-    ) -> Result<Self> {
-        if RunFolder::exists(wish.root) {
-            Self::existing(wish, may_change)
-        } else {
-            Self::new(wish, device)
-        }
+    pub(crate) fn open(wish: &Wish<'_>, device: &str, may_change: fn(&str) -> bool) -> Result<Self> {
+        if RunFolder::exists(wish.root) { Self::existing(wish, may_change) } else { Self::new(wish, device) }
     }
 
     fn new(wish: &Wish<'_>, device: &str) -> Result<Self> {
@@ -80,16 +72,7 @@ impl Run {
             data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
             fold,
         };
-        Ok(Self {
-            facts,
-            config,
-            dataset,
-            plan,
-            splits,
-            fold,
-            root: wish.root.to_owned(),
-            folder: None,
-        })
+        Ok(Self { facts, config, dataset, plan, splits, fold, root: wish.root.to_owned(), folder: None })
     }
 
     fn existing(wish: &Wish<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
@@ -109,16 +92,7 @@ impl Run {
         check_same(wish.root, &plan, &splits, &dataset)?;
         let fold = wish.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
-        Ok(Self {
-            facts,
-            config,
-            dataset,
-            plan,
-            splits,
-            fold,
-            root: wish.root.to_owned(),
-            folder: Some(folder),
-        })
+        Ok(Self { facts, config, dataset, plan, splits, fold, root: wish.root.to_owned(), folder: Some(folder) })
     }
 
     /// The folder on disk, if the run was there before.
@@ -135,11 +109,7 @@ impl Run {
             let plan = serde_json::to_string_pretty(&self.plan)?;
             let splits = serde_json::to_string_pretty(&self.splits)?;
             let config = run_config::render(&self.facts, &self.config)?;
-            let files = [
-                ("config.toml", config.as_str()),
-                ("plan.json", &plan),
-                ("splits.json", &splits),
-            ];
+            let files = [("config.toml", config.as_str()), ("plan.json", &plan), ("splits.json", &splits)];
             self.folder = Some(RunFolder::create(&self.root, &files)?);
         }
         Ok(self.folder.as_ref().expect("it was just created"))
@@ -157,10 +127,7 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
     }
     let ids = dataset.training_ids();
     if let Some(id) = splits.ids().find(|id| !ids.contains(id)) {
-        bad_input!(
-            "{run} was made for {}, {data} has no case {id}: choose another --run or --data",
-            plan.dataset_name
-        );
+        bad_input!("{run} was made for {}, {data} has no case {id}: choose another --run or --data", plan.dataset_name);
     }
     Ok(())
 }
@@ -171,11 +138,7 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
 /// Bad data; a patch that the poolings do not divide.
 pub(crate) fn plan(dataset: &Dataset, config: &RunConfig, memory: Memory) -> Result<Plan> {
     let data = &config.settings.data;
-    let options = PlanOptions {
-        gpu_memory_gb: data.gpu_memory_gb,
-        spacing_mm: data.spacing_mm,
-        batch_size: None,
-    };
+    let options = PlanOptions { gpu_memory_gb: data.gpu_memory_gb, spacing_mm: data.spacing_mm, batch_size: None };
     let mut plan = msd_data::plan(&fingerprint(dataset, memory)?, dataset, &options)?;
     if let Some(patch) = data.patch_size {
         for axis in 0..3 {

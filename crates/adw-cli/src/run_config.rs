@@ -105,28 +105,17 @@ impl RunConfig {
     }
 
     /// The first key whose value differs in `other`, with both values, among those for which `concerns` holds.
-    pub(crate) fn difference(
-        &self,
-        other: &Self,
-        concerns: impl Fn(&str) -> bool,
-    ) -> Option<(String, Value, Value)> {
+    pub(crate) fn difference(&self, other: &Self, concerns: impl Fn(&str) -> bool) -> Option<(String, Value, Value)> {
         let theirs = overrides::leaves(&other.table);
         let absent = || Value::String("absent".to_owned());
         let value_in = |leaves: &[(String, Value)], key: &str| {
-            leaves
-                .iter()
-                .find(|(name, _)| name == key)
-                .map_or_else(absent, |(_, value)| value.clone())
+            leaves.iter().find(|(name, _)| name == key).map_or_else(absent, |(_, value)| value.clone())
         };
         let ours = overrides::leaves(&self.table);
-        ours.iter()
-            .chain(&theirs)
-            .map(|(key, _)| key)
-            .filter(|key| concerns(key))
-            .find_map(|key| {
-                let (a, b) = (value_in(&ours, key), value_in(&theirs, key));
-                (a != b).then(|| (key.clone(), a, b))
-            })
+        ours.iter().chain(&theirs).map(|(key, _)| key).filter(|key| concerns(key)).find_map(|key| {
+            let (a, b) = (value_in(&ours, key), value_in(&theirs, key));
+            (a != b).then(|| (key.clone(), a, b))
+        })
     }
 
     fn from_table(table: Table) -> Result<Self> {
@@ -162,13 +151,9 @@ pub(crate) fn render(facts: &RunFacts, config: &RunConfig) -> Result<String> {
 pub(crate) fn load(path: &Path) -> Result<(RunFacts, RunConfig)> {
     let mut table = read(path)?;
     let Some(facts) = table.remove("run") else {
-        bad_input!(
-            "{}: no section [run]; was it written by adw?",
-            path.display()
-        );
+        bad_input!("{}: no section [run]; was it written by adw?", path.display());
     };
-    let in_file =
-        |error: &dyn std::fmt::Display| BadInput::new(format!("{}: {error}", path.display()));
+    let in_file = |error: &dyn std::fmt::Display| BadInput::new(format!("{}: {error}", path.display()));
     let facts = facts.try_into().map_err(|error| in_file(&error))?;
     let config = RunConfig::from_table(table).map_err(|error| in_file(&error))?;
     Ok((facts, config))
@@ -200,8 +185,7 @@ fn preset(name: &str) -> Result<Table> {
 }
 
 fn read(path: &Path) -> Result<Table> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     match toml::from_str(&text) {
         Ok(table) => Ok(table),
         Err(error) => bad_input!("{}: not TOML: {}", path.display(), error.message()),
@@ -210,14 +194,10 @@ fn read(path: &Path) -> Result<Table> {
 
 fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
     if let Some(seed) = args.seed {
-        let Ok(seed) = i64::try_from(seed) else {
-            bad_input!("--seed {seed}: expected a number below 2^63")
-        };
+        let Ok(seed) = i64::try_from(seed) else { bad_input!("--seed {seed}: expected a number below 2^63") };
         table.insert("seed".to_owned(), Value::Integer(seed));
     }
-    args.set
-        .iter()
-        .try_for_each(|assignment| overrides::set(table, assignment))
+    args.set.iter().try_for_each(|assignment| overrides::set(table, assignment))
 }
 
 /// Gives the table its types and checks the values.
@@ -268,11 +248,7 @@ pub(crate) fn check_precision(section: &str, precision: Precision, device: &Devi
 /// A library names its own keys; the person knows them by their section.
 fn in_section(section: &str, checked: adw_search::Result<()>) -> Result<()> {
     match checked {
-        Err(adw_search::Error::Config {
-            key,
-            value,
-            expected,
-        }) => {
+        Err(adw_search::Error::Config { key, value, expected }) => {
             bad_input!("{section}.{key} = {value}: expected {expected}")
         }
         other => Ok(other?),
@@ -292,33 +268,18 @@ mod tests {
     }
 
     fn message(set: &str) -> String {
-        RunConfig::from_args(&args(None, &[set]))
-            .unwrap_err()
-            .to_string()
+        RunConfig::from_args(&args(None, &[set])).unwrap_err().to_string()
     }
 
     #[test]
     fn presets_are_complete_and_survive_config_toml() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
-        let facts = RunFacts {
-            version: "1".into(),
-            device: "cpu".into(),
-            data: "d".into(),
-            fold: 3,
-        };
+        let facts = RunFacts { version: "1".into(), device: "cpu".into(), data: "d".into(), fold: 3 };
         for (name, _) in PRESETS {
             let config = RunConfig::from_args(&args(Some(name), &[])).unwrap();
-            assert_eq!(
-                (config.settings.search.seed, config.settings.retrain.seed),
-                (7, 7)
-            );
-            let Settings {
-                search,
-                retrain,
-                predict,
-                ..
-            } = &config.settings;
+            assert_eq!((config.settings.search.seed, config.settings.retrain.seed), (7, 7));
+            let Settings { search, retrain, predict, .. } = &config.settings;
             assert_eq!(
                 [search.precision, retrain.precision, predict.precision],
                 [Precision::Full; 3],
@@ -334,65 +295,32 @@ mod tests {
 
     #[test]
     fn the_paper_preset_is_the_published_schedule() {
-        let paper = RunConfig::from_args(&args(Some("paper"), &[]))
-            .unwrap()
-            .settings;
-        let search = SearchConfig {
-            seed: 7,
-            ..SearchConfig::paper()
-        };
+        let paper = RunConfig::from_args(&args(Some("paper"), &[])).unwrap().settings;
+        let search = SearchConfig { seed: 7, ..SearchConfig::paper() };
         let every = paper.search.checkpoint_every_iterations;
-        assert_eq!(
-            paper.search,
-            SearchConfig {
-                checkpoint_every_iterations: every,
-                ..search
-            }
-        );
+        assert_eq!(paper.search, SearchConfig { checkpoint_every_iterations: every, ..search });
         let every = paper.retrain.checkpoint_every_iterations;
-        let retrain = RetrainConfig {
-            seed: 7,
-            ..RetrainConfig::paper()
-        };
-        assert_eq!(
-            paper.retrain,
-            RetrainConfig {
-                checkpoint_every_iterations: every,
-                ..retrain
-            }
-        );
+        let retrain = RetrainConfig { seed: 7, ..RetrainConfig::paper() };
+        assert_eq!(paper.retrain, RetrainConfig { checkpoint_every_iterations: every, ..retrain });
         assert_eq!((paper.network.max_width, paper.network.max_depth), (48, 3));
         assert_eq!(paper.network.mask, MaskPosition::PreNorm);
     }
 
     #[test]
     fn optional_values_can_be_given_and_taken() {
-        let set = [
-            "data.patch_size=[8, 16, 8]",
-            "search.cost={unit=\"macs\", weight=1.0, budget={fraction=0.4}}",
-        ];
+        let set = ["data.patch_size=[8, 16, 8]", "search.cost={unit=\"macs\", weight=1.0, budget={fraction=0.4}}"];
         let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
         assert_eq!(settings.data.patch_size, Some([8, 16, 8]));
         assert!(settings.search.cost.is_some());
-        let settings = RunConfig::from_args(&args(None, &["retrain.ema=none"]))
-            .unwrap()
-            .settings;
+        let settings = RunConfig::from_args(&args(None, &["retrain.ema=none"])).unwrap().settings;
         assert!(settings.retrain.ema.is_none() && settings.data.patch_size.is_none());
     }
 
     #[test]
     fn a_precision_is_read_everywhere_and_refused_only_where_it_is_used() {
-        let set = [
-            "search.precision=bf16",
-            "retrain.precision=bf16",
-            "predict.precision=bf16",
-        ];
+        let set = ["search.precision=bf16", "retrain.precision=bf16", "predict.precision=bf16"];
         let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
-        let asked = [
-            settings.search.precision,
-            settings.retrain.precision,
-            settings.predict.precision,
-        ];
+        let asked = [settings.search.precision, settings.retrain.precision, settings.predict.precision];
         assert_eq!(asked, [Precision::Bf16; 3]);
         check_precision("search", Precision::Full, &Device::Cpu).unwrap();
         match check_precision("search", Precision::Bf16, &Device::Cpu) {
@@ -400,10 +328,7 @@ mod tests {
             Err(error) => {
                 assert!(!Precision::Bf16.is_available());
                 let message = error.to_string();
-                assert!(
-                    message.starts_with("search.precision = bf16: expected full, for"),
-                    "{message}"
-                );
+                assert!(message.starts_with("search.precision = bf16: expected full, for"), "{message}");
             }
         }
         assert!(message("search.precision=half").contains("expected `full` or `bf16`"));
@@ -411,10 +336,7 @@ mod tests {
 
     #[test]
     fn values_without_sense_are_named_with_their_section() {
-        assert_eq!(
-            message("search.epochs=0"),
-            "search.epochs = 0: expected at least 1"
-        );
+        assert_eq!(message("search.epochs=0"), "search.epochs = 0: expected at least 1");
         assert!(message("network.mask=behind").contains("behind"));
         assert!(message("predict.step=0").contains("predict.step = 0"));
         assert!(message("data.patch_size=[1, 2]").contains("patch_size"));
@@ -424,28 +346,12 @@ mod tests {
     fn a_file_changes_a_preset() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mine.toml");
-        fs::write(
-            &path,
-            "base = \"paper\"\n[search]\nepochs = 3\nwarmup_epochs = 1\n",
-        )
-        .unwrap();
+        fs::write(&path, "base = \"paper\"\n[search]\nepochs = 3\nwarmup_epochs = 1\n").unwrap();
         let config = RunConfig::from_args(&args(path.to_str(), &[])).unwrap();
-        assert_eq!(
-            (
-                config.settings.search.epochs,
-                config.settings.network.max_width
-            ),
-            (3, 48)
-        );
+        assert_eq!((config.settings.search.epochs, config.settings.network.max_width), (3, 48));
         let paper = RunConfig::from_args(&args(Some("paper"), &[])).unwrap();
         let (key, ours, theirs) = config.difference(&paper, |_| true).unwrap();
-        assert_eq!(
-            (key.as_str(), ours, theirs),
-            ("search.epochs", Value::Integer(3), Value::Integer(250))
-        );
-        assert_eq!(
-            config.difference(&paper, |key| key.starts_with("retrain.")),
-            None
-        );
+        assert_eq!((key.as_str(), ours, theirs), ("search.epochs", Value::Integer(3), Value::Integer(250)));
+        assert_eq!(config.difference(&paper, |key| key.starts_with("retrain.")), None);
     }
 }

@@ -44,10 +44,7 @@ impl RunFolder {
     /// It is no run, another process works on it, or it cannot be written to.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         if !Self::exists(root) {
-            bad_input!(
-                "{} is not a run (it has no config.toml): start one with `adw search`",
-                root.display()
-            );
+            bad_input!("{} is not a run (it has no config.toml): start one with `adw search`", root.display());
         }
         let path = root.join(".lock");
         let lock = OpenOptions::new()
@@ -57,16 +54,11 @@ impl RunFolder {
             .open(&path)
             .with_context(|| format!("cannot write to the run {}", root.display()))?;
         match adw_search::lock_patiently(&lock) {
-            Ok(()) => Ok(Self {
-                root: root.to_owned(),
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { root: root.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
                 bad_input!("{} is in use by another process", root.display())
             }
-            Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
-            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
 
@@ -83,8 +75,7 @@ impl RunFolder {
     /// `retrain/fold_<k>`, or `retrain/<name>/fold_<k>`
     pub(crate) fn retrain(&self, name: Option<&str>, fold: usize) -> PathBuf {
         let folder = self.root.join("retrain");
-        name.map_or(folder.clone(), |name| folder.join(name))
-            .join(format!("fold_{fold}"))
+        name.map_or(folder.clone(), |name| folder.join(name)).join(format!("fold_{fold}"))
     }
 }
 
@@ -99,16 +90,10 @@ pub(crate) fn config_path(root: &Path) -> PathBuf {
 /// It has no name of its own (`.`), is no empty folder, or cannot be written to.
 pub(crate) fn check_new(root: &Path) -> Result<()> {
     if root.file_name().is_none() {
-        bad_input!(
-            "--run {}: expected the name of a new folder",
-            root.display()
-        );
+        bad_input!("--run {}: expected the name of a new folder", root.display());
     }
     if root.exists() && fs::read_dir(root).map_or(true, |mut entries| entries.next().is_some()) {
-        bad_input!(
-            "{} exists and is not a run: choose another --run",
-            root.display()
-        );
+        bad_input!("{} exists and is not a run: choose another --run", root.display());
     }
     check_writable(root)
 }
@@ -118,17 +103,12 @@ pub(crate) fn check_new(root: &Path) -> Result<()> {
 /// # Errors
 /// What the system says, naming the folder: asked before work starts, so that an hour's result is not lost at its end.
 pub(crate) fn check_writable(dir: &Path) -> Result<()> {
-    let mut existing =
-        std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
+    let mut existing = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
     while !existing.exists() {
         existing = parent(&existing);
     }
     if !existing.is_dir() {
-        bad_input!(
-            "{} is not a folder: choose another place than {}",
-            existing.display(),
-            dir.display()
-        );
+        bad_input!("{} is not a folder: choose another place than {}", existing.display(), dir.display());
     }
     let probe = existing.join(format!(".adw-{}.tmp", std::process::id()));
     let written = fs::write(&probe, b"probe");
@@ -167,14 +147,10 @@ impl Aside {
         };
         let name = name.to_string_lossy();
         let parent = parent(target);
-        fs::create_dir_all(&parent)
-            .with_context(|| format!("cannot create {}", parent.display()))?;
+        fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
         let path = parent.join(format!(".{name}.{}.tmp", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self {
-            path,
-            target: target.to_owned(),
-        })
+        Ok(Self { path, target: target.to_owned() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -183,8 +159,7 @@ impl Aside {
 
     /// Puts the folder in its place, which is absent or an empty folder: rename replaces that, and only that.
     pub(crate) fn put_in_place(self) -> Result<()> {
-        fs::rename(&self.path, &self.target)
-            .with_context(|| format!("cannot create {}", self.target.display()))
+        fs::rename(&self.path, &self.target).with_context(|| format!("cannot create {}", self.target.display()))
     }
 }
 
@@ -203,33 +178,14 @@ mod tests {
     fn a_run_is_created_whole_and_held_by_one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
-        assert!(
-            RunFolder::open(&root)
-                .unwrap_err()
-                .to_string()
-                .contains("is not a run")
-        );
-        let run =
-            RunFolder::create(&root, &[("config.toml", "seed = 1"), ("plan.json", "{}")]).unwrap();
+        assert!(RunFolder::open(&root).unwrap_err().to_string().contains("is not a run"));
+        let run = RunFolder::create(&root, &[("config.toml", "seed = 1"), ("plan.json", "{}")]).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
-        assert!(
-            RunFolder::open(&root)
-                .unwrap_err()
-                .to_string()
-                .contains("in use")
-        );
-        assert!(
-            run.retrain(Some("plain"), 2)
-                .ends_with("a/b/retrain/plain/fold_2")
-        );
+        assert!(RunFolder::open(&root).unwrap_err().to_string().contains("in use"));
+        assert!(run.retrain(Some("plain"), 2).ends_with("a/b/retrain/plain/fold_2"));
         drop(run);
         RunFolder::open(&root).unwrap();
-        assert!(
-            RunFolder::create(&root, &[])
-                .unwrap_err()
-                .to_string()
-                .contains("is not a run")
-        );
+        assert!(RunFolder::create(&root, &[]).unwrap_err().to_string().contains("is not a run"));
     }
 
     #[test]
@@ -259,11 +215,6 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(
-            check_writable(&file.join("below"))
-                .unwrap_err()
-                .to_string()
-                .contains("not a folder")
-        );
+        assert!(check_writable(&file.join("below")).unwrap_err().to_string().contains("not a folder"));
     }
 }

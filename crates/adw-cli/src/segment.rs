@@ -19,22 +19,13 @@ impl Segmenter<'_> {
     ///
     /// # Errors
     /// A network fails, or its logits are not finite.
-    pub(crate) fn segment(
-        &self,
-        case: &PreparedCase,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Array3<u16>> {
+    pub(crate) fn segment(&self, case: &PreparedCase, progress: &mut dyn FnMut(usize, usize)) -> Result<Array3<u16>> {
         let (c, d, h, w) = case.image.dim();
         let voxels = case.image.as_standard_layout();
         let voxels = voxels.as_slice().expect("standard layout is contiguous");
         let image = Tensor::from_slice(voxels, (1, c, d, h, w), &Device::Cpu)?;
-        let mut networks: Vec<_> = self
-            .models
-            .iter()
-            .map(|model| |x: &Tensor| Ok(model.predict(x)?))
-            .collect();
-        let mut networks: Vec<&mut Predict<'_>> =
-            networks.iter_mut().map(|network| network as _).collect();
+        let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| Ok(model.predict(x)?)).collect();
+        let mut networks: Vec<&mut Predict<'_>> = networks.iter_mut().map(|network| network as _).collect();
         let logits = self.window.logits(&image, &mut networks, progress)?;
         let (_, k, d, h, w) = logits.dims5()?;
         let values = logits.flatten_all()?.to_vec1::<f32>()?;

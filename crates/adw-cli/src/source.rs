@@ -8,10 +8,7 @@ use adw_tensor_ops::augment::{Noise, Transforms};
 use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
 use msd_data::augment::DrawnTransforms;
-use msd_data::{
-    Augmentation, BatchKey, DrawnBatch, Loader, PatchSampler, Plan, Purpose, SampledBatch,
-    TrainingCase,
-};
+use msd_data::{Augmentation, BatchKey, DrawnBatch, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
 
 /// Batches waiting to be fetched, at most.
 pub(crate) const QUEUE: usize = 4;
@@ -20,11 +17,7 @@ pub(crate) const QUEUE: usize = 4;
 /// with all others; beside one on a CUDA device the processor has nothing else to do.
 pub(crate) fn num_loader_threads(device: &Device) -> usize {
     let all = rayon::current_num_threads();
-    if device.is_cuda() {
-        all
-    } else {
-        (all / 4).max(1)
-    }
+    if device.is_cuda() { all } else { (all / 4).max(1) }
 }
 
 /// Draws the batches of each part from that part's cases.
@@ -57,26 +50,11 @@ impl PatchSource {
         sampling: Sampling<'_>,
         device: &Device,
     ) -> msd_data::Result<Self> {
-        let Sampling {
-            plan,
-            batch_size,
-            augmentation,
-            seed,
-        } = sampling;
+        let Sampling { plan, batch_size, augmentation, seed } = sampling;
         let mut samplers = BTreeMap::new();
         for (part, cases) in parts {
-            let augmentation = if is_plain(part) {
-                Augmentation::none()
-            } else {
-                augmentation
-            };
-            let sampler = PatchSampler::new(
-                cases,
-                plan.patch_size,
-                batch_size,
-                augmentation,
-                &plan.use_mask_for_norm,
-            )?;
+            let augmentation = if is_plain(part) { Augmentation::none() } else { augmentation };
+            let sampler = PatchSampler::new(cases, plan.patch_size, batch_size, augmentation, &plan.use_mask_for_norm)?;
             samplers.insert(part, sampler);
         }
         Ok(Self {
@@ -110,23 +88,11 @@ impl PatchSource {
             unreachable!("batches are drawn for a CUDA device");
         };
         // All parts have the channels of one plan.
-        let masked = self
-            .samplers
-            .values()
-            .next()
-            .map(PatchSampler::masked_channels);
-        let transforms: Vec<_> = drawn
-            .transforms
-            .iter()
-            .flat_map(|sample| transforms(sample, masked.unwrap_or_default()))
-            .collect();
-        let (x, target) = adw_tensor_ops::augment::on_device::apply(
-            device,
-            &drawn.x,
-            &drawn.labels,
-            drawn.x_shape,
-            &transforms,
-        )?;
+        let masked = self.samplers.values().next().map(PatchSampler::masked_channels);
+        let transforms: Vec<_> =
+            drawn.transforms.iter().flat_map(|sample| transforms(sample, masked.unwrap_or_default())).collect();
+        let (x, target) =
+            adw_tensor_ops::augment::on_device::apply(device, &drawn.x, &drawn.labels, drawn.x_shape, &transforms)?;
         Ok(Batch { x, target })
     }
 
@@ -140,11 +106,7 @@ impl PatchSource {
 /// What was drawn for a sample, as the device takes it: per channel.
 #[cfg(feature = "cuda")]
 fn transforms(drawn: &DrawnTransforms, masked: &[bool]) -> Vec<Transforms> {
-    let noise = drawn.noise.map(|(std, stream)| Noise {
-        std,
-        key: stream.key,
-        position: stream.position,
-    });
+    let noise = drawn.noise.map(|(std, stream)| Noise { std, key: stream.key, position: stream.position });
     let channels = drawn.channels.iter().zip(masked);
     channels
         .map(|(c, &masked)| Transforms {
@@ -175,10 +137,7 @@ impl BatchSource for PatchSource {
         let (seed, samplers) = (self.seed, Arc::clone(&self.samplers));
         let keys = requests.map(move |request| key(request, seed));
         let on_device = self.device.is_cuda();
-        let make = move |key: BatchKey| match samplers
-            .iter()
-            .find(|(part, _)| purpose(**part) == key.purpose)
-        {
+        let make = move |key: BatchKey| match samplers.iter().find(|(part, _)| purpose(**part) == key.purpose) {
             Some((_, sampler)) if on_device => Ok((key, Sampled::Drawn(sampler.drawn_batch(key)?))),
             Some((_, sampler)) => Ok((key, Sampled::Ready(sampler.batch(key)?))),
             None => Err(msd_data::Error::Invalid(format!("no cases for {key:?}"))),
@@ -218,11 +177,7 @@ fn key(request: Request, seed: u64) -> BatchKey {
         seed,
         purpose: purpose(request.part),
         // Every epoch validates on the same patches, so that epochs can be compared.
-        epoch: if is_plain(request.part) {
-            0
-        } else {
-            request.epoch as u64
-        },
+        epoch: if is_plain(request.part) { 0 } else { request.epoch as u64 },
         iteration: request.iteration as u64,
     }
 }
@@ -232,11 +187,7 @@ mod tests {
     use super::*;
 
     fn request(part: Part, epoch: usize, iteration: usize) -> Request {
-        Request {
-            part,
-            epoch,
-            iteration,
-        }
+        Request { part, epoch, iteration }
     }
 
     #[test]

@@ -31,20 +31,12 @@ impl Splits {
     /// # Errors
     /// Fewer than five cases.
     pub(crate) fn new(dataset: &Dataset, seed: u64) -> Result<Self> {
-        let folds = five_folds(&dataset.training_ids())
-            .with_context(|| dataset.root.display().to_string())?;
+        let folds = five_folds(&dataset.training_ids()).with_context(|| dataset.root.display().to_string())?;
         let split = |fold: msd_data::Fold| {
             let (train_a, train_b) = halves(&fold.train, seed);
-            Split {
-                train: fold.train,
-                validation: fold.validation,
-                train_a,
-                train_b,
-            }
+            Split { train: fold.train, validation: fold.validation, train_a, train_b }
         };
-        Ok(Self {
-            folds: folds.into_iter().map(split).collect(),
-        })
+        Ok(Self { folds: folds.into_iter().map(split).collect() })
     }
 
     /// Reads `splits.json`, which may have been edited, and checks that it is honest.
@@ -52,8 +44,7 @@ impl Splits {
     /// # Errors
     /// Not such a file; a validation case among the training cases; A and B overlap.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let splits: Self = match serde_json::from_str(&text) {
             Ok(splits) => splits,
             Err(error) => bad_input!("{}: {error}", path.display()),
@@ -61,24 +52,13 @@ impl Splits {
         for (fold, split) in splits.folds.iter().enumerate() {
             let shared = |a: &[String], b: &[String]| a.iter().find(|id| b.contains(id)).cloned();
             if let Some(id) = shared(&split.validation, &split.train) {
-                bad_input!(
-                    "{}: fold {fold} trains and validates on {id}",
-                    path.display()
-                );
+                bad_input!("{}: fold {fold} trains and validates on {id}", path.display());
             }
             if let Some(id) = shared(&split.train_a, &split.train_b) {
                 bad_input!("{}: fold {fold} has {id} in A and in B", path.display());
             }
-            if let Some(id) = split
-                .train_a
-                .iter()
-                .chain(&split.train_b)
-                .find(|id| !split.train.contains(id))
-            {
-                bad_input!(
-                    "{}: fold {fold} has {id} in A or B but not in train",
-                    path.display()
-                );
+            if let Some(id) = split.train_a.iter().chain(&split.train_b).find(|id| !split.train.contains(id)) {
+                bad_input!("{}: fold {fold} has {id} in A or B but not in train", path.display());
             }
         }
         Ok(splits)
@@ -93,10 +73,7 @@ impl Splits {
     /// The fold called for by `--fold`.
     pub(crate) fn fold(&self, fold: usize) -> Result<&Split> {
         let Some(split) = self.folds.get(fold) else {
-            bad_input!(
-                "--fold {fold}: there are folds 0 to {}",
-                self.folds.len().saturating_sub(1)
-            );
+            bad_input!("--fold {fold}: there are folds 0 to {}", self.folds.len().saturating_sub(1));
         };
         Ok(split)
     }
@@ -122,35 +99,10 @@ mod tests {
             fs::write(&path, serde_json::to_string(&splits).unwrap()).unwrap();
             Splits::load(&path)
         };
-        assert!(
-            load(honest.clone())
-                .unwrap()
-                .fold(1)
-                .unwrap_err()
-                .to_string()
-                .contains("folds 0 to 0")
-        );
+        assert!(load(honest.clone()).unwrap().fold(1).unwrap_err().to_string().contains("folds 0 to 0"));
         let message = |split| load(split).unwrap_err().to_string();
-        assert!(
-            message(Split {
-                validation: strings(&["b"]),
-                ..honest.clone()
-            })
-            .contains("trains and validates on b")
-        );
-        assert!(
-            message(Split {
-                train_b: strings(&["a"]),
-                ..honest.clone()
-            })
-            .contains("a in A and in B")
-        );
-        assert!(
-            message(Split {
-                train_b: strings(&["d"]),
-                ..honest
-            })
-            .contains("d in A or B but not in train")
-        );
+        assert!(message(Split { validation: strings(&["b"]), ..honest.clone() }).contains("trains and validates on b"));
+        assert!(message(Split { train_b: strings(&["a"]), ..honest.clone() }).contains("a in A and in B"));
+        assert!(message(Split { train_b: strings(&["d"]), ..honest }).contains("d in A or B but not in train"));
     }
 }

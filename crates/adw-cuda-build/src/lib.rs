@@ -8,23 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files that every kernel source includes, by their names there.
-pub const HEADERS: [(&str, &str); 2] = [
-    ("device.cuh", include_str!("../include/device.cuh")),
-    ("emulate.h", include_str!("../include/emulate.h")),
-];
+pub const HEADERS: [(&str, &str); 2] =
+    [("device.cuh", include_str!("../include/device.cuh")), ("emulate.h", include_str!("../include/emulate.h"))];
 
 /// Machine code for A100 and H100, and code that the driver compiles for what comes later.
-const TARGETS: [&str; 3] = [
-    "arch=compute_80,code=sm_80",
-    "arch=compute_90,code=sm_90",
-    "arch=compute_90,code=compute_90",
-];
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
 
 /// Where nvcc is, if somewhere: `NVCC`, `bin/nvcc` below `CUDA_HOME` or `CUDA_PATH`, the search path, `/usr/local/cuda`.
 pub fn find_nvcc() -> Option<PathBuf> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(env::var_os);
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
     let path = env::var_os("PATH").unwrap_or_default();
     let candidates = env::var_os("NVCC").map(PathBuf::from).into_iter();
     candidates
@@ -56,26 +49,15 @@ pub fn kernels(sources: &[&str]) {
     for (name, text) in HEADERS {
         std::fs::write(out.join(name), text).expect("the build folder can be written to");
     }
-    let jobs: Vec<_> = sources
-        .iter()
-        .map(|source| (source, compile(&nvcc, Path::new(source), &out)))
-        .collect();
+    let jobs: Vec<_> = sources.iter().map(|source| (source, compile(&nvcc, Path::new(source), &out))).collect();
     for (source, child) in jobs {
         let output = child.wait_with_output().expect("nvcc was started");
-        assert!(
-            output.status.success(),
-            "{source} does not compile:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{source} does not compile:\n{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
 fn compile(nvcc: &Path, source: &Path, out: &Path) -> std::process::Child {
-    let name = source
-        .file_stem()
-        .expect("a file")
-        .to_string_lossy()
-        .into_owned();
+    let name = source.file_stem().expect("a file").to_string_lossy().into_owned();
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]);
     for target in TARGETS {
@@ -88,7 +70,5 @@ fn compile(nvcc: &Path, source: &Path, out: &Path) -> std::process::Child {
         .arg("-o")
         .arg(out.join(format!("{name}.fatbin")))
         .stderr(std::process::Stdio::piped());
-    command
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot start {}: {e}", nvcc.display()))
+    command.spawn().unwrap_or_else(|e| panic!("cannot start {}: {e}", nvcc.display()))
 }

@@ -46,11 +46,7 @@ struct Contents {
 
 /// The folder for such tables: `adw` in `XDG_CACHE_HOME`, or in `.cache` of the home folder; none without either.
 pub fn cache_folder() -> Option<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(caches.join("adw"))
 }
@@ -70,14 +66,9 @@ impl Table {
             microseconds: BTreeMap::new(),
         };
         let on_disk = file.as_deref().and_then(read);
-        let contents = on_disk
-            .filter(|c| (&c.device, &c.versions) == (&empty.device, &empty.versions))
-            .unwrap_or(empty);
-        Self {
-            file,
-            contents,
-            remembered: BTreeMap::new(),
-        }
+        let contents =
+            on_disk.filter(|c| (&c.device, &c.versions) == (&empty.device, &empty.versions)).unwrap_or(empty);
+        Self { file, contents, remembered: BTreeMap::new() }
     }
 
     /// Where it is kept.
@@ -147,11 +138,7 @@ mod tests {
         one.insert("x", times(1.0)).expect("written");
         other.insert("y", times(2.0)).expect("written");
         other.insert("x", times(3.0)).expect("written");
-        assert_eq!(
-            other.times("x"),
-            Some(&times(1.0)),
-            "who came first is right"
-        );
+        assert_eq!(other.times("x"), Some(&times(1.0)), "who came first is right");
         one.insert("y", times(4.0)).expect("written");
         assert_eq!(one.times("y"), Some(&times(2.0)));
         let both = open();

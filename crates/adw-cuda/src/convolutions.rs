@@ -159,9 +159,7 @@ impl State {
                 Ok(cudnn) => self.cudnn = Some(cudnn),
                 Err(error) => {
                     let error = cudnn::says(error);
-                    self.tell(&format!(
-                        "warning: cuDNN cannot be used, convolutions go without it: {error}"
-                    ));
+                    self.tell(&format!("warning: cuDNN cannot be used, convolutions go without it: {error}"));
                 }
             }
         }
@@ -170,9 +168,7 @@ impl State {
 
     /// The workspace's own, then cuDNN's in its order.
     fn ways(&mut self, rt: &CudaRuntime, job: &Job) -> Vec<Way> {
-        let listed = self
-            .cudnn(rt)
-            .map(|cudnn| cudnn.algorithms(job.pass, &job.convolution));
+        let listed = self.cudnn(rt).map(|cudnn| cudnn.algorithms(job.pass, &job.convolution));
         let algorithms = match listed {
             Some(Ok(algorithms)) => algorithms,
             Some(Err(error)) if self.how == Convolutions::Cudnn => {
@@ -231,12 +227,7 @@ impl CudaRuntime {
         mut run: impl FnMut(Option<&Call<'_>>) -> Result<T>,
     ) -> Result<T> {
         let mut by = |way: Way| {
-            let call = way.map(|algorithm| Call {
-                rt: self,
-                pass: job.pass,
-                convolution: &job.convolution,
-                algorithm,
-            });
+            let call = way.map(|algorithm| Call { rt: self, pass: job.pass, convolution: &job.convolution, algorithm });
             run(call.as_ref())
         };
         let state = self.convolutions();
@@ -275,12 +266,7 @@ impl CudaRuntime {
     }
 
     /// The fastest way by the table, which gets times for the job if it has none.
-    fn measured<T>(
-        &self,
-        job: &Job,
-        sources: &[&str],
-        by: &mut impl FnMut(Way) -> Result<T>,
-    ) -> Result<Way> {
+    fn measured<T>(&self, job: &Job, sources: &[&str], by: &mut impl FnMut(Way) -> Result<T>) -> Result<Way> {
         self.bind()?;
         let work = job.to_string();
         let mut state = self.convolutions();
@@ -321,21 +307,13 @@ impl CudaRuntime {
 
     /// The least times of several, in turns, once memory has been had and kernels loaded; and whether all ways had the memory
     /// that they need. A way that fails has none.
-    fn measure<T>(
-        &self,
-        ways: &[Way],
-        by: &mut impl FnMut(Way) -> Result<T>,
-    ) -> Result<(Times, bool)> {
+    fn measure<T>(&self, ways: &[Way], by: &mut impl FnMut(Way) -> Result<T>) -> Result<(Times, bool)> {
         let (mut times, mut whole) = (Times::new(), true);
         let mut alive = ways.to_vec();
         for round in 0..=ROUNDS {
             for way in alive.clone() {
                 let mut run = || by(way).map(drop);
-                let measured = if round == 0 {
-                    run().map(|()| None)
-                } else {
-                    self.time(&mut run).map(Some)
-                };
+                let measured = if round == 0 { run().map(|()| None) } else { self.time(&mut run).map(Some) };
                 match measured {
                     Ok(None) => {}
                     Ok(Some((seconds, sure))) => {
@@ -395,10 +373,7 @@ impl CudaRuntime {
         let (host, end) = (start.elapsed().as_secs_f64(), now()?);
         let device = f64::from(begin.elapsed_ms(&end).map_err(say)?) * 1e-3;
         let each = 1.0 / repeats as f64;
-        Ok(Reading {
-            device: device * each,
-            host: host * each,
-        })
+        Ok(Reading { device: device * each, host: host * each })
     }
 
     /// Seconds that the device takes longer than the host to fill memory; none if there is no memory.
@@ -412,11 +387,7 @@ impl CudaRuntime {
         let mut clear = || self.clear(&mut memory);
         self.reading(1, &mut clear)?;
         let Reading { device, host } = self.reading(20, &mut clear)?;
-        let lead = if host < 0.8 * device {
-            device - host
-        } else {
-            0.0
-        };
+        let lead = if host < 0.8 * device { device - host } else { 0.0 };
         self.convolutions().filler_lead = Some(lead);
         Ok(Some(lead))
     }

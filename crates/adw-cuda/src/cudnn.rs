@@ -60,14 +60,8 @@ impl Convolution {
         let product = |v: [usize; 3]| v.iter().product::<usize>();
         let outputs = self.batch * product(self.output);
         let weights = self.channels_out * product(self.kernel) * self.channels_in;
-        let elements = self.batch * product(self.input) * self.channels_in
-            + weights
-            + outputs * self.channels_out;
-        Work::new(
-            elements * if self.bf16 { 2 } else { 4 },
-            2 * weights * outputs,
-        )
-        .on_tensor_cores(self.bf16)
+        let elements = self.batch * product(self.input) * self.channels_in + weights + outputs * self.channels_out;
+        Work::new(elements * if self.bf16 { 2 } else { 4 }, 2 * weights * outputs).on_tensor_cores(self.bf16)
     }
 }
 
@@ -139,8 +133,7 @@ impl Drop for Descriptors {
 fn ints<const N: usize>(sizes: [usize; N]) -> Result<[c_int; N]> {
     let mut out = [0; N];
     for (to, from) in out.iter_mut().zip(sizes) {
-        *to = c_int::try_from(from)
-            .map_err(|_| CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))?;
+        *to = c_int::try_from(from).map_err(|_| CudnnError(sys::cudnnStatus_t::CUDNN_STATUS_NOT_SUPPORTED))?;
     }
     Ok(out)
 }
@@ -154,15 +147,9 @@ impl Descriptors {
             convolution: result::create_convolution_descriptor()?,
         };
         let (element, math) = if c.bf16 {
-            (
-                sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16,
-                sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
-            )
+            (sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16, sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH)
         } else {
-            (
-                sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
-                sys::cudnnMathType_t::CUDNN_FMA_MATH,
-            )
+            (sys::cudnnDataType_t::CUDNN_DATA_FLOAT, sys::cudnnMathType_t::CUDNN_FMA_MATH)
         };
         let tensor = |descriptor, channels: usize, [d, h, w]: [usize; 3]| {
             // Descriptors name channels first, whatever the order in memory.
@@ -170,15 +157,7 @@ impl Descriptors {
             let [row, plane] = [w * channels, h * w * channels];
             let strides = ints([d * plane, 1, plane, row, channels])?;
             // SAFETY: the arrays have five elements.
-            unsafe {
-                result::set_tensornd_descriptor(
-                    descriptor,
-                    element,
-                    5,
-                    dims.as_ptr(),
-                    strides.as_ptr(),
-                )
-            }
+            unsafe { result::set_tensornd_descriptor(descriptor, element, 5, dims.as_ptr(), strides.as_ptr()) }
         };
         tensor(new.x, c.channels_in, c.input)?;
         tensor(new.y, c.channels_out, c.output)?;
@@ -246,10 +225,7 @@ const _: () = assert!(
 
 impl Cudnn {
     pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        let new = Self {
-            handle: result::create_handle()?,
-            descriptors: HashMap::new(),
-        };
+        let new = Self { handle: result::create_handle()?, descriptors: HashMap::new() };
         // SAFETY: the stream is its device's only one, which is never closed.
         unsafe { result::set_stream(new.handle, stream.cu_stream().cast())? };
         Ok(new)
@@ -300,16 +276,7 @@ impl Cudnn {
             match pass {
                 Pass::Forward => {
                     let list = list.cast();
-                    result::get_convolution_forward_algorithm(
-                        handle,
-                        d.x,
-                        d.w,
-                        d.convolution,
-                        d.y,
-                        most,
-                        num,
-                        list,
-                    )?;
+                    result::get_convolution_forward_algorithm(handle, d.x, d.w, d.convolution, d.y, most, num, list)?;
                     sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_COUNT as u32
                 }
                 Pass::GradInput => {
@@ -338,8 +305,7 @@ impl Cudnn {
                         num,
                         list,
                     )?;
-                    sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT
-                        as u32
+                    sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT as u32
                 }
             }
         };

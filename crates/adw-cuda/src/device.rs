@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, DriverError,
-    LaunchConfig, PushKernelArg, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, DevicePtr, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, DeviceId};
@@ -58,9 +58,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let context = stream.context();
-    let (major, minor) = context
-        .compute_capability()
-        .map_err(|e| unavailable(driver_says(e)))?;
+    let (major, minor) = context.compute_capability().map_err(|e| unavailable(driver_says(e)))?;
     if major < 8 {
         let name = context.name().unwrap_or_default();
         return Err(unavailable(format!(
@@ -82,9 +80,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
 
 /// An error in the driver's words.
 pub(crate) fn driver_says(error: DriverError) -> String {
-    let words = error
-        .error_string()
-        .map(|s| s.to_string_lossy().into_owned());
+    let words = error.error_string().map(|s| s.to_string_lossy().into_owned());
     words.unwrap_or_else(|_| format!("{:?}", error.0))
 }
 
@@ -125,17 +121,14 @@ fn pool(device: &CudaDevice) -> Option<sys::CUmemoryPool> {
     let stream = device.cuda_stream();
     let mut pool = std::ptr::null_mut();
     // SAFETY: the address is that of a variable of this type.
-    unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()) }
-        .result()
-        .ok()?;
+    unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, stream.context().cu_device()) }.result().ok()?;
     Some(pool)
 }
 
 impl CudaRuntime {
     /// The runtime of a device; one per device.
     pub fn of(device: &CudaDevice) -> Arc<Self> {
-        static ALL: LazyLock<Mutex<HashMap<DeviceId, Arc<CudaRuntime>>>> =
-            LazyLock::new(Mutex::default);
+        static ALL: LazyLock<Mutex<HashMap<DeviceId, Arc<CudaRuntime>>>> = LazyLock::new(Mutex::default);
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             Arc::new(Self {
@@ -175,9 +168,7 @@ impl CudaRuntime {
     /// How convolutions are done, and what that takes.
     #[cfg(feature = "cudnn")]
     pub(crate) fn convolutions(&self) -> std::sync::MutexGuard<'_, crate::convolutions::State> {
-        self.convolutions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.convolutions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a tensor's elements begin, if it lies contiguous on this device and holds f32, bf16 or u8. The address is good
@@ -185,9 +176,7 @@ impl CudaRuntime {
     pub fn address(&self, tensor: &Tensor) -> Option<Address> {
         let (storage, layout) = tensor.storage_and_layout();
         match &*storage {
-            Storage::Cuda(storage) if storage.device.id() == self.device.id() => {
-                storage_address(storage, layout)
-            }
+            Storage::Cuda(storage) if storage.device.id() == self.device.id() => storage_address(storage, layout),
             _ => None,
         }
     }
@@ -207,42 +196,21 @@ impl CudaRuntime {
         let loaded = stream
             .context()
             .load_module(Ptx::from_binary(binary.to_vec()))
-            .map_err(|e| {
-                format!(
-                    "module {} cannot be loaded: {}",
-                    module.name,
-                    driver_says(e)
-                )
-            })?;
+            .map_err(|e| format!("module {} cannot be loaded: {}", module.name, driver_says(e)))?;
         modules.insert(module.name, loaded.clone());
         Ok(loaded)
     }
 
-    fn function(
-        &self,
-        module: Module,
-        kernel: &'static str,
-        shared: u32,
-    ) -> std::result::Result<CudaFunction, String> {
-        let mut functions = self
-            .functions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn function(&self, module: Module, kernel: &'static str, shared: u32) -> std::result::Result<CudaFunction, String> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let found = if let Some(found) = functions.get_mut(kernel) {
             found
         } else {
-            let function = self
-                .module(module)?
-                .load_function(kernel)
-                .map_err(driver_says)?;
-            functions.entry(kernel).or_insert(Function {
-                function,
-                shared: FREE_SHARED,
-            })
+            let function = self.module(module)?.load_function(kernel).map_err(driver_says)?;
+            functions.entry(kernel).or_insert(Function { function, shared: FREE_SHARED })
         };
         if shared > found.shared {
-            let attribute =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             found
                 .function
                 .set_attribute(attribute, shared as i32)
@@ -282,13 +250,10 @@ impl CudaRuntime {
         let mut values = vec![T::default(); from.0.len() / size_of::<T>()];
         let bytes = size_of_val(values.as_slice());
         // SAFETY: `Params` promises plain memory.
-        let raw =
-            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) };
+        let raw = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) };
         let stream = self.device.cuda_stream();
         let view = from.0.slice(..bytes);
-        let copied = stream
-            .memcpy_dtoh(&view, raw)
-            .and_then(|()| stream.synchronize());
+        let copied = stream.memcpy_dtoh(&view, raw).and_then(|()| stream.synchronize());
         copied.map_err(|e| Error::Copy(driver_says(e)))?;
         Ok(values)
     }
@@ -298,10 +263,7 @@ impl CudaRuntime {
     /// # Panics
     /// If the buffer is shorter.
     pub fn storage<T: CudaDType>(&self, buffer: DeviceBuffer, len: usize) -> CudaStorage {
-        assert!(
-            buffer.0.len() >= len * size_of::<T>(),
-            "a buffer of other elements"
-        );
+        assert!(buffer.0.len() >= len * size_of::<T>(), "a buffer of other elements");
         let stream = self.device.cuda_stream();
         // SAFETY: the memory is that of the buffer, which gives it up, and is long enough.
         let slice: CudaSlice<T> = unsafe { stream.upgrade_device_ptr(buffer.0.leak(), len) };
@@ -330,8 +292,7 @@ impl CudaRuntime {
             DType::BF16 => self.storage::<half::bf16>(buffer, len),
             DType::U8 => self.storage::<u8>(buffer, len),
             _ => {
-                let what =
-                    format!("tensors of {dtype:?}, expected f32, bf16 or u8 on a CUDA device");
+                let what = format!("tensors of {dtype:?}, expected f32, bf16 or u8 on a CUDA device");
                 return Err(Error::Unavailable(what));
             }
         };
@@ -403,23 +364,15 @@ impl Runtime for CudaRuntime {
     }
 
     unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
-        let fail = |cause: String| Error::Launch {
-            kernel: launch.kernel,
-            cause,
-        };
-        let function = self
-            .function(launch.module, launch.kernel, launch.shared)
-            .map_err(fail)?;
+        let fail = |cause: String| Error::Launch { kernel: launch.kernel, cause };
+        let function = self.function(launch.module, launch.kernel, launch.shared).map_err(fail)?;
         let argument = Argument(launch.params);
         let stream = self.device.cuda_stream();
         let mut builder = stream.launch_builder(&function);
         builder.arg(&argument);
         let [x, y, z] = launch.grid;
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (launch.threads, 1, 1),
-            shared_mem_bytes: launch.shared,
-        };
+        let config =
+            LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.threads, 1, 1), shared_mem_bytes: launch.shared };
         // SAFETY: as the caller vouches.
         unsafe { builder.launch(config) }.map_err(|e| fail(driver_says(e)))?;
         self.count(launch.kernel, &launch.work);

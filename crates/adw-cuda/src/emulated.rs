@@ -46,20 +46,13 @@ impl Memory {
         let mut words = vec![0u128; (len + 2 * GUARD + 256).div_ceil(16)];
         let base = words.as_mut_ptr() as usize;
         let start = (base + GUARD).next_multiple_of(256) - base;
-        let memory = Self {
-            words: UnsafeCell::new(words),
-            start,
-            len,
-        };
+        let memory = Self { words: UnsafeCell::new(words), start, len };
         memory.all().fill(GUARD_BYTE);
         memory.bytes().fill(POISON);
         memory
     }
 
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "kernels write through addresses; nobody holds a slice across a launch"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "kernels write through addresses; nobody holds a slice across a launch")]
     fn all(&self) -> &mut [u8] {
         // SAFETY: the vector lives as long as `self`, is never resized, and slices of it do not outlive one statement.
         unsafe {
@@ -74,14 +67,8 @@ impl Memory {
 
     fn check_guards(&self) {
         let all = self.all();
-        let outside = all[..self.start]
-            .iter()
-            .chain(&all[self.start + self.len..]);
-        assert!(
-            outside.into_iter().all(|&b| b == GUARD_BYTE),
-            "a kernel wrote outside a buffer of {} bytes",
-            self.len
-        );
+        let outside = all[..self.start].iter().chain(&all[self.start + self.len..]);
+        assert!(outside.into_iter().all(|&b| b == GUARD_BYTE), "a kernel wrote outside a buffer of {} bytes", self.len);
     }
 }
 
@@ -125,18 +112,14 @@ impl Default for Emulator {
 impl Emulator {
     /// An empty memory.
     pub fn new() -> Self {
-        Self {
-            memory: RefCell::default(),
-        }
+        Self { memory: RefCell::default() }
     }
 
     /// A buffer that holds `values`.
     pub fn upload<T: Copy>(&self, values: &[T]) -> EmulatedBuffer {
         let buffer = self.make(size_of_val(values));
         // SAFETY: plain numbers seen as bytes.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values))
-        };
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
         buffer.0.bytes().copy_from_slice(bytes);
         buffer
     }
@@ -162,18 +145,9 @@ impl Runtime for Emulator {
     }
 
     unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
-        let fail = |cause: String| Error::Launch {
-            kernel: launch.kernel,
-            cause,
-        };
-        if launch.grid.contains(&0)
-            || launch.threads > 1024
-            || launch.grid[1..].iter().any(|&n| n > 65535)
-        {
-            return Err(fail(format!(
-                "grid {:?} of {} threads cannot be launched",
-                launch.grid, launch.threads
-            )));
+        let fail = |cause: String| Error::Launch { kernel: launch.kernel, cause };
+        if launch.grid.contains(&0) || launch.threads > 1024 || launch.grid[1..].iter().any(|&n| n > 65535) {
+            return Err(fail(format!("grid {:?} of {} threads cannot be launched", launch.grid, launch.threads)));
         }
         if launch.shared > 99 * 1024 {
             return Err(fail(format!(
@@ -185,39 +159,20 @@ impl Runtime for Emulator {
         let params = bytes_of(&launch.params);
         let run = |order: u32| {
             let [x, y, z] = launch.grid;
-            let config = [
-                x,
-                y,
-                z,
-                launch.threads,
-                launch.shared,
-                order,
-                params.len() as u32,
-            ];
+            let config = [x, y, z, launch.threads, launch.shared, order, params.len() as u32];
             // SAFETY: `ADW_KERNEL` defines every kernel with this signature; the caller vouches for the addresses.
             let error = unsafe {
-                let kernel = library
-                    .get::<Kernel>(launch.kernel)
-                    .map_err(|e| fail(e.to_string()))?;
+                let kernel = library.get::<Kernel>(launch.kernel).map_err(|e| fail(e.to_string()))?;
                 kernel(params.as_ptr().cast(), config.as_ptr())
             };
             if error.is_null() {
                 return Ok(());
             }
             // SAFETY: a string constant of the library, which is never unloaded.
-            Err(fail(
-                unsafe { CStr::from_ptr(error) }
-                    .to_string_lossy()
-                    .into_owned(),
-            ))
+            Err(fail(unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned()))
         };
         let buffers = self.buffers();
-        let copy = || {
-            buffers
-                .iter()
-                .map(|m| m.bytes().to_vec())
-                .collect::<Vec<_>>()
-        };
+        let copy = || buffers.iter().map(|m| m.bytes().to_vec()).collect::<Vec<_>>();
         let before = copy();
         run(0)?;
         let first = copy();
@@ -226,9 +181,7 @@ impl Runtime for Emulator {
         }
         run(1)?;
         if copy() != first {
-            return Err(fail(
-                "the result depends on the order of threads or blocks".into(),
-            ));
+            return Err(fail("the result depends on the order of threads or blocks".into()));
         }
         Ok(())
     }
@@ -246,21 +199,15 @@ pub fn is_available(test: &str) -> bool {
     if !there {
         // Straight to the file descriptor: `eprintln!` of a passing test would be captured.
         use std::io::Write;
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED {test}: no C++ compiler ({}), so no kernel was emulated",
-            compiler()
-        );
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED {test}: no C++ compiler ({}), so no kernel was emulated", compiler());
     }
     there
 }
 
 fn library(module: Module) -> Result<Arc<Library>> {
-    static LOADED: LazyLock<Mutex<HashMap<&'static str, Arc<Library>>>> =
-        LazyLock::new(Mutex::default);
-    let mut loaded = LOADED
-        .lock()
-        .expect("no thread panics while it holds the lock");
+    static LOADED: LazyLock<Mutex<HashMap<&'static str, Arc<Library>>>> = LazyLock::new(Mutex::default);
+    let mut loaded = LOADED.lock().expect("no thread panics while it holds the lock");
     if let Some(library) = loaded.get(module.name) {
         return Ok(library.clone());
     }
@@ -287,8 +234,7 @@ fn compiled(module: Module) -> Result<PathBuf> {
     let own = folder.join(format!("{}-{}", module.name, std::process::id()));
     std::fs::create_dir_all(&own).map_err(|e| unavailable(format!("{}: {e}", own.display())))?;
     let write = |name: &str, text: &str| {
-        std::fs::write(own.join(name), text)
-            .map_err(|e| unavailable(format!("{}: {e}", own.join(name).display())))
+        std::fs::write(own.join(name), text).map_err(|e| unavailable(format!("{}: {e}", own.join(name).display())))
     };
     for (name, text) in HEADERS {
         write(name, text)?;
@@ -298,25 +244,15 @@ fn compiled(module: Module) -> Result<PathBuf> {
         .current_dir(&own)
         .args(["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared"])
         // glibc's checked longjmp takes a jump to another stack for a mistake.
-        .args([
-            "-U_FORTIFY_SOURCE",
-            "-DADW_EMULATED",
-            "-I.",
-            "-Wall",
-            "-Wno-unknown-pragmas",
-        ])
+        .args(["-U_FORTIFY_SOURCE", "-DADW_EMULATED", "-I.", "-Wall", "-Wno-unknown-pragmas"])
         .args(["-ffp-contract=off", "-o", "kernel.so", "kernel.cu"])
         .output()
         .map_err(|e| unavailable(format!("cannot start {}: {e}", compiler())))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(unavailable(format!(
-            "{}.cu does not compile:\n{log}",
-            module.name
-        )));
+        return Err(unavailable(format!("{}.cu does not compile:\n{log}", module.name)));
     }
-    std::fs::rename(own.join("kernel.so"), &library)
-        .map_err(|e| unavailable(format!("{}: {e}", library.display())))?;
+    std::fs::rename(own.join("kernel.so"), &library).map_err(|e| unavailable(format!("{}: {e}", library.display())))?;
     let _ = std::fs::remove_dir_all(own);
     Ok(library)
 }
@@ -324,13 +260,8 @@ fn compiled(module: Module) -> Result<PathBuf> {
 /// Beside the running program, in the target folder.
 fn folder() -> Result<PathBuf> {
     let program = std::env::current_exe().map_err(|e| Error::Unavailable(e.to_string()))?;
-    let target = program
-        .ancestors()
-        .find(|p| p.join(".fingerprint").is_dir());
-    let folder = target
-        .map_or_else(std::env::temp_dir, Path::to_path_buf)
-        .join("cuda-emulated");
-    std::fs::create_dir_all(&folder)
-        .map_err(|e| Error::Unavailable(format!("{}: {e}", folder.display())))?;
+    let target = program.ancestors().find(|p| p.join(".fingerprint").is_dir());
+    let folder = target.map_or_else(std::env::temp_dir, Path::to_path_buf).join("cuda-emulated");
+    std::fs::create_dir_all(&folder).map_err(|e| Error::Unavailable(format!("{}: {e}", folder.display())))?;
     Ok(folder)
 }

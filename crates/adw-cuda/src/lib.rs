@@ -35,12 +35,7 @@ macro_rules! module {
             name: $name,
             source: include_str!(concat!($name, ".cu")),
             #[cfg(feature = "cuda")]
-            binary: Some(include_bytes!(concat!(
-                env!("OUT_DIR"),
-                "/",
-                $name,
-                ".fatbin"
-            ))),
+            binary: Some(include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))),
             #[cfg(not(feature = "cuda"))]
             binary: None,
         }
@@ -118,14 +113,10 @@ pub enum Error {
         total: usize,
     },
     /// The device does not answer any more.
-    #[error(
-        "the CUDA device cannot go on: {0}. A run goes on from its last checkpoint when it is started again"
-    )]
+    #[error("the CUDA device cannot go on: {0}. A run goes on from its last checkpoint when it is started again")]
     Lost(String),
     /// A copy between the host and the device failed.
-    #[error(
-        "copying to or from the CUDA device: {0}. A run goes on from its last checkpoint when it is started again"
-    )]
+    #[error("copying to or from the CUDA device: {0}. A run goes on from its last checkpoint when it is started again")]
     Copy(String),
     /// A launch failed.
     #[error("CUDA kernel {kernel}, or one launched before it: {cause}")]

@@ -33,20 +33,13 @@ pub struct Work {
 impl Work {
     /// Work outside tensor cores.
     pub fn new(bytes: usize, operations: usize) -> Self {
-        Self {
-            bytes: bytes as u64,
-            operations: operations as u64,
-            tensor_cores: false,
-        }
+        Self { bytes: bytes as u64, operations: operations as u64, tensor_cores: false }
     }
 
     /// The same work, its products on tensor cores if `tensor_cores`.
     #[must_use]
     pub fn on_tensor_cores(self, tensor_cores: bool) -> Self {
-        Self {
-            tensor_cores,
-            ..self
-        }
+        Self { tensor_cores, ..self }
     }
 
     /// The least time it takes, in seconds: `max(bytes / bandwidth, operations / peak)`.
@@ -59,11 +52,7 @@ impl Work {
     /// assert_eq!(products.floor(&Machine::H100), 2e-6);
     /// ```
     pub fn floor(&self, machine: &Machine) -> f64 {
-        let peak = if self.tensor_cores {
-            machine.tensor_cores
-        } else {
-            machine.f32
-        };
+        let peak = if self.tensor_cores { machine.tensor_cores } else { machine.f32 };
         (self.bytes as f64 / machine.bandwidth).max(self.operations as f64 / peak)
     }
 }
@@ -81,11 +70,7 @@ pub struct Machine {
 
 impl Machine {
     /// An H100 SXM (HBM3): copies reach 3.0 TB/s (data sheet: 3.35), bf16 products 800 TFLOP/s (989), f32 60 TFLOP/s (67).
-    pub const H100: Self = Self {
-        bandwidth: 3.0e12,
-        tensor_cores: 800e12,
-        f32: 60e12,
-    };
+    pub const H100: Self = Self { bandwidth: 3.0e12, tensor_cores: 800e12, f32: 60e12 };
 }
 
 /// The work of all launches of one kernel.
@@ -120,10 +105,7 @@ pub struct Recorder {
 impl Recorder {
     /// Nothing recorded yet; floors are those of `machine`.
     pub fn new(machine: Machine) -> Self {
-        Self {
-            machine,
-            records: BTreeMap::new(),
-        }
+        Self { machine, records: BTreeMap::new() }
     }
 
     /// Counts one launch of `kernel`.
@@ -143,12 +125,10 @@ impl Recorder {
 
     /// All kernels together.
     pub fn total(&self) -> Record {
-        self.records
-            .values()
-            .fold(Record::default(), |mut total, r| {
-                total.add(r);
-                total
-            })
+        self.records.values().fold(Record::default(), |mut total, r| {
+            total.add(r);
+            total
+        })
     }
 
     /// A table, the largest floor first, and the total in the last row.
@@ -163,9 +143,7 @@ impl Recorder {
         let mut rows: Vec<_> = self.records.iter().collect();
         rows.sort_by(|a, b| b.1.floor_seconds.total_cmp(&a.1.floor_seconds));
         let total = self.total();
-        let mut table = String::from(
-            "| kernel | launches | GB | GFLOP | floor (µs) |\n|---|--:|--:|--:|--:|\n",
-        );
+        let mut table = String::from("| kernel | launches | GB | GFLOP | floor (µs) |\n|---|--:|--:|--:|--:|\n");
         for (kernel, r) in rows.into_iter().chain([(&"all", &total)]) {
             let _ = writeln!(
                 table,
@@ -189,10 +167,7 @@ pub struct Recording<R> {
 impl<R: Runtime> Recording<R> {
     /// Launches on `runtime`; floors are those of `machine`.
     pub fn new(runtime: R, machine: Machine) -> Self {
-        Self {
-            runtime,
-            recorder: Mutex::new(Recorder::new(machine)),
-        }
+        Self { runtime, recorder: Mutex::new(Recorder::new(machine)) }
     }
 
     /// What it launches on.
@@ -259,11 +234,7 @@ mod tests {
 
     #[test]
     fn the_floor_is_the_larger_of_two_times() {
-        let machine = Machine {
-            bandwidth: 10.0,
-            tensor_cores: 100.0,
-            f32: 1.0,
-        };
+        let machine = Machine { bandwidth: 10.0, tensor_cores: 100.0, f32: 1.0 };
         let work = Work::new(50, 200);
         assert_eq!(work.floor(&machine), 200.0);
         assert_eq!(work.on_tensor_cores(true).floor(&machine), 5.0);
@@ -271,11 +242,7 @@ mod tests {
 
     #[test]
     fn floors_add_up_launch_by_launch_and_the_largest_comes_first() {
-        let machine = Machine {
-            bandwidth: 1e6,
-            tensor_cores: 1e6,
-            f32: 1e6,
-        };
+        let machine = Machine { bandwidth: 1e6, tensor_cores: 1e6, f32: 1e6 };
         let mut recorder = Recorder::new(machine);
         recorder.record("a", &Work::new(3, 1));
         recorder.record("b", &Work::new(1, 1));
@@ -285,11 +252,7 @@ mod tests {
         assert!((a.floor_seconds - 7e-6).abs() < 1e-12, "3 and 4, not 5");
         assert!((recorder.total().floor_seconds - 8e-6).abs() < 1e-12);
         let table = recorder.to_markdown();
-        let names: Vec<_> = table
-            .lines()
-            .skip(2)
-            .filter_map(|line| line.split_whitespace().nth(1))
-            .collect();
+        let names: Vec<_> = table.lines().skip(2).filter_map(|line| line.split_whitespace().nth(1)).collect();
         assert_eq!(names, ["a", "b", "all"]);
     }
 }

@@ -37,10 +37,7 @@ fn in_child(test: &str, part: &str, variables: &[(&str, &str)]) -> Option<Output
         return None;
     }
     let mut child = Command::new(std::env::current_exe().expect("a path of this program"));
-    child
-        .args(["--exact", test, "--nocapture"])
-        .env("ADW_TEST_PART", part)
-        .envs(variables.iter().copied());
+    child.args(["--exact", test, "--nocapture"]).env("ADW_TEST_PART", part).envs(variables.iter().copied());
     Some(child.output().expect("this program starts again"))
 }
 
@@ -51,11 +48,7 @@ fn part() -> Option<String> {
 #[track_caller]
 fn assert_success(output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{}{text}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stdout));
 }
 
 fn numbers(n: usize) -> Vec<f32> {
@@ -100,15 +93,9 @@ fn cuda_views_casts_and_arithmetic_are_the_hosts() -> Result<()> {
         ("contiguous", |x, _| x.permute((2, 0, 1))?.contiguous()),
         ("narrow", |x, _| x.narrow(1, 1, 2)?.contiguous()),
         ("cat", |x, y| Tensor::cat(&[x, y], 1)),
-        ("to bf16", |x, _| {
-            x.t()?.to_dtype(DType::BF16)?.to_dtype(DType::F32)
-        }),
-        ("to u8", |x, _| {
-            x.abs()?.to_dtype(DType::U8)?.to_dtype(DType::F32)
-        }),
-        ("to u32", |x, _| {
-            x.abs()?.to_dtype(DType::U32)?.to_dtype(DType::F32)
-        }),
+        ("to bf16", |x, _| x.t()?.to_dtype(DType::BF16)?.to_dtype(DType::F32)),
+        ("to u8", |x, _| x.abs()?.to_dtype(DType::U8)?.to_dtype(DType::F32)),
+        ("to u32", |x, _| x.abs()?.to_dtype(DType::U32)?.to_dtype(DType::F32)),
         ("add", |x, y| x + y),
         ("sub", |x, y| x - y),
         ("mul", |x, y| x * y),
@@ -135,10 +122,7 @@ fn cuda_views_casts_and_arithmetic_are_the_hosts() -> Result<()> {
         let got = op(&x_there, &y_there)?;
         assert_eq!(got.dims(), expected.dims(), "{name}");
         for (got, expected) in vector(&got)?.into_iter().zip(vector(&expected)?) {
-            assert!(
-                (got - expected).abs() <= 1e-6 * expected.abs(),
-                "{name}: {got}, not {expected}"
-            );
+            assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{name}: {got}, not {expected}");
         }
     }
     let [sum, expected] = [&x_there, &x].map(|t| t.sum_all().and_then(|s| s.to_scalar::<f32>()));
@@ -153,9 +137,7 @@ fn cuda_out_of_memory_is_an_error_and_the_device_goes_on() {
     let runtime = CudaRuntime::of(cuda(&device));
     let (_, _, total) = describe(cuda(&device)).unwrap();
     match runtime.alloc(total + 1).err() {
-        Some(Error::OutOfMemory {
-            bytes, total: all, ..
-        }) => {
+        Some(Error::OutOfMemory { bytes, total: all, .. }) => {
             assert_eq!((bytes, all), (total + 1, total));
         }
         other => panic!("{other:?}"),
@@ -168,10 +150,7 @@ fn cuda_out_of_memory_is_an_error_and_the_device_goes_on() {
 #[test]
 fn cuda_device_that_is_not_there_is_an_error() {
     let error = open(99).unwrap_err().to_string();
-    assert!(
-        error.contains("CUDA device 99: invalid device ordinal"),
-        "{error}"
-    );
+    assert!(error.contains("CUDA device 99: invalid device ordinal"), "{error}");
 }
 
 #[test]
@@ -236,11 +215,7 @@ fn cuda_launches_that_are_only_counted() {
     let folder = std::env::temp_dir().join(format!("adw-cuda-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let log = folder.join("log");
-    let variables = [
-        (SKIP, "1"),
-        (MEMORY, "100000000000"),
-        (LOG, log.to_str().unwrap()),
-    ];
+    let variables = [(SKIP, "1"), (MEMORY, "100000000000"), (LOG, log.to_str().unwrap())];
     if let Some(output) = in_child("cuda_launches_that_are_only_counted", "", &variables) {
         assert_success(&output);
         let text = std::fs::read_to_string(&log).unwrap();
@@ -284,23 +259,14 @@ fn cuda_memory_is_guarded() {
         return;
     }
     let expected = [
-        (
-            "after",
-            "wrote beside an allocation of 100 bytes; seen after const_set_f32",
-        ),
-        (
-            "before",
-            "wrote beside an allocation of 100 bytes; seen after const_set_f32",
-        ),
+        ("after", "wrote beside an allocation of 100 bytes; seen after const_set_f32"),
+        ("before", "wrote beside an allocation of 100 bytes; seen after const_set_f32"),
         ("freed", "wrote to memory of 100 bytes that was freed"),
     ];
     for (part, words) in expected {
         if let Some(output) = in_child("cuda_memory_is_guarded", part, &[]) {
             let text = String::from_utf8_lossy(&output.stderr);
-            assert!(
-                !output.status.success() && text.contains(words),
-                "{part}: {text}"
-            );
+            assert!(!output.status.success() && text.contains(words), "{part}: {text}");
         }
     }
 }
@@ -317,9 +283,6 @@ fn cuda_kernel_that_is_not_emulated_says_so() {
     if let Some(output) = in_child(test, "", &[]) {
         assert_success(&output);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            text.contains("candle's kernel uerf_f32 is not emulated"),
-            "{text}"
-        );
+        assert!(text.contains("candle's kernel uerf_f32 is not emulated"), "{text}");
     }
 }

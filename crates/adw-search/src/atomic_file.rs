@@ -10,8 +10,7 @@ use crate::{Error, Result};
 /// failure leaves the old one and nothing beside it.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let aside = aside(path)?;
-    let written = write_synced(&aside, write)
-        .and_then(|()| fs::rename(&aside, path).map_err(|e| Error::io(path, e)));
+    let written = write_synced(&aside, write).and_then(|()| fs::rename(&aside, path).map_err(|e| Error::io(path, e)));
     if written.is_err() {
         // The error being reported matters more than a leftover that cannot be removed.
         let _ = fs::remove_file(&aside);
@@ -30,10 +29,7 @@ fn write_synced(aside: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) 
 
 /// A name no reader looks for, in the same folder so that the rename stays within one file system.
 fn aside(path: &Path) -> Result<PathBuf> {
-    let mut name = path
-        .file_name()
-        .ok_or_else(|| Error::file(path, "not the name of a file"))?
-        .to_owned();
+    let mut name = path.file_name().ok_or_else(|| Error::file(path, "not the name of a file"))?.to_owned();
     name.push(".tmp");
     Ok(path.with_file_name(name))
 }
@@ -59,10 +55,7 @@ mod tests {
     fn a_failed_write_leaves_the_old_file_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");
-        replace(&path, |w| {
-            w.write_all(b"old").map_err(|e| Error::io(&path, e))
-        })
-        .unwrap();
+        replace(&path, |w| w.write_all(b"old").map_err(|e| Error::io(&path, e))).unwrap();
         let failed = replace(&path, |w| {
             w.write_all(b"new, half").map_err(|e| Error::io(&path, e))?;
             Err(Error::file(&path, "out of ideas"))
@@ -70,10 +63,7 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        replace(&path, |w| {
-            w.write_all(b"new").map_err(|e| Error::io(&path, e))
-        })
-        .unwrap();
+        replace(&path, |w| w.write_all(b"new").map_err(|e| Error::io(&path, e))).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
     }
 }

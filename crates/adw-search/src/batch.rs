@@ -46,11 +46,7 @@ pub struct Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "({:?}, epoch {}, iteration {})",
-            self.part, self.epoch, self.iteration
-        )
+        write!(f, "({:?}, epoch {}, iteration {})", self.part, self.epoch, self.iteration)
     }
 }
 

@@ -93,28 +93,12 @@ pub fn bilevel_step(
     sample: &mut dyn FnMut(usize) -> Result<GumbelSample>,
 ) -> Result<BilevelReport> {
     let arch_a = match settings.arch_batches {
-        ArchBatches::AAndB => Some(arch_step(
-            net,
-            optimizers,
-            settings,
-            batches.a,
-            &sample(0)?,
-        )?),
+        ArchBatches::AAndB => Some(arch_step(net, optimizers, settings, batches.a, &sample(0)?)?),
         ArchBatches::BOnly => None,
     };
     let arch_b = arch_step(net, optimizers, settings, batches.b, &sample(1)?)?;
-    let weights = weight_step(
-        net,
-        optimizers,
-        settings,
-        batches.of(settings.weights_on),
-        &sample(2)?,
-    )?;
-    Ok(BilevelReport {
-        arch_a,
-        arch_b,
-        weights,
-    })
+    let weights = weight_step(net, optimizers, settings, batches.of(settings.weights_on), &sample(2)?)?;
+    Ok(BilevelReport { arch_a, arch_b, weights })
 }
 
 /// One step of alpha and beta.
@@ -125,8 +109,7 @@ pub fn arch_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, mut gradients) =
-        net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Architecture)?;
+    let (loss, mut gradients) = net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Architecture)?;
     if let Some(penalty) = &settings.penalty {
         let (_, pull) = penalty.value_and_gradients(net, settings.tau)?;
         for (gradient, pull) in gradients.iter_mut().zip(pull) {
@@ -136,13 +119,7 @@ pub fn arch_step(
             };
         }
     }
-    clipped_step(
-        &mut *optimizers.arch,
-        &gradients,
-        settings.arch_lr,
-        settings.clip,
-        loss,
-    )
+    clipped_step(&mut *optimizers.arch, &gradients, settings.arch_lr, settings.clip, loss)
 }
 
 /// One step of the weights.
@@ -153,15 +130,8 @@ pub fn weight_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, gradients) =
-        net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Weight)?;
-    clipped_step(
-        &mut *optimizers.weights,
-        &gradients,
-        settings.lr,
-        settings.clip,
-        loss,
-    )
+    let (loss, gradients) = net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Weight)?;
+    clipped_step(&mut *optimizers.weights, &gradients, settings.lr, settings.clip, loss)
 }
 
 /// Clips, then steps. Numbers that are not finite are reported, not stepped on.

@@ -27,11 +27,7 @@ pub struct CostPenalty {
 
 impl CostPenalty {
     /// The penalty, and its gradient by every parameter.
-    pub fn value_and_gradients(
-        &self,
-        net: &Supernet,
-        tau: f64,
-    ) -> Result<(f64, Vec<Option<Tensor>>)> {
+    pub fn value_and_gradients(&self, net: &Supernet, tau: f64) -> Result<(f64, Vec<Option<Tensor>>)> {
         let cost = net.architecture()?.cost(self.patch).get(self.unit) as f64;
         let excess = cost / self.budget - 1.0;
         if excess <= 0.0 {
@@ -39,9 +35,7 @@ impl CostPenalty {
         }
         let (_, gradients) = net.expected_cost(self.patch, self.unit, &net.no_noise(tau))?;
         let scale = self.weight / self.budget;
-        let scaled = gradients
-            .into_iter()
-            .map(|g| g.map(|g| g * scale).transpose());
+        let scaled = gradients.into_iter().map(|g| g.map(|g| g * scale).transpose());
         Ok((self.weight * excess, scaled.collect::<Result<_, _>>()?))
     }
 }

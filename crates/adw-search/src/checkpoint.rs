@@ -55,10 +55,7 @@ struct Progress {
 impl Checkpoint {
     /// Writes the checkpoint of the run that `identity` describes, replacing `path` once it is complete.
     pub(crate) fn write(&self, path: &Path, identity: &Value) -> Result<()> {
-        let progress = Progress {
-            position: self.position,
-            means: self.means.clone(),
-        };
+        let progress = Progress { position: self.position, means: self.means.clone() };
         let progress = serde_json::to_string(&progress)
             .map_err(|e| Error::file(path, format!("progress cannot be written as JSON: {e}")))?;
         let metadata = Metadata::from([
@@ -82,17 +79,10 @@ impl Checkpoint {
         let bad = |e| Error::file(path, format!("not {WHAT} ({e})"));
         let stored: Value = serde_json::from_str(json("identity")).map_err(bad)?;
         if let Some(difference) = difference("", &stored, identity) {
-            return Err(Error::OtherRun {
-                path: path.to_owned(),
-                difference,
-            });
+            return Err(Error::OtherRun { path: path.to_owned(), difference });
         }
         let progress: Progress = serde_json::from_str(json("progress")).map_err(bad)?;
-        Ok(Self {
-            position: progress.position,
-            means: progress.means,
-            tensors,
-        })
+        Ok(Self { position: progress.position, means: progress.means, tensors })
     }
 }
 
@@ -102,11 +92,7 @@ fn difference(at: &str, stored: &Value, now: &Value) -> Option<String> {
         let mut keys = stored.keys().chain(now.keys());
         let null = &Value::Null;
         return keys.find_map(|key| {
-            let at = if at.is_empty() {
-                key.clone()
-            } else {
-                format!("{at}.{key}")
-            };
+            let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
             let of = |map: &serde_json::Map<String, Value>| map.get(key).unwrap_or(null).clone();
             difference(&at, &of(stored), &of(now))
         });
@@ -126,10 +112,7 @@ mod tests {
         means.add(&[("loss", 0.2)]);
         let w = Tensor::new(&[0.1f32, -3.0], &Device::Cpu).unwrap();
         Checkpoint {
-            position: Position {
-                epoch: 3,
-                iteration: 17,
-            },
+            position: Position { epoch: 3, iteration: 17 },
             means,
             tensors: NamedTensors::from([("parameter.w".into(), w)]),
         }
@@ -155,25 +138,13 @@ mod tests {
     fn another_runs_checkpoint_is_refused_with_the_setting_that_differs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("latest.safetensors");
-        example()
-            .write(&path, &json!({"config": {"epochs": 5, "lr": 0.1}}))
-            .unwrap();
+        example().write(&path, &json!({"config": {"epochs": 5, "lr": 0.1}})).unwrap();
         let other = json!({"config": {"epochs": 6, "lr": 0.1}});
-        let message = Checkpoint::read(&path, &other, &Device::Cpu)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("(config.epochs: 5 in the checkpoint, 6 now)"),
-            "{message}"
-        );
+        let message = Checkpoint::read(&path, &other, &Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("(config.epochs: 5 in the checkpoint, 6 now)"), "{message}");
         let more = json!({"config": {"epochs": 5, "lr": 0.1}, "task": "heart"});
-        let message = Checkpoint::read(&path, &more, &Device::Cpu)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("(task: null in the checkpoint, \"heart\" now)"),
-            "{message}"
-        );
+        let message = Checkpoint::read(&path, &more, &Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("(task: null in the checkpoint, \"heart\" now)"), "{message}");
     }
 
     #[test]
@@ -181,12 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("latest.safetensors");
         tensor_file::write(&path, &NamedTensors::new(), &Metadata::new()).unwrap();
-        let message = Checkpoint::read(&path, &json!({}), &Device::Cpu)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("latest.safetensors: not a checkpoint of this program (format absent"),
-            "{message}"
-        );
+        let message = Checkpoint::read(&path, &json!({}), &Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("latest.safetensors: not a checkpoint of this program (format absent"), "{message}");
     }
 }

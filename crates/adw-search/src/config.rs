@@ -138,20 +138,12 @@ fn one() -> usize {
 
 /// nnU-Net's optimiser (paper, section 3.1: "SGD with Nesterov momentum 0.99, decay 3e-5").
 fn nnunet_optimizer() -> OptimizerConfig {
-    OptimizerConfig::Sgd(SgdConfig {
-        momentum: 0.99,
-        weight_decay: 3e-5,
-    })
+    OptimizerConfig::Sgd(SgdConfig { momentum: 0.99, weight_decay: 3e-5 })
 }
 
 /// nnU-Net's learning rate: 0.01 (1 - epoch / epochs)^0.9.
 fn nnunet_lr() -> LearningRate {
-    LearningRate {
-        peak: 1e-2,
-        decay: Decay::Poly { exponent: 0.9 },
-        warmup_epochs: 0.0,
-        set_every: Granularity::Epoch,
-    }
+    LearningRate { peak: 1e-2, decay: Decay::Poly { exponent: 0.9 }, warmup_epochs: 0.0, set_every: Granularity::Epoch }
 }
 
 impl SearchConfig {
@@ -173,10 +165,7 @@ impl SearchConfig {
             // nnU-Net.
             clip: 12.0,
             // Paper: tau starts at 5 and falls by 0.97 per epoch.
-            tau: Temperature {
-                start: 5.0,
-                decay: 0.97,
-            },
+            tau: Temperature { start: 5.0, decay: 0.97 },
             // Paper; the published code says B.
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
@@ -261,11 +250,7 @@ pub fn check_available(precision: Precision, device: &Device) -> Result<()> {
     if precision.is_available_on(device) {
         return Ok(());
     }
-    fail(
-        "precision",
-        &"bf16",
-        "full, for this processor has no matrix unit for bf16 (Intel AMX, under Linux)",
-    )
+    fail("precision", &"bf16", "full, for this processor has no matrix unit for bf16 (Intel AMX, under Linux)")
 }
 
 fn check_lr(lr: &LearningRate) -> Result<()> {
@@ -295,51 +280,27 @@ fn check_adam(at: &str, adam: &AdamConfig) -> Result<()> {
 }
 
 fn fail<T>(key: &str, value: &dyn std::fmt::Display, expected: &'static str) -> Result<T> {
-    Err(Error::Config {
-        key: key.into(),
-        value: value.to_string(),
-        expected,
-    })
+    Err(Error::Config { key: key.into(), value: value.to_string(), expected })
 }
 
 fn at_least_one(key: &str, v: usize) -> Result<()> {
-    if v >= 1 {
-        Ok(())
-    } else {
-        fail(key, &v, "at least 1")
-    }
+    if v >= 1 { Ok(()) } else { fail(key, &v, "at least 1") }
 }
 
 fn above_zero(key: &str, v: f64) -> Result<()> {
-    if v > 0.0 && v.is_finite() {
-        Ok(())
-    } else {
-        fail(key, &v, "a number above 0")
-    }
+    if v > 0.0 && v.is_finite() { Ok(()) } else { fail(key, &v, "a number above 0") }
 }
 
 fn at_least_zero(key: &str, v: f64) -> Result<()> {
-    if v >= 0.0 && v.is_finite() {
-        Ok(())
-    } else {
-        fail(key, &v, "a number of at least 0")
-    }
+    if v >= 0.0 && v.is_finite() { Ok(()) } else { fail(key, &v, "a number of at least 0") }
 }
 
 fn below_one(key: &str, v: f64) -> Result<()> {
-    if (0.0..1.0).contains(&v) {
-        Ok(())
-    } else {
-        fail(key, &v, "a number from 0 to below 1")
-    }
+    if (0.0..1.0).contains(&v) { Ok(()) } else { fail(key, &v, "a number from 0 to below 1") }
 }
 
 fn up_to_one(key: &str, v: f64) -> Result<()> {
-    if v > 0.0 && v <= 1.0 {
-        Ok(())
-    } else {
-        fail(key, &v, "a number above 0, at most 1")
-    }
+    if v > 0.0 && v <= 1.0 { Ok(()) } else { fail(key, &v, "a number above 0, at most 1") }
 }
 
 #[cfg(test)]
@@ -350,29 +311,18 @@ mod tests {
     fn paper_settings_pass_their_own_check_and_survive_toml() {
         let search = SearchConfig::paper();
         search.check().unwrap();
-        assert_eq!(
-            toml::from_str::<SearchConfig>(&toml::to_string(&search).unwrap()).unwrap(),
-            search
-        );
+        assert_eq!(toml::from_str::<SearchConfig>(&toml::to_string(&search).unwrap()).unwrap(), search);
         let retrain = RetrainConfig::paper();
         retrain.check().unwrap();
-        assert_eq!(
-            toml::from_str::<RetrainConfig>(&toml::to_string(&retrain).unwrap()).unwrap(),
-            retrain
-        );
+        assert_eq!(toml::from_str::<RetrainConfig>(&toml::to_string(&retrain).unwrap()).unwrap(), retrain);
     }
 
     #[test]
     fn a_budget_reads_as_a_table_and_unknown_keys_are_refused() {
         let cost = "unit = \"macs\"\nweight = 1.0\nbudget = { fraction = 0.4 }";
-        assert_eq!(
-            toml::from_str::<CostConfig>(cost).unwrap().budget,
-            Budget::Fraction(0.4)
-        );
+        assert_eq!(toml::from_str::<CostConfig>(cost).unwrap().budget, Budget::Fraction(0.4));
         let text = toml::to_string(&SearchConfig::paper()).unwrap();
-        let error = toml::from_str::<SearchConfig>(&format!("epoch = 3\n{text}"))
-            .unwrap_err()
-            .to_string();
+        let error = toml::from_str::<SearchConfig>(&format!("epoch = 3\n{text}")).unwrap_err().to_string();
         assert!(error.contains("unknown field `epoch`"), "{error}");
     }
 
@@ -383,21 +333,9 @@ mod tests {
             edit(&mut config);
             config.check().unwrap_err().to_string()
         };
-        assert_eq!(
-            message(&|c| c.warmup_epochs = 251),
-            "warmup_epochs = 251: expected at most the epochs"
-        );
-        assert_eq!(
-            message(&|c| c.tau.decay = 0.0),
-            "tau.decay = 0: expected a number above 0, at most 1"
-        );
-        assert_eq!(
-            message(&|c| c.lr.peak = f64::NAN),
-            "lr.peak = NaN: expected a number above 0"
-        );
-        assert_eq!(
-            message(&|c| c.iterations_per_epoch = 0),
-            "iterations_per_epoch = 0: expected at least 1"
-        );
+        assert_eq!(message(&|c| c.warmup_epochs = 251), "warmup_epochs = 251: expected at most the epochs");
+        assert_eq!(message(&|c| c.tau.decay = 0.0), "tau.decay = 0: expected a number above 0, at most 1");
+        assert_eq!(message(&|c| c.lr.peak = f64::NAN), "lr.peak = NaN: expected a number above 0");
+        assert_eq!(message(&|c| c.iterations_per_epoch = 0), "iterations_per_epoch = 0: expected at least 1");
     }
 }

@@ -24,32 +24,22 @@ pub fn argmax_labels(logits: &Tensor) -> Result<Vec<u16>> {
             });
         }
     };
-    let values = logits
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F32)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
+    let values = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let mut labels = vec![0u16; batch * voxels];
-    for (labels, values) in labels
-        .chunks_mut(voxels.max(1))
-        .zip(values.chunks((classes * voxels).max(1)))
-    {
-        labels
-            .par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(chunk, labels)| {
-                let start = chunk * CHUNK;
-                let mut best = values[start..start + labels.len()].to_vec();
-                for class in 1..classes {
-                    let candidates = &values[class * voxels + start..][..labels.len()];
-                    for ((label, best), v) in labels.iter_mut().zip(&mut best).zip(candidates) {
-                        if *v > *best {
-                            *best = *v;
-                            *label = class as u16;
-                        }
+    for (labels, values) in labels.chunks_mut(voxels.max(1)).zip(values.chunks((classes * voxels).max(1))) {
+        labels.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, labels)| {
+            let start = chunk * CHUNK;
+            let mut best = values[start..start + labels.len()].to_vec();
+            for class in 1..classes {
+                let candidates = &values[class * voxels + start..][..labels.len()];
+                for ((label, best), v) in labels.iter_mut().zip(&mut best).zip(candidates) {
+                    if *v > *best {
+                        *best = *v;
+                        *label = class as u16;
                     }
                 }
-            });
+            }
+        });
     }
     Ok(labels)
 }
@@ -144,9 +134,7 @@ mod tests {
     #[test]
     fn counts_add_up_over_batches() {
         let mut counts = DiceCounts::default();
-        counts
-            .add(&logits(&[0, 1, 1, 2, 0], 4), &target(&[0, 1, 2, 2, 1]))
-            .unwrap();
+        counts.add(&logits(&[0, 1, 1, 2, 0], 4), &target(&[0, 1, 2, 2, 1])).unwrap();
         counts.add(&logits(&[1, 2], 4), &target(&[1, 0])).unwrap();
         // class 1: tp 2, fp 1, fn 1; class 2: tp 1, fp 1, fn 1; class 3: absent everywhere.
         assert_eq!(counts.dice(), [Some(4.0 / 6.0), Some(2.0 / 4.0), None]);
@@ -169,13 +157,7 @@ mod tests {
     #[test]
     fn unknown_classes_and_other_shapes_are_errors() {
         let mut counts = DiceCounts::default();
-        assert!(
-            counts
-                .add(&logits(&[0, 1], 2), &target(&[0, 2]))
-                .unwrap_err()
-                .to_string()
-                .contains("classes below 2")
-        );
+        assert!(counts.add(&logits(&[0, 1], 2), &target(&[0, 2])).unwrap_err().to_string().contains("classes below 2"));
         assert!(counts.add(&logits(&[0, 1], 2), &target(&[0])).is_err());
     }
 }

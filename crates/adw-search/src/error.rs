@@ -72,9 +72,7 @@ pub enum Error {
         source: BoxError,
     },
     /// A loss or gradient norm is NaN or infinite: training has diverged or the data holds such values.
-    #[error(
-        "epoch {epoch}, iteration {iteration}: {what} is {value}; lower the learning rate or check the data"
-    )]
+    #[error("epoch {epoch}, iteration {iteration}: {what} is {value}; lower the learning rate or check the data")]
     NotFinite {
         /// Which number.
         what: &'static str,
@@ -107,16 +105,10 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn file(path: &std::path::Path, reason: impl Into<String>) -> Self {
-        Self::File {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Self::File { path: path.to_owned(), reason: reason.into() }
     }
 }

@@ -29,19 +29,13 @@ pub struct SlidingWindow {
 impl SlidingWindow {
     /// Half-patch steps, no mirroring, one window at a time.
     pub fn new(patch: [usize; 3]) -> Self {
-        Self {
-            patch,
-            step: 0.5,
-            mirror: [false; 3],
-            windows_per_forward: 1,
-        }
+        Self { patch, step: 0.5, mirror: [false; 3], windows_per_forward: 1 }
     }
 
     /// Number of windows of an image of `shape` (D, H, W).
     pub fn num_windows(&self, shape: [usize; 3]) -> usize {
         let axes = 0..3;
-        axes.map(|a| window_starts(shape[a], self.patch[a], self.step).len())
-            .product()
+        axes.map(|a| window_starts(shape[a], self.patch[a], self.step).len()).product()
     }
 
     /// Logits `[1, K, D, H, W]` (F32, on the CPU) of `image` `[1, C, D, H, W]`: the mean over `models` (folds).
@@ -100,26 +94,12 @@ impl SlidingWindow {
     }
 
     fn check(&self) -> Result<()> {
-        let bad = |key: &str, value: String, expected| {
-            Err(Error::Config {
-                key: key.into(),
-                value,
-                expected,
-            })
-        };
+        let bad = |key: &str, value: String, expected| Err(Error::Config { key: key.into(), value, expected });
         if self.patch.contains(&0) {
-            return bad(
-                "patch",
-                format!("{:?}", self.patch),
-                "three sizes of at least 1",
-            );
+            return bad("patch", format!("{:?}", self.patch), "three sizes of at least 1");
         }
         if !(self.step > 0.0 && self.step <= 1.0) {
-            return bad(
-                "step",
-                self.step.to_string(),
-                "a fraction of the patch above 0, at most 1",
-            );
+            return bad("step", self.step.to_string(), "a fraction of the patch above 0, at most 1");
         }
         if self.windows_per_forward == 0 {
             return bad("windows_per_forward", "0".into(), "at least 1");
@@ -165,10 +145,7 @@ impl SlidingWindow {
         let mut sum = self.checked(windows, model)?;
         let axes: Vec<usize> = (0..3).filter(|a| self.mirror[*a]).map(|a| a + 2).collect();
         for subset in 1..1usize << axes.len() {
-            let flipped: Vec<usize> = (0..axes.len())
-                .filter(|i| subset >> i & 1 == 1)
-                .map(|i| axes[i])
-                .collect();
+            let flipped: Vec<usize> = (0..axes.len()).filter(|i| subset >> i & 1 == 1).map(|i| axes[i]).collect();
             let logits = self.checked(&windows.flip(&flipped)?, model)?;
             sum = (sum + logits.flip(&flipped)?)?;
         }
@@ -193,11 +170,7 @@ impl SlidingWindow {
 }
 
 fn shape_error(what: &str, expected: &str, got: &[usize]) -> Error {
-    Error::Shape {
-        what: what.into(),
-        expected: expected.into(),
-        got: format!("{got:?}"),
-    }
+    Error::Shape { what: what.into(), expected: expected.into(), got: format!("{got:?}") }
 }
 
 /// First voxels of the windows along one axis: k = ceil((size - patch) / (step patch)) + 1 windows, at
@@ -230,10 +203,7 @@ pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
         }
     }
     let rounded = Tensor::from_vec(weights, &patch, &Device::Cpu)?.to_dtype(DType::F16)?;
-    let mut values = rounded
-        .to_dtype(DType::F32)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
+    let mut values = rounded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let nonzero = values.iter().copied().filter(|v| *v > 0.0);
     let smallest = nonzero.fold(f32::INFINITY, f32::min);
     for v in values.iter_mut().filter(|v| **v == 0.0) {
@@ -272,17 +242,10 @@ impl WeightedSums {
             let known = self.logits.len().to_string();
             return Err(shape_error("classes of a window", &known, &[classes]));
         }
-        let values = logits
-            .to_device(&Device::Cpu)?
-            .to_dtype(DType::F32)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let values = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let (shape, patch, window) = (self.shape, self.patch, &self.window);
         for (start, values) in starts.iter().zip(values.chunks(classes * window.len())) {
-            let maps = self
-                .logits
-                .par_iter_mut()
-                .zip(values.par_chunks(window.len()));
+            let maps = self.logits.par_iter_mut().zip(values.par_chunks(window.len()));
             maps.for_each(|(sum, values)| {
                 for_each_row(shape, patch, *start, |image, row| {
                     let terms = values[row.clone()].iter().zip(&window[row]);
@@ -324,11 +287,7 @@ impl WeightedSums {
             });
         }
         let [d, h, w] = shape;
-        Ok(Tensor::from_vec(
-            out,
-            (1, self.logits.len(), d, h, w),
-            &Device::Cpu,
-        )?)
+        Ok(Tensor::from_vec(out, (1, self.logits.len(), d, h, w), &Device::Cpu)?)
     }
 }
 

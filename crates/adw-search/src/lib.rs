@@ -25,8 +25,7 @@ mod training_loop;
 
 pub use batch::{Batch, BatchSource, BoxError, Part, Request, Requests};
 pub use bilevel::{
-    BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step,
-    bilevel_step, weight_step,
+    BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step, bilevel_step, weight_step,
 };
 pub use budget::CostPenalty;
 pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};

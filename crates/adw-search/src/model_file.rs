@@ -35,16 +35,12 @@ impl ModelFile {
     pub fn save(&self, path: &Path) -> Result<()> {
         for reserved in ["format", "architecture"] {
             if self.info.contains_key(reserved) {
-                return Err(Error::file(
-                    path,
-                    format!("metadata key {reserved} is reserved"),
-                ));
+                return Err(Error::file(path, format!("metadata key {reserved} is reserved")));
             }
         }
         self.network(DType::F32, &Device::Cpu)?;
-        let architecture = serde_json::to_string(&self.architecture).map_err(|e| {
-            Error::file(path, format!("architecture cannot be written as JSON: {e}"))
-        })?;
+        let architecture = serde_json::to_string(&self.architecture)
+            .map_err(|e| Error::file(path, format!("architecture cannot be written as JSON: {e}")))?;
         let mut metadata: Metadata = self.info.clone();
         metadata.insert("format".into(), FORMAT.into());
         metadata.insert("architecture".into(), architecture);
@@ -62,19 +58,11 @@ impl ModelFile {
         if format != FORMAT {
             return Err(bad(format!("format {format}, expected {FORMAT}")));
         }
-        let architecture = info
-            .remove("architecture")
-            .ok_or_else(|| bad("no architecture".into()))?;
+        let architecture = info.remove("architecture").ok_or_else(|| bad("no architecture".into()))?;
         let architecture: Architecture =
             serde_json::from_str(&architecture).map_err(|e| bad(format!("architecture: {e}")))?;
-        let model = Self {
-            architecture,
-            weights,
-            info,
-        };
-        model
-            .network(DType::F32, &Device::Cpu)
-            .map_err(|e| bad(e.to_string()))?;
+        let model = Self { architecture, weights, info };
+        model.network(DType::F32, &Device::Cpu).map_err(|e| bad(e.to_string()))?;
         Ok(model)
     }
 
@@ -92,11 +80,7 @@ impl ModelFile {
             return Err(Error::Shape {
                 what: "weights".into(),
                 expected: format!("{known} tensors"),
-                got: format!(
-                    "{}, among them {}",
-                    self.weights.len(),
-                    extra.map_or("", String::as_str)
-                ),
+                got: format!("{}, among them {}", self.weights.len(), extra.map_or("", String::as_str)),
             });
         }
         Ok(net)

@@ -18,9 +18,7 @@ pub(crate) fn device(parameters: &[Parameter]) -> Device {
 
 /// The parameters' present values, copied.
 pub(crate) fn values(parameters: &[Parameter]) -> Result<NamedTensors> {
-    named(parameters)
-        .map(|(name, var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?)))
-        .collect()
+    named(parameters).map(|(name, var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?))).collect()
 }
 
 /// Sets every parameter to the tensor of its name.
@@ -50,9 +48,7 @@ pub(crate) struct Groups(pub(crate) NamedTensors);
 
 impl Groups {
     pub(crate) fn insert(&mut self, group: &str, tensors: NamedTensors) {
-        let named = tensors
-            .into_iter()
-            .map(|(name, t)| (format!("{group}/{name}"), t));
+        let named = tensors.into_iter().map(|(name, t)| (format!("{group}/{name}"), t));
         self.0.extend(named);
     }
 

@@ -79,11 +79,7 @@ pub fn retrain(
         net,
         config,
         optimizer: config.optimizer.build(named()),
-        ema: config
-            .ema
-            .clone()
-            .map(|ema| Ema::new(named(), ema))
-            .transpose()?,
+        ema: config.ema.clone().map(|ema| Ema::new(named(), ema)).transpose()?,
     };
     let agenda = Agenda {
         epochs: config.epochs,
@@ -101,10 +97,7 @@ pub fn retrain(
     if let Some(ema) = &task.ema {
         ema.store_in_parameters()?;
     }
-    Ok(Trained {
-        weights: parameters::values(net.parameters())?,
-        last_weights,
-    })
+    Ok(Trained { weights: parameters::values(net.parameters())?, last_weights })
 }
 
 /// What a checkpoint must agree with.
@@ -134,21 +127,13 @@ impl Task for RetrainTask<'_> {
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
-        let (loss, gradients) = self
-            .net
-            .loss_and_gradients(&batches[0].x, &batches[0].target)?;
+        let (loss, gradients) = self.net.loss_and_gradients(&batches[0].x, &batches[0].target)?;
         let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;
         }
         let values = vec![("loss", step.loss), ("grad_norm", step.grad_norm)];
-        Ok(IterationReport {
-            epoch: at.epoch,
-            iteration: at.iteration,
-            lr,
-            tau: None,
-            values,
-        })
+        Ok(IterationReport { epoch: at.epoch, iteration: at.iteration, lr, tau: None, values })
     }
 
     fn validate(&mut self, _: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
@@ -169,10 +154,7 @@ impl Task for RetrainTask<'_> {
     fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<RetrainRow> {
         Ok(RetrainRow {
             epoch,
-            lr: self.lr(Position {
-                epoch,
-                iteration: 0,
-            }),
+            lr: self.lr(Position { epoch, iteration: 0 }),
             loss: summary.means.get("loss"),
             grad_norm: summary.means.get("grad_norm"),
             mean_dice: dice::mean(&summary.dice),
@@ -193,8 +175,7 @@ impl Task for RetrainTask<'_> {
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
         parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
-        self.optimizer
-            .load_state(&Groups::get(state, "optimizer"))?;
+        self.optimizer.load_state(&Groups::get(state, "optimizer"))?;
         match &mut self.ema {
             Some(ema) => ema.load_state(&Groups::get(state, "ema")),
             None => Ok(()),

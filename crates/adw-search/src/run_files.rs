@@ -56,13 +56,7 @@ impl RunFiles {
         })?;
         let identity = json!({"settings": settings, "run": options.identity});
         let Some(directory) = &options.directory else {
-            return Ok((
-                Self {
-                    paths: None,
-                    identity,
-                },
-                None,
-            ));
+            return Ok((Self { paths: None, identity }, None));
         };
         let folder = directory.join("checkpoint");
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
@@ -72,13 +66,7 @@ impl RunFiles {
             _lock: lock(&folder)?,
         };
         let checkpoint = paths.resume(options.resume, &identity, device)?;
-        Ok((
-            Self {
-                paths: Some(paths),
-                identity,
-            },
-            checkpoint,
-        ))
+        Ok((Self { paths: Some(paths), identity }, checkpoint))
     }
 
     /// Appends one row to the history and waits until it is on disk.
@@ -86,28 +74,18 @@ impl RunFiles {
         let Some(Paths { history, .. }) = &self.paths else {
             return Ok(());
         };
-        let mut line = serde_json::to_vec(row)
-            .map_err(|e| Error::file(history, format!("row cannot be written as JSON: {e}")))?;
+        let mut line =
+            serde_json::to_vec(row).map_err(|e| Error::file(history, format!("row cannot be written as JSON: {e}")))?;
         line.push(b'\n');
         let io = |e| Error::io(history, e);
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(history)
-            .map_err(io)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(history).map_err(io)?;
         file.write_all(&line).map_err(io)?;
         file.sync_all().map_err(io)
     }
 
     /// Writes a checkpoint; its path, or none when the run keeps no files.
-    pub(crate) fn save(
-        &self,
-        checkpoint: impl FnOnce() -> Result<Checkpoint>,
-    ) -> Result<Option<&Path>> {
-        let Some(Paths {
-            checkpoint: path, ..
-        }) = &self.paths
-        else {
+    pub(crate) fn save(&self, checkpoint: impl FnOnce() -> Result<Checkpoint>) -> Result<Option<&Path>> {
+        let Some(Paths { checkpoint: path, .. }) = &self.paths else {
             return Ok(None);
         };
         checkpoint()?.write(path, &self.identity)?;
@@ -124,37 +102,21 @@ fn lock(folder: &Path) -> Result<Option<File>> {
     match lock_patiently(&handle) {
         Ok(()) => Ok(Some(handle)),
         Err(TryLockError::Error(_)) => Ok(None),
-        Err(TryLockError::WouldBlock) => Err(Error::file(
-            folder,
-            "another process is running this search or training",
-        )),
+        Err(TryLockError::WouldBlock) => Err(Error::file(folder, "another process is running this search or training")),
     }
 }
 
 impl Paths {
-    fn resume(
-        &self,
-        resume: bool,
-        identity: &Value,
-        device: &Device,
-    ) -> Result<Option<Checkpoint>> {
+    fn resume(&self, resume: bool, identity: &Value, device: &Device) -> Result<Option<Checkpoint>> {
         let found = self.checkpoint.exists();
         if !resume {
             if found || self.history.exists() {
-                let path = if found {
-                    &self.checkpoint
-                } else {
-                    &self.history
-                };
+                let path = if found { &self.checkpoint } else { &self.history };
                 return Err(Error::AlreadyStarted { path: path.clone() });
             }
             return Ok(None);
         }
-        let checkpoint = if found {
-            Some(Checkpoint::read(&self.checkpoint, identity, device)?)
-        } else {
-            None
-        };
+        let checkpoint = if found { Some(Checkpoint::read(&self.checkpoint, identity, device)?) } else { None };
         self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
         Ok(checkpoint)
     }
@@ -167,9 +129,7 @@ impl Paths {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
             Err(e) => return Err(io(e)),
         };
-        let complete = text
-            .split_inclusive(|b| *b == b'\n')
-            .filter(|l| l.ends_with(b"\n"));
+        let complete = text.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
         let kept: Vec<&[u8]> = complete.take(rows).collect();
         if kept.len() < rows {
             let reason = format!(

@@ -75,18 +75,12 @@ impl LearningRate {
             return self.peak * ((t + step) / self.warmup_epochs).min(1.0);
         }
         let length = epochs as f64 - self.warmup_epochs;
-        let p = if length > 0.0 {
-            ((t - self.warmup_epochs) / length).min(1.0)
-        } else {
-            1.0
-        };
+        let p = if length > 0.0 { ((t - self.warmup_epochs) / length).min(1.0) } else { 1.0 };
         self.peak
             * match self.decay {
                 Decay::Constant => 1.0,
                 Decay::Poly { exponent } => (1.0 - p).powf(exponent),
-                Decay::Cosine { last } => {
-                    last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * p).cos())
-                }
+                Decay::Cosine { last } => last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * p).cos()),
             }
     }
 }
@@ -119,21 +113,13 @@ mod tests {
     use super::*;
 
     fn lr(decay: Decay, warmup_epochs: f64, set_every: Granularity) -> LearningRate {
-        LearningRate {
-            peak: 2.0,
-            decay,
-            warmup_epochs,
-            set_every,
-        }
+        LearningRate { peak: 2.0, decay, warmup_epochs, set_every }
     }
 
     #[test]
     fn per_iteration_equals_per_epoch_at_epoch_starts_and_falls_between() {
         let poly = Decay::Poly { exponent: 0.9 };
-        let (coarse, fine) = (
-            lr(poly, 0.0, Granularity::Epoch),
-            lr(poly, 0.0, Granularity::Iteration),
-        );
+        let (coarse, fine) = (lr(poly, 0.0, Granularity::Epoch), lr(poly, 0.0, Granularity::Iteration));
         for epoch in 0..10 {
             assert_eq!(coarse.at(epoch, 0, 10, 4), fine.at(epoch, 0, 10, 4));
             assert_eq!(coarse.at(epoch, 3, 10, 4), coarse.at(epoch, 0, 10, 4));
@@ -150,17 +136,11 @@ mod tests {
         assert_eq!(cosine.at(1, 0, 12, 4), 2.0 * 5.0 / 8.0);
         assert_eq!(cosine.at(1, 3, 12, 4), 2.0);
         assert_eq!(cosine.at(2, 0, 12, 4), 2.0);
-        assert!(
-            (cosine.at(7, 0, 12, 4) - 2.0 * 0.55).abs() < 1e-12,
-            "half way"
-        );
+        assert!((cosine.at(7, 0, 12, 4) - 2.0 * 0.55).abs() < 1e-12, "half way");
         assert!((cosine.at(12, 0, 12, 4) - 0.2).abs() < 1e-12);
         // A warm-up longer than the training never passes the peak.
         let long = lr(Decay::Constant, 20.0, Granularity::Epoch);
         assert_eq!(long.at(9, 0, 10, 4), 1.0);
-        assert_eq!(
-            lr(Decay::Constant, 0.5, Granularity::Epoch).at(0, 0, 10, 4),
-            2.0
-        );
+        assert_eq!(lr(Decay::Constant, 0.5, Granularity::Epoch).at(0, 0, 10, 4), 2.0);
     }
 }

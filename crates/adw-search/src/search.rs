@@ -92,12 +92,7 @@ pub fn search(
     config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
-    let settings = Settings {
-        kind: "search",
-        patch,
-        network: net.config(),
-        config: determining(config),
-    };
+    let settings = Settings { kind: "search", patch, network: net.config(), config: determining(config) };
     let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
     let mut task = SearchTask {
         net,
@@ -106,30 +101,17 @@ pub fn search(
         penalty: penalty(net, patch, config)?,
         optimizers: BilevelOptimizers::new(net, config),
     };
-    training_loop::run(
-        &mut task,
-        &agenda(config),
-        &files,
-        checkpoint,
-        source,
-        on_event,
-    )?;
+    training_loop::run(&mut task, &agenda(config), &files, checkpoint, source, on_event)?;
     let mut architecture = net.architecture()?;
     let cost = architecture.cost(patch);
     let about = |key: &str, value: serde_json::Value| (key.to_owned(), value);
-    architecture.provenance.extend(
-        options
-            .identity
-            .iter()
-            .map(|(k, v)| about(k, v.clone().into()))
-            .chain([
-                about("seed", config.seed.into()),
-                about("mask", serde_json::json!(net.config().mask)),
-                about("epochs", config.epochs.into()),
-                about("macs_per_patch", cost.macs.into()),
-                about("parameters", cost.parameters.into()),
-            ]),
-    );
+    architecture.provenance.extend(options.identity.iter().map(|(k, v)| about(k, v.clone().into())).chain([
+        about("seed", config.seed.into()),
+        about("mask", serde_json::json!(net.config().mask)),
+        about("epochs", config.epochs.into()),
+        about("macs_per_patch", cost.macs.into()),
+        about("parameters", cost.parameters.into()),
+    ]));
     Ok(architecture)
 }
 
@@ -144,11 +126,7 @@ struct Settings<'a> {
 
 /// The settings without those that change nothing but files.
 fn determining(config: &SearchConfig) -> SearchConfig {
-    SearchConfig {
-        checkpoint_every_epochs: 1,
-        checkpoint_every_iterations: 0,
-        ..config.clone()
-    }
+    SearchConfig { checkpoint_every_epochs: 1, checkpoint_every_iterations: 0, ..config.clone() }
 }
 
 fn agenda(config: &SearchConfig) -> Agenda {
@@ -162,11 +140,7 @@ fn agenda(config: &SearchConfig) -> Agenda {
         iterations: config.iterations_per_epoch,
         warmup_epochs: config.warmup_epochs,
         warmup_parts: vec![half],
-        parts: if a_is_used {
-            vec![Part::TrainA, Part::TrainB]
-        } else {
-            vec![Part::TrainB]
-        },
+        parts: if a_is_used { vec![Part::TrainA, Part::TrainB] } else { vec![Part::TrainB] },
         validation_part: Part::TrainBPlain,
         validation_batches: config.validation_batches,
         save_every_epochs: config.checkpoint_every_epochs,
@@ -174,11 +148,7 @@ fn agenda(config: &SearchConfig) -> Agenda {
     }
 }
 
-fn penalty(
-    net: &Supernet,
-    patch: [usize; 3],
-    config: &SearchConfig,
-) -> Result<Option<CostPenalty>> {
+fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<Option<CostPenalty>> {
     let Some(cost) = &config.cost else {
         return Ok(None);
     };
@@ -186,12 +156,7 @@ fn penalty(
         Budget::Absolute(budget) => budget,
         Budget::Fraction(f) => f * largest(net.config())?.cost(patch).get(cost.unit) as f64,
     };
-    Ok(Some(CostPenalty {
-        unit: cost.unit,
-        weight: cost.weight,
-        budget,
-        patch,
-    }))
+    Ok(Some(CostPenalty { unit: cost.unit, weight: cost.weight, budget, patch }))
 }
 
 struct SearchTask<'a> {
@@ -204,11 +169,7 @@ struct SearchTask<'a> {
 
 impl SearchTask<'_> {
     fn phase(&self, epoch: usize) -> Phase {
-        if epoch < self.config.warmup_epochs {
-            Phase::Warmup
-        } else {
-            Phase::Search
-        }
+        if epoch < self.config.warmup_epochs { Phase::Warmup } else { Phase::Search }
     }
 
     fn tau(&self, epoch: usize) -> f64 {
@@ -254,12 +215,7 @@ impl Task for SearchTask<'_> {
         let (net, tau, lr) = (self.net, self.tau(epoch), self.lr(at));
         let seed = self.config.seed;
         let mut sample = |pass: usize| {
-            let key = NoiseKey {
-                seed,
-                epoch: epoch as u32,
-                iteration: iteration as u32,
-                pass: pass as u32,
-            };
+            let key = NoiseKey { seed, epoch: epoch as u32, iteration: iteration as u32, pass: pass as u32 };
             Ok(net.sample(key, tau)?)
         };
         let settings = BilevelSettings {
@@ -273,23 +229,13 @@ impl Task for SearchTask<'_> {
         };
         let values = match self.phase(epoch) {
             Phase::Warmup => {
-                let step = weight_step(
-                    net,
-                    &mut self.optimizers,
-                    &settings,
-                    &batches[0],
-                    &sample(2)?,
-                )?;
+                let step = weight_step(net, &mut self.optimizers, &settings, &batches[0], &sample(2)?)?;
                 vec![("loss", step.loss), ("grad_norm", step.grad_norm)]
             }
             Phase::Search => {
                 // Where A is not asked for, nothing uses it either.
-                let halves = HalfBatches {
-                    a: &batches[0],
-                    b: &batches[batches.len() - 1],
-                };
-                let report =
-                    bilevel_step(net, &mut self.optimizers, &settings, halves, &mut sample)?;
+                let halves = HalfBatches { a: &batches[0], b: &batches[batches.len() - 1] };
+                let report = bilevel_step(net, &mut self.optimizers, &settings, halves, &mut sample)?;
                 let mut values = vec![
                     ("loss", report.weights.loss),
                     ("grad_norm", report.weights.grad_norm),
@@ -302,13 +248,7 @@ impl Task for SearchTask<'_> {
                 values
             }
         };
-        Ok(IterationReport {
-            epoch,
-            iteration,
-            lr,
-            tau: Some(tau),
-            values,
-        })
+        Ok(IterationReport { epoch, iteration, lr, tau: Some(tau), values })
     }
 
     fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
@@ -326,16 +266,11 @@ impl Task for SearchTask<'_> {
         let architecture = self.net.architecture()?;
         let preferences = self.net.preferences()?;
         let cost_unit = self.config.cost.as_ref().map_or(CostUnit::Macs, |c| c.unit);
-        let (expected_cost, _) =
-            self.net
-                .expected_cost(self.patch, cost_unit, &self.net.no_noise(tau))?;
+        let (expected_cost, _) = self.net.expected_cost(self.patch, cost_unit, &self.net.no_noise(tau))?;
         Ok(SearchRow {
             epoch,
             phase: self.phase(epoch),
-            lr: self.lr(Position {
-                epoch,
-                iteration: 0,
-            }),
+            lr: self.lr(Position { epoch, iteration: 0 }),
             tau,
             loss: summary.means.get("loss"),
             grad_norm: summary.means.get("grad_norm"),
@@ -364,11 +299,7 @@ impl Task for SearchTask<'_> {
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
         parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
-        self.optimizers
-            .arch
-            .load_state(&Groups::get(state, "arch_optimizer"))?;
-        self.optimizers
-            .weights
-            .load_state(&Groups::get(state, "optimizer"))
+        self.optimizers.arch.load_state(&Groups::get(state, "arch_optimizer"))?;
+        self.optimizers.weights.load_state(&Groups::get(state, "optimizer"))
     }
 }

@@ -24,20 +24,17 @@ pub(crate) fn write(path: &Path, tensors: &NamedTensors, metadata: &Metadata) ->
     let mut offset = 0;
     for (name, tensor) in tensors {
         let end = offset + tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry = json!({"dtype": dtype_name(path, tensor.dtype())?, "shape": tensor.dims(), "data_offsets": [offset, end]});
+        let entry =
+            json!({"dtype": dtype_name(path, tensor.dtype())?, "shape": tensor.dims(), "data_offsets": [offset, end]});
         header.insert(name.clone(), entry);
         offset = end;
     }
     let mut header = Value::Object(header).to_string();
     // The format asks for data aligned to 8 bytes and pads its header with spaces.
-    header.extend(std::iter::repeat_n(
-        ' ',
-        header.len().next_multiple_of(8) - header.len(),
-    ));
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
     atomic_file::replace(path, |out| {
         let io = |e| Error::io(path, e);
-        out.write_all(&(header.len() as u64).to_le_bytes())
-            .map_err(io)?;
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
         out.write_all(header.as_bytes()).map_err(io)?;
         for tensor in tensors.values() {
             match tensor.dtype() {
@@ -75,10 +72,7 @@ fn dtype_name(path: &Path, dtype: DType) -> Result<&'static str> {
         DType::I64 => Ok("I64"),
         DType::U32 => Ok("U32"),
         DType::U8 => Ok("U8"),
-        other => Err(Error::file(
-            path,
-            format!("tensors of {other:?} are not stored; use F32, F64, I64, U32 or U8"),
-        )),
+        other => Err(Error::file(path, format!("tensors of {other:?} are not stored; use F32, F64, I64, U32 or U8"))),
     }
 }
 
@@ -87,12 +81,7 @@ pub(crate) fn read(path: &Path, what: &str, device: &Device) -> Result<(NamedTen
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let bad = |reason: &dyn std::fmt::Display| Error::file(path, format!("not {what} ({reason})"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(&e))?;
-    let metadata = header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
+    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(&e))?;
     let mut tensors = NamedTensors::new();
     for (name, view) in file.iter() {
@@ -117,25 +106,12 @@ mod tests {
     fn example() -> (NamedTensors, Metadata) {
         let device = &Device::Cpu;
         let tensors = NamedTensors::from([
-            (
-                "b".into(),
-                Tensor::arange(0f32, 6., device)
-                    .unwrap()
-                    .reshape((2, 3))
-                    .unwrap()
-                    .t()
-                    .unwrap(),
-            ),
-            (
-                "a".into(),
-                Tensor::new(&[1.5f64, f64::MIN_POSITIVE, -0.0], device).unwrap(),
-            ),
+            ("b".into(), Tensor::arange(0f32, 6., device).unwrap().reshape((2, 3)).unwrap().t().unwrap()),
+            ("a".into(), Tensor::new(&[1.5f64, f64::MIN_POSITIVE, -0.0], device).unwrap()),
             ("step".into(), Tensor::new(7i64, device).unwrap()),
             ("labels".into(), Tensor::new(&[1u8, 2, 3], device).unwrap()),
         ]);
-        let metadata = (0..20)
-            .map(|i| (format!("key{i}"), format!("\"{i}\" ü")))
-            .collect();
+        let metadata = (0..20).map(|i| (format!("key{i}"), format!("\"{i}\" ü"))).collect();
         (tensors, metadata)
     }
 
@@ -149,23 +125,10 @@ mod tests {
         assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
         let (read_tensors, read_metadata) = read(&one, "a test", &Device::Cpu).unwrap();
         assert_eq!(read_metadata, metadata);
-        assert_eq!(
-            read_tensors.keys().collect::<Vec<_>>(),
-            ["a", "b", "labels", "step"]
-        );
-        assert_eq!(
-            read_tensors["b"].to_vec2::<f32>().unwrap(),
-            [[0., 3.], [1., 4.], [2., 5.]]
-        );
+        assert_eq!(read_tensors.keys().collect::<Vec<_>>(), ["a", "b", "labels", "step"]);
+        assert_eq!(read_tensors["b"].to_vec2::<f32>().unwrap(), [[0., 3.], [1., 4.], [2., 5.]]);
         let a = read_tensors["a"].to_vec1::<f64>().unwrap();
-        assert_eq!(
-            a.map_bits(),
-            [
-                1.5f64.to_bits(),
-                f64::MIN_POSITIVE.to_bits(),
-                (-0.0f64).to_bits()
-            ]
-        );
+        assert_eq!(a.map_bits(), [1.5f64.to_bits(), f64::MIN_POSITIVE.to_bits(), (-0.0f64).to_bits()]);
         assert_eq!(read_tensors["step"].to_scalar::<i64>().unwrap(), 7);
     }
 
@@ -187,13 +150,8 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         for len in [0, 7, 8, 100, bytes.len() / 2, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..len]).unwrap();
-            let message = read(&path, "a model file", &Device::Cpu)
-                .unwrap_err()
-                .to_string();
-            assert!(
-                message.contains("model.safetensors: not a model file ("),
-                "{len}: {message}"
-            );
+            let message = read(&path, "a model file", &Device::Cpu).unwrap_err().to_string();
+            assert!(message.contains("model.safetensors: not a model file ("), "{len}: {message}");
         }
     }
 }

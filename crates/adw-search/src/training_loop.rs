@@ -59,39 +59,23 @@ pub(crate) struct Agenda {
 
 impl Agenda {
     fn parts(&self, epoch: usize) -> &[Part] {
-        if epoch < self.warmup_epochs {
-            &self.warmup_parts
-        } else {
-            &self.parts
-        }
+        if epoch < self.warmup_epochs { &self.warmup_parts } else { &self.parts }
     }
 
     fn iteration_requests(&self, Position { epoch, iteration }: Position) -> Vec<Request> {
-        let request = |part: &Part| Request {
-            part: *part,
-            epoch,
-            iteration,
-        };
+        let request = |part: &Part| Request { part: *part, epoch, iteration };
         self.parts(epoch).iter().map(request).collect()
     }
 
     fn validation_requests(&self, epoch: usize) -> impl Iterator<Item = Request> + use<> {
         let part = self.validation_part;
-        (0..self.validation_batches).map(move |iteration| Request {
-            part,
-            epoch,
-            iteration,
-        })
+        (0..self.validation_batches).map(move |iteration| Request { part, epoch, iteration })
     }
 
     /// All requests from `start` to the end, in order.
     fn requests_from(self, start: Position) -> impl Iterator<Item = Request> + Send + use<> {
         (start.epoch..self.epochs).flat_map(move |epoch| {
-            let first = if epoch == start.epoch {
-                start.iteration
-            } else {
-                0
-            };
+            let first = if epoch == start.epoch { start.iteration } else { 0 };
             let agenda = self.clone();
             let validation = self.validation_requests(epoch);
             (first..self.iterations)
@@ -124,18 +108,10 @@ pub(crate) fn run<T: Task>(
     }
     let announced = source.announce(Box::new(agenda.clone().requests_from(at)));
     announced.map_err(|source| Error::Batch {
-        request: Request {
-            part: agenda.parts(at.epoch)[0],
-            epoch: at.epoch,
-            iteration: at.iteration,
-        },
+        request: Request { part: agenda.parts(at.epoch)[0], epoch: at.epoch, iteration: at.iteration },
         source,
     })?;
-    let mut run = Run {
-        agenda,
-        files,
-        on_event,
-    };
+    let mut run = Run { agenda, files, on_event };
     run.tell(
         task,
         at,
@@ -151,10 +127,7 @@ pub(crate) fn run<T: Task>(
         let started = Instant::now();
         while at.iteration < agenda.iterations {
             let requests = agenda.iteration_requests(at);
-            let batches = requests
-                .into_iter()
-                .map(|r| fetch(source, r))
-                .collect::<Result<Vec<_>>>()?;
+            let batches = requests.into_iter().map(|r| fetch(source, r)).collect::<Result<Vec<_>>>()?;
             let report = task.iterate(at, &batches)?;
             check_finite(&report)?;
             means.add(&report.values);
@@ -166,20 +139,11 @@ pub(crate) fn run<T: Task>(
             run.tell(task, at, &means, &Event::Iteration(report))?;
         }
         let mut requests = agenda.validation_requests(at.epoch);
-        let counts = task.validate(at.epoch, &mut || {
-            requests.next().map(|r| fetch(source, r)).transpose()
-        })?;
-        let summary = Summary {
-            means: &means,
-            dice: counts.dice(),
-            wall_s: started.elapsed().as_secs_f64(),
-        };
+        let counts = task.validate(at.epoch, &mut || requests.next().map(|r| fetch(source, r)).transpose())?;
+        let summary = Summary { means: &means, dice: counts.dice(), wall_s: started.elapsed().as_secs_f64() };
         let row = task.row(at.epoch, summary)?;
         files.append(&row)?;
-        at = Position {
-            epoch: at.epoch + 1,
-            iteration: 0,
-        };
+        at = Position { epoch: at.epoch + 1, iteration: 0 };
         means = Means::default();
         run.save_if_due(task, at, &means)?;
         run.tell(task, at, &means, &Event::Epoch(&row))?;
@@ -195,13 +159,7 @@ struct Run<'r, 'e, R> {
 
 impl<R> Run<'_, '_, R> {
     /// Tells the caller and does what it answers. A run that is through cannot be stopped any more.
-    fn tell<T: Task<Row = R>>(
-        &mut self,
-        task: &T,
-        at: Position,
-        means: &Means,
-        event: &Event<'_, R>,
-    ) -> Result<()> {
+    fn tell<T: Task<Row = R>>(&mut self, task: &T, at: Position, means: &Means, event: &Event<'_, R>) -> Result<()> {
         let reaction = (self.on_event)(event);
         if reaction == Reaction::Continue || at.epoch >= self.agenda.epochs {
             return Ok(());
@@ -209,18 +167,10 @@ impl<R> Run<'_, '_, R> {
         if reaction == Reaction::SaveAndStop {
             self.files.save(|| checkpoint(task, at, means))?;
         }
-        Err(Error::Stopped {
-            epoch: at.epoch,
-            iteration: at.iteration,
-        })
+        Err(Error::Stopped { epoch: at.epoch, iteration: at.iteration })
     }
 
-    fn save_if_due<T: Task<Row = R>>(
-        &mut self,
-        task: &T,
-        at: Position,
-        means: &Means,
-    ) -> Result<()> {
+    fn save_if_due<T: Task<Row = R>>(&mut self, task: &T, at: Position, means: &Means) -> Result<()> {
         if !self.agenda.save_is_due(at) {
             return Ok(());
         }
@@ -232,29 +182,18 @@ impl<R> Run<'_, '_, R> {
 }
 
 fn checkpoint<T: Task>(task: &T, position: Position, means: &Means) -> Result<Checkpoint> {
-    Ok(Checkpoint {
-        position,
-        means: means.clone(),
-        tensors: task.state()?,
-    })
+    Ok(Checkpoint { position, means: means.clone(), tensors: task.state()? })
 }
 
 fn fetch(source: &mut dyn BatchSource, request: Request) -> Result<Batch> {
-    source
-        .batch(request)
-        .map_err(|source| Error::Batch { request, source })
+    source.batch(request).map_err(|source| Error::Batch { request, source })
 }
 
 /// Stops a run that has diverged before its state is saved.
 fn check_finite(report: &IterationReport) -> Result<()> {
     match report.values.iter().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
-        Some(&(what, value)) => Err(Error::NotFinite {
-            what,
-            value,
-            epoch: report.epoch,
-            iteration: report.iteration,
-        }),
+        Some(&(what, value)) => Err(Error::NotFinite { what, value, epoch: report.epoch, iteration: report.iteration }),
     }
 }
 

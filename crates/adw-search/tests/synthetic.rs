@@ -1,21 +1,13 @@
 //! Whole searches and trainings on a tiny synthetic problem.
-#![allow(
-    clippy::unwrap_used,
-    reason = "in a test, a failure with its place is what is wanted"
-)]
+#![allow(clippy::unwrap_used, reason = "in a test, a failure with its place is what is wanted")]
 
 mod cubes;
 
 use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
-use adw_search::{
-    Error, Event, Part, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain,
-    search,
-};
-use adw_supernet::{
-    Architecture, CostUnit, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
-};
+use adw_search::{Error, Event, Part, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain, search};
+use adw_supernet::{Architecture, CostUnit, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
 use candle_core::{DType, Device};
 use cubes::{Cubes, PATCH, supernet_config};
 
@@ -26,10 +18,7 @@ fn search_config() -> SearchConfig {
         warmup_epochs: 1,
         validation_batches: 1,
         arch_lr: 0.05,
-        tau: Temperature {
-            start: 2.0,
-            decay: 0.8,
-        },
+        tau: Temperature { start: 2.0, decay: 0.8 },
         checkpoint_every_iterations: 2,
         seed: 7,
         ..SearchConfig::paper()
@@ -65,9 +54,7 @@ fn unet() -> Unet {
 
 /// All parameters of a role (or of both), bit by bit.
 fn bits(parameters: &[Parameter], role: Option<Role>) -> Vec<(String, Vec<u32>)> {
-    let of_role = parameters
-        .iter()
-        .filter(|p| role.is_none_or(|r| p.role == r));
+    let of_role = parameters.iter().filter(|p| role.is_none_or(|r| p.role == r));
     let values = |p: &Parameter| p.var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let bits = |p: &Parameter| values(p).into_iter().map(f32::to_bits).collect();
     of_role.map(|p| (p.name.clone(), bits(p))).collect()
@@ -87,20 +74,9 @@ fn run_search(
             rows.push((*row).clone());
         }
         events += 1;
-        if events == stop {
-            reaction
-        } else {
-            Reaction::Continue
-        }
+        if events == stop { reaction } else { Reaction::Continue }
     };
-    let architecture = search(
-        net,
-        PATCH,
-        config,
-        options,
-        &mut Cubes::new(2),
-        &mut on_event,
-    )?;
+    let architecture = search(net, PATCH, config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((architecture, rows))
 }
 
@@ -117,11 +93,7 @@ fn run_retrain(
             rows.push((*row).clone());
         }
         events += 1;
-        if events == stop {
-            reaction
-        } else {
-            Reaction::Continue
-        }
+        if events == stop { reaction } else { Reaction::Continue }
     };
     let trained = retrain(net, config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((trained, rows))
@@ -150,48 +122,20 @@ fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = supernet();
-    let (architecture, rows) = run_search(
-        &mut whole,
-        &search_config(),
-        &options(&whole_dir, false),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
+    let (architecture, rows) =
+        run_search(&mut whole, &search_config(), &options(&whole_dir, false), 0, Reaction::Continue).unwrap();
     assert_eq!(rows.len(), 3);
-    for (stop, reaction) in [
-        (3, Reaction::Stop),
-        (8, Reaction::Stop),
-        (10, Reaction::SaveAndStop),
-        (13, Reaction::Stop),
-    ] {
+    for (stop, reaction) in
+        [(3, Reaction::Stop), (8, Reaction::Stop), (10, Reaction::SaveAndStop), (13, Reaction::Stop)]
+    {
         let dir = tempfile::tempdir().unwrap();
-        let stopped = run_search(
-            &mut supernet(),
-            &search_config(),
-            &options(&dir, false),
-            stop,
-            reaction,
-        );
-        assert!(
-            matches!(stopped, Err(Error::Stopped { .. })),
-            "event {stop}"
-        );
+        let stopped = run_search(&mut supernet(), &search_config(), &options(&dir, false), stop, reaction);
+        assert!(matches!(stopped, Err(Error::Stopped { .. })), "event {stop}");
         let mut resumed = supernet();
-        let (again, _) = run_search(
-            &mut resumed,
-            &search_config(),
-            &options(&dir, true),
-            0,
-            Reaction::Continue,
-        )
-        .unwrap();
+        let (again, _) =
+            run_search(&mut resumed, &search_config(), &options(&dir, true), 0, Reaction::Continue).unwrap();
         assert_eq!(again, architecture, "event {stop}");
-        assert_eq!(
-            bits(resumed.parameters(), None),
-            bits(whole.parameters(), None),
-            "event {stop}"
-        );
+        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "event {stop}");
         assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
     }
 }
@@ -200,46 +144,16 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
 fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = unet();
-    run_retrain(
-        &mut whole,
-        &retrain_config(),
-        &options(&whole_dir, false),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
-    for (stop, reaction) in [
-        (4, Reaction::Stop),
-        (7, Reaction::SaveAndStop),
-        (12, Reaction::Stop),
-        (17, Reaction::Stop),
-    ] {
+    run_retrain(&mut whole, &retrain_config(), &options(&whole_dir, false), 0, Reaction::Continue).unwrap();
+    for (stop, reaction) in
+        [(4, Reaction::Stop), (7, Reaction::SaveAndStop), (12, Reaction::Stop), (17, Reaction::Stop)]
+    {
         let dir = tempfile::tempdir().unwrap();
-        let stopped = run_retrain(
-            &mut unet(),
-            &retrain_config(),
-            &options(&dir, false),
-            stop,
-            reaction,
-        );
-        assert!(
-            matches!(stopped, Err(Error::Stopped { .. })),
-            "event {stop}"
-        );
+        let stopped = run_retrain(&mut unet(), &retrain_config(), &options(&dir, false), stop, reaction);
+        assert!(matches!(stopped, Err(Error::Stopped { .. })), "event {stop}");
         let mut resumed = unet();
-        run_retrain(
-            &mut resumed,
-            &retrain_config(),
-            &options(&dir, true),
-            0,
-            Reaction::Continue,
-        )
-        .unwrap();
-        assert_eq!(
-            bits(resumed.parameters(), None),
-            bits(whole.parameters(), None),
-            "event {stop}"
-        );
+        run_retrain(&mut resumed, &retrain_config(), &options(&dir, true), 0, Reaction::Continue).unwrap();
+        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "event {stop}");
         assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
     }
 }
@@ -247,24 +161,11 @@ fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
 #[test]
 fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_does_not() {
     let run = |threads: usize, seed: u64| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut net = supernet();
-            let config = SearchConfig {
-                seed,
-                ..search_config()
-            };
-            run_search(
-                &mut net,
-                &config,
-                &RunOptions::default(),
-                0,
-                Reaction::Continue,
-            )
-            .unwrap();
+            let config = SearchConfig { seed, ..search_config() };
+            run_search(&mut net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
             bits(net.parameters(), None)
         })
     };
@@ -279,41 +180,16 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
     let mut net = supernet();
     let before = bits(net.parameters(), Some(Role::Architecture));
     let weights = bits(net.parameters(), Some(Role::Weight));
-    let warmup = SearchConfig {
-        epochs: 1,
-        ..search_config()
-    };
-    let (_, rows) = run_search(
-        &mut net,
-        &warmup,
-        &RunOptions::default(),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
+    let warmup = SearchConfig { epochs: 1, ..search_config() };
+    let (_, rows) = run_search(&mut net, &warmup, &RunOptions::default(), 0, Reaction::Continue).unwrap();
     assert_eq!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_ne!(bits(net.parameters(), Some(Role::Weight)), weights);
     assert_eq!(rows[0].phase, Phase::Warmup);
     assert_eq!((rows[0].arch_loss_a, rows[0].arch_loss_b), (None, None));
-    assert!(
-        (rows[0].width_entropy.unwrap() - 1.0).abs() < 1e-6,
-        "alpha starts uniform"
-    );
+    assert!((rows[0].width_entropy.unwrap() - 1.0).abs() < 1e-6, "alpha starts uniform");
 
-    let b_only = SearchConfig {
-        warmup_epochs: 0,
-        arch_batches: ArchBatches::BOnly,
-        weights_on: Half::B,
-        ..warmup
-    };
-    let (architecture, rows) = run_search(
-        &mut net,
-        &b_only,
-        &RunOptions::default(),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
+    let b_only = SearchConfig { warmup_epochs: 0, arch_batches: ArchBatches::BOnly, weights_on: Half::B, ..warmup };
+    let (architecture, rows) = run_search(&mut net, &b_only, &RunOptions::default(), 0, Reaction::Continue).unwrap();
     assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_eq!(rows[0].phase, Phase::Search);
     assert!(rows[0].arch_loss_a.is_none() && rows[0].arch_loss_b.is_some());
@@ -334,22 +210,14 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
             ..search_config()
         };
         let quiet = (RunOptions::default(), 0, Reaction::Continue);
-        let (_, mut rows) =
-            run_search(&mut supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
+        let (_, mut rows) = run_search(&mut supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
         rows.swap_remove(1)
     };
     let largest = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
     let budget = (0.25 * largest.cost(PATCH).macs as f64) as u64;
     let free = search(None);
-    assert!(
-        free.cost > budget,
-        "the test needs a budget that binds: {free:?}"
-    );
-    let cost = CostConfig {
-        unit: CostUnit::Macs,
-        weight: 10.0,
-        budget: Budget::Fraction(0.25),
-    };
+    assert!(free.cost > budget, "the test needs a budget that binds: {free:?}");
+    let cost = CostConfig { unit: CostUnit::Macs, weight: 10.0, budget: Budget::Fraction(0.25) };
     let bound = search(Some(cost.clone()));
     assert!(bound.cost <= budget, "{budget} {bound:?}");
     let budget = Budget::Fraction(1.0);
@@ -364,110 +232,38 @@ fn training_learns_the_problem_and_delivers_the_average() {
     let config = RetrainConfig {
         epochs: 4,
         iterations_per_epoch: 40,
-        lr: LearningRate {
-            peak: 3e-2,
-            ..retrain_config().lr
-        },
+        lr: LearningRate { peak: 3e-2, ..retrain_config().lr },
         ..retrain_config()
     };
-    let (trained, rows) = run_retrain(
-        &mut net,
-        &config,
-        &RunOptions::default(),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
+    let (trained, rows) = run_retrain(&mut net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
     let (first, last) = (&rows[0], &rows[3]);
-    assert!(
-        last.loss.unwrap() < first.loss.unwrap() - 0.3,
-        "{first:?} {last:?}"
-    );
+    assert!(last.loss.unwrap() < first.loss.unwrap() - 0.3, "{first:?} {last:?}");
     assert!(last.mean_dice.unwrap() > 0.8, "{last:?}");
     for p in net.parameters() {
         let held = p.var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(
-            held,
-            trained.weights[&p.name]
-                .flatten_all()
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap()
-        );
+        assert_eq!(held, trained.weights[&p.name].flatten_all().unwrap().to_vec1::<f32>().unwrap());
     }
-    let head = |w: &adw_search::NamedTensors| {
-        w["head.0.weight"]
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f32>()
-            .unwrap()
-    };
+    let head = |w: &adw_search::NamedTensors| w["head.0.weight"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_ne!(head(&trained.weights), head(&trained.last_weights));
 }
 
 #[test]
 fn a_search_learns_the_problem_too() {
-    let config = SearchConfig {
-        epochs: 3,
-        iterations_per_epoch: 25,
-        ..search_config()
-    };
-    let (_, rows) = run_search(
-        &mut supernet(),
-        &config,
-        &RunOptions::default(),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
-    assert!(
-        rows[2].loss.unwrap() < rows[0].loss.unwrap() - 0.7,
-        "{rows:?}"
-    );
+    let config = SearchConfig { epochs: 3, iterations_per_epoch: 25, ..search_config() };
+    let (_, rows) = run_search(&mut supernet(), &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    assert!(rows[2].loss.unwrap() < rows[0].loss.unwrap() - 0.7, "{rows:?}");
 }
 
 #[test]
 fn a_checkpoint_of_another_network_or_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    run_search(
-        &mut supernet(),
-        &search_config(),
-        &options(&dir, false),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
-    let changed = SearchConfig {
-        arch_lr: 0.1,
-        ..search_config()
-    };
-    let error = run_search(
-        &mut supernet(),
-        &changed,
-        &options(&dir, true),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("settings.config.arch_lr: 0.05 in the checkpoint, 0.1 now"),
-        "{error}"
-    );
+    run_search(&mut supernet(), &search_config(), &options(&dir, false), 0, Reaction::Continue).unwrap();
+    let changed = SearchConfig { arch_lr: 0.1, ..search_config() };
+    let error = run_search(&mut supernet(), &changed, &options(&dir, true), 0, Reaction::Continue).unwrap_err();
+    assert!(error.to_string().contains("settings.config.arch_lr: 0.05 in the checkpoint, 0.1 now"), "{error}");
     // How often checkpoints are written changes nothing else.
-    let often = SearchConfig {
-        checkpoint_every_iterations: 1,
-        ..search_config()
-    };
-    run_search(
-        &mut supernet(),
-        &often,
-        &options(&dir, true),
-        0,
-        Reaction::Continue,
-    )
-    .unwrap();
+    let often = SearchConfig { checkpoint_every_iterations: 1, ..search_config() };
+    run_search(&mut supernet(), &often, &options(&dir, true), 0, Reaction::Continue).unwrap();
 }
 
 #[test]
@@ -475,27 +271,12 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, SearchRow>| Reaction::Continue;
     let (mut net, options) = (supernet(), RunOptions::default());
-    search(
-        &mut net,
-        PATCH,
-        &search_config(),
-        &options,
-        &mut source,
-        &mut ignore,
-    )
-    .unwrap();
-    assert_eq!(
-        source.asked,
-        [Part::TrainA, Part::TrainB, Part::TrainBPlain].into()
-    );
+    search(&mut net, PATCH, &search_config(), &options, &mut source, &mut ignore).unwrap();
+    assert_eq!(source.asked, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
 
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, RetrainRow>| Reaction::Continue;
-    let with = |validation_batches| RetrainConfig {
-        epochs: 1,
-        validation_batches,
-        ..retrain_config()
-    };
+    let with = |validation_batches| RetrainConfig { epochs: 1, validation_batches, ..retrain_config() };
     let (mut one, mut other) = (unet(), unet());
     retrain(&mut one, &with(1), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(source.asked, [Part::Train, Part::Validation].into());
@@ -505,48 +286,31 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
 
 /// Wide enough for the matrix unit, which layers below 16 channels do without.
 fn wide() -> Supernet {
-    let config = SupernetConfig {
-        max_width: 24,
-        ..supernet_config()
-    };
+    let config = SupernetConfig { max_width: 24, ..supernet_config() };
     Supernet::new(config, 3, DType::F32, &Device::Cpu).unwrap()
 }
 
 #[test]
 fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_had() {
-    let with = |precision| SearchConfig {
-        precision,
-        ..search_config()
-    };
+    let with = |precision| SearchConfig { precision, ..search_config() };
     let run = |precision, options: &RunOptions, stop| {
         let mut net = wide();
         run_search(&mut net, &with(precision), options, stop, Reaction::Stop)?;
         Ok::<_, Error>(bits(net.parameters(), None))
     };
     let nowhere = RunOptions::default();
-    let (full, bf16) = (
-        run(Precision::Full, &nowhere, 0),
-        run(Precision::Bf16, &nowhere, 0),
-    );
+    let (full, bf16) = (run(Precision::Full, &nowhere, 0), run(Precision::Bf16, &nowhere, 0));
     if !Precision::Bf16.is_available() {
         let dir = tempfile::tempdir().unwrap();
         let error = run(Precision::Bf16, &options(&dir, false), 0).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("precision = bf16: expected full"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("precision = bf16: expected full"), "{error}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
         return;
     }
     let bf16 = bf16.unwrap();
     assert_ne!(bf16, full.unwrap(), "the setting reaches the layers");
     for threads in [1, 3] {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let again = pool.install(|| run(Precision::Bf16, &nowhere, 0)).unwrap();
         assert_eq!(again, bf16, "{threads} threads");
     }
@@ -565,24 +329,18 @@ fn a_training_in_bf16_learns_the_problem() {
     if !Precision::Bf16.is_available() {
         return;
     }
-    let architecture =
-        Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 16, 2, 3).unwrap();
+    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 16, 2, 3).unwrap();
     let train = |precision| {
         let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
         let config = RetrainConfig {
             epochs: 4,
             iterations_per_epoch: 40,
-            lr: LearningRate {
-                peak: 3e-2,
-                ..retrain_config().lr
-            },
+            lr: LearningRate { peak: 3e-2, ..retrain_config().lr },
             precision,
             ..retrain_config()
         };
         let quiet = RunOptions::default();
-        run_retrain(&mut net, &config, &quiet, 0, Reaction::Continue)
-            .unwrap()
-            .1
+        run_retrain(&mut net, &config, &quiet, 0, Reaction::Continue).unwrap().1
     };
     let (full, bf16) = (train(Precision::Full), train(Precision::Bf16));
     assert_ne!(full[0].loss, bf16[0].loss, "the setting reaches the layers");

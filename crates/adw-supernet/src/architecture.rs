@@ -79,9 +79,7 @@ impl Architecture {
     ) -> Result<Self> {
         let poolings = strides.len();
         let blocks = (0..=2 * poolings)
-            .map(|i| {
-                vec![stage_max_width(base_width, stage_of_block(poolings, i), cap_stage); depth]
-            })
+            .map(|i| vec![stage_max_width(base_width, stage_of_block(poolings, i), cap_stage); depth])
             .collect();
         Self::new(in_channels, num_classes, strides, kernels, blocks)
     }
@@ -120,29 +118,17 @@ impl Architecture {
         if self.format != FORMAT {
             return fail(format!("format is {:?}, expected {FORMAT:?}", self.format));
         }
-        check_plan(
-            self.in_channels,
-            self.num_classes,
-            &self.strides,
-            &self.kernels,
-        )
-        .map_err(Error::Architecture)?;
+        check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Architecture)?;
         let expected = 2 * self.poolings() + 1;
         if self.blocks.len() != expected {
-            return fail(format!(
-                "{} blocks for {} strides, expected {expected}",
-                self.blocks.len(),
-                self.poolings()
-            ));
+            return fail(format!("{} blocks for {} strides, expected {expected}", self.blocks.len(), self.poolings()));
         }
         for (i, block) in self.blocks.iter().enumerate() {
             if block.is_empty() {
                 return fail(format!("block {i} has no layer, expected at least one"));
             }
             if let Some(w) = block.iter().find(|w| !(1..=65_536).contains(*w)) {
-                return fail(format!(
-                    "block {i} has a layer of {w} channels, expected 1 to 65536"
-                ));
+                return fail(format!("block {i} has a layer of {w} channels, expected 1 to 65536"));
             }
         }
         Ok(())
@@ -153,13 +139,9 @@ impl Architecture {
     /// # Errors
     /// If the file cannot be read or is not a valid architecture.
     pub fn load(path: &Path) -> Result<Self> {
-        let fail = |message: String| Error::File {
-            path: path.into(),
-            message,
-        };
+        let fail = |message: String| Error::File { path: path.into(), message };
         let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-        let a: Self = serde_json::from_str(&text)
-            .map_err(|e| fail(format!("not an architecture file: {e}")))?;
+        let a: Self = serde_json::from_str(&text).map_err(|e| fail(format!("not an architecture file: {e}")))?;
         a.check().map_err(|e| fail(e.to_string()))?;
         Ok(a)
     }
@@ -179,10 +161,7 @@ impl Architecture {
         write().map_err(|e| {
             // A half-written file is of no use; if even removing it fails, the first error is the one to report.
             let _ = std::fs::remove_file(&aside);
-            Error::File {
-                path: path.into(),
-                message: e.to_string(),
-            }
+            Error::File { path: path.into(), message: e.to_string() }
         })
     }
 
@@ -191,25 +170,13 @@ impl Architecture {
         let json = |v: serde_json::Result<String>| v.expect("numbers and strings always serialise");
         let mut lines = vec![
             format!("\"format\": {}", json(serde_json::to_string(&self.format))),
-            format!(
-                "\"in_channels\": {}, \"num_classes\": {}",
-                self.in_channels, self.num_classes
-            ),
-            format!(
-                "\"strides\": {}",
-                json(serde_json::to_string(&self.strides))
-            ),
-            format!(
-                "\"kernels\": {}",
-                json(serde_json::to_string(&self.kernels))
-            ),
+            format!("\"in_channels\": {}, \"num_classes\": {}", self.in_channels, self.num_classes),
+            format!("\"strides\": {}", json(serde_json::to_string(&self.strides))),
+            format!("\"kernels\": {}", json(serde_json::to_string(&self.kernels))),
             format!("\"blocks\": {}", json(serde_json::to_string(&self.blocks))),
         ];
         if !self.provenance.is_empty() {
-            lines.push(format!(
-                "\"provenance\": {}",
-                json(serde_json::to_string(&self.provenance))
-            ));
+            lines.push(format!("\"provenance\": {}", json(serde_json::to_string(&self.provenance))));
         }
         format!("{{{}}}\n", lines.join(",\n "))
     }
@@ -221,13 +188,7 @@ impl Architecture {
 /// assert_eq!(adw_supernet::widths_line(&[vec![8, 8], vec![12], vec![10]]), "8-8 12 | 10");
 /// ```
 pub fn widths_line(blocks: &[Vec<usize>]) -> String {
-    let block = |widths: &Vec<usize>| {
-        widths
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("-")
-    };
+    let block = |widths: &Vec<usize>| widths.iter().map(ToString::to_string).collect::<Vec<_>>().join("-");
     let part = |blocks: &[Vec<usize>]| blocks.iter().map(block).collect::<Vec<_>>().join(" ");
     // P + 1 encoder blocks and P decoder blocks.
     let (encoder, decoder) = blocks.split_at(blocks.len() / 2 + usize::from(!blocks.is_empty()));
@@ -246,16 +207,8 @@ mod tests {
     use super::*;
 
     fn example() -> Architecture {
-        let mut a = Architecture::uniform(
-            1,
-            3,
-            vec![[1, 2, 2], [2; 3]],
-            vec![[1, 3, 3], [3; 3], [3; 3]],
-            8,
-            2,
-            3,
-        )
-        .unwrap();
+        let mut a =
+            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[1, 3, 3], [3; 3], [3; 3]], 8, 2, 3).unwrap();
         a.blocks[1] = vec![12];
         a.provenance.insert("seed".into(), 1.into());
         a
@@ -274,39 +227,14 @@ mod tests {
     fn mistakes_are_named() {
         let mut wrong = vec![];
         for (change, word) in [
-            (
-                Box::new(|a: &mut Architecture| a.format = "x".into())
-                    as Box<dyn Fn(&mut Architecture)>,
-                "format",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.blocks[2].clear()),
-                "block 2",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.blocks[3][1] = 0),
-                "block 3",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.blocks.truncate(4)),
-                "4 blocks",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.kernels.truncate(2)),
-                "kernels",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.strides[0][1] = 0),
-                "stride",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.kernels[0][1] = 2),
-                "kernel",
-            ),
-            (
-                Box::new(|a: &mut Architecture| a.num_classes = 1),
-                "num_classes",
-            ),
+            (Box::new(|a: &mut Architecture| a.format = "x".into()) as Box<dyn Fn(&mut Architecture)>, "format"),
+            (Box::new(|a: &mut Architecture| a.blocks[2].clear()), "block 2"),
+            (Box::new(|a: &mut Architecture| a.blocks[3][1] = 0), "block 3"),
+            (Box::new(|a: &mut Architecture| a.blocks.truncate(4)), "4 blocks"),
+            (Box::new(|a: &mut Architecture| a.kernels.truncate(2)), "kernels"),
+            (Box::new(|a: &mut Architecture| a.strides[0][1] = 0), "stride"),
+            (Box::new(|a: &mut Architecture| a.kernels[0][1] = 2), "kernel"),
+            (Box::new(|a: &mut Architecture| a.num_classes = 1), "num_classes"),
         ] {
             let mut a = example();
             change(&mut a);

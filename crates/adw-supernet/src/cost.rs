@@ -102,10 +102,7 @@ struct Geometry<'a> {
 
 impl Geometry<'_> {
     fn voxels(&self, stage: usize) -> f64 {
-        stage_sizes(self.strides, self.patch)[stage]
-            .iter()
-            .map(|&n| n as f64)
-            .product()
+        stage_sizes(self.strides, self.patch)[stage].iter().map(|&n| n as f64).product()
     }
 
     /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.
@@ -124,11 +121,7 @@ impl Geometry<'_> {
                 CostUnit::Macs => c_in.times(c_out)?.scaled(taps * voxels),
                 CostUnit::Parameters => {
                     let weight = c_in.times(c_out)?.scaled(taps)?;
-                    if affine {
-                        weight.plus(&c_out.scaled(2.0)?)
-                    } else {
-                        Ok(weight)
-                    }
+                    if affine { weight.plus(&c_out.scaled(2.0)?) } else { Ok(weight) }
                 }
                 CostUnit::ActivationBytes => c_out.scaled(4.0 * voxels),
             }
@@ -144,11 +137,7 @@ impl Geometry<'_> {
                     let stride = self.strides[stage].iter().product::<usize>() as f64;
                     // Every output voxel of a transposed convolution with kernel = stride has one tap.
                     let (macs_taps, taps) = (1.0, stride);
-                    let taps = if unit == CostUnit::Macs {
-                        macs_taps
-                    } else {
-                        taps
-                    };
+                    let taps = if unit == CostUnit::Macs { macs_taps } else { taps };
                     total = total.plus(&conv(&blocks[i - 1].out, &up, taps, voxels, false)?)?;
                     up.plus(&blocks[stage].out)?
                 }
@@ -163,13 +152,7 @@ impl Geometry<'_> {
                 c_in = layer.width.clone();
             }
             if i > poolings {
-                total = total.plus(&conv(
-                    &block.out,
-                    &number(self.num_classes as f64)?,
-                    1.0,
-                    voxels,
-                    false,
-                )?)?;
+                total = total.plus(&conv(&block.out, &number(self.num_classes as f64)?, 1.0, voxels, false)?)?;
             }
         }
         Ok(total)
@@ -183,13 +166,7 @@ impl Architecture {
             .blocks
             .iter()
             .map(|b| BlockWidths {
-                layers: b
-                    .iter()
-                    .map(|&w| LayerWidth {
-                        width: w as f64,
-                        exists: None,
-                    })
-                    .collect(),
+                layers: b.iter().map(|&w| LayerWidth { width: w as f64, exists: None }).collect(),
                 out: b.last().map_or(0.0, |&w| w as f64),
             })
             .collect();
@@ -202,9 +179,7 @@ impl Architecture {
         };
         let total = |unit| {
             // f64 counts exactly up to 2^53.
-            geometry
-                .total(unit, &blocks, Ok, |u| self.up_width(u) as f64)
-                .expect("f64 arithmetic does not fail") as u64
+            geometry.total(unit, &blocks, Ok, |u| self.up_width(u) as f64).expect("f64 arithmetic does not fail") as u64
         };
         Cost {
             macs: total(CostUnit::Macs),
@@ -221,12 +196,7 @@ impl Supernet {
     ///
     /// # Errors
     /// If a tensor cannot be made on the device.
-    pub fn expected_cost(
-        &self,
-        patch: [usize; 3],
-        unit: CostUnit,
-        sample: &GumbelSample,
-    ) -> Result<(f64, Gradients)> {
+    pub fn expected_cost(&self, patch: [usize; 3], unit: CostUnit, sample: &GumbelSample) -> Result<(f64, Gradients)> {
         let config = self.config();
         let max = config.max_depth;
         let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &candle_core::Device::Cpu)?) };
@@ -237,19 +207,14 @@ impl Supernet {
                 .map(|g| match g {
                     None => number(config.block_max_width(i) as f64),
                     Some(g) => {
-                        let g = g
-                            .to_device(&candle_core::Device::Cpu)?
-                            .to_dtype(DType::F64)?;
+                        let g = g.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?;
                         Ok((g * Tensor::new(&options, &candle_core::Device::Cpu)?)?.sum_all()?)
                     }
                 })
                 .collect::<Result<Vec<_>>>()?;
             let depth = match &p.depth {
                 None => None,
-                Some(h) => Some(
-                    h.to_device(&candle_core::Device::Cpu)?
-                        .to_dtype(DType::F64)?,
-                ),
+                Some(h) => Some(h.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?),
             };
             let out = match &depth {
                 None => widths[max - 1].clone(),
@@ -257,10 +222,8 @@ impl Supernet {
             };
             let layers = (widths.into_iter().enumerate())
                 .map(|(l, width)| {
-                    let exists = depth
-                        .as_ref()
-                        .map(|h| Ok::<_, Error>(h.narrow(0, l, max - l)?.sum_all()?))
-                        .transpose()?;
+                    let exists =
+                        depth.as_ref().map(|h| Ok::<_, Error>(h.narrow(0, l, max - l)?.sum_all()?)).transpose()?;
                     Ok(LayerWidth { width, exists })
                 })
                 .collect::<Result<_>>()?;
@@ -274,9 +237,7 @@ impl Supernet {
             num_classes: config.num_classes,
         };
         let poolings = config.poolings();
-        let total = geometry.total(unit, &blocks, number, |u| {
-            blocks[poolings - 1 - u].out.clone()
-        })?;
+        let total = geometry.total(unit, &blocks, number, |u| blocks[poolings - 1 - u].out.clone())?;
         let mut gradients = vec![None; self.parameters().len()];
         self.differentiate(&total, &mut gradients)?;
         Ok((total.to_scalar()?, gradients))

@@ -18,8 +18,6 @@ pub use architecture::{Architecture, FORMAT, widths_line};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};
 pub use parameters::{Gradients, Parameter, Role};
-pub use space::{
-    MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options,
-};
+pub use space::{MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options};
 pub use supernet::{BlockNoise, BlockPreference, GumbelSample, Noise, NoiseKey, Supernet};
 pub use unet::Unet;

@@ -58,10 +58,7 @@ struct Feature {
 
 impl Feature {
     fn input(&self) -> Input<'_> {
-        Input {
-            map: &self.map,
-            norm: self.norm.as_ref(),
-        }
+        Input { map: &self.map, norm: self.norm.as_ref() }
     }
 }
 
@@ -124,16 +121,11 @@ impl Network {
             };
             let mut layers = Vec::new();
             for (l, &width) in layer_widths.iter().enumerate() {
-                let stride = if l == 0 && (1..=poolings).contains(&i) {
-                    strides[i - 1]
-                } else {
-                    [1; 3]
-                };
+                let stride = if l == 0 && (1..=poolings).contains(&i) { strides[i - 1] } else { [1; 3] };
                 let k = kernels[stage];
                 let name = format!("block.{i}.conv.{l}");
                 layers.push(Layer {
-                    weight: builder
-                        .he_normal(format!("{name}.weight"), (width, c_in, k[0], k[1], k[2]))?,
+                    weight: builder.he_normal(format!("{name}.weight"), (width, c_in, k[0], k[1], k[2]))?,
                     gamma: builder.constant(format!("{name}.gamma"), Role::Weight, width, 1.0)?,
                     beta: builder.constant(format!("{name}.beta"), Role::Weight, width, 0.0)?,
                     geometry: Conv3dGeometry::same(k, stride),
@@ -148,10 +140,9 @@ impl Network {
             let s = strides[poolings - 1 - u];
             let shape = (out_width(poolings + u), widths.ups[u], s[0], s[1], s[2]);
             ups.push(builder.he_normal(format!("up.{u}.weight"), shape)?);
-            heads.push(builder.he_normal(
-                format!("head.{u}.weight"),
-                (num_classes, out_width(poolings + 1 + u), 1, 1, 1),
-            )?);
+            heads.push(
+                builder.he_normal(format!("head.{u}.weight"), (num_classes, out_width(poolings + 1 + u), 1, 1, 1))?,
+            );
         }
         Ok(Self {
             parameters: builder.parameters,
@@ -178,21 +169,13 @@ impl Network {
     /// `[B, C, D, H, W]` to `[B, D, H, W, C]`, checked, on the network's device and in its maps' element type.
     fn read_input(&self, x: &Tensor) -> Result<Tensor> {
         let &[b, c, d, h, w] = x.dims() else {
-            return Err(Error::Input(format!(
-                "shape {:?}, expected [B, C, D, H, W]",
-                x.shape()
-            )));
+            return Err(Error::Input(format!("shape {:?}, expected [B, C, D, H, W]", x.shape())));
         };
         if b == 0 {
-            return Err(Error::Input(
-                "an empty batch, expected at least one sample".into(),
-            ));
+            return Err(Error::Input("an empty batch, expected at least one sample".into()));
         }
         if c != self.in_channels {
-            return Err(Error::Input(format!(
-                "{c} channels, but the network takes {}",
-                self.in_channels
-            )));
+            return Err(Error::Input(format!("{c} channels, but the network takes {}", self.in_channels)));
         }
         for (axis, n) in [d, h, w].into_iter().enumerate() {
             let multiple: usize = self.strides.iter().map(|s| s[axis]).product();
@@ -227,19 +210,9 @@ impl Network {
         let mut layers: Vec<(Tensor, NormCoefficients)> = Vec::with_capacity(block.layers.len());
         for (l, layer) in block.layers.iter().enumerate() {
             let sources = layer_inputs(&inputs, &layers);
-            let (y, moments) = conv3d::forward(
-                &sources,
-                self.value(layer.weight),
-                layer.geometry,
-                self.precision,
-            )?;
+            let (y, moments) = conv3d::forward(&sources, self.value(layer.weight), layer.geometry, self.precision)?;
             let gate = choices.and_then(|c| gate_of(c, index, l));
-            let norm = self.norm.coefficients(
-                &moments,
-                self.value(layer.gamma),
-                self.value(layer.beta),
-                gate,
-            )?;
+            let norm = self.norm.coefficients(&moments, self.value(layer.gamma), self.value(layer.beta), gate)?;
             if trace.is_none() {
                 inputs.clear(); // Only the first layer reads them.
                 if depth.is_none() {
@@ -251,17 +224,11 @@ impl Network {
         let out = match depth {
             None => {
                 let (map, norm) = layers.last().expect("blocks have layers");
-                Feature {
-                    map: map.clone(),
-                    norm: Some(norm.clone()),
-                }
+                Feature { map: map.clone(), norm: Some(norm.clone()) }
             }
             Some(h) => {
                 let maps: Vec<_> = layers.iter().map(|(map, norm)| (map, norm)).collect();
-                Feature {
-                    map: norm_act::weighted_sum(&maps, Some(h))?,
-                    norm: None,
-                }
+                Feature { map: norm_act::weighted_sum(&maps, Some(h))?, norm: None }
             }
         };
         if let Some(trace) = trace {
@@ -271,12 +238,7 @@ impl Network {
     }
 
     fn head(&self, u: usize, feature: &Feature) -> Result<Tensor> {
-        Ok(conv3d::forward_plain(
-            &[feature.input()],
-            self.value(self.heads[u]),
-            HEAD,
-            Precision::Full,
-        )?)
+        Ok(conv3d::forward_plain(&[feature.input()], self.value(self.heads[u]), HEAD, Precision::Full)?)
     }
 
     fn forward_traced(&self, x: &Tensor, choices: Option<&Choices>) -> Result<Trace> {
@@ -286,10 +248,7 @@ impl Network {
         let mut logits = Vec::with_capacity(poolings);
         for i in 0..self.blocks.len() {
             let inputs = match i {
-                0 => vec![Feature {
-                    map: self.read_input(x)?,
-                    norm: None,
-                }],
+                0 => vec![Feature { map: self.read_input(x)?, norm: None }],
                 _ if i <= poolings => vec![outputs[i - 1].clone()],
                 _ => self.upsample(i, &outputs[i - 1], outputs[2 * poolings - i].clone())?,
             };
@@ -298,11 +257,7 @@ impl Network {
                 logits.push(self.head(i - poolings - 1, &outputs[i])?);
             }
         }
-        Ok(Trace {
-            blocks,
-            outputs,
-            logits,
-        })
+        Ok(Trace { blocks, outputs, logits })
     }
 
     /// The inputs of decoder block `i`: `[upsampled, skip]`.
@@ -314,37 +269,22 @@ impl Network {
 
     /// Logits fine to coarse, each `[B, K, D, H, W]`; only the finest if not `all_scales`. Keeps no map longer than the
     /// forward pass reads it.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        choices: Option<&Choices>,
-        all_scales: bool,
-    ) -> Result<Vec<Tensor>> {
+    pub(crate) fn forward(&self, x: &Tensor, choices: Option<&Choices>, all_scales: bool) -> Result<Vec<Tensor>> {
         let poolings = self.strides.len();
-        let mut current = Feature {
-            map: self.read_input(x)?,
-            norm: None,
-        };
+        let mut current = Feature { map: self.read_input(x)?, norm: None };
         let mut skips = Vec::with_capacity(poolings);
         let mut logits = Vec::new();
         for i in 0..self.blocks.len() {
             let inputs = match i {
                 _ if i <= poolings => vec![current],
-                _ => self.upsample(
-                    i,
-                    &current,
-                    skips.pop().expect("one skip per decoder block"),
-                )?,
+                _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"))?,
             };
             current = self.forward_block(i, inputs, choices, None)?;
             if i < poolings {
                 skips.push(current.clone());
             }
             if i > poolings && (all_scales || i + 1 == self.blocks.len()) {
-                logits.push(
-                    self.head(i - poolings - 1, &current)?
-                        .permute((0, 4, 1, 2, 3))?,
-                );
+                logits.push(self.head(i - poolings - 1, &current)?.permute((0, 4, 1, 2, 3))?);
             }
         }
         logits.reverse();
@@ -362,18 +302,11 @@ impl Network {
     ) -> Result<(PendingLoss, Gradients, Vec<ChoiceGradient>)> {
         let (b, _, d, h, w) = x.dims5()?;
         check_target(target, [b, d, h, w])?;
-        let Trace {
-            blocks,
-            outputs,
-            logits,
-        } = self.forward_traced(x, choices)?;
+        let Trace { blocks, outputs, logits } = self.forward_traced(x, choices)?;
         // Weights are listed fine to coarse, logits coarse to fine.
         let weights = deep_supervision_weights(self.strides.len());
-        let scales: Vec<(&Tensor, f64)> = logits
-            .iter()
-            .zip(weights.into_iter().rev())
-            .filter(|scale| scale.1 > 0.0)
-            .collect();
+        let scales: Vec<(&Tensor, f64)> =
+            logits.iter().zip(weights.into_iter().rev()).filter(|scale| scale.1 > 0.0).collect();
         let (loss, gradients) = self.loss.losses_and_gradients(&scales, target)?;
         // The coarsest may have been left out.
         let mut grad_logits = vec![None; logits.len() - gradients.len()];
@@ -385,10 +318,7 @@ impl Network {
             wanted,
             gradients: vec![None; self.parameters.len()],
             choice_gradients: (0..self.blocks.len())
-                .map(|_| ChoiceGradient {
-                    gates: Vec::new(),
-                    depth: Vec::new(),
-                })
+                .map(|_| ChoiceGradient { gates: Vec::new(), depth: Vec::new() })
                 .collect(),
         };
         backward.run(blocks, outputs, grad_logits)?;
@@ -396,19 +326,10 @@ impl Network {
     }
 }
 
-const HEAD: Conv3dGeometry = Conv3dGeometry {
-    kernel: [1; 3],
-    stride: [1; 3],
-    padding: [0; 3],
-};
+const HEAD: Conv3dGeometry = Conv3dGeometry { kernel: [1; 3], stride: [1; 3], padding: [0; 3] };
 
 fn gate_of(choices: &Choices, block: usize, layer: usize) -> Option<Gate<'_>> {
-    choices.blocks[block].gates[layer]
-        .as_ref()
-        .map(|factor| Gate {
-            factor,
-            position: choices.position,
-        })
+    choices.blocks[block].gates[layer].as_ref().map(|factor| Gate { factor, position: choices.position })
 }
 
 /// The weights of a block's depths, if the pass has any.
@@ -417,15 +338,9 @@ fn depth_weights(choices: Option<&Choices>, block: usize) -> Option<&Tensor> {
 }
 
 /// What the layer after `layers` reads: the last of them, or the block's inputs.
-fn layer_inputs<'a>(
-    inputs: &'a [Feature],
-    layers: &'a [(Tensor, NormCoefficients)],
-) -> Vec<Input<'a>> {
+fn layer_inputs<'a>(inputs: &'a [Feature], layers: &'a [(Tensor, NormCoefficients)]) -> Vec<Input<'a>> {
     match layers.last() {
-        Some((map, norm)) => vec![Input {
-            map,
-            norm: Some(norm),
-        }],
+        Some((map, norm)) => vec![Input { map, norm: Some(norm) }],
         None => inputs.iter().map(Feature::input).collect(),
     }
 }
@@ -473,23 +388,12 @@ impl Backward<'_> {
                     let (_, size, c) = dims(&out.map)?;
                     let head = self.net.heads[u];
                     if self.wanted == Role::Weight {
-                        self.gradients[head] = Some(conv3d::grad_weight(
-                            &[out.input()],
-                            (&g).into(),
-                            HEAD,
-                            Precision::Full,
-                        )?);
+                        self.gradients[head] =
+                            Some(conv3d::grad_weight(&[out.input()], (&g).into(), HEAD, Precision::Full)?);
                     }
                     accumulate(
                         &mut grad_out,
-                        conv3d::grad_input(
-                            (&g).into(),
-                            self.net.value(head),
-                            HEAD,
-                            size,
-                            0..c,
-                            Precision::Full,
-                        )?,
+                        conv3d::grad_input((&g).into(), self.net.value(head), HEAD, size, 0..c, Precision::Full)?,
                     )?;
                 }
             } else if let Some(g) = grad_skips.get_mut(i).and_then(Option::take) {
@@ -502,23 +406,15 @@ impl Backward<'_> {
             let mut grads = self.block(i, trace, grad_out)?.into_iter();
             if i > poolings {
                 let u = i - poolings - 1;
-                let grad_up = grads
-                    .next()
-                    .expect("a decoder block reads the upsampled map");
+                let grad_up = grads.next().expect("a decoder block reads the upsampled map");
                 grad_skips[2 * poolings - i] = grads.next();
                 let coarse = outputs.last().expect("the block before");
                 if self.wanted == Role::Weight {
                     let stride = self.net.strides[poolings - 1 - u];
-                    self.gradients[self.net.ups[u]] = Some(conv_transpose3d::grad_weight(
-                        coarse.input(),
-                        &grad_up,
-                        stride,
-                    )?);
+                    self.gradients[self.net.ups[u]] =
+                        Some(conv_transpose3d::grad_weight(coarse.input(), &grad_up, stride)?);
                 }
-                grad_next = Some(conv_transpose3d::grad_input(
-                    &grad_up,
-                    self.net.value(self.net.ups[u]),
-                )?);
+                grad_next = Some(conv_transpose3d::grad_input(&grad_up, self.net.value(self.net.ups[u]))?);
             } else {
                 grad_next = grads.next();
             }
@@ -534,11 +430,7 @@ impl Backward<'_> {
         let depth = depth_weights(self.choices, index);
         let mut gate_gradients = vec![None; layers.len()];
         let mut depth_gradients = Vec::with_capacity(layers.len());
-        let mut direct = if depth.is_none() {
-            Some(grad_out.clone())
-        } else {
-            None
-        };
+        let mut direct = if depth.is_none() { Some(grad_out.clone()) } else { None };
         let outer = depth.is_some().then_some(grad_out);
         let mut grad_inputs = Vec::new();
         for (l, layer) in block.layers.iter().enumerate().rev() {
@@ -558,12 +450,8 @@ impl Backward<'_> {
             depth_gradients.push(g.weight);
             let sources = layer_inputs(&inputs, &layers);
             if self.wanted == Role::Weight {
-                self.gradients[layer.weight] = Some(conv3d::grad_weight(
-                    &sources,
-                    (&g.y).into(),
-                    layer.geometry,
-                    net.precision,
-                )?);
+                self.gradients[layer.weight] =
+                    Some(conv3d::grad_weight(&sources, (&g.y).into(), layer.geometry, net.precision)?);
                 self.gradients[layer.gamma] = Some(g.gamma);
                 self.gradients[layer.beta] = Some(g.beta);
             }
@@ -590,10 +478,7 @@ impl Backward<'_> {
             }
         }
         depth_gradients.reverse();
-        self.choice_gradients[index] = ChoiceGradient {
-            gates: gate_gradients,
-            depth: depth_gradients,
-        };
+        self.choice_gradients[index] = ChoiceGradient { gates: gate_gradients, depth: depth_gradients };
         Ok(grad_inputs)
     }
 }

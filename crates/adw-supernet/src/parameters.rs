@@ -38,12 +38,7 @@ pub(crate) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub(crate) fn new(seed: u64, dtype: DType, device: &'a Device) -> Self {
-        Self {
-            parameters: Vec::new(),
-            seed,
-            dtype,
-            device,
-        }
+        Self { parameters: Vec::new(), seed, dtype, device }
     }
 
     fn push(&mut self, name: String, role: Role, value: &Tensor) -> Result<usize> {
@@ -55,13 +50,7 @@ impl<'a> Builder<'a> {
         Ok(self.parameters.len() - 1)
     }
 
-    pub(crate) fn constant(
-        &mut self,
-        name: String,
-        role: Role,
-        n: usize,
-        value: f64,
-    ) -> Result<usize> {
+    pub(crate) fn constant(&mut self, name: String, role: Role, n: usize, value: f64) -> Result<usize> {
         let t = Tensor::full(value, n, &Device::Cpu)?;
         self.push(name, role, &t)
     }
@@ -79,11 +68,7 @@ impl<'a> Builder<'a> {
             iteration: 0,
             index: self.parameters.len() as u32,
         };
-        let values: Vec<f32> = stream
-            .normal()
-            .take(shape.elem_count())
-            .map(|x| (x * std) as f32)
-            .collect();
+        let values: Vec<f32> = stream.normal().take(shape.elem_count()).map(|x| (x * std) as f32).collect();
         let t = Tensor::from_vec(values, shape, &Device::Cpu)?;
         self.push(name, Role::Weight, &t)
     }

@@ -103,21 +103,14 @@ impl SupernetConfig {
     /// If no supernet can be built from these values; the message says which and why.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Config(message));
-        check_plan(
-            self.in_channels,
-            self.num_classes,
-            &self.strides,
-            &self.kernels,
-        )
-        .map_err(Error::Config)?;
+        check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Config)?;
         if self.max_width == 0 || !self.max_width.is_multiple_of(6) {
             return fail(format!(
                 "max_width is {}, expected a multiple of 6 (candidate widths are sixths of it)",
                 self.max_width
             ));
         }
-        let widest =
-            self.max_width as f64 * 2f64.powi(self.cap_stage.min(self.poolings()).min(64) as i32);
+        let widest = self.max_width as f64 * 2f64.powi(self.cap_stage.min(self.poolings()).min(64) as i32);
         if widest > 65_536.0 {
             return fail(format!(
                 "max_width {} makes the coarsest stage {widest} channels wide, expected at most 65536",
@@ -125,10 +118,7 @@ impl SupernetConfig {
             ));
         }
         if self.cap_stage > 16 {
-            return fail(format!(
-                "cap_stage is {}, expected at most 16",
-                self.cap_stage
-            ));
+            return fail(format!("cap_stage is {}, expected at most 16", self.cap_stage));
         }
         if !(1..=16).contains(&self.max_depth) {
             return fail(format!("max_depth is {}, expected 1 to 16", self.max_depth));
@@ -138,11 +128,7 @@ impl SupernetConfig {
 }
 
 pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
-    if block <= poolings {
-        block
-    } else {
-        2 * poolings - block
-    }
+    if block <= poolings { block } else { 2 * poolings - block }
 }
 
 /// Size of the maps of every stage, fine to coarse.
@@ -166,9 +152,7 @@ pub(crate) fn check_plan(
         return Err("in_channels is 0, expected at least 1".into());
     }
     if !(2..=255).contains(&num_classes) {
-        return Err(format!(
-            "num_classes is {num_classes}, expected 2 to 255 (background included)"
-        ));
+        return Err(format!("num_classes is {num_classes}, expected 2 to 255 (background included)"));
     }
     if strides.is_empty() {
         return Err("strides is empty, expected at least one pooling".into());

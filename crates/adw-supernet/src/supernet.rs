@@ -70,13 +70,7 @@ impl NoiseKey {
     }
 
     fn stream(&self, purpose: Purpose, index: usize) -> Stream {
-        Stream {
-            seed: self.seed,
-            purpose,
-            epoch: self.epoch,
-            iteration: self.counter(),
-            index: index as u32,
-        }
+        Stream { seed: self.seed, purpose, epoch: self.epoch, iteration: self.counter(), index: index as u32 }
     }
 }
 
@@ -120,9 +114,7 @@ impl Supernet {
         let width = |block: usize| config.block_max_width(block);
         let num_blocks = config.num_blocks();
         let widths = Widths {
-            blocks: (0..num_blocks)
-                .map(|i| vec![width(i); config.max_depth])
-                .collect(),
+            blocks: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
             ups: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
         let mut alphas = vec![vec![None; config.max_depth]; num_blocks];
@@ -139,17 +131,11 @@ impl Supernet {
                 match layer {
                     Some(l) if space.searches_width() => {
                         let name = format!("block.{i}.conv.{l}.alpha");
-                        alphas[i][l] =
-                            Some(builder.constant(name, Role::Architecture, NUM_WIDTHS, 0.0)?);
+                        alphas[i][l] = Some(builder.constant(name, Role::Architecture, NUM_WIDTHS, 0.0)?);
                     }
                     None if space.searches_depth() => {
                         let name = format!("block.{i}.depth");
-                        depths[i] = Some(builder.constant(
-                            name,
-                            Role::Architecture,
-                            config.max_depth,
-                            0.0,
-                        )?);
+                        depths[i] = Some(builder.constant(name, Role::Architecture, config.max_depth, 0.0)?);
                     }
                     _ => {}
                 }
@@ -157,24 +143,9 @@ impl Supernet {
             },
         )?;
         let masks = (0..num_blocks)
-            .map(|i| {
-                Ok(width_mask::masks(
-                    &width_options(width(i)),
-                    width(i),
-                    dtype,
-                    &Device::Cpu,
-                )?)
-            })
+            .map(|i| Ok(width_mask::masks(&width_options(width(i)), width(i), dtype, &Device::Cpu)?))
             .collect::<Result<_>>()?;
-        Ok(Self {
-            network,
-            config,
-            alphas,
-            depths,
-            masks,
-            dtype,
-            device: device.clone(),
-        })
+        Ok(Self { network, config, alphas, depths, masks, dtype, device: device.clone() })
     }
 
     /// What it was built from.
@@ -204,9 +175,7 @@ impl Supernet {
     /// If the key names a pass or iteration that cannot be told from others.
     pub fn sample(&self, key: NoiseKey, tau: f64) -> Result<GumbelSample> {
         if key.pass >= 8 || key.iteration >= 1 << 29 {
-            return Err(Error::Input(format!(
-                "noise of {key:?}, expected a pass below 8 and an iteration below 2^29"
-            )));
+            return Err(Error::Input(format!("noise of {key:?}, expected a pass below 8 and an iteration below 2^29")));
         }
         let noise = Noise::Keyed(key);
         Ok(GumbelSample { noise, tau })
@@ -233,9 +202,7 @@ impl Supernet {
             }
             if let Some(block) = blocks.iter().find(|b| b.width.len() != depth) {
                 let got = block.width.len();
-                return Err(Error::Input(format!(
-                    "noise for {got} layers of a block, but the supernet has {depth}"
-                )));
+                return Err(Error::Input(format!("noise for {got} layers of a block, but the supernet has {depth}")));
             }
             return Ok(blocks.clone());
         }
@@ -250,9 +217,8 @@ impl Supernet {
         };
         (0..num_blocks)
             .map(|i| {
-                let width = (0..depth)
-                    .map(|l| noise(Purpose::WidthNoise, i * depth + l, NUM_WIDTHS))
-                    .collect::<Result<_>>()?;
+                let width =
+                    (0..depth).map(|l| noise(Purpose::WidthNoise, i * depth + l, NUM_WIDTHS)).collect::<Result<_>>()?;
                 let depth = noise(Purpose::DepthNoise, i, depth)?;
                 Ok(BlockNoise { width, depth })
             })
@@ -269,23 +235,12 @@ impl Supernet {
             })
             .transpose()
         };
-        (self
-            .noise(sample)?
-            .iter()
-            .zip(&self.alphas)
-            .zip(&self.depths))
-        .map(|((noise, alphas), &depth)| {
-            let width = alphas
-                .iter()
-                .zip(&noise.width)
-                .map(|(&a, n)| softmax(a, n))
-                .collect::<Result<_>>()?;
-            Ok(Probabilities {
-                width,
-                depth: softmax(depth, &noise.depth)?,
+        (self.noise(sample)?.iter().zip(&self.alphas).zip(&self.depths))
+            .map(|((noise, alphas), &depth)| {
+                let width = alphas.iter().zip(&noise.width).map(|(&a, n)| softmax(a, n)).collect::<Result<_>>()?;
+                Ok(Probabilities { width, depth: softmax(depth, &noise.depth)? })
             })
-        })
-        .collect()
+            .collect()
     }
 
     fn position(&self) -> GatePosition {
@@ -306,33 +261,21 @@ impl Supernet {
         }
         let blocks: Vec<Choice> = (self.probabilities(sample)?.iter().zip(&self.masks))
             .map(|(p, masks)| {
-                let gate = |g: &Option<Tensor>| {
-                    g.as_ref()
-                        .map(|g| Ok(width_mask::gate(g, masks)?))
-                        .transpose()
-                };
-                Ok(Choice {
-                    gates: p.width.iter().map(gate).collect::<Result<_>>()?,
-                    depth: p.depth.clone(),
-                })
+                let gate = |g: &Option<Tensor>| g.as_ref().map(|g| Ok(width_mask::gate(g, masks)?)).transpose();
+                Ok(Choice { gates: p.width.iter().map(gate).collect::<Result<_>>()?, depth: p.depth.clone() })
             })
             .collect::<Result<_>>()?;
-        let to_device =
-            |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(&self.device)).transpose();
+        let to_device = |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(&self.device)).transpose();
         let there = blocks
             .iter()
             .map(|choice| {
                 Ok(Choice {
-                    gates: (choice.gates.iter().map(to_device))
-                        .collect::<candle_core::Result<_>>()?,
+                    gates: (choice.gates.iter().map(to_device)).collect::<candle_core::Result<_>>()?,
                     depth: to_device(&choice.depth)?,
                 })
             })
             .collect::<Result<_>>()?;
-        let choices = Choices {
-            position: self.position(),
-            blocks: there,
-        };
+        let choices = Choices { position: self.position(), blocks: there };
         Ok((choices, Origin::Graph(blocks)))
     }
 
@@ -351,10 +294,7 @@ impl Supernet {
     /// As [`Self::forward`].
     pub fn predict(&self, x: &Tensor, sample: &GumbelSample) -> Result<Tensor> {
         let (choices, _) = self.choices(sample)?;
-        Ok(self
-            .network
-            .forward(x, Some(&choices), false)?
-            .swap_remove(0))
+        Ok(self.network.forward(x, Some(&choices), false)?.swap_remove(0))
     }
 
     /// The deep-supervision loss and its gradients by the parameters of role `wanted`. `target`: `[B, D, H, W]`,
@@ -370,9 +310,7 @@ impl Supernet {
         wanted: Role,
     ) -> Result<(f64, Gradients)> {
         let (choices, origin) = self.choices(sample)?;
-        let (loss, mut gradients, by_choice) =
-            self.network
-                .loss_and_gradients(x, target, Some(&choices), wanted)?;
+        let (loss, mut gradients, by_choice) = self.network.loss_and_gradients(x, target, Some(&choices), wanted)?;
         if wanted == Role::Architecture {
             match &origin {
                 Origin::Graph(choices) => {
@@ -401,11 +339,8 @@ impl Supernet {
                 }
             }
             if let Some(h) = &choice.depth {
-                let sums: Vec<Tensor> = gradient
-                    .depth
-                    .iter()
-                    .map(|g| host(g)?.sum_all())
-                    .collect::<candle_core::Result<_>>()?;
+                let sums: Vec<Tensor> =
+                    gradient.depth.iter().map(|g| host(g)?.sum_all()).collect::<candle_core::Result<_>>()?;
                 terms.push((h * Tensor::stack(&sums, 0)?)?.sum_all()?);
             }
         }
@@ -434,10 +369,7 @@ impl Supernet {
             .iter()
             .map(|p| {
                 let width = p.width.iter().map(softmax).collect::<Result<_>>()?;
-                Ok(BlockPreference {
-                    width,
-                    depth: softmax(&p.depth)?,
-                })
+                Ok(BlockPreference { width, depth: softmax(&p.depth)? })
             })
             .collect()
     }
@@ -453,27 +385,15 @@ impl Supernet {
             .enumerate()
             .map(|(i, p)| {
                 let options = width_options(self.config.block_max_width(i));
-                let depth = p
-                    .depth
-                    .as_ref()
-                    .map_or(self.config.max_depth, |h| argmax(h) + 1);
+                let depth = p.depth.as_ref().map_or(self.config.max_depth, |h| argmax(h) + 1);
                 p.width[..depth]
                     .iter()
-                    .map(|g| {
-                        g.as_ref()
-                            .map_or(self.config.block_max_width(i), |g| options[argmax(g)])
-                    })
+                    .map(|g| g.as_ref().map_or(self.config.block_max_width(i), |g| options[argmax(g)]))
                     .collect()
             })
             .collect();
         let c = &self.config;
-        Architecture::new(
-            c.in_channels,
-            c.num_classes,
-            c.strides.clone(),
-            c.kernels.clone(),
-            blocks,
-        )
+        Architecture::new(c.in_channels, c.num_classes, c.strides.clone(), c.kernels.clone(), blocks)
     }
 }
 

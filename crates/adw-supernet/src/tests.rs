@@ -20,81 +20,42 @@ fn config(space: SearchSpace) -> SupernetConfig {
 const SIZE: [usize; 3] = [4, 8, 4];
 
 fn numbers(index: u32, n: usize) -> Vec<f64> {
-    Stream {
-        seed: 3,
-        purpose: Purpose::Other,
-        epoch: 0,
-        iteration: 0,
-        index,
-    }
-    .normal()
-    .take(n)
-    .collect()
+    Stream { seed: 3, purpose: Purpose::Other, epoch: 0, iteration: 0, index }.normal().take(n).collect()
 }
 
 fn batch() -> (Tensor, Tensor) {
     let [d, h, w] = SIZE;
     let x = Tensor::from_vec(numbers(0, 4 * d * h * w), (2, 2, d, h, w), &Device::Cpu).unwrap();
-    let target: Vec<u8> = numbers(1, 2 * d * h * w)
-        .iter()
-        .map(|v| (v.abs() * 1.5) as u8 % 3)
-        .collect();
-    (
-        x,
-        Tensor::from_vec(target, (2, d, h, w), &Device::Cpu).unwrap(),
-    )
+    let target: Vec<u8> = numbers(1, 2 * d * h * w).iter().map(|v| (v.abs() * 1.5) as u8 % 3).collect();
+    (x, Tensor::from_vec(target, (2, d, h, w), &Device::Cpu).unwrap())
 }
 
 /// Sets every parameter to reproducible random numbers.
 fn shake(parameters: &[Parameter]) {
     for (i, p) in parameters.iter().enumerate() {
-        let noise = Tensor::from_vec(
-            numbers(10 + i as u32, p.var.elem_count()),
-            p.var.shape(),
-            &Device::Cpu,
-        )
-        .unwrap();
-        p.var
-            .set(&(p.var.as_tensor() + (noise * 0.2).unwrap()).unwrap())
-            .unwrap();
+        let noise = Tensor::from_vec(numbers(10 + i as u32, p.var.elem_count()), p.var.shape(), &Device::Cpu).unwrap();
+        p.var.set(&(p.var.as_tensor() + (noise * 0.2).unwrap()).unwrap()).unwrap();
     }
 }
 
 /// Compares gradients with central differences of `loss` at a few elements of every parameter.
-fn check_gradients(
-    parameters: &[Parameter],
-    gradients: &Gradients,
-    loss: impl Fn() -> f64,
-) -> usize {
+fn check_gradients(parameters: &[Parameter], gradients: &Gradients, loss: impl Fn() -> f64) -> usize {
     let step = 1e-5;
     let mut checked = 0;
     for (p, g) in parameters.iter().zip(gradients) {
         let Some(g) = g else { continue };
-        let g = g
-            .to_dtype(DType::F64)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f64>()
-            .unwrap();
+        let g = g.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let values = p.var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         for i in (0..values.len()).step_by(values.len().div_ceil(3)) {
             let at = |d: f64| {
                 let mut v = values.clone();
                 v[i] += d;
-                p.var
-                    .set(&Tensor::from_vec(v, p.var.shape(), &Device::Cpu).unwrap())
-                    .unwrap();
+                p.var.set(&Tensor::from_vec(v, p.var.shape(), &Device::Cpu).unwrap()).unwrap();
                 loss()
             };
             let numeric = (at(step) - at(-step)) / (2.0 * step);
             at(0.0);
-            assert!(
-                (g[i] - numeric).abs() < 1e-6 + 1e-4 * numeric.abs(),
-                "{}[{i}]: {} {numeric}",
-                p.name,
-                g[i]
-            );
+            assert!((g[i] - numeric).abs() < 1e-6 + 1e-4 * numeric.abs(), "{}[{i}]: {} {numeric}", p.name, g[i]);
             checked += 1;
         }
     }
@@ -104,40 +65,17 @@ fn check_gradients(
 #[test]
 fn gradients_of_the_supernet() {
     for mask in [MaskPosition::PostNorm, MaskPosition::PreNorm] {
-        let net = Supernet::new(
-            SupernetConfig {
-                mask,
-                ..config(SearchSpace::Joint)
-            },
-            1,
-            DType::F64,
-            &Device::Cpu,
-        )
-        .unwrap();
+        let net =
+            Supernet::new(SupernetConfig { mask, ..config(SearchSpace::Joint) }, 1, DType::F64, &Device::Cpu).unwrap();
         shake(net.parameters());
         let (x, target) = batch();
-        let sample = net
-            .sample(
-                NoiseKey {
-                    seed: 1,
-                    epoch: 2,
-                    iteration: 3,
-                    pass: 1,
-                },
-                1.3,
-            )
-            .unwrap();
+        let sample = net.sample(NoiseKey { seed: 1, epoch: 2, iteration: 3, pass: 1 }, 1.3).unwrap();
         for role in [Role::Weight, Role::Architecture] {
             let run = || net.loss_and_gradients(&x, &target, &sample, role).unwrap();
             let gradients = run().1;
             for (p, g) in net.parameters().iter().zip(&gradients) {
                 // The coarsest head does not reach the loss.
-                assert_eq!(
-                    g.is_some(),
-                    p.role == role && p.name != "head.0.weight",
-                    "{}",
-                    p.name
-                );
+                assert_eq!(g.is_some(), p.role == role && p.name != "head.0.weight", "{}", p.name);
             }
             assert!(check_gradients(net.parameters(), &gradients, || run().0) >= 30);
         }
@@ -147,25 +85,14 @@ fn gradients_of_the_supernet() {
 #[test]
 fn gradients_of_the_discrete_net() {
     let c = config(SearchSpace::Joint);
-    let a = Architecture::new(
-        2,
-        3,
-        c.strides,
-        c.kernels,
-        vec![vec![3, 5], vec![7], vec![4, 6, 5], vec![8], vec![3, 2]],
-    )
-    .unwrap();
+    let a =
+        Architecture::new(2, 3, c.strides, c.kernels, vec![vec![3, 5], vec![7], vec![4, 6, 5], vec![8], vec![3, 2]])
+            .unwrap();
     let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
     shake(net.parameters());
     let (x, target) = batch();
     let (_, gradients) = net.loss_and_gradients(&x, &target).unwrap();
-    assert!(
-        check_gradients(net.parameters(), &gradients, || net
-            .loss_and_gradients(&x, &target)
-            .unwrap()
-            .0)
-            >= 40
-    );
+    assert!(check_gradients(net.parameters(), &gradients, || net.loss_and_gradients(&x, &target).unwrap().0) >= 40);
 }
 
 /// The memory-saving forward pass gives the logits of the traced one: its loss is the same.
@@ -175,27 +102,12 @@ fn both_forward_passes_agree() {
     let (x, target) = batch();
     let sample = net.no_noise(1.0);
     let outputs = net.forward(&x, &sample).unwrap();
-    assert_eq!(
-        outputs
-            .iter()
-            .map(|o| o.dims().to_vec())
-            .collect::<Vec<_>>(),
-        [[2, 3, 4, 8, 4], [2, 3, 4, 4, 2]]
-    );
-    let loss =
-        adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, DiceCe::default()).unwrap();
-    let traced = net
-        .loss_and_gradients(&x, &target, &sample, Role::Weight)
-        .unwrap()
-        .0;
+    assert_eq!(outputs.iter().map(|o| o.dims().to_vec()).collect::<Vec<_>>(), [[2, 3, 4, 8, 4], [2, 3, 4, 4, 2]]);
+    let loss = adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, DiceCe::default()).unwrap();
+    let traced = net.loss_and_gradients(&x, &target, &sample, Role::Weight).unwrap().0;
     assert!((loss.to_scalar::<f64>().unwrap() - traced).abs() < 1e-14);
     let finest = net.predict(&x, &sample).unwrap();
-    let difference = (finest - &outputs[0])
-        .unwrap()
-        .abs()
-        .unwrap()
-        .sum_all()
-        .unwrap();
+    let difference = (finest - &outputs[0]).unwrap().abs().unwrap().sum_all().unwrap();
     assert_eq!(difference.to_scalar::<f64>().unwrap(), 0.0);
 }
 
@@ -212,61 +124,31 @@ fn a_decided_supernet_is_its_architecture() {
             ["block", i, "depth"] => depths[i.parse::<usize>().unwrap()] - 1,
             _ => continue,
         };
-        let logits: Vec<f64> = (0..p.var.elem_count())
-            .map(|k| if k == hot { 1000.0 } else { 0.0 })
-            .collect();
-        p.var
-            .set(&Tensor::from_vec(logits, p.var.shape(), &Device::Cpu).unwrap())
-            .unwrap();
+        let logits: Vec<f64> = (0..p.var.elem_count()).map(|k| if k == hot { 1000.0 } else { 0.0 }).collect();
+        p.var.set(&Tensor::from_vec(logits, p.var.shape(), &Device::Cpu).unwrap()).unwrap();
     }
     let a = net.architecture().unwrap();
     for (i, block) in a.blocks.iter().enumerate() {
         assert_eq!(block.len(), depths[i]);
         for (l, &w) in block.iter().enumerate() {
-            assert_eq!(
-                w,
-                width_options(net.config().block_max_width(i))[choice(i, l)]
-            );
+            assert_eq!(w, width_options(net.config().block_max_width(i))[choice(i, l)]);
         }
     }
     // Its expected cost is the architecture's, but for the bytes and products of nothing.
     let sample = net.no_noise(1.0);
-    for unit in [
-        CostUnit::Macs,
-        CostUnit::Parameters,
-        CostUnit::ActivationBytes,
-    ] {
+    for unit in [CostUnit::Macs, CostUnit::Parameters, CostUnit::ActivationBytes] {
         let (expected, _) = net.expected_cost(SIZE, unit, &sample).unwrap();
-        assert!(
-            (expected - a.cost(SIZE).get(unit) as f64).abs() < 1e-6,
-            "{unit:?}: {expected} {:?}",
-            a.cost(SIZE)
-        );
+        assert!((expected - a.cost(SIZE).get(unit) as f64).abs() < 1e-6, "{unit:?}: {expected} {:?}", a.cost(SIZE));
     }
     // The weights of the leading channels, copied, give the same logits. Upsampled maps are wider in the supernet: the
     // discrete net reads their leading channels, so the supernet's others are set to zero.
     let unet = Unet::new(&a, 0, DType::F64, &Device::Cpu).unwrap();
-    let value = |name: &str| {
-        net.parameters()
-            .iter()
-            .find(|p| p.name == name)
-            .unwrap()
-            .var
-            .as_tensor()
-            .clone()
-    };
+    let value = |name: &str| net.parameters().iter().find(|p| p.name == name).unwrap().var.as_tensor().clone();
     for u in 0..2 {
-        let var = &net
-            .parameters()
-            .iter()
-            .find(|p| p.name == format!("up.{u}.weight"))
-            .unwrap()
-            .var;
+        let var = &net.parameters().iter().find(|p| p.name == format!("up.{u}.weight")).unwrap().var;
         let (n, m) = (a.up_width(u), var.dims()[1]);
         let mask = Tensor::from_vec(
-            (0..m)
-                .map(|c| f64::from(u8::from(c < n)))
-                .collect::<Vec<_>>(),
+            (0..m).map(|c| f64::from(u8::from(c < n))).collect::<Vec<_>>(),
             (1, m, 1, 1, 1),
             &Device::Cpu,
         )
@@ -292,40 +174,19 @@ fn a_decided_supernet_is_its_architecture() {
     }
     let (x, _) = batch();
     let (super_logits, logits) = (net.predict(&x, &sample).unwrap(), unet.predict(&x).unwrap());
-    let difference = (super_logits - logits)
-        .unwrap()
-        .abs()
-        .unwrap()
-        .max_all()
-        .unwrap()
-        .to_scalar::<f64>()
-        .unwrap();
+    let difference = (super_logits - logits).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
     assert!(difference < 1e-12, "{difference}");
 }
 
 /// Counted layer by layer, by hand.
 #[test]
 fn cost_of_a_small_net() {
-    let a = Architecture::new(
-        1,
-        2,
-        vec![[2; 3]],
-        vec![[3; 3]; 2],
-        vec![vec![4], vec![6, 5], vec![3]],
-    )
-    .unwrap();
+    let a = Architecture::new(1, 2, vec![[2; 3]], vec![[3; 3]; 2], vec![vec![4], vec![6, 5], vec![3]]).unwrap();
     // Patch 4x4x4: 64 voxels fine, 8 coarse. The transposed convolution gives 4 channels, as the skip.
     let macs = 64 * 27 * 4 + 8 * 27 * (4 * 6 + 6 * 5) + 64 * 5 * 4 + 64 * 27 * (8 * 3) + 64 * 3 * 2;
     let parameters = 27 * (4 + 4 * 6 + 6 * 5 + 8 * 3) + 2 * (4 + 6 + 5 + 3) + 5 * 4 * 8 + 3 * 2;
     let values = 64 * 4 + 8 * (6 + 5) + 64 * 4 + 64 * 3 + 64 * 2;
-    assert_eq!(
-        a.cost([4; 3]),
-        Cost {
-            macs,
-            parameters,
-            activation_bytes: 4 * values
-        }
-    );
+    assert_eq!(a.cost([4; 3]), Cost { macs, parameters, activation_bytes: 4 * values });
     let net = Unet::new(&a, 0, DType::F32, &Device::Cpu).unwrap();
     let counted: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
     assert_eq!(counted as u64, parameters);
@@ -333,81 +194,38 @@ fn cost_of_a_small_net() {
 
 #[test]
 fn gradients_of_the_expected_cost() {
-    for space in [
-        SearchSpace::Joint,
-        SearchSpace::WidthOnly,
-        SearchSpace::DepthOnly,
-    ] {
+    for space in [SearchSpace::Joint, SearchSpace::WidthOnly, SearchSpace::DepthOnly] {
         let net = Supernet::new(config(space), 1, DType::F64, &Device::Cpu).unwrap();
         shake(net.parameters());
-        let sample = net
-            .sample(
-                NoiseKey {
-                    seed: 1,
-                    epoch: 0,
-                    iteration: 0,
-                    pass: 0,
-                },
-                2.0,
-            )
-            .unwrap();
+        let sample = net.sample(NoiseKey { seed: 1, epoch: 0, iteration: 0, pass: 0 }, 2.0).unwrap();
         // In thousands, so that the check's absolute tolerance means something.
         let cost = || net.expected_cost(SIZE, CostUnit::Macs, &sample).unwrap();
         let scale = 1.0 / cost().0;
-        let gradients: Gradients = cost()
-            .1
-            .into_iter()
-            .map(|g| g.map(|g| (g * scale).unwrap()))
-            .collect();
-        assert!(
-            check_gradients(net.parameters(), &gradients, || cost().0 * scale) >= 5,
-            "{space:?}"
-        );
+        let gradients: Gradients = cost().1.into_iter().map(|g| g.map(|g| (g * scale).unwrap())).collect();
+        assert!(check_gradients(net.parameters(), &gradients, || cost().0 * scale) >= 5, "{space:?}");
     }
 }
 
 #[test]
 fn restricted_spaces() {
     let width = Supernet::new(config(SearchSpace::WidthOnly), 1, DType::F32, &Device::Cpu).unwrap();
-    assert!(
-        width
-            .architecture()
-            .unwrap()
-            .blocks
-            .iter()
-            .all(|b| b.len() == 2 && b[0] < 6 * 2)
-    );
+    assert!(width.architecture().unwrap().blocks.iter().all(|b| b.len() == 2 && b[0] < 6 * 2));
     assert!(!width.parameters().iter().any(|p| p.name.ends_with("depth")));
     let depth = Supernet::new(config(SearchSpace::DepthOnly), 1, DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(
-        depth.architecture().unwrap().blocks,
-        [[6], [12], [12], [12], [6]]
-    );
+    assert_eq!(depth.architecture().unwrap().blocks, [[6], [12], [12], [12], [6]]);
     assert!(!depth.parameters().iter().any(|p| p.name.ends_with("alpha")));
 }
 
 #[test]
 fn noise_is_a_function_of_its_key() {
     let net = Supernet::new(config(SearchSpace::Joint), 1, DType::F64, &Device::Cpu).unwrap();
-    let key = NoiseKey {
-        seed: 1,
-        epoch: 0,
-        iteration: 0,
-        pass: 0,
-    };
-    let first = |key| {
-        net.noise(&net.sample(key, 1.0).unwrap()).unwrap()[0].width[0]
-            .to_vec1::<f64>()
-            .unwrap()
-    };
+    let key = NoiseKey { seed: 1, epoch: 0, iteration: 0, pass: 0 };
+    let first = |key| net.noise(&net.sample(key, 1.0).unwrap()).unwrap()[0].width[0].to_vec1::<f64>().unwrap();
     assert_eq!(first(key), first(key));
     for other in [
         NoiseKey { seed: 2, ..key },
         NoiseKey { epoch: 1, ..key },
-        NoiseKey {
-            iteration: 1,
-            ..key
-        },
+        NoiseKey { iteration: 1, ..key },
         NoiseKey { pass: 1, ..key },
     ] {
         assert_ne!(first(key), first(other), "{other:?}");
@@ -422,9 +240,7 @@ fn noise_is_a_function_of_its_key() {
 fn wrong_inputs_are_named() {
     let net = Supernet::new(config(SearchSpace::Joint), 1, DType::F32, &Device::Cpu).unwrap();
     let sample = net.no_noise(1.0);
-    let x = |shape: (usize, usize, usize, usize, usize)| {
-        Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()
-    };
+    let x = |shape: (usize, usize, usize, usize, usize)| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     for (x, word) in [
         (x((1, 1, 4, 8, 4)), "channels"),
         (x((1, 2, 3, 8, 4)), "multiple of 2 on axis 0"),
@@ -433,12 +249,6 @@ fn wrong_inputs_are_named() {
         let message = net.forward(&x, &sample).unwrap_err().to_string();
         assert!(message.contains(word), "{message}");
     }
-    let message = SupernetConfig {
-        max_width: 10,
-        ..config(SearchSpace::Joint)
-    }
-    .check()
-    .unwrap_err()
-    .to_string();
+    let message = SupernetConfig { max_width: 10, ..config(SearchSpace::Joint) }.check().unwrap_err().to_string();
     assert!(message.contains("max_width is 10"), "{message}");
 }

@@ -31,32 +31,14 @@ impl Unet {
     ///
     /// # Errors
     /// If the architecture is not valid, or tensors cannot be made on the device.
-    pub fn new(
-        architecture: &Architecture,
-        seed: u64,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn new(architecture: &Architecture, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         architecture.check()?;
         let a = architecture;
-        let widths = Widths {
-            blocks: a.blocks.clone(),
-            ups: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
-        };
+        let widths = Widths { blocks: a.blocks.clone(), ups: (0..a.poolings()).map(|u| a.up_width(u)).collect() };
         let builder = Builder::new(seed, dtype, device);
-        let network = Network::build(
-            builder,
-            a.in_channels,
-            a.num_classes,
-            &a.strides,
-            &a.kernels,
-            &widths,
-            |_, _, _| Ok(()),
-        )?;
-        Ok(Self {
-            network,
-            architecture: a.clone(),
-        })
+        let network =
+            Network::build(builder, a.in_channels, a.num_classes, &a.strides, &a.kernels, &widths, |_, _, _| Ok(()))?;
+        Ok(Self { network, architecture: a.clone() })
     }
 
     /// What it was built from.
@@ -101,9 +83,7 @@ impl Unet {
     /// # Errors
     /// As [`Self::forward`], or if the target does not fit.
     pub fn loss_and_gradients(&self, x: &Tensor, target: &Tensor) -> Result<(f64, Gradients)> {
-        let (loss, gradients, _) =
-            self.network
-                .loss_and_gradients(x, target, None, Role::Weight)?;
+        let (loss, gradients, _) = self.network.loss_and_gradients(x, target, None, Role::Weight)?;
         Ok((loss.value()?, gradients))
     }
 }

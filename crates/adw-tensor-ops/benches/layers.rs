@@ -25,14 +25,7 @@ const fn layer(
     kernel: [usize; 3],
     stride: [usize; 3],
 ) -> Layer {
-    Layer {
-        name,
-        ci,
-        co,
-        size,
-        kernel,
-        stride,
-    }
+    Layer { name, ci, co, size, kernel, stride }
 }
 
 const LAYERS: &[Layer] = &[
@@ -83,20 +76,12 @@ fn convolution(c: &mut Criterion, l: &Layer, precision: Precision, peak: f64) {
     let [d, h, w] = l.size;
     let x = random(&[1, d, h, w, l.ci]);
     let weight = random(&[l.co, l.ci, l.kernel[0], l.kernel[1], l.kernel[2]]);
-    let forward =
-        || conv3d::forward_plain(&[Input::from(&x)], &weight, g, precision).expect("shapes fit");
+    let forward = || conv3d::forward_plain(&[Input::from(&x)], &weight, g, precision).expect("shapes fit");
     let y = forward();
     let flops = 2 * y.elem_count() * l.ci * l.kernel.iter().product::<usize>();
-    let grad_input = || {
-        conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, precision).expect("shapes fit")
-    };
-    let grad_weight =
-        || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, precision).expect("shapes fit");
-    let rates = [
-        seconds(|| drop(forward())),
-        seconds(|| drop(grad_input())),
-        seconds(|| drop(grad_weight())),
-    ];
+    let grad_input = || conv3d::grad_input((&y).into(), &weight, g, l.size, 0..l.ci, precision).expect("shapes fit");
+    let grad_weight = || conv3d::grad_weight(&[Input::from(&x)], (&y).into(), g, precision).expect("shapes fit");
+    let rates = [seconds(|| drop(forward())), seconds(|| drop(grad_input())), seconds(|| drop(grad_weight()))];
     let name = match precision {
         Precision::Full => l.name.to_owned(),
         Precision::Bf16 => format!("{} bf16", l.name),
@@ -108,9 +93,7 @@ fn convolution(c: &mut Criterion, l: &Layer, precision: Precision, peak: f64) {
         rates.map(|s| (100.0 * flops as f64 / s / peak).round())
     );
     let mut group = c.benchmark_group(name);
-    group
-        .sample_size(10)
-        .throughput(Throughput::Elements(flops as u64));
+    group.sample_size(10).throughput(Throughput::Elements(flops as u64));
     group.bench_function("forward", |b| b.iter(|| black_box(forward())));
     group.bench_function("grad_input", |b| b.iter(|| black_box(grad_input())));
     group.bench_function("grad_weight", |b| b.iter(|| black_box(grad_weight())));
@@ -120,9 +103,7 @@ fn transposed(c: &mut Criterion) {
     let (x, weight) = (random(&[1, 20, 28, 20, 96]), random(&[96, 48, 2, 2, 2]));
     let y = conv_transpose3d::forward((&x).into(), &weight).expect("shapes fit");
     let mut group = c.benchmark_group("up_96_to_48");
-    group
-        .sample_size(10)
-        .throughput(Throughput::Elements((2 * y.elem_count() * 96) as u64));
+    group.sample_size(10).throughput(Throughput::Elements((2 * y.elem_count() * 96) as u64));
     group.bench_function("forward", |b| {
         b.iter(|| conv_transpose3d::forward((&x).into(), &weight));
     });

@@ -129,12 +129,7 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn f64s(t: &Tensor) -> Vec<f64> {
-        t.to_dtype(candle_core::DType::F64)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap()
+        t.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// Compares a buffer with the op's tensor.

@@ -17,9 +17,7 @@ pub enum Error {
         expected: String,
     },
     /// A tensor has an element type that the op does not compute in.
-    #[error(
-        "{op}: element type {got:?} is not supported, expected f32 or f64 (all arguments alike)"
-    )]
+    #[error("{op}: element type {got:?} is not supported, expected f32 or f64 (all arguments alike)")]
     DType {
         /// The op that was called.
         op: &'static str,

@@ -14,20 +14,12 @@ pub struct Conv3dGeometry {
 impl Conv3dGeometry {
     /// Padding `(k - 1) / 2`: with an odd kernel and stride 1 the output is as large as the input.
     pub fn same(kernel: [usize; 3], stride: [usize; 3]) -> Self {
-        Self {
-            kernel,
-            stride,
-            padding: kernel.map(|k| (k.max(1) - 1) / 2),
-        }
+        Self { kernel, stride, padding: kernel.map(|k| (k.max(1) - 1) / 2) }
     }
 
     /// Kernel = stride, no padding: the geometry of the U-Net's transposed convolutions.
     pub fn non_overlapping(stride: [usize; 3]) -> Self {
-        Self {
-            kernel: stride,
-            stride,
-            padding: [0; 3],
-        }
+        Self { kernel: stride, stride, padding: [0; 3] }
     }
 
     /// `floor((n + 2 padding - kernel) / stride) + 1` per axis.
@@ -37,11 +29,8 @@ impl Conv3dGeometry {
     pub fn output_size(&self, op: &'static str, input: [usize; 3]) -> Result<[usize; 3]> {
         let mut out = [0; 3];
         for i in 0..3 {
-            let (k, s, padded) = (
-                self.kernel[i],
-                self.stride[i],
-                self.padding[i].saturating_mul(2).saturating_add(input[i]),
-            );
+            let (k, s, padded) =
+                (self.kernel[i], self.stride[i], self.padding[i].saturating_mul(2).saturating_add(input[i]));
             if k == 0 || s == 0 || k > padded {
                 return Err(Error::Argument {
                     op,
@@ -62,10 +51,7 @@ impl Conv3dGeometry {
 /// bytes than an allocation may have.
 pub(crate) fn num_elements(op: &'static str, what: &'static str, dims: &[usize]) -> Result<usize> {
     const LARGEST: usize = isize::MAX as usize / size_of::<f64>();
-    let n = dims
-        .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
-        .filter(|&n| n <= LARGEST);
+    let n = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LARGEST);
     match n {
         Some(n) if n > 0 => Ok(n),
         _ => Err(Error::Shape {

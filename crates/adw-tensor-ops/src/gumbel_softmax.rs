@@ -38,9 +38,7 @@ pub fn gumbel_softmax(logits: &Tensor, noise: &Tensor, tau: f64) -> Result<Tenso
         });
     }
     let x = ((logits + noise)? / tau)?;
-    let x = x
-        .broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?
-        .exp()?;
+    let x = x.broadcast_sub(&x.detach().max_keepdim(D::Minus1)?)?.exp()?;
     Ok(x.broadcast_div(&x.sum_keepdim(D::Minus1)?)?)
 }
 
@@ -63,45 +61,22 @@ mod tests {
         let logits = Var::new(&[0.3f64, -1.2, 0.8, 0.1], &Device::Cpu).unwrap();
         let noise = Tensor::new(&[0.5f64, 1.5, -0.3, 0.2], &Device::Cpu).unwrap();
         let weight = Tensor::new(&[1.0f64, -2.0, 0.5, 3.0], &Device::Cpu).unwrap();
-        let f = |x: &Tensor| {
-            (gumbel_softmax(x, &noise, 0.7).unwrap() * &weight)
-                .unwrap()
-                .sum_all()
-                .unwrap()
-        };
-        let y = gumbel_softmax(&logits, &noise, 0.7)
-            .unwrap()
-            .to_vec1::<f64>()
-            .unwrap();
-        let e: Vec<f64> = [0.8f64, 0.3, 0.5, 0.3]
-            .iter()
-            .map(|x| (x / 0.7).exp())
-            .collect();
+        let f = |x: &Tensor| (gumbel_softmax(x, &noise, 0.7).unwrap() * &weight).unwrap().sum_all().unwrap();
+        let y = gumbel_softmax(&logits, &noise, 0.7).unwrap().to_vec1::<f64>().unwrap();
+        let e: Vec<f64> = [0.8f64, 0.3, 0.5, 0.3].iter().map(|x| (x / 0.7).exp()).collect();
         for (y, e2) in y.iter().zip(&e) {
             assert!((y - e2 / e.iter().sum::<f64>()).abs() < 1e-12);
         }
-        let grad = f(&logits)
-            .backward()
-            .unwrap()
-            .get(&logits)
-            .unwrap()
-            .to_vec1::<f64>()
-            .unwrap();
+        let grad = f(&logits).backward().unwrap().get(&logits).unwrap().to_vec1::<f64>().unwrap();
         let x0 = logits.to_vec1::<f64>().unwrap();
         for i in 0..4 {
             let at = |d: f64| {
                 let mut x = x0.clone();
                 x[i] += d;
-                f(&Tensor::new(x, &Device::Cpu).unwrap())
-                    .to_scalar::<f64>()
-                    .unwrap()
+                f(&Tensor::new(x, &Device::Cpu).unwrap()).to_scalar::<f64>().unwrap()
             };
             let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
-            assert!(
-                (grad[i] - numeric).abs() < 1e-8,
-                "{i}: {} {numeric}",
-                grad[i]
-            );
+            assert!((grad[i] - numeric).abs() < 1e-8, "{i}: {} {numeric}", grad[i]);
         }
     }
 

@@ -5,34 +5,20 @@ use crate::geometry::num_elements;
 use candle_core::Tensor;
 
 /// Batch, spatial size and channels of a channels-last map, none of them 0.
-pub(crate) fn map_dims(
-    op: &'static str,
-    what: &'static str,
-    map: &Tensor,
-) -> Result<(usize, [usize; 3], usize)> {
+pub(crate) fn map_dims(op: &'static str, what: &'static str, map: &Tensor) -> Result<(usize, [usize; 3], usize)> {
     match *map.dims() {
         [b, d, h, w, c] => {
             num_elements(op, what, map.dims())?;
             Ok((b, [d, h, w], c))
         }
-        _ => Err(Error::Shape {
-            op,
-            what,
-            got: map.shape().clone(),
-            expected: "[B, D, H, W, C]".into(),
-        }),
+        _ => Err(Error::Shape { op, what, got: map.shape().clone(), expected: "[B, D, H, W, C]".into() }),
     }
 }
 
 /// `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`.
 pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
     if x.rank() != 5 {
-        return Err(Error::Shape {
-            op,
-            what: "x",
-            got: x.shape().clone(),
-            expected: "[B, C, D, H, W]".into(),
-        });
+        return Err(Error::Shape { op, what: "x", got: x.shape().clone(), expected: "[B, C, D, H, W]".into() });
     }
     num_elements(op, "x", x.dims())?;
     Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)

@@ -36,18 +36,11 @@ pub(crate) fn map_address(op: &'static str, rt: &CudaRuntime, map: &Tensor) -> R
         return Ok(address);
     }
     let what = "a map that begins inside another tensor, expected one aligned to 16 bytes: copy it";
-    Err(Error::Argument {
-        op,
-        what: what.into(),
-    })
+    Err(Error::Argument { op, what: what.into() })
 }
 
 /// [`address`] of a tensor as candle's custom ops get it.
-pub(crate) fn storage_address(
-    op: &'static str,
-    storage: &CudaStorage,
-    layout: &Layout,
-) -> Result<Address> {
+pub(crate) fn storage_address(op: &'static str, storage: &CudaStorage, layout: &Layout) -> Result<Address> {
     adw_cuda::device::storage_address(storage, layout).ok_or_else(|| Error::Argument {
         op,
         what: format!(
@@ -59,11 +52,7 @@ pub(crate) fn storage_address(
 }
 
 /// [`storage_address`] of f32 numbers.
-pub(crate) fn f32_storage_address(
-    op: &'static str,
-    storage: &CudaStorage,
-    layout: &Layout,
-) -> Result<Address> {
+pub(crate) fn f32_storage_address(op: &'static str, storage: &CudaStorage, layout: &Layout) -> Result<Address> {
     match storage.dtype() {
         DType::F32 => storage_address(op, storage, layout),
         got => Err(Error::DType { op, got }),

@@ -11,10 +11,8 @@ use std::time::Instant;
 pub fn flops_per_second(set: InstructionSet) -> f64 {
     let once = || {
         let start = Instant::now();
-        let operations: u64 = (0..rayon::current_num_threads())
-            .into_par_iter()
-            .map(|_| dispatch::<f32, _>(set, Multiply))
-            .sum();
+        let operations: u64 =
+            (0..rayon::current_num_threads()).into_par_iter().map(|_| dispatch::<f32, _>(set, Multiply)).sum();
         operations as f64 / start.elapsed().as_secs_f64()
     };
     (0..20).map(|_| once()).fold(0.0, f64::max)
@@ -47,11 +45,7 @@ impl Kernel<f32> for Multiply {
             tail: S::LANES,
             accumulate: false,
         };
-        let all = [Segment {
-            a: 0,
-            b: 0,
-            len: LEN,
-        }];
+        let all = [Segment { a: 0, b: 0, len: LEN }];
         for _ in 0..CALLS {
             // SAFETY: the operands were made for this tile.
             unsafe { run_tile::<S>(rows, vectors, &operands, &all) }

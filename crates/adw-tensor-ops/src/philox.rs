@@ -37,20 +37,13 @@ impl Stream {
     /// The four words at `position` of this stream.
     pub fn words(&self, position: u32) -> [u32; 4] {
         assert!(self.index < 1 << 24, "the purpose lies above the index");
-        let counter = [
-            position,
-            self.index | (self.purpose as u32) << 24,
-            self.iteration,
-            self.epoch,
-        ];
+        let counter = [position, self.index | (self.purpose as u32) << 24, self.iteration, self.epoch];
         philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }
 
     /// Numbers in the open interval (0, 1): `(word + 1/2) / 2^32`.
     pub fn uniform(self) -> impl Iterator<Item = f64> {
-        (0u32..)
-            .flat_map(move |p| self.words(p))
-            .map(|w| (f64::from(w) + 0.5) / 4_294_967_296.0)
+        (0u32..).flat_map(move |p| self.words(p)).map(|w| (f64::from(w) + 0.5) / 4_294_967_296.0)
     }
 
     /// Standard Gumbel numbers: `-ln(-ln u)`.
@@ -75,16 +68,8 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = u64::from(counter[0]) * 0xD251_1F53;
         let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
-        key = [
-            key[0].wrapping_add(0x9E37_79B9),
-            key[1].wrapping_add(0xBB67_AE85),
-        ];
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter
 }
@@ -97,16 +82,8 @@ mod tests {
     #[test]
     fn known_answers() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -119,13 +96,7 @@ mod tests {
     }
 
     fn stream() -> Stream {
-        Stream {
-            seed: 7,
-            purpose: Purpose::Other,
-            epoch: 1,
-            iteration: 2,
-            index: 3,
-        }
+        Stream { seed: 7, purpose: Purpose::Other, epoch: 1, iteration: 2, index: 3 }
     }
 
     #[test]
@@ -133,19 +104,10 @@ mod tests {
         let base = stream();
         let variants = [
             Stream { seed: 8, ..base },
-            Stream {
-                seed: 7 + (1 << 32),
-                ..base
-            },
-            Stream {
-                purpose: Purpose::WidthNoise,
-                ..base
-            },
+            Stream { seed: 7 + (1 << 32), ..base },
+            Stream { purpose: Purpose::WidthNoise, ..base },
             Stream { epoch: 0, ..base },
-            Stream {
-                iteration: 0,
-                ..base
-            },
+            Stream { iteration: 0, ..base },
             Stream { index: 0, ..base },
         ];
         for v in variants {
@@ -161,10 +123,7 @@ mod tests {
         let moments = |x: &mut dyn Iterator<Item = f64>| {
             let x: Vec<f64> = x.take(N).collect();
             let mean = x.iter().sum::<f64>() / N as f64;
-            (
-                mean,
-                x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / N as f64,
-            )
+            (mean, x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / N as f64)
         };
         let euler = 0.577_215_664_901_532_9;
         let gumbel_variance = std::f64::consts::PI.powi(2) / 6.0;
@@ -175,10 +134,7 @@ mod tests {
             (moments(&mut stream().normal()), (0.0, 1.0)),
         ] {
             assert!((mean - m).abs() < se(v), "mean {mean}, expected {m}");
-            assert!(
-                (variance / v - 1.0).abs() < 0.03,
-                "variance {variance}, expected {v}"
-            );
+            assert!((variance / v - 1.0).abs() < 0.03, "variance {variance}, expected {v}");
         }
     }
 }

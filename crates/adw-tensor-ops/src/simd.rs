@@ -143,11 +143,7 @@ impl<T: Element> Simd for Portable<T> {
     #[inline(always)]
     fn leaky(mut x: [T; 8], slope: [T; 8]) -> [T; 8] {
         for i in 0..8 {
-            x[i] = if x[i] > T::ZERO {
-                x[i]
-            } else {
-                x[i] * slope[i]
-            };
+            x[i] = if x[i] > T::ZERO { x[i] } else { x[i] * slope[i] };
         }
         x
     }
@@ -188,12 +184,11 @@ impl<T: Element> Simd for Portable<T> {
 mod x86 {
     use super::{Operands, Segment, Simd, tile};
     use std::arch::x86_64::{
-        __m256, __m512, _CMP_GT_OQ, _mm256_add_ps, _mm256_blendv_ps, _mm256_cmp_ps,
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps,
-        _mm256_maskstore_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-        _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_mask_mov_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
-        _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+        __m256, __m512, _CMP_GT_OQ, _mm256_add_ps, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_mask_mov_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     // SAFETY (of every block in this module that has no words of its own): the types are reached through `dispatch`
@@ -316,19 +311,13 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
             // SAFETY: n <= 8, so the window lies inside LANE_MASK; masked lanes are not read.
-            unsafe {
-                _mm256_maskload_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()))
-            }
+            unsafe { _mm256_maskload_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast())) }
         }
         #[inline(always)]
         unsafe fn store_first(p: *mut f32, v: __m256, n: usize) {
             // SAFETY: n <= 8, so the window lies inside LANE_MASK; masked lanes are not written.
             unsafe {
-                _mm256_maskstore_ps(
-                    p,
-                    _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()),
-                    v,
-                );
+                _mm256_maskstore_ps(p, _mm256_loadu_si256(LANE_MASK.as_ptr().add(8 - n).cast()), v);
             }
         }
         #[target_feature(enable = "avx2,fma")]
@@ -343,8 +332,8 @@ mod x86 {
 mod arm {
     use super::{Operands, Segment, Simd, tile};
     use std::arch::aarch64::{
-        float32x4_t, vaddq_f32, vbslq_f32, vcgtq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vmulq_f32,
-        vst1q_f32, vsubq_f32,
+        float32x4_t, vaddq_f32, vbslq_f32, vcgtq_f32, vdupq_n_f32, vfmaq_f32, vld1q_f32, vmulq_f32, vst1q_f32,
+        vsubq_f32,
     };
 
     #[derive(Clone, Copy)]

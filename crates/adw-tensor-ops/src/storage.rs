@@ -15,18 +15,9 @@ pub(crate) struct Reader<'a> {
 pub(crate) fn read<'a>(op: &'static str, what: &'static str, t: &'a Tensor) -> Result<Reader<'a>> {
     let (storage, layout) = t.storage_and_layout();
     if !layout.is_contiguous() {
-        return Err(Error::Shape {
-            op,
-            what,
-            got: t.shape().clone(),
-            expected: "a contiguous tensor".into(),
-        });
+        return Err(Error::Shape { op, what, got: t.shape().clone(), expected: "a contiguous tensor".into() });
     }
-    Ok(Reader {
-        op,
-        storage,
-        layout,
-    })
+    Ok(Reader { op, storage, layout })
 }
 
 impl Reader<'_> {
@@ -39,19 +30,10 @@ impl Reader<'_> {
 }
 
 /// The elements of a contiguous tensor, as a custom op gets it.
-pub(crate) fn cpu_slice<'a, T: WithDType>(
-    op: &'static str,
-    cpu: &'a CpuStorage,
-    layout: &Layout,
-) -> Result<&'a [T]> {
-    let data = cpu.as_slice::<T>().map_err(|_| Error::DType {
-        op,
-        got: cpu.dtype(),
-    })?;
-    let (start, end) = layout.contiguous_offsets().ok_or(Error::Argument {
-        op,
-        what: "a tensor is not contiguous".into(),
-    })?;
+pub(crate) fn cpu_slice<'a, T: WithDType>(op: &'static str, cpu: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let data = cpu.as_slice::<T>().map_err(|_| Error::DType { op, got: cpu.dtype() })?;
+    let (start, end) =
+        layout.contiguous_offsets().ok_or(Error::Argument { op, what: "a tensor is not contiguous".into() })?;
     Ok(&data[start..end])
 }
 

@@ -19,10 +19,7 @@ pub fn masks(widths: &[usize], max_width: usize, dtype: DType, device: &Device) 
             what: format!("width {w} is larger than the widest, {max_width}"),
         });
     }
-    let rows: Vec<f64> = widths
-        .iter()
-        .flat_map(|&w| (0..max_width).map(move |c| f64::from(u8::from(c < w))))
-        .collect();
+    let rows: Vec<f64> = widths.iter().flat_map(|&w| (0..max_width).map(move |c| f64::from(u8::from(c < w)))).collect();
     Ok(Tensor::from_vec(rows, (widths.len(), max_width), device)?.to_dtype(dtype)?)
 }
 
@@ -58,10 +55,7 @@ mod tests {
     fn gate_of_a_choice() {
         let masks = masks(&[2, 3, 4], 4, DType::F64, &Device::Cpu).unwrap();
         let choice = Tensor::new(&[0.5f64, 0.25, 0.25], &Device::Cpu).unwrap();
-        assert_eq!(
-            gate(&choice, &masks).unwrap().to_vec1::<f64>().unwrap(),
-            [1.0, 1.0, 0.5, 0.25]
-        );
+        assert_eq!(gate(&choice, &masks).unwrap().to_vec1::<f64>().unwrap(), [1.0, 1.0, 0.5, 0.25]);
         assert!(super::masks(&[5], 4, DType::F64, &Device::Cpu).is_err());
     }
 }

@@ -6,9 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use msd_data::{
-    Augmentation, BatchKey, Geometry, LabelMap, PatchSampler, Plan, Purpose, Volume, preprocess,
-};
+use msd_data::{Augmentation, BatchKey, Geometry, LabelMap, PatchSampler, Plan, Purpose, Volume, preprocess};
 use ndarray::{Array3, Array4};
 
 /// Makes one transform certain.
@@ -39,10 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (0..d * h * w).map(|_| noise()).collect()
     };
     let geometry = Geometry::new(shape, [1.0; 3]);
-    let image = Volume {
-        data: Array4::from_shape_vec((1, d, h, w), voxels)?,
-        geometry: geometry.clone(),
-    };
+    let image = Volume { data: Array4::from_shape_vec((1, d, h, w), voxels)?, geometry: geometry.clone() };
     // Structures of some voxels across, as organs are.
     let labels = Array3::from_shape_fn(shape, |(z, y, x)| ((z / 9 + y / 11 + x / 10) % 3) as u16);
     let plan: Plan = serde_json::from_value(serde_json::json!({
@@ -51,24 +46,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "normalization": ["z_score"], "use_mask_for_norm": [false], "intensity": [], "batch_dice": false,
         "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]
     }))?;
-    let case = Arc::new(preprocess(
-        image,
-        Some(LabelMap {
-            data: labels,
-            geometry,
-        }),
-        &plan,
-    )?);
+    let case = Arc::new(preprocess(image, Some(LabelMap { data: labels, geometry }), &plan)?);
     let time = |augmentation, patches: u64, drawn: bool| -> msd_data::Result<f64> {
         let sampler = PatchSampler::new(vec![Arc::clone(&case)], patch, 1, augmentation, &[false])?;
         let start = Clock::start();
         for iteration in 0..patches {
-            let key = BatchKey {
-                seed: 1,
-                purpose: Purpose::Weights,
-                epoch: 0,
-                iteration,
-            };
+            let key = BatchKey { seed: 1, purpose: Purpose::Weights, epoch: 0, iteration };
             if drawn {
                 sampler.drawn_batch(key)?;
             } else {
@@ -94,10 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, change) in each {
         let mut augmentation = Augmentation::none();
         change(&mut augmentation);
-        println!(
-            "{name}: {:.3} ms more",
-            (time(augmentation, few, false)? - none) * 1e3
-        );
+        println!("{name}: {:.3} ms more", (time(augmentation, few, false)? - none) * 1e3);
     }
     // Long enough for every transform to be drawn about as often as it should be.
     let many = (10 * few).max(200);

@@ -11,27 +11,16 @@ use ndarray::{Array3, Array4};
 use rayon::prelude::*;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let args: Vec<usize> = std::env::args()
-        .skip(1)
-        .map(|arg| arg.parse())
-        .collect::<Result<_, _>>()?;
+    let args: Vec<usize> = std::env::args().skip(1).map(|arg| arg.parse()).collect::<Result<_, _>>()?;
     let [d, h, w] = args.try_into().unwrap_or([300, 512, 512]);
-    for (slice_mm, target) in [
-        (2.5, [1.0, 0.8, 0.8]),
-        (2.0, [1.0, 0.8, 0.8]),
-        (2.0, [1.0, 0.7, 0.7]),
-    ] {
+    for (slice_mm, target) in [(2.5, [1.0, 0.8, 0.8]), (2.0, [1.0, 0.8, 0.8]), (2.0, [1.0, 0.7, 0.7])] {
         let geometry = Geometry::new([d, h, w], [slice_mm, 0.8, 0.8]);
         let image = Volume {
-            data: Array4::from_shape_fn((1, d, h, w), |(_, z, y, x)| {
-                ((z * 7 + y * 3 + x * 5) % 2000) as f32 - 1000.0
-            }),
+            data: Array4::from_shape_fn((1, d, h, w), |(_, z, y, x)| ((z * 7 + y * 3 + x * 5) % 2000) as f32 - 1000.0),
             geometry: geometry.clone(),
         };
         let labels = LabelMap {
-            data: Array3::from_shape_fn((d, h, w), |(z, y, x)| {
-                u16::from((z / 9 + y / 40 + x / 40) % 5 == 0)
-            }),
+            data: Array3::from_shape_fn((d, h, w), |(z, y, x)| u16::from((z / 9 + y / 40 + x / 40) % 5 == 0)),
             geometry,
         };
         let start = Instant::now();
@@ -42,11 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let peak = peak_bytes().unwrap_or(0);
         drop(case);
         let source = vec![1.0; d * h * w];
-        let axes = [d, h, w]
-            .iter()
-            .zip(shape)
-            .filter(|(a, b)| **a != *b)
-            .count();
+        let axes = [d, h, w].iter().zip(shape).filter(|(a, b)| **a != *b).count();
         let floor = copy_seconds(&source, shape.iter().product());
         println!(
             "{slice_mm} mm slices to {target:?} mm: {shape:?} in {seconds:.2} s; {axes} passes over memory take {:.2} s; peak \
@@ -65,13 +50,11 @@ fn copy_seconds(from: &[f32], n_out: usize) -> f64 {
     let start = Instant::now();
     let mut out = vec![0.0f32; n_out];
     let n = from.len() as f64 / n_out as f64;
-    out.par_chunks_mut(1 << 16)
-        .enumerate()
-        .for_each(|(i, chunk)| {
-            let first = ((i << 16) as f64 * n) as usize;
-            let source = from[first.min(from.len() - 1)..].iter().cycle();
-            chunk.iter_mut().zip(source).for_each(|(to, v)| *to = *v);
-        });
+    out.par_chunks_mut(1 << 16).enumerate().for_each(|(i, chunk)| {
+        let first = ((i << 16) as f64 * n) as usize;
+        let source = from[first.min(from.len() - 1)..].iter().cycle();
+        chunk.iter_mut().zip(source).for_each(|(to, v)| *to = *v);
+    });
     assert!(out.iter().step_by(4096).any(|v| *v != 0.0));
     start.elapsed().as_secs_f64()
 }
@@ -90,9 +73,7 @@ fn ct_plan(spacing_mm: [f64; 3]) -> Result<Plan, serde_json::Error> {
 
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 

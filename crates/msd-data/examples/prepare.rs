@@ -5,23 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use msd_data::{
-    Dataset, Memory, PlanOptions, fingerprint, plan, prepare_training_cases, store_training_cases,
-    training_cases_bytes,
+    Dataset, Memory, PlanOptions, fingerprint, plan, prepare_training_cases, store_training_cases, training_cases_bytes,
 };
 
 fn main() -> msd_data::Result<()> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
-    let folder = args
-        .next()
-        .unwrap_or_else(|| "data/Task04_Hippocampus".into());
+    let folder = args.next().unwrap_or_else(|| "data/Task04_Hippocampus".into());
     let store = args.next();
     let start = Instant::now();
     let dataset = Dataset::open(&folder)?;
-    let plan = plan(
-        &fingerprint(&dataset, Memory::unlimited())?,
-        &dataset,
-        &PlanOptions::default(),
-    )?;
+    let plan = plan(&fingerprint(&dataset, Memory::unlimited())?, &dataset, &PlanOptions::default())?;
     let planned = start.elapsed().as_secs_f64();
     println!(
         "planned in {planned:.2} s: patch {:?}, batch {}, strides {:?}",
@@ -34,10 +27,7 @@ fn main() -> msd_data::Result<()> {
             let cases = prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited())?;
             cases
                 .iter()
-                .map(|case| {
-                    4 * case.image.len() as u64
-                        + 2 * (case.image.len() / plan.modalities.len()) as u64
-                })
+                .map(|case| 4 * case.image.len() as u64 + 2 * (case.image.len() / plan.modalities.len()) as u64)
                 .sum()
         }
         Some(folder) => {
@@ -57,7 +47,5 @@ fn main() -> msd_data::Result<()> {
 
 fn size_of_files(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
-        .sum()
+    entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
 }

@@ -13,10 +13,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written to.
-pub fn write_atomically(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> Result<()> {
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> Result<()> {
     let written = aside(path).and_then(|aside| {
         let result = write_synced(&aside, write).and_then(|()| fs::rename(&aside, path));
         if result.is_err() {
@@ -28,10 +25,7 @@ pub fn write_atomically(
     written.map_err(Error::io(path))
 }
 
-fn write_synced(
-    aside: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
+fn write_synced(aside: &Path, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
     let mut out = BufWriter::new(File::create(aside)?);
     write(&mut out)?;
     out.into_inner()?.sync_all()
@@ -40,12 +34,9 @@ fn write_synced(
 /// A hidden name in the same folder, so that the rename stays within one file system. The same for every attempt: what
 /// a killed process leaves does not pile up.
 fn aside(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "this is not the name of a file",
-        )
-    })?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "this is not the name of a file"))?;
     let mut aside = OsString::from(".");
     aside.push(name);
     aside.push(".writing");
@@ -59,9 +50,7 @@ mod tests {
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-        entries
-            .map(|entry| entry.file_name().into_string().unwrap())
-            .collect()
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
     #[test]
@@ -82,11 +71,7 @@ mod tests {
     fn what_a_kill_left_is_overwritten_by_the_next_attempt() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.nii.gz");
-        fs::write(
-            dir.path().join(".a.nii.gz.writing"),
-            "a long half of something",
-        )
-        .unwrap();
+        fs::write(dir.path().join(".a.nii.gz.writing"), "a long half of something").unwrap();
         write_atomically(&path, |out| out.write_all(b"whole")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(names(dir.path()), ["a.nii.gz"]);

@@ -34,11 +34,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.severity == Severity::Error {
-            "error"
-        } else {
-            "warning"
-        };
+        let kind = if self.severity == Severity::Error { "error" } else { "warning" };
         write!(f, "{kind}: {}", self.message)
     }
 }
@@ -63,11 +59,7 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
     let json = dir.join("dataset.json").display().to_string();
     let mut problems = Vec::new();
     for file in dataset.listed_files().filter(|file| !file.is_file()) {
-        let missing = Error::MissingFile {
-            listed_in: json.clone(),
-            path: file.clone(),
-            others: 0,
-        };
+        let missing = Error::MissingFile { listed_in: json.clone(), path: file.clone(), others: 0 };
         problems.push(error(&missing));
     }
     let found = dataset.training.len();
@@ -75,19 +67,14 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
         problems.push(error(&Error::TooFewCases { found }));
     }
     if let Some(announced) = announced_cases(dir).filter(|&n| n != found) {
-        problems.push(warning(format!(
-            "{json}: numTraining is {announced}, but {found} cases are listed"
-        )));
+        problems.push(warning(format!("{json}: numTraining is {announced}, but {found} cases are listed")));
     }
     let listed: BTreeSet<_> = dataset.listed_files().collect();
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed));
     }
-    let cases: Vec<(Vec<Problem>, BTreeSet<u16>)> = dataset
-        .training
-        .par_iter()
-        .map(|case| check_case(&dataset, case))
-        .collect();
+    let cases: Vec<(Vec<Problem>, BTreeSet<u16>)> =
+        dataset.training.par_iter().map(|case| check_case(&dataset, case)).collect();
     let mut seen = BTreeSet::new();
     for (found, labels) in cases {
         problems.extend(found);
@@ -95,38 +82,21 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
     }
     // With unreadable cases a label may well occur in one of them.
     if problems.iter().all(|p| p.severity == Severity::Warning) {
-        for label in dataset
-            .labels
-            .iter()
-            .filter(|label| !seen.contains(&label.value))
-        {
-            problems.push(warning(format!(
-                "{json}: label {} ({}) occurs in no case",
-                label.value, label.name
-            )));
+        for label in dataset.labels.iter().filter(|label| !seen.contains(&label.value)) {
+            problems.push(warning(format!("{json}: label {} ({}) occurs in no case", label.value, label.name)));
         }
     }
-    let test: Vec<_> = dataset
-        .test
-        .par_iter()
-        .map(|case| check_image(&dataset, &case.image))
-        .collect();
+    let test: Vec<_> = dataset.test.par_iter().map(|case| check_image(&dataset, &case.image)).collect();
     problems.extend(test.into_iter().flatten());
     problems
 }
 
 fn error(error: &Error) -> Problem {
-    Problem {
-        severity: Severity::Error,
-        message: error.to_string(),
-    }
+    Problem { severity: Severity::Error, message: error.to_string() }
 }
 
 fn warning(message: String) -> Problem {
-    Problem {
-        severity: Severity::Warning,
-        message,
-    }
+    Problem { severity: Severity::Warning, message }
 }
 
 fn announced_cases(dir: &Path) -> Option<usize> {
@@ -137,25 +107,15 @@ fn announced_cases(dir: &Path) -> Option<usize> {
 
 fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
     let files = fs::read_dir(folder).ok()?;
-    let files =
-        files.filter_map(|entry| Some(entry.ok()?.path().components().collect::<PathBuf>()));
-    let mut extra: Vec<PathBuf> = files
-        .filter(|file| case_id(file).is_some() && !listed.contains(file))
-        .collect();
+    let files = files.filter_map(|entry| Some(entry.ok()?.path().components().collect::<PathBuf>()));
+    let mut extra: Vec<PathBuf> = files.filter(|file| case_id(file).is_some() && !listed.contains(file)).collect();
     extra.sort();
     let (first, n) = (extra.first()?.display(), extra.len());
-    Some(warning(format!(
-        "{n} files that dataset.json does not list, e.g. {first}: list them or remove them"
-    )))
+    Some(warning(format!("{n} files that dataset.json does not list, e.g. {first}: list them or remove them")))
 }
 
 fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
-    if !case
-        .image
-        .iter()
-        .chain([&case.label])
-        .all(|file| file.is_file())
-    {
+    if !case.image.iter().chain([&case.label]).all(|file| file.is_file()) {
         return (vec![], BTreeSet::new()); // reported as missing
     }
     let (image, labels) = match dataset.load_case(case) {
@@ -165,16 +125,11 @@ fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
     let mut problems = constant_channels(&case.image[0], &image);
     let seen: BTreeSet<u16> = labels.data.iter().copied().collect();
     if seen.iter().all(|&label| label == 0) {
-        problems.push(warning(format!(
-            "{}: no voxel is labelled",
-            case.label.display()
-        )));
+        problems.push(warning(format!("{}: no voxel is labelled", case.label.display())));
     }
     if let Some(mm) = displacement_mm(&image.geometry, &labels.geometry).filter(|&mm| mm > 0.1) {
         let (label, image) = (case.label.display(), case.image[0].display());
-        problems.push(warning(format!(
-            "{label}: lies up to {mm:.1} mm away from its image {image} in the scanner"
-        )));
+        problems.push(warning(format!("{label}: lies up to {mm:.1} mm away from its image {image} in the scanner")));
     }
     (problems, seen)
 }
@@ -191,29 +146,15 @@ fn check_image(dataset: &Dataset, files: &[PathBuf]) -> Vec<Problem> {
 
 fn constant_channels(path: &Path, image: &crate::nifti::Volume<f32>) -> Vec<Problem> {
     let channels = image.data.outer_iter().enumerate();
-    let constant =
-        channels.filter(|(_, channel)| channel.iter().all(|v| Some(v) == channel.first()));
-    constant
-        .map(|(c, _)| {
-            warning(format!(
-                "{}: every voxel of channel {c} is the same",
-                path.display()
-            ))
-        })
-        .collect()
+    let constant = channels.filter(|(_, channel)| channel.iter().all(|v| Some(v) == channel.first()));
+    constant.map(|(c, _)| warning(format!("{}: every voxel of channel {c} is the same", path.display()))).collect()
 }
 
 /// The largest distance between equal corners of two grids of one shape; `None` if a header holds no numbers.
 fn displacement_mm(a: &Geometry, b: &Geometry) -> Option<f64> {
     let [z, y, x] = a.shape.map(|n| (n - 1) as f64);
     let (a, b) = (a.affine(), b.affine());
-    let corners = (0..8).map(|bits| {
-        [
-            x * f64::from(bits & 1),
-            y * f64::from(bits >> 1 & 1),
-            z * f64::from(bits >> 2),
-        ]
-    });
+    let corners = (0..8).map(|bits| [x * f64::from(bits & 1), y * f64::from(bits >> 1 & 1), z * f64::from(bits >> 2)]);
     let apart = corners.map(|corner| {
         let squares = a.iter().zip(&b).map(|(a, b)| {
             let difference = (0..3).map(|i| (a[i] - b[i]) * corner[i]).sum::<f64>() + a[3] - b[3];

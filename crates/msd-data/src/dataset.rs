@@ -80,27 +80,17 @@ impl Dataset {
     /// [`Error::NotADataset`], [`Error::Json`], [`Error::DatasetJson`], [`Error::MissingFile`].
     pub fn open(dir: &Path) -> Result<Self> {
         let dataset = Self::parse(dir)?;
-        let missing: Vec<_> = dataset
-            .listed_files()
-            .filter(|file| !file.is_file())
-            .collect();
+        let missing: Vec<_> = dataset.listed_files().filter(|file| !file.is_file()).collect();
         if let Some((&first, others)) = missing.split_first() {
             let listed_in = dir.join("dataset.json").display().to_string();
-            return Err(Error::MissingFile {
-                listed_in,
-                path: first.clone(),
-                others: others.len(),
-            });
+            return Err(Error::MissingFile { listed_in, path: first.clone(), others: others.len() });
         }
         Ok(dataset)
     }
 
     /// Every file that `dataset.json` lists.
     pub(crate) fn listed_files(&self) -> impl Iterator<Item = &PathBuf> {
-        let training = self
-            .training
-            .iter()
-            .flat_map(|case| case.image.iter().chain([&case.label]));
+        let training = self.training.iter().flat_map(|case| case.image.iter().chain([&case.label]));
         training.chain(self.test.iter().flat_map(|case| &case.image))
     }
 
@@ -108,9 +98,7 @@ impl Dataset {
     pub(crate) fn parse(dir: &Path) -> Result<Self> {
         let path = dir.join("dataset.json");
         if !path.is_file() {
-            return Err(Error::NotADataset {
-                path: dir.to_path_buf(),
-            });
+            return Err(Error::NotADataset { path: dir.to_path_buf() });
         }
         let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
         Self::from_json(dir, &text)
@@ -123,32 +111,17 @@ impl Dataset {
     /// [`Error::Json`], [`Error::DatasetJson`], [`Error::Io`].
     pub fn from_json(dir: &Path, text: &str) -> Result<Self> {
         let path = dir.join("dataset.json");
-        let json: Description = serde_json::from_str(text).map_err(|cause| Error::Json {
-            path: path.clone(),
-            cause,
-        })?;
-        let wrong = |problem| Error::DatasetJson {
-            path: path.clone(),
-            problem,
-        };
+        let json: Description =
+            serde_json::from_str(text).map_err(|cause| Error::Json { path: path.clone(), cause })?;
+        let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let modalities = json.modalities().map_err(&wrong)?;
         let labels = json.labels().map_err(&wrong)?;
         let Files { training, test } = json.files(dir, modalities.len())?;
         let mut seen = BTreeSet::new();
         if let Some(twice) = training.iter().find(|case| !seen.insert(&case.id)) {
-            return Err(wrong(format!(
-                "training lists case {:?} twice; each case must be listed once",
-                twice.id
-            )));
+            return Err(wrong(format!("training lists case {:?} twice; each case must be listed once", twice.id)));
         }
-        Ok(Self {
-            root: dir.to_path_buf(),
-            name: dataset_name(dir, &json.name),
-            modalities,
-            labels,
-            training,
-            test,
-        })
+        Ok(Self { root: dir.to_path_buf(), name: dataset_name(dir, &json.name), modalities, labels, training, test })
     }
 
     /// Ids of the training cases, sorted.
@@ -162,12 +135,7 @@ impl Dataset {
     /// [`Error::Invalid`] if there is none.
     pub fn training_case(&self, id: &str) -> Result<&Case> {
         let found = self.training.iter().find(|case| case.id == id);
-        found.ok_or_else(|| {
-            Error::Invalid(format!(
-                "{}: no training case is called {id}",
-                self.root.display()
-            ))
-        })
+        found.ok_or_else(|| Error::Invalid(format!("{}: no training case is called {id}", self.root.display())))
     }
 
     /// The training cases called `ids`, in their order.
@@ -195,10 +163,7 @@ impl Dataset {
     pub fn load_case(&self, case: &Case) -> Result<(Volume<f32>, LabelMap)> {
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
-        check_same_grid(
-            (&case.image[0], &image.geometry),
-            (&case.label, &labels.geometry),
-        )?;
+        check_same_grid((&case.image[0], &image.geometry), (&case.label, &labels.geometry))?;
         self.check_label_values(&labels.data.view(), &case.label)?;
         Ok((image, labels))
     }
@@ -209,12 +174,7 @@ impl Dataset {
             return Ok(());
         };
         let voxels = labels.iter().filter(|&&v| v == value).count();
-        Err(Error::UnknownLabel {
-            path: path.to_path_buf(),
-            value,
-            voxels,
-            known: format!("0 to {highest}"),
-        })
+        Err(Error::UnknownLabel { path: path.to_path_buf(), value, voxels, known: format!("0 to {highest}") })
     }
 }
 
@@ -232,11 +192,7 @@ pub fn load_image(files: &[PathBuf], num_channels: usize) -> Result<Volume<f32>>
         if found == expected {
             return Ok(());
         }
-        Err(Error::ChannelCount {
-            path: path.to_path_buf(),
-            found,
-            expected,
-        })
+        Err(Error::ChannelCount { path: path.to_path_buf(), found, expected })
     };
     check_channels(first, image.data.shape()[0])?;
     if others.is_empty() {
@@ -266,11 +222,7 @@ fn check_same_grid(image: (&Path, &Geometry), label: (&Path, &Geometry)) -> Resu
         });
     }
     // Headers store f32; tools that rewrite them lose the last digits.
-    if a.spacing_mm
-        .iter()
-        .zip(b.spacing_mm)
-        .any(|(a, b)| (a - b).abs() > 1e-3 * a)
-    {
+    if a.spacing_mm.iter().zip(b.spacing_mm).any(|(a, b)| (a - b).abs() > 1e-3 * a) {
         return Err(Error::SpacingMismatch {
             image: image.to_path_buf(),
             label: label.to_path_buf(),
@@ -304,31 +256,17 @@ pub fn case_id(path: &Path) -> Option<String> {
     if name.starts_with('.') {
         return None;
     }
-    Some(
-        name.strip_suffix(".nii.gz")
-            .or_else(|| name.strip_suffix(".nii"))
-            .unwrap_or(name)
-            .to_owned(),
-    )
+    Some(name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii")).unwrap_or(name).to_owned())
 }
 
 fn dataset_name(dir: &Path, json_name: &str) -> String {
     let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-    let folder = resolved
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let numbered = [("Task", 2), ("Dataset", 3)]
-        .iter()
-        .any(|(prefix, digits)| {
-            let number = folder.strip_prefix(prefix).and_then(|s| s.get(..*digits));
-            number.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
-        });
-    if numbered || json_name.is_empty() {
-        folder
-    } else {
-        json_name.to_owned()
-    }
+    let folder = resolved.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let numbered = [("Task", 2), ("Dataset", 3)].iter().any(|(prefix, digits)| {
+        let number = folder.strip_prefix(prefix).and_then(|s| s.get(..*digits));
+        number.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+    });
+    if numbered || json_name.is_empty() { folder } else { json_name.to_owned() }
 }
 
 #[cfg(test)]

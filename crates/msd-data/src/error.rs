@@ -62,9 +62,7 @@ pub enum Error {
         problem: NiftiProblem,
     },
     /// Voxels are NaN or infinite.
-    #[error(
-        "{path}: {count} of {total} voxels are NaN or infinite; every voxel must be a finite number"
-    )]
+    #[error("{path}: {count} of {total} voxels are NaN or infinite; every voxel must be a finite number")]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -108,9 +106,7 @@ pub enum Error {
         expected: usize,
     },
     /// A label map holds a value that `dataset.json` does not name.
-    #[error(
-        "{path}: {voxels} voxels have label {value}, which dataset.json does not name (it names {known})"
-    )]
+    #[error("{path}: {voxels} voxels have label {value}, which dataset.json does not name (it names {known})")]
     UnknownLabel {
         /// The label file.
         path: PathBuf,
@@ -218,9 +214,7 @@ pub enum NiftiProblem {
         mm: [f64; 3],
     },
     /// A label map with a value that is no label.
-    #[error(
-        "{count} voxels are no label values (e.g. {example}); labels are whole numbers from 0 to 65535"
-    )]
+    #[error("{count} voxels are no label values (e.g. {example}); labels are whole numbers from 0 to 65535")]
     NotALabel {
         /// How many.
         count: usize,
@@ -234,24 +228,14 @@ pub enum NiftiProblem {
 
 impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |cause| Self::Io {
-            path: path.to_path_buf(),
-            cause,
-        }
+        move |cause| Self::Io { path: path.to_path_buf(), cause }
     }
 
     pub(crate) fn nifti(path: &Path, problem: NiftiProblem) -> Self {
-        Self::Nifti {
-            path: path.to_path_buf(),
-            problem,
-        }
+        Self::Nifti { path: path.to_path_buf(), problem }
     }
 }
 
 fn and_more(others: usize) -> String {
-    if others == 0 {
-        String::new()
-    } else {
-        format!(" (nor do {others} more)")
-    }
+    if others == 0 { String::new() } else { format!(" (nor do {others} more)") }
 }

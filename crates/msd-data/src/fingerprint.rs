@@ -51,10 +51,7 @@ pub struct IntensityStatistics {
 /// that does not fit into `memory`.
 pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     if dataset.training.is_empty() {
-        return Err(Error::Invalid(format!(
-            "{}: dataset.json lists no training case",
-            dataset.root.display()
-        )));
+        return Err(Error::Invalid(format!("{}: dataset.json lists no training case", dataset.root.display())));
     }
     // The image, its labels, and the values of one channel's foreground, at most all.
     let need = |case: &Case| {
@@ -67,9 +64,7 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()
-        .ok_or_else(|| Error::NoForeground {
-            dataset: dataset.name.clone(),
-        })?;
+        .ok_or_else(|| Error::NoForeground { dataset: dataset.name.clone() })?;
     let mut relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
     Ok(Fingerprint {
         spacings: cases.iter().map(|case| case.spacing_mm).collect(),
@@ -103,49 +98,30 @@ fn look_at(dataset: &Dataset, case: &Case) -> Result<CaseFacts> {
     let (image, labels) = dataset.load_case(case)?;
     let bounds = nonzero_bounds(&image.data.view());
     let shape_after_crop = bounds.map(|b| b.len());
-    let relative_size = shape_after_crop.iter().product::<usize>() as f64
-        / image.geometry.shape.iter().product::<usize>() as f64;
+    let relative_size =
+        shape_after_crop.iter().product::<usize>() as f64 / image.geometry.shape.iter().product::<usize>() as f64;
     // Labelled voxels outside the crop are as much foreground to us; nnU-Net drops them, but an image that is zero
     // where something is labelled is beyond both.
     let foreground = image.data.outer_iter().map(|channel| {
-        let values = channel
-            .iter()
-            .zip(&labels.data)
-            .filter(|&(_, &label)| label > 0)
-            .map(|(&v, _)| v);
+        let values = channel.iter().zip(&labels.data).filter(|&(_, &label)| label > 0).map(|(&v, _)| v);
         Foreground::of(values.collect())
     });
     let foreground = foreground.collect();
-    Ok(CaseFacts {
-        spacing_mm: image.geometry.spacing_mm,
-        shape_after_crop,
-        relative_size,
-        foreground,
-    })
+    Ok(CaseFacts { spacing_mm: image.geometry.spacing_mm, shape_after_crop, relative_size, foreground })
 }
 
 impl Foreground {
     fn of(mut values: Vec<f32>) -> Self {
         let n = values.len().max(1) as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-        let variance = values
-            .iter()
-            .map(|&v| (f64::from(v) - mean).powi(2))
-            .sum::<f64>()
-            / n;
+        let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
         values.sort_unstable_by(f32::total_cmp);
         if values.len() > MAX_SAMPLES {
             // Of the sorted values, so the extremes and every percentile stay where they are.
             let last = values.len() - 1;
-            values = (0..MAX_SAMPLES)
-                .map(|i| values[i * last / (MAX_SAMPLES - 1)])
-                .collect();
+            values = (0..MAX_SAMPLES).map(|i| values[i * last / (MAX_SAMPLES - 1)]).collect();
         }
-        Self {
-            mean,
-            variance,
-            sorted: values,
-        }
+        Self { mean, variance, sorted: values }
     }
 }
 
@@ -154,11 +130,7 @@ fn pool<'a>(cases: impl Iterator<Item = &'a Foreground>) -> Option<IntensityStat
     let cases: Vec<_> = cases.filter(|case| !case.sorted.is_empty()).collect();
     let n = cases.len() as f64;
     let mean = cases.iter().map(|case| case.mean).sum::<f64>() / n;
-    let variance = cases
-        .iter()
-        .map(|case| case.variance + (case.mean - mean).powi(2))
-        .sum::<f64>()
-        / n;
+    let variance = cases.iter().map(|case| case.variance + (case.mean - mean).powi(2)).sum::<f64>() / n;
     let weighted = |case: &&Foreground| {
         let weight = 1.0 / (n * case.sorted.len() as f64);
         case.sorted.iter().map(|&v| (v, weight)).collect::<Vec<_>>()
@@ -195,11 +167,7 @@ pub(crate) fn percentile(values: &mut [f64], q: f64) -> f64 {
     let (low, part) = (rank.floor() as usize, rank.fract());
     let (a, b) = (values[low], values[(low + 1).min(values.len() - 1)]);
     // From the nearer rank, which is what decides the last bit.
-    if part < 0.5 {
-        a + (b - a) * part
-    } else {
-        b - (b - a) * (1.0 - part)
-    }
+    if part < 0.5 { a + (b - a) * part } else { b - (b - a) * (1.0 - part) }
 }
 
 #[cfg(test)]
@@ -209,10 +177,7 @@ mod tests {
     #[test]
     fn percentiles_interpolate() {
         let mut values = [4.0, 1.0, 3.0, 2.0];
-        assert_eq!(
-            [0.0, 50.0, 100.0].map(|q| percentile(&mut values, q)),
-            [1.0, 2.5, 4.0]
-        );
+        assert_eq!([0.0, 50.0, 100.0].map(|q| percentile(&mut values, q)), [1.0, 2.5, 4.0]);
         assert!((percentile(&mut values, 10.0) - 1.3).abs() < 1e-12);
     }
 
@@ -220,10 +185,7 @@ mod tests {
     fn cases_weigh_the_same_whatever_their_size() {
         let (small, large) = (Foreground::of(vec![10.0]), Foreground::of(vec![0.0; 1000]));
         let stats = pool([&small, &large, &Foreground::of(vec![])].into_iter()).unwrap();
-        assert_eq!(
-            (stats.mean, stats.std, stats.min, stats.max),
-            (5.0, 5.0, 0.0, 10.0)
-        );
+        assert_eq!((stats.mean, stats.std, stats.min, stats.max), (5.0, 5.0, 0.0, 10.0));
         assert!(pool([&Foreground::of(vec![])].into_iter()).is_none());
     }
 }

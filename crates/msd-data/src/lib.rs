@@ -37,9 +37,7 @@ pub use metrics::{EvaluationOptions, Report, dice, evaluate_folder};
 pub use phantom::{PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use postprocess::{FoundPostprocessing, Postprocessing};
-pub use preprocess::{
-    CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess,
-};
+pub use preprocess::{CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess};
 pub use random::Purpose;
 pub use sampler::{BatchKey, DrawnBatch, PatchSampler, SampledBatch};
 pub use split::{Fold, five_folds, halves};

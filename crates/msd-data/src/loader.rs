@@ -71,13 +71,7 @@ impl<T: Send + 'static> Loader<T> {
         queue: usize,
     ) -> Self {
         let keys = Box::new(keys.into_iter());
-        let state = State {
-            keys,
-            started: 0,
-            fetched: 0,
-            ended: false,
-            ready: BTreeMap::new(),
-        };
+        let state = State { keys, started: 0, fetched: 0, ended: false, ready: BTreeMap::new() };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -89,11 +83,7 @@ impl<T: Send + 'static> Loader<T> {
             std::thread::spawn(move || while shared.work(true) {})
         };
         let threads = (0..num_threads).map(work).collect();
-        Self {
-            shared,
-            threads,
-            next: 0,
-        }
+        Self { shared, threads, next: 0 }
     }
 }
 
@@ -107,10 +97,7 @@ impl<T> Shared<T> {
     fn work(&self, bounded: bool) -> bool {
         let mut state = self.lock();
         while bounded && !state.ended && state.started >= state.fetched + self.queue {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         // The iterator of keys is a caller's code and may panic as well.
         let next_key = AssertUnwindSafe(|| if state.ended { None } else { state.keys.next() });
@@ -127,11 +114,7 @@ impl<T> Shared<T> {
         state.started += 1;
         drop(state);
         let made = key.and_then(|key| catch_unwind(AssertUnwindSafe(|| (self.make)(key))));
-        let result = made.unwrap_or_else(|panic| {
-            Err(Error::WorkerPanic {
-                message: message(panic.as_ref()),
-            })
-        });
+        let result = made.unwrap_or_else(|panic| Err(Error::WorkerPanic { message: message(panic.as_ref()) }));
         let mut state = self.lock();
         state.ended |= result.is_err();
         state.ready.insert(index, result);
@@ -142,8 +125,7 @@ impl<T> Shared<T> {
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without a message".to_owned())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }
 
 impl<T> Iterator for Loader<T> {
@@ -170,11 +152,7 @@ impl<T> Iterator for Loader<T> {
             if state.ended && self.next >= state.started {
                 return None;
             }
-            state = self
-                .shared
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

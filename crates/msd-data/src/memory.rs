@@ -106,10 +106,7 @@ impl Memory {
                 scope.spawn(worker);
             }
         });
-        let results = state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .results;
+        let results = state.into_inner().unwrap_or_else(PoisonError::into_inner).results;
         results.into_iter().flatten().collect()
     }
 
@@ -154,10 +151,7 @@ impl CaseBytes {
             per_voxel * shape.iter().map(|&n| n as u64).product::<u64>()
         };
         let prepared = bytes(resampled_shape(shape, spacing_mm, plan.spacing_mm));
-        Ok(Self {
-            prepared,
-            preparing: 2 * prepared.max(bytes(shape)),
-        })
+        Ok(Self { prepared, preparing: 2 * prepared.max(bytes(shape)) })
     }
 }
 
@@ -178,30 +172,19 @@ mod tests {
             now.fetch_sub(*n, SeqCst);
             Ok(*n)
         };
-        assert_eq!(
-            Memory::bytes(10).each(&items, |n| Ok(*n), work).unwrap(),
-            items
-        );
+        assert_eq!(Memory::bytes(10).each(&items, |n| Ok(*n), work).unwrap(), items);
         assert!(most.load(SeqCst) <= 10, "{most:?}");
 
         let begun = AtomicU64::new(0);
         let fail_at_3 = |n: &u64| {
             begun.fetch_add(1, SeqCst);
-            if *n == 3 {
-                Err(Error::Invalid("three".to_owned()))
-            } else {
-                Ok(())
-            }
+            if *n == 3 { Err(Error::Invalid("three".to_owned())) } else { Ok(()) }
         };
         let many: Vec<u64> = (0..1000).collect();
-        let error = Memory::bytes(1)
-            .each(&many, |_| Ok(1), fail_at_3)
-            .unwrap_err();
+        let error = Memory::bytes(1).each(&many, |_| Ok(1), fail_at_3).unwrap_err();
         assert_eq!(error.to_string(), "three");
         assert!(begun.load(SeqCst) < 1000);
-        let error = Memory::bytes(5)
-            .each(&[4u64, 6], |n| Ok(*n), |_| Ok(()))
-            .unwrap_err();
+        let error = Memory::bytes(5).each(&[4u64, 6], |n| Ok(*n), |_| Ok(())).unwrap_err();
         assert!(error.to_string().contains("raise --memory"), "{error}");
     }
 }

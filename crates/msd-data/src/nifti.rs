@@ -71,19 +71,11 @@ fn image(mut file: NiftiFile<'_>, path: &Path) -> Result<Volume<f32>> {
         v
     })?;
     if not_finite > 0 {
-        return Err(Error::NotFinite {
-            path: path.to_path_buf(),
-            count: not_finite,
-            total: voxels.len(),
-        });
+        return Err(Error::NotFinite { path: path.to_path_buf(), count: not_finite, total: voxels.len() });
     }
     let [z, y, x] = file.geometry.shape;
-    let data =
-        Array4::from_shape_vec((file.channels, z, y, x), voxels).expect("as many voxels were read");
-    Ok(Volume {
-        data,
-        geometry: file.geometry,
-    })
+    let data = Array4::from_shape_vec((file.channels, z, y, x), voxels).expect("as many voxels were read");
+    Ok(Volume { data, geometry: file.geometry })
 }
 
 /// Reads a label map of any integer or float type. Values within 1e-4 of a whole number count as that number.
@@ -108,10 +100,7 @@ fn labels(mut file: NiftiFile<'_>, path: &Path) -> Result<LabelMap> {
     if file.channels != 1 {
         let dim = file.dim;
         let expected = "one volume of three dimensions for a label map";
-        return Err(Error::nifti(
-            path,
-            NiftiProblem::Dimensions { dim, expected },
-        ));
+        return Err(Error::nifti(path, NiftiProblem::Dimensions { dim, expected }));
     }
     let mut voxels = Vec::new();
     let (mut not_finite, mut odd, mut example) = (0, 0, 0.0);
@@ -128,27 +117,13 @@ fn labels(mut file: NiftiFile<'_>, path: &Path) -> Result<LabelMap> {
         label as u16
     })?;
     if not_finite > 0 {
-        return Err(Error::NotFinite {
-            path: path.to_path_buf(),
-            count: not_finite,
-            total: voxels.len(),
-        });
+        return Err(Error::NotFinite { path: path.to_path_buf(), count: not_finite, total: voxels.len() });
     }
     if odd > 0 {
-        return Err(Error::nifti(
-            path,
-            NiftiProblem::NotALabel {
-                count: odd,
-                example,
-            },
-        ));
+        return Err(Error::nifti(path, NiftiProblem::NotALabel { count: odd, example }));
     }
-    let data =
-        Array3::from_shape_vec(file.geometry.shape, voxels).expect("as many voxels were read");
-    Ok(LabelMap {
-        data,
-        geometry: file.geometry,
-    })
+    let data = Array3::from_shape_vec(file.geometry.shape, voxels).expect("as many voxels were read");
+    Ok(LabelMap { data, geometry: file.geometry })
 }
 
 /// Reads only the header: the grid and the number of channels.
@@ -165,67 +140,39 @@ pub fn read_geometry(path: impl AsRef<Path>) -> Result<(Geometry, usize)> {
 ///
 /// # Errors
 /// [`Error::Shape`] if the labels do not fit the geometry, [`NiftiProblem::Extension`], [`Error::Io`].
-pub fn write_labels(
-    path: impl AsRef<Path>,
-    labels: &ArrayView3<u16>,
-    geometry: &Geometry,
-) -> Result<()> {
+pub fn write_labels(path: impl AsRef<Path>, labels: &ArrayView3<u16>, geometry: &Geometry) -> Result<()> {
     check_shape("label map", labels.shape(), geometry)?;
     let wide = labels.iter().any(|&v| v > 255);
     let (code, bits) = if wide { (512, 16) } else { (2, 8) };
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(1, code, bits);
-    write_file(
-        path.as_ref(),
-        &header,
-        Compression::default(),
-        labels.iter().copied(),
-        |v, out| match (wide, big) {
-            (false, _) => out.push(v as u8),
-            (true, false) => out.extend(v.to_le_bytes()),
-            (true, true) => out.extend(v.to_be_bytes()),
-        },
-    )
+    write_file(path.as_ref(), &header, Compression::default(), labels.iter().copied(), |v, out| match (wide, big) {
+        (false, _) => out.push(v as u8),
+        (true, false) => out.extend(v.to_le_bytes()),
+        (true, true) => out.extend(v.to_be_bytes()),
+    })
 }
 
 /// Writes an image as f32, 3D for one channel, else 4D. The file appears whole or not at all.
 ///
 /// # Errors
 /// As [`write_labels`].
-pub fn write_image(
-    path: impl AsRef<Path>,
-    image: &ArrayView4<f32>,
-    geometry: &Geometry,
-) -> Result<()> {
+pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &Geometry) -> Result<()> {
     check_shape("image", &image.shape()[1..], geometry)?;
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(image.shape()[0], 16, 32);
     // Noise does not compress: more effort costs seconds per volume and saves a few percent.
     let level = Compression::fast();
-    write_file(
-        path.as_ref(),
-        &header,
-        level,
-        image.iter().copied(),
-        |v, out| {
-            out.extend(if big {
-                v.to_be_bytes()
-            } else {
-                v.to_le_bytes()
-            });
-        },
-    )
+    write_file(path.as_ref(), &header, level, image.iter().copied(), |v, out| {
+        out.extend(if big { v.to_be_bytes() } else { v.to_le_bytes() });
+    })
 }
 
 fn check_shape(what: &'static str, found: &[usize], geometry: &Geometry) -> Result<()> {
     if found == geometry.shape {
         return Ok(());
     }
-    Err(Error::Shape {
-        what,
-        found: found.to_vec(),
-        expected: geometry.shape.to_vec(),
-    })
+    Err(Error::Shape { what, found: found.to_vec(), expected: geometry.shape.to_vec() })
 }
 
 fn write_file<T>(

@@ -82,36 +82,22 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         .map(|i| {
             let (image, labels, geometry) = anatomy.case(options, i);
             let set = if i < options.num_cases { "Tr" } else { "Ts" };
-            write_image(
-                dir.join(format!("images{set}/{}", file_name(i))),
-                &image.view(),
-                &geometry,
-            )?;
-            write_labels(
-                dir.join(format!("labels{set}/{}", file_name(i))),
-                &labels.view(),
-                &geometry,
-            )
+            write_image(dir.join(format!("images{set}/{}", file_name(i))), &image.view(), &geometry)?;
+            write_labels(dir.join(format!("labels{set}/{}", file_name(i))), &labels.view(), &geometry)
         })
         .collect();
     written.into_iter().collect::<Result<()>>()?;
     let numbered = |names: Vec<String>| -> serde_json::Map<_, _> {
-        names
-            .into_iter()
-            .enumerate()
-            .map(|(i, name)| (i.to_string(), name.into()))
-            .collect()
+        names.into_iter().enumerate().map(|(i, name)| (i.to_string(), name.into())).collect()
     };
     let modalities = match options.num_modalities {
         1 => vec!["MRI".to_owned()],
         n => (1..=n).map(|i| format!("MR{i}")).collect(),
     };
-    let labels = std::iter::once("background".to_owned())
-        .chain((1..=options.num_labels).map(|i| format!("organ {i}")));
+    let labels = std::iter::once("background".to_owned()).chain((1..=options.num_labels).map(|i| format!("organ {i}")));
     let image = |set: &str, i| format!("./images{set}/{}", file_name(i));
-    let training = (0..options.num_cases).map(|i| {
-        serde_json::json!({"image": image("Tr", i), "label": format!("./labelsTr/{}", file_name(i))})
-    });
+    let training = (0..options.num_cases)
+        .map(|i| serde_json::json!({"image": image("Tr", i), "label": format!("./labelsTr/{}", file_name(i))}));
     let json = serde_json::json!({
         "name": "Phantom",
         "description": "Synthetic volumes; no patient data",
@@ -124,9 +110,7 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         "training": training.collect::<Vec<_>>(),
         "test": (options.num_cases..total).map(|i| image("Ts", i)).collect::<Vec<_>>(),
     });
-    write_atomically(&dir.join("dataset.json"), |file| {
-        Ok(serde_json::to_writer_pretty(file, &json)?)
-    })
+    write_atomically(&dir.join("dataset.json"), |file| Ok(serde_json::to_writer_pretty(file, &json)?))
 }
 
 fn file_name(case: usize) -> String {
@@ -136,26 +120,14 @@ fn file_name(case: usize) -> String {
 fn check(options: &PhantomOptions) -> Result<()> {
     let wrong = |what: String| Err(Error::Invalid(format!("phantom: {what}")));
     if options.shape.iter().any(|n| !(4..=1024).contains(n)) {
-        return wrong(format!(
-            "shape {:?}; each edge from 4 to 1024 voxels",
-            options.shape
-        ));
+        return wrong(format!("shape {:?}; each edge from 4 to 1024 voxels", options.shape));
     }
-    if options
-        .spacing_mm
-        .iter()
-        .any(|mm| !mm.is_finite() || *mm <= 0.0)
-    {
-        return wrong(format!(
-            "spacing_mm {:?}; each must be a positive number",
-            options.spacing_mm
-        ));
+    if options.spacing_mm.iter().any(|mm| !mm.is_finite() || *mm <= 0.0) {
+        return wrong(format!("spacing_mm {:?}; each must be a positive number", options.spacing_mm));
     }
     if !(1..=100).contains(&options.num_labels) || !(1..=16).contains(&options.num_modalities) {
         let (labels, modalities) = (options.num_labels, options.num_modalities);
-        return wrong(format!(
-            "{labels} labels and {modalities} modalities; possible are 1 to 100 and 1 to 16"
-        ));
+        return wrong(format!("{labels} labels and {modalities} modalities; possible are 1 to 100 and 1 to 16"));
     }
     Ok(())
 }
@@ -213,15 +185,10 @@ impl Anatomy {
         let brightness = (0..options.num_modalities).map(|_| {
             let mut levels = vec![100.0];
             for organ in &organs {
-                let contrast =
-                    rng.random_range(25.0..45.0) * if rng.random_bool(0.5) { 1.0 } else { -1.0 };
+                let contrast = rng.random_range(25.0..45.0) * if rng.random_bool(0.5) { 1.0 } else { -1.0 };
                 levels.push(100.0 + contrast);
                 // Halves differ by less than the noise; a core stands out.
-                let step = if matches!(organ.parts, Parts::Nested) {
-                    -0.8 * contrast
-                } else {
-                    0.05 * contrast
-                };
+                let step = if matches!(organ.parts, Parts::Nested) { -0.8 * contrast } else { 0.05 * contrast };
                 levels.push(100.0 + contrast + step);
             }
             levels
@@ -232,14 +199,10 @@ impl Anatomy {
 
     fn case(&self, options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
         let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
-        let shape = options
-            .shape
-            .map(|n| ((n as f32 * rng.random_range(0.9..1.1)).round() as usize).max(4));
+        let shape = options.shape.map(|n| ((n as f32 * rng.random_range(0.9..1.1)).round() as usize).max(4));
         let deformation = Waves::new(0.09, 3.5, rng);
         let organs: Vec<Organ> = self.organs.iter().map(|organ| organ.vary(rng)).collect();
-        let blobs: Vec<Organ> = (0..=2 * organs.len())
-            .map(|_| Organ::blob(&organs, rng))
-            .collect();
+        let blobs: Vec<Organ> = (0..=2 * organs.len()).map(|_| Organ::blob(&organs, rng)).collect();
         let mut labels = Array3::zeros(shape);
         // The label whose brightness a voxel has; differs from its label in blobs.
         let mut tissue = Array3::<u16>::zeros(shape);
@@ -256,16 +219,10 @@ impl Anatomy {
         for (mut channel, levels) in image.axis_iter_mut(Axis(0)).zip(&self.brightness) {
             let gain = rng.random_range(0.85f32..1.15);
             channel.assign(&tissue.mapv(|t| levels[usize::from(t)]));
-            let values = channel
-                .as_slice_mut()
-                .expect("a channel of a new array is contiguous");
+            let values = channel.as_slice_mut().expect("a channel of a new array is contiguous");
             blur(values, shape, [0.7; 3]);
             for (i, v) in values.iter_mut().enumerate() {
-                let zyx = [
-                    i / (shape[1] * shape[2]),
-                    i / shape[2] % shape[1],
-                    i % shape[2],
-                ];
+                let zyx = [i / (shape[1] * shape[2]), i / shape[2] % shape[1], i % shape[2]];
                 let p = [0, 1, 2].map(|a| (2.0 * zyx[a] as f32 + 1.0) / shape[a] as f32 - 1.0);
                 *v *= gain * (1.0 + bias.at(p)[0]);
             }
@@ -280,11 +237,7 @@ impl Organ {
     fn vary(&self, rng: &mut impl Rng) -> Self {
         let centre = self.centre.map(|c| c + rng.random_range(-0.07..0.07));
         let radii = self.radii.map(|r| r * rng.random_range(0.85..1.15));
-        Self {
-            centre,
-            radii,
-            ..*self
-        }
+        Self { centre, radii, ..*self }
     }
 
     /// A small ball as bright as one of `organs`, without a label of its own.
@@ -292,12 +245,7 @@ impl Organ {
         let like = organs[rng.random_range(0..organs.len())];
         let radius = like.radii[2] * rng.random_range(0.4..0.8);
         let centre = [0; 3].map(|_| rng.random_range(-0.95..0.95));
-        Self {
-            centre,
-            radii: [radius; 3],
-            first_label: like.first_label,
-            parts: Parts::Whole,
-        }
+        Self { centre, radii: [radius; 3], first_label: like.first_label, parts: Parts::Whole }
     }
 
     fn label(&self, p: Point) -> Option<u16> {
@@ -324,23 +272,17 @@ impl Waves {
         let wave = |_| {
             let direction = [0; 3].map(|_| rng.random_range(-frequency..frequency) * TAU / 4.0);
             let phase = rng.random_range(0.0..TAU);
-            (
-                direction,
-                phase,
-                [0; 3].map(|_| rng.random_range(-amplitude..amplitude)),
-            )
+            (direction, phase, [0; 3].map(|_| rng.random_range(-amplitude..amplitude)))
         };
         Self((0..5).map(wave).collect())
     }
 
     fn at(&self, p: Point) -> Point {
-        self.0
-            .iter()
-            .fold([0.0; 3], |sum, (direction, phase, amplitude)| {
-                let angle: f32 = direction.iter().zip(p).map(|(d, p)| d * p).sum::<f32>() + phase;
-                let s = angle.sin();
-                [0, 1, 2].map(|a| sum[a] + amplitude[a] * s)
-            })
+        self.0.iter().fold([0.0; 3], |sum, (direction, phase, amplitude)| {
+            let angle: f32 = direction.iter().zip(p).map(|(d, p)| d * p).sum::<f32>() + phase;
+            let s = angle.sin();
+            [0, 1, 2].map(|a| sum[a] + amplitude[a] * s)
+        })
     }
 }
 

@@ -98,11 +98,7 @@ pub struct PlanOptions {
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self {
-            gpu_memory_gb: 8.0,
-            spacing_mm: None,
-            batch_size: None,
-        }
+        Self { gpu_memory_gb: 8.0, spacing_mm: None, batch_size: None }
     }
 }
 
@@ -112,42 +108,23 @@ impl Default for PlanOptions {
 /// [`Error::Invalid`] if an option is no positive number or the fingerprint is of no case.
 pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions) -> Result<Plan> {
     check(fingerprint, options)?;
-    let spacing = options
-        .spacing_mm
-        .unwrap_or_else(|| target_spacing(fingerprint));
+    let spacing = options.spacing_mm.unwrap_or_else(|| target_spacing(fingerprint));
     let median = median_resampled_shape(fingerprint, spacing);
     let coarsest = first_argmax(spacing);
     let mut transpose_forward = [coarsest, 0, 0];
-    for (slot, axis) in transpose_forward[1..]
-        .iter_mut()
-        .zip((0..3).filter(|&axis| axis != coarsest))
-    {
+    for (slot, axis) in transpose_forward[1..].iter_mut().zip((0..3).filter(|&axis| axis != coarsest)) {
         *slot = axis;
     }
     let mut transpose_backward = [0; 3];
     for (i, &axis) in transpose_forward.iter().enumerate() {
         transpose_backward[axis] = i;
     }
-    let (spacing_mm, median_shape) = (
-        transpose_forward.map(|a| spacing[a]),
-        transpose_forward.map(|a| median[a]),
-    );
+    let (spacing_mm, median_shape) = (transpose_forward.map(|a| spacing[a]), transpose_forward.map(|a| median[a]));
 
-    let network = NetworkPlan::of(
-        spacing_mm,
-        median_shape,
-        dataset.training.len(),
-        dataset.labels.len(),
-        options,
-    );
-    let normalization: Vec<_> = dataset
-        .modalities
-        .iter()
-        .map(|name| Normalization::for_modality(name))
-        .collect();
-    let mask = |n: &Normalization| {
-        *n == Normalization::ZScore && fingerprint.median_relative_size_after_cropping < 0.75
-    };
+    let network = NetworkPlan::of(spacing_mm, median_shape, dataset.training.len(), dataset.labels.len(), options);
+    let normalization: Vec<_> = dataset.modalities.iter().map(|name| Normalization::for_modality(name)).collect();
+    let mask =
+        |n: &Normalization| *n == Normalization::ZScore && fingerprint.median_relative_size_after_cropping < 0.75;
     Ok(Plan {
         dataset_name: dataset.name.clone(),
         modalities: dataset.modalities.clone(),
@@ -174,10 +151,7 @@ impl Plan {
     /// [`Error::Io`], [`Error::Json`].
     pub fn load(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        serde_json::from_str(&text).map_err(|cause| Error::Json {
-            path: path.to_path_buf(),
-            cause,
-        })
+        serde_json::from_str(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
     }
 
     /// Writes a `plan.json`, whole or not at all.
@@ -197,34 +171,18 @@ struct NetworkPlan {
 }
 
 impl NetworkPlan {
-    fn of(
-        spacing: [f64; 3],
-        median: [f64; 3],
-        num_cases: usize,
-        num_labels: usize,
-        options: &PlanOptions,
-    ) -> Self {
+    fn of(spacing: [f64; 3], median: [f64; 3], num_cases: usize, num_labels: usize, options: &PlanOptions) -> Self {
         let reference = 560e6 * options.gpu_memory_gb / 8.0;
         let (topology, elements) = fit_to_memory(spacing, median, num_labels, reference);
         let patch_voxels = volume(topology.patch);
         let by_memory = (2.0 * reference / elements).round_ties_even();
         // No batch shows more than a twentieth of the dataset.
-        let by_dataset =
-            (0.05 * volume(median) * num_cases as f64 / patch_voxels).round_ties_even();
+        let by_dataset = (0.05 * volume(median) * num_cases as f64 / patch_voxels).round_ties_even();
         let batch_size = by_memory.min(by_dataset).max(2.0) as usize;
-        let low_resolution_exists =
-            low_resolution_exists(spacing, median, patch_voxels, |spacing, median| {
-                volume(
-                    fit_to_memory(spacing, median, num_labels, reference)
-                        .0
-                        .patch,
-                )
-            });
-        Self {
-            topology,
-            batch_size,
-            low_resolution_exists,
-        }
+        let low_resolution_exists = low_resolution_exists(spacing, median, patch_voxels, |spacing, median| {
+            volume(fit_to_memory(spacing, median, num_labels, reference).0.patch)
+        });
+        Self { topology, batch_size, low_resolution_exists }
     }
 }
 
@@ -236,18 +194,11 @@ fn low_resolution_exists(
     full_patch_voxels: f64,
     patch_voxels: impl Fn([f64; 3], [f64; 3]) -> f64,
 ) -> bool {
-    let (mut spacing, mut in_patch, mut in_case) =
-        (full_spacing, full_patch_voxels, volume(full_median));
+    let (mut spacing, mut in_patch, mut in_case) = (full_spacing, full_patch_voxels, volume(full_median));
     while in_patch / in_case < 0.25 {
         let coarsest = spacing.iter().copied().fold(f64::MIN, f64::max);
         let anisotropic = spacing.iter().any(|s| coarsest / s > 2.0);
-        spacing = spacing.map(|s| {
-            if !anisotropic || coarsest / s > 2.0 {
-                s * 1.03
-            } else {
-                s
-            }
-        });
+        spacing = spacing.map(|s| if !anisotropic || coarsest / s > 2.0 { s * 1.03 } else { s });
         let median = [0, 1, 2].map(|i| full_spacing[i] / spacing[i] * full_median[i]);
         in_case = volume(median);
         in_patch = patch_voxels(spacing, median.map(f64::round_ties_even));
@@ -258,27 +209,15 @@ fn low_resolution_exists(
 fn check(fingerprint: &Fingerprint, options: &PlanOptions) -> Result<()> {
     let positive = |v: f64| v.is_finite() && v > 0.0;
     if !positive(options.gpu_memory_gb) {
-        return Err(Error::Invalid(format!(
-            "gpu_memory_gb is {}; expected a positive number",
-            options.gpu_memory_gb
-        )));
+        return Err(Error::Invalid(format!("gpu_memory_gb is {}; expected a positive number", options.gpu_memory_gb)));
     }
-    if let Some(mm) = options
-        .spacing_mm
-        .filter(|mm| !mm.iter().all(|&v| positive(v)))
-    {
-        return Err(Error::Invalid(format!(
-            "spacing_mm is {mm:?}; expected three positive numbers"
-        )));
+    if let Some(mm) = options.spacing_mm.filter(|mm| !mm.iter().all(|&v| positive(v))) {
+        return Err(Error::Invalid(format!("spacing_mm is {mm:?}; expected three positive numbers")));
     }
     if options.batch_size == Some(0) {
-        return Err(Error::Invalid(
-            "batch_size is 0; expected at least 1".to_owned(),
-        ));
+        return Err(Error::Invalid("batch_size is 0; expected at least 1".to_owned()));
     }
-    if fingerprint.spacings.is_empty()
-        || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len()
-    {
+    if fingerprint.spacings.is_empty() || fingerprint.spacings.len() != fingerprint.shapes_after_crop.len() {
         return Err(Error::Invalid(
             "the fingerprint is of no case; expected one spacing and shape per case".to_owned(),
         ));
@@ -289,51 +228,27 @@ fn check(fingerprint: &Fingerprint, options: &PlanOptions) -> Result<()> {
 /// The median voxel size, except along an axis that is much coarser *and* much shorter than the others: there the
 /// 10th percentile, so that most cases are not thinned further.
 fn target_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
-    let along = |axis: usize| {
-        fingerprint
-            .spacings
-            .iter()
-            .map(|mm| mm[axis])
-            .collect::<Vec<_>>()
-    };
+    let along = |axis: usize| fingerprint.spacings.iter().map(|mm| mm[axis]).collect::<Vec<_>>();
     let mut target = [0, 1, 2].map(|axis| percentile(&mut along(axis), 50.0));
     let sizes = [0, 1, 2].map(|axis| {
-        percentile(
-            &mut fingerprint
-                .shapes_after_crop
-                .iter()
-                .map(|s| s[axis] as f64)
-                .collect::<Vec<_>>(),
-            50.0,
-        )
+        percentile(&mut fingerprint.shapes_after_crop.iter().map(|s| s[axis] as f64).collect::<Vec<_>>(), 50.0)
     });
     let worst = first_argmax(target);
     let others = [0, 1, 2].into_iter().filter(|&axis| axis != worst);
-    let coarsest_other = others
-        .clone()
-        .map(|axis| target[axis])
-        .fold(f64::MIN, f64::max);
+    let coarsest_other = others.clone().map(|axis| target[axis]).fold(f64::MIN, f64::max);
     let shortest_other = others.map(|axis| sizes[axis]).fold(f64::MAX, f64::min);
     if target[worst] > 3.0 * coarsest_other && 3.0 * sizes[worst] < shortest_other {
         let fine = percentile(&mut along(worst), 10.0);
-        target[worst] = if fine < coarsest_other {
-            coarsest_other + 1e-5
-        } else {
-            fine
-        };
+        target[worst] = if fine < coarsest_other { coarsest_other + 1e-5 } else { fine };
     }
     target
 }
 
 fn median_resampled_shape(fingerprint: &Fingerprint, target: [f64; 3]) -> [f64; 3] {
     [0, 1, 2].map(|axis| {
-        let cases = fingerprint
-            .spacings
-            .iter()
-            .zip(&fingerprint.shapes_after_crop);
-        let mut sizes: Vec<f64> = cases
-            .map(|(mm, shape)| (mm[axis] / target[axis] * shape[axis] as f64).round_ties_even())
-            .collect();
+        let cases = fingerprint.spacings.iter().zip(&fingerprint.shapes_after_crop);
+        let mut sizes: Vec<f64> =
+            cases.map(|(mm, shape)| (mm[axis] / target[axis] * shape[axis] as f64).round_ties_even()).collect();
         percentile(&mut sizes, 50.0)
     })
 }

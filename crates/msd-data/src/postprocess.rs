@@ -67,65 +67,39 @@ impl Postprocessing {
         let mut found = Self::default();
         let before = found.mean_dice(&files, &labels)?;
         let mut best = before.clone();
-        let candidates = labels
-            .iter()
-            .filter(|_| labels.len() > 1)
-            .map(|&label| Structure::Label(label));
+        let candidates = labels.iter().filter(|_| labels.len() > 1).map(|&label| Structure::Label(label));
         for candidate in std::iter::once(Structure::Foreground).chain(candidates) {
             let mut tried = found.clone();
             tried.keep_largest.push(candidate);
             let dice = tried.mean_dice(&files, &labels)?;
             let mean = |dice: &BTreeMap<u16, f64>| dice.values().sum::<f64>() / dice.len() as f64;
             let helps = match candidate {
-                Structure::Foreground => {
-                    mean(&dice) > mean(&best) && labels.iter().all(|l| dice[l] >= best[l])
-                }
+                Structure::Foreground => mean(&dice) > mean(&best) && labels.iter().all(|l| dice[l] >= best[l]),
                 Structure::Label(label) => dice[&label] > best[&label],
             };
             if helps {
                 (found, best) = (tried, dice);
             }
         }
-        let dice = before
-            .into_iter()
-            .map(|(label, dice)| (label, [dice, best[&label]]));
-        Ok(FoundPostprocessing {
-            postprocessing: found,
-            dice: dice.collect(),
-        })
+        let dice = before.into_iter().map(|(label, dice)| (label, [dice, best[&label]]));
+        Ok(FoundPostprocessing { postprocessing: found, dice: dice.collect() })
     }
 
     /// Mean Dice of each label over the cases where it is a number.
-    fn mean_dice(
-        &self,
-        files: &[(PathBuf, PathBuf)],
-        labels: &[u16],
-    ) -> Result<BTreeMap<u16, f64>> {
+    fn mean_dice(&self, files: &[(PathBuf, PathBuf)], labels: &[u16]) -> Result<BTreeMap<u16, f64>> {
         let case = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<Vec<f64>> {
-            let (mut prediction, reference) =
-                (read_labels(prediction)?.data, read_labels(reference)?.data);
+            let (mut prediction, reference) = (read_labels(prediction)?.data, read_labels(reference)?.data);
             self.apply(&mut prediction);
-            labels
-                .iter()
-                .map(|&label| dice(&prediction.view(), &reference.view(), label))
-                .collect()
+            labels.iter().map(|&label| dice(&prediction.view(), &reference.view(), label)).collect()
         };
         let cases: Vec<_> = files.par_iter().map(case).collect();
         let cases = cases.into_iter().collect::<Result<Vec<_>>>()?;
         let mean = |i: usize| {
-            let dice: Vec<f64> = cases
-                .iter()
-                .map(|case| case[i])
-                .filter(|dice| !dice.is_nan())
-                .collect();
+            let dice: Vec<f64> = cases.iter().map(|case| case[i]).filter(|dice| !dice.is_nan()).collect();
             // A label that occurs nowhere must not make every comparison with NaN false.
             dice.iter().sum::<f64>() / dice.len().max(1) as f64
         };
-        Ok(labels
-            .iter()
-            .enumerate()
-            .map(|(i, &label)| (label, mean(i)))
-            .collect())
+        Ok(labels.iter().enumerate().map(|(i, &label)| (label, mean(i))).collect())
     }
 
     /// Reads a `postprocessing.json`.
@@ -134,10 +108,7 @@ impl Postprocessing {
     /// [`Error::Io`], [`Error::Json`].
     pub fn load(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        serde_json::from_str(&text).map_err(|cause| Error::Json {
-            path: path.to_path_buf(),
-            cause,
-        })
+        serde_json::from_str(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
     }
 
     /// Writes a `postprocessing.json`, whole or not at all.
@@ -151,9 +122,7 @@ impl Postprocessing {
 
 /// The labels above 0 that occur in any of the files.
 fn labels_in(files: &[(PathBuf, PathBuf)]) -> Result<BTreeSet<u16>> {
-    let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> {
-        Ok(read_labels(path)?.data.into_iter().collect())
-    };
+    let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> { Ok(read_labels(path)?.data.into_iter().collect()) };
     let both = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<BTreeSet<u16>> {
         Ok(&labels(prediction)? | &labels(reference)?)
     };
@@ -203,13 +172,11 @@ pub fn keep_largest_component(labels: &mut Array3<u16>, structure: Structure) {
         sizes.push(size);
     }
     let largest = sizes.iter().copied().max().unwrap_or(0);
-    ndarray::Zip::from(labels)
-        .and(&component)
-        .for_each(|label, &id| {
-            if id != 0 && sizes[id as usize] < largest {
-                *label = 0;
-            }
-        });
+    ndarray::Zip::from(labels).and(&component).for_each(|label, &id| {
+        if id != 0 && sizes[id as usize] < largest {
+            *label = 0;
+        }
+    });
 }
 
 #[cfg(test)]

@@ -24,13 +24,7 @@ pub enum Purpose {
 
 /// The generator for one (seed, purpose, epoch, iteration, index): a `ChaCha8` stream whose 256-bit key is these
 /// numbers side by side, so distinct arguments give independent streams and no draw depends on another's.
-pub(crate) fn rng(
-    seed: u64,
-    purpose: Purpose,
-    epoch: u64,
-    iteration: u64,
-    index: u32,
-) -> ChaCha8Rng {
+pub(crate) fn rng(seed: u64, purpose: Purpose, epoch: u64, iteration: u64, index: u32) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());

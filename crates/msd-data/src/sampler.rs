@@ -107,24 +107,14 @@ impl PatchSampler {
             }
         }
         let masked_channels = masked_channels.to_vec();
-        Ok(Self {
-            cases,
-            patch_size,
-            batch_size,
-            augmentation,
-            masked_channels,
-            forced_foreground: 0.33,
-        })
+        Ok(Self { cases, patch_size, batch_size, augmentation, masked_channels, forced_foreground: 0.33 })
     }
 
     /// The sampler with another part of each batch (0 to 1, by default nnU-Net's 0.33) that must show foreground.
     /// Of `batch_size` samples the last are forced, from round(`batch_size` (1 - `part`)) on.
     #[must_use]
     pub fn with_forced_foreground(self, part: f64) -> Self {
-        Self {
-            forced_foreground: part.clamp(0.0, 1.0),
-            ..self
-        }
+        Self { forced_foreground: part.clamp(0.0, 1.0), ..self }
     }
 
     /// The batch named by `key`.
@@ -145,9 +135,7 @@ impl PatchSampler {
             let (case, patch) = self.sample(key, sample)?;
             batch.x.extend_from_slice(&patch.image);
             // -1, outside of the image or its nonzero region, has served its purpose.
-            batch
-                .target
-                .extend(patch.labels.iter().map(|&label| label.max(0) as u8));
+            batch.target.extend(patch.labels.iter().map(|&label| label.max(0) as u8));
             batch.cases.push(case);
             SPARE.set(patch);
         }
@@ -193,25 +181,14 @@ impl PatchSampler {
 
     /// A patch after its spatial transform, and what follows.
     fn draw(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch, DrawnTransforms)> {
-        let rng = &mut rng(
-            key.seed,
-            key.purpose,
-            key.epoch,
-            key.iteration,
-            sample as u32,
-        );
+        let rng = &mut rng(key.seed, key.purpose, key.epoch, key.iteration, sample as u32);
         let case_idx = rng.random_range(0..self.cases.len());
         let case = &self.cases[case_idx];
         let enlarged = self.augmentation.enlarged_patch(self.patch_size);
         // Rounding makes this every second sample of a batch of two, and none of a batch of one.
-        let unforced =
-            (self.batch_size as f64 * (1.0 - self.forced_foreground)).round_ties_even() as usize;
+        let unforced = (self.batch_size as f64 * (1.0 - self.forced_foreground)).round_ties_even() as usize;
         let shape = case.shape();
-        let focus = if sample >= unforced {
-            case.foreground_voxel(rng)?
-        } else {
-            None
-        };
+        let focus = if sample >= unforced { case.foreground_voxel(rng)? } else { None };
         let start = corner(shape, enlarged, self.patch_size, focus, rng);
         let spatial = SpatialTransform::draw(&self.augmentation, self.patch_size, rng);
         let patch = spatial.extract(case, start, enlarged, self.patch_size, SPARE.take())?;

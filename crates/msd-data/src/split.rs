@@ -37,9 +37,7 @@ pub fn five_folds(ids: &[String]) -> Result<Vec<Fold>> {
     let mut ids = ids.to_vec();
     ids.sort();
     if let Some([id, _]) = ids.array_windows().find(|[a, b]| a == b) {
-        return Err(Error::Invalid(format!(
-            "case {id} occurs twice; case ids must be unique"
-        )));
+        return Err(Error::Invalid(format!("case {id} occurs twice; case ids must be unique")));
     }
     let n = ids.len();
     if n < NUM_FOLDS {
@@ -56,10 +54,7 @@ pub fn five_folds(ids: &[String]) -> Result<Vec<Fold>> {
         rest = tail;
         let (validation, train) = (0..n).partition::<Vec<_>, _>(|i| held_out.contains(i));
         let named = |indices: Vec<usize>| indices.into_iter().map(|i| ids[i].clone()).collect();
-        Fold {
-            train: named(train),
-            validation: named(validation),
-        }
+        Fold { train: named(train), validation: named(validation) }
     };
     Ok((0..NUM_FOLDS).map(fold).collect())
 }
@@ -91,9 +86,7 @@ impl Mt19937 {
         let mut state = [seed; 624];
         for i in 1..624 {
             let last = state[i - 1];
-            state[i] = (last ^ (last >> 30))
-                .wrapping_mul(1_812_433_253)
-                .wrapping_add(i as u32);
+            state[i] = (last ^ (last >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
         }
         Self { state, next: 624 }
     }
@@ -141,28 +134,15 @@ mod tests {
     fn the_twister_is_the_reference_one() {
         // First outputs of the C reference implementation for init_genrand(5489).
         let mut generator = Mt19937::new(5489);
-        assert_eq!(
-            [generator.next_u32(), generator.next_u32()],
-            [3_499_211_612, 581_869_302]
-        );
+        assert_eq!([generator.next_u32(), generator.next_u32()], [3_499_211_612, 581_869_302]);
     }
 
     #[test]
     fn folds_are_those_of_nnunet() {
         let val = |n: usize, f: usize| -> Vec<usize> {
-            five_folds(&ids(n)).unwrap()[f]
-                .validation
-                .iter()
-                .map(|id| id[5..].parse().unwrap())
-                .collect()
+            five_folds(&ids(n)).unwrap()[f].validation.iter().map(|id| id[5..].parse().unwrap()).collect()
         };
-        let expected = [
-            [3, 8, 13, 16],
-            [0, 10, 12, 15],
-            [6, 7, 11, 17],
-            [9, 14, 18, 19],
-            [1, 2, 4, 5],
-        ];
+        let expected = [[3, 8, 13, 16], [0, 10, 12, 15], [6, 7, 11, 17], [9, 14, 18, 19], [1, 2, 4, 5]];
         for (f, expected) in expected.iter().enumerate() {
             assert_eq!(val(20, f), expected);
         }
@@ -187,18 +167,8 @@ mod tests {
 
     #[test]
     fn too_few_or_repeated_cases_are_refused() {
-        assert!(
-            five_folds(&ids(4))
-                .unwrap_err()
-                .to_string()
-                .starts_with("4 training cases")
-        );
-        assert!(
-            five_folds(&[ids(6), ids(1)].concat())
-                .unwrap_err()
-                .to_string()
-                .contains("case_000 occurs twice")
-        );
+        assert!(five_folds(&ids(4)).unwrap_err().to_string().starts_with("4 training cases"));
+        assert!(five_folds(&[ids(6), ids(1)].concat()).unwrap_err().to_string().contains("case_000 occurs twice"));
     }
 
     #[test]
@@ -211,11 +181,7 @@ mod tests {
             assert_eq!(all, ids(n));
             let mut reversed = ids(n);
             reversed.reverse();
-            assert_eq!(
-                halves(&reversed, 1).0,
-                a,
-                "the order of the input does not matter"
-            );
+            assert_eq!(halves(&reversed, 1).0, a, "the order of the input does not matter");
         }
         assert_ne!(halves(&ids(160), 1), halves(&ids(160), 2));
     }

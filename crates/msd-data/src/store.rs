@@ -81,9 +81,7 @@ impl StoredCase {
     /// [`Error::Invalid`] for a case without labels, [`Error::Io`].
     pub fn write(path: &Path, case: &PreparedCase, key: &str) -> Result<Self> {
         let Some(labels) = &case.labels else {
-            return Err(Error::Invalid(
-                "a case to be stored has no labels".to_owned(),
-            ));
+            return Err(Error::Invalid("a case to be stored has no labels".to_owned()));
         };
         let (channels, d, h, w) = case.image.dim();
         let mut header = Header {
@@ -102,9 +100,8 @@ impl StoredCase {
             for z in 0..grid[0] {
                 // A layer at a time: compressed on all threads, written in order.
                 let places = (0..grid[1] * grid[2]).into_par_iter();
-                let layer: Vec<Vec<Vec<u8>>> = places
-                    .map(|i| packed(&case.image, labels, [z, i / grid[2], i % grid[2]]))
-                    .collect();
+                let layer: Vec<Vec<Vec<u8>>> =
+                    places.map(|i| packed(&case.image, labels, [z, i / grid[2], i % grid[2]])).collect();
                 for chunk in layer.into_iter().flatten() {
                     out.write_all(&chunk)?;
                     at += chunk.len() as u64;
@@ -112,9 +109,7 @@ impl StoredCase {
                 }
             }
             for class in &case.locations {
-                header
-                    .locations
-                    .push((class.label, at, class.voxels.len() as u32));
+                header.locations.push((class.label, at, class.voxels.len() as u32));
                 for voxel in class.voxels.as_flattened() {
                     out.write_all(&voxel.to_le_bytes())?;
                 }
@@ -163,11 +158,7 @@ impl StoredCase {
                 path.display()
             )));
         }
-        Ok(Self {
-            path: path.to_path_buf(),
-            file,
-            header,
-        })
+        Ok(Self { path: path.to_path_buf(), file, header })
     }
 
     /// Voxels along D, H, W.
@@ -217,13 +208,8 @@ impl StoredCase {
     /// # Panics
     /// If the box reaches beyond [`Self::shape`].
     pub fn read(&self, part: &[Range<usize>; 3]) -> Result<(Array4<f32>, Array3<i16>)> {
-        let Header {
-            shape, channels, ..
-        } = self.header;
-        assert!(
-            (0..3).all(|a| part[a].end <= shape[a]),
-            "{part:?} of {shape:?}"
-        );
+        let Header { shape, channels, .. } = self.header;
+        assert!((0..3).all(|a| part[a].end <= shape[a]), "{part:?} of {shape:?}");
         let [d, h, w] = part.clone().map(|range| range.len());
         let mut image = vec![0.0; channels * d * h * w];
         let mut labels = vec![0; d * h * w];
@@ -239,8 +225,7 @@ impl StoredCase {
             let size = [0, 1, 2].map(|a| EDGE.min(shape[a] - first[a]));
             let voxels = size.iter().product::<usize>();
             // What chunk and part share, in voxels of the case.
-            let shared =
-                [0, 1, 2].map(|a| part[a].start.max(first[a])..part[a].end.min(first[a] + size[a]));
+            let shared = [0, 1, 2].map(|a| part[a].start.max(first[a])..part[a].end.min(first[a] + size[a]));
             let width = shared[2].len();
             // Of each row: its place in the chunk and in the part.
             let rows: Vec<[usize; 2]> = product([shared[0].clone(), shared[1].clone(), 0..1])
@@ -248,10 +233,7 @@ impl StoredCase {
                     let within = |first: [usize; 3], [_, h, w]: [usize; 3]| {
                         ((z - first[0]) * h + y - first[1]) * w + shared[2].start - first[2]
                     };
-                    [
-                        within(first, size),
-                        within(part.clone().map(|r| r.start), [d, h, w]),
-                    ]
+                    [within(first, size), within(part.clone().map(|r| r.start), [d, h, w])]
                 })
                 .collect();
             let chunk = ((z * grid[1] + y) * grid[2] + x) * (channels + 1);
@@ -279,13 +261,7 @@ impl StoredCase {
     }
 
     /// The bytes of one chunk.
-    fn unpack(
-        &self,
-        chunk: usize,
-        size: usize,
-        packed: &mut Vec<u8>,
-        bytes: &mut Vec<u8>,
-    ) -> Result<()> {
+    fn unpack(&self, chunk: usize, size: usize, packed: &mut Vec<u8>, bytes: &mut Vec<u8>) -> Result<()> {
         let [start, end] = [chunk, chunk + 1].map(|i| self.header.offsets[i]);
         packed.resize((end - start) as usize, 0);
         read_at(&self.file, packed, start).map_err(Error::io(&self.path))?;
@@ -300,12 +276,7 @@ impl StoredCase {
     }
 }
 
-fn shaped(
-    image: Vec<f32>,
-    labels: Vec<i16>,
-    channels: usize,
-    [d, h, w]: [usize; 3],
-) -> (Array4<f32>, Array3<i16>) {
+fn shaped(image: Vec<f32>, labels: Vec<i16>, channels: usize, [d, h, w]: [usize; 3]) -> (Array4<f32>, Array3<i16>) {
     let image = Array4::from_shape_vec((channels, d, h, w), image);
     let labels = Array3::from_shape_vec((d, h, w), labels);
     (image.expect("made for it"), labels.expect("made for it"))
@@ -315,8 +286,7 @@ fn shaped(
 fn product([z, y, x]: [Range<usize>; 3]) -> impl Iterator<Item = (usize, usize, usize)> {
     z.flat_map(move |z| {
         let x = x.clone();
-        y.clone()
-            .flat_map(move |y| x.clone().map(move |x| (z, y, x)))
+        y.clone().flat_map(move |y| x.clone().map(move |x| (z, y, x)))
     })
 }
 
@@ -334,9 +304,7 @@ fn packed(image: &Array4<f32>, labels: &Array3<i16>, place: [usize; 3]) -> Vec<V
         })
         .collect();
     let part = labels.slice_each_axis(range);
-    out.push(compress(&by_significance(
-        part.iter().map(|v| v.to_le_bytes()),
-    )));
+    out.push(compress(&by_significance(part.iter().map(|v| v.to_le_bytes()))));
     out
 }
 
@@ -410,25 +378,15 @@ pub struct TrainingCasesBytes {
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn training_cases_bytes(
-    dataset: &Dataset,
-    ids: &[String],
-    plan: &Plan,
-) -> Result<TrainingCasesBytes> {
-    let none = TrainingCasesBytes {
-        prepared: 0,
-        preparing_largest: 0,
-    };
-    dataset
-        .training_cases(ids)?
-        .iter()
-        .try_fold(none, |sum, case| {
-            let bytes = CaseBytes::of(case, plan)?;
-            Ok(TrainingCasesBytes {
-                prepared: sum.prepared + bytes.prepared,
-                preparing_largest: sum.preparing_largest.max(bytes.preparing),
-            })
+pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<TrainingCasesBytes> {
+    let none = TrainingCasesBytes { prepared: 0, preparing_largest: 0 };
+    dataset.training_cases(ids)?.iter().try_fold(none, |sum, case| {
+        let bytes = CaseBytes::of(case, plan)?;
+        Ok(TrainingCasesBytes {
+            prepared: sum.prepared + bytes.prepared,
+            preparing_largest: sum.preparing_largest.max(bytes.preparing),
         })
+    })
 }
 
 /// What decides how a prepared case looks: its files, by size and time, and the part of the plan that is about voxels.
@@ -439,13 +397,7 @@ fn key(case: &Case, plan: &Plan) -> Result<String> {
         let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Ok((data.len(), since.map(|since| since.as_nanos().to_string())))
     });
-    let how = (
-        plan.spacing_mm,
-        &plan.normalization,
-        &plan.use_mask_for_norm,
-        &plan.intensity,
-        plan.transpose_forward,
-    );
+    let how = (plan.spacing_mm, &plan.normalization, &plan.use_mask_for_norm, &plan.intensity, plan.transpose_forward);
     let key = (files.collect::<Result<Vec<_>>>()?, how);
     Ok(serde_json::to_string(&key).expect("numbers and names"))
 }

@@ -75,9 +75,10 @@ impl TrainingCase {
     pub(crate) fn check(&self) -> Result<()> {
         let highest = match self {
             Self::InMemory(case) => {
-                let labels = case.labels.as_ref().ok_or_else(|| {
-                    Error::Invalid("a case to draw patches from has no labels".to_owned())
-                })?;
+                let labels = case
+                    .labels
+                    .as_ref()
+                    .ok_or_else(|| Error::Invalid("a case to draw patches from has no labels".to_owned()))?;
                 if labels.shape() != &case.image.shape()[1..] {
                     return Err(Error::Shape {
                         what: "labels of a prepared case",
@@ -90,9 +91,7 @@ impl TrainingCase {
             Self::Stored(case) => case.highest_label(),
         };
         if highest > 255 {
-            return Err(Error::Invalid(format!(
-                "label {highest}; batches hold labels up to 255"
-            )));
+            return Err(Error::Invalid(format!("label {highest}; batches hold labels up to 255")));
         }
         Ok(())
     }
@@ -124,11 +123,7 @@ impl TrainingCase {
         let channels = self.channels();
         match self {
             Self::InMemory(case) => Ok(Region {
-                image: case
-                    .image
-                    .as_slice()
-                    .expect("prepared in standard layout")
-                    .into(),
+                image: case.image.as_slice().expect("prepared in standard layout").into(),
                 labels: case
                     .labels
                     .as_ref()

@@ -1,11 +1,5 @@
 //! Running the `adw` binary from tests.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    clippy::needless_pass_by_value,
-    missing_docs,
-    unreachable_pub
-)]
+#![allow(dead_code, clippy::unwrap_used, clippy::needless_pass_by_value, missing_docs, unreachable_pub)]
 
 use std::{
     env, fs,
@@ -36,19 +30,13 @@ pub fn build(package: &str, binary: &str) -> PathBuf {
             cargo.args(["--features", "cuda"]);
         }
     }
-    let output = cargo
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
+    let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{binary} does not build");
     let messages = String::from_utf8(output.stdout).unwrap();
     let executable = messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let wanted = message["target"]["name"] == binary;
-        Some(PathBuf::from(
-            wanted.then(|| message["executable"].as_str())??,
-        ))
+        Some(PathBuf::from(wanted.then(|| message["executable"].as_str())??))
     });
     executable.expect("cargo names the binary it built")
 }
@@ -75,11 +63,7 @@ impl Outcome {
         assert_eq!(self.stderr.lines().count(), 1, "one line: {self:?}");
         assert!(self.stderr.starts_with("error: "), "{self:?}");
         for part in parts {
-            assert!(
-                self.stderr.contains(part),
-                "{part:?} is not in {:?}",
-                self.stderr
-            );
+            assert!(self.stderr.contains(part), "{part:?} is not in {:?}", self.stderr);
         }
     }
 }
@@ -90,13 +74,7 @@ pub struct Adw(Vec<String>, Vec<(String, String)>);
 
 impl Adw {
     pub fn new<S: ToString>(arguments: impl IntoIterator<Item = S>) -> Self {
-        Self(
-            arguments
-                .into_iter()
-                .map(|argument| argument.to_string())
-                .collect(),
-            Vec::new(),
-        )
+        Self(arguments.into_iter().map(|argument| argument.to_string()).collect(), Vec::new())
     }
 
     /// Run with this environment variable.
@@ -115,8 +93,7 @@ impl Adw {
     }
 
     pub fn args<S: ToString>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.0
-            .extend(arguments.into_iter().map(|argument| argument.to_string()));
+        self.0.extend(arguments.into_iter().map(|argument| argument.to_string()));
         self
     }
 
@@ -127,10 +104,7 @@ impl Adw {
     fn command(&self) -> Command {
         let mut command = Command::new(adw());
         // Not the caches of who runs the tests.
-        command
-            .args(&self.0)
-            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
-            .envs(self.1.iter().cloned());
+        command.args(&self.0).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).envs(self.1.iter().cloned());
         command
     }
 
@@ -150,12 +124,7 @@ impl Adw {
 
     /// Starts it, kills it with SIGKILL after `life` and returns whether it was still alive.
     pub fn kill_after(&self, life: Duration) -> bool {
-        let mut child: Child = self
-            .command()
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child: Child = self.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(life);
         let alive = child.try_wait().unwrap().is_none();
         let _ = child.kill();
@@ -197,10 +166,7 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                files.push((
-                    path.strip_prefix(dir).unwrap().to_owned(),
-                    fs::read(&path).unwrap(),
-                ));
+                files.push((path.strip_prefix(dir).unwrap().to_owned(), fs::read(&path).unwrap()));
             }
         }
     }
@@ -210,10 +176,8 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// The names in `dir`, hidden ones included.
 pub fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }

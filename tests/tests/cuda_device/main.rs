@@ -36,13 +36,7 @@ fn device() -> Device {
 }
 
 fn numbers(index: u32, shape: &[usize]) -> Tensor {
-    let stream = Stream {
-        seed: 3,
-        purpose: Purpose::Other,
-        epoch: 0,
-        iteration: 0,
-        index,
-    };
+    let stream = Stream { seed: 3, purpose: Purpose::Other, epoch: 0, iteration: 0, index };
     let n = shape.iter().product();
     let values: Vec<f32> = stream.normal().take(n).map(|x| x as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
@@ -62,23 +56,14 @@ fn labels(index: u32, shape: &[usize], classes: usize) -> Tensor {
 
 fn flat(t: &Tensor) -> Vec<f64> {
     let t = t.to_device(&Device::Cpu).unwrap();
-    t.to_dtype(DType::F64)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[track_caller]
 fn close(what: &str, got: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(got.dims(), expected.dims(), "{what}");
     let (got, expected) = (flat(got), flat(expected));
-    let error: f64 = got
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| (a - b).powi(2))
-        .sum();
+    let error: f64 = got.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum();
     let norm: f64 = expected.iter().map(|b| b * b).sum();
     assert!(
         error.sqrt() <= tolerance * norm.sqrt().max(1e-12),

@@ -2,12 +2,11 @@
 
 use adw_search::optim::{Adam, AdamConfig, Ema, EmaConfig, Optimizer, Scale, Sgd, SgdConfig, clip};
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches,
-    SearchConfig, bilevel_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    Architecture, CostUnit, GumbelSample, MaskPosition, Noise, NoiseKey, Precision, Role,
-    SearchSpace, Supernet, SupernetConfig, Unet,
+    Architecture, CostUnit, GumbelSample, MaskPosition, Noise, NoiseKey, Precision, Role, SearchSpace, Supernet,
+    SupernetConfig, Unet,
 };
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -21,11 +20,7 @@ fn config(mask: MaskPosition, anisotropic: bool) -> SupernetConfig {
         in_channels: 1,
         num_classes: 3,
         strides: vec![if anisotropic { [1, 2, 2] } else { [2, 2, 2] }, [2, 2, 2]],
-        kernels: vec![
-            if anisotropic { [1, 3, 3] } else { [3, 3, 3] },
-            [3, 3, 3],
-            [3, 3, 3],
-        ],
+        kernels: vec![if anisotropic { [1, 3, 3] } else { [3, 3, 3] }, [3, 3, 3], [3, 3, 3]],
         max_width: 12,
         max_depth: 3,
         cap_stage: 3,
@@ -40,9 +35,7 @@ fn pair(config: &SupernetConfig) -> [Supernet; 2] {
         let net = Supernet::new(config.clone(), 7, DType::F32, &device).unwrap();
         for (i, p) in net.parameters().iter().enumerate() {
             if p.role == Role::Architecture {
-                let value = numbers(100 + i as u32, p.var.dims())
-                    .to_device(&device)
-                    .unwrap();
+                let value = numbers(100 + i as u32, p.var.dims()).to_device(&device).unwrap();
                 p.var.set(&value).unwrap();
             }
         }
@@ -51,58 +44,33 @@ fn pair(config: &SupernetConfig) -> [Supernet; 2] {
 }
 
 fn batch(index: u32, [d, h, w]: [usize; 3]) -> Batch {
-    Batch {
-        x: numbers(index, &[2, 1, d, h, w]),
-        target: labels(index + 1, &[2, d, h, w], 3),
-    }
+    Batch { x: numbers(index, &[2, 1, d, h, w]), target: labels(index + 1, &[2, d, h, w], 3) }
 }
 
 const SMALL: [usize; 3] = [4, 8, 8];
 
-const KEY: NoiseKey = NoiseKey {
-    seed: 11,
-    epoch: 2,
-    iteration: 5,
-    pass: 1,
-};
+const KEY: NoiseKey = NoiseKey { seed: 11, epoch: 2, iteration: 5, pass: 1 };
 
 #[test]
 fn a_pass_of_the_supernet() {
-    for (mask, anisotropic) in [
-        (MaskPosition::PreNorm, false),
-        (MaskPosition::PostNorm, true),
-    ] {
+    for (mask, anisotropic) in [(MaskPosition::PreNorm, false), (MaskPosition::PostNorm, true)] {
         let [cpu, cuda] = pair(&config(mask, anisotropic));
         let (sample, batch) = (cpu.sample(KEY, 0.7).unwrap(), batch(1, SMALL));
         let expected = cpu.forward(&batch.x, &sample).unwrap();
-        for (scale, (got, expected)) in cuda
-            .forward(&batch.x, &sample)
-            .unwrap()
-            .iter()
-            .zip(&expected)
-            .enumerate()
-        {
+        for (scale, (got, expected)) in cuda.forward(&batch.x, &sample).unwrap().iter().zip(&expected).enumerate() {
             close(&format!("logits {scale}"), got, expected, 1e-4);
         }
         for role in [Role::Weight, Role::Architecture] {
             let run = |net: &Supernet, sample: &GumbelSample| {
-                net.loss_and_gradients(&batch.x, &batch.target, sample, role)
-                    .unwrap()
+                net.loss_and_gradients(&batch.x, &batch.target, sample, role).unwrap()
             };
             let (expected_loss, expected) = run(&cpu, &sample);
             // The same noise drawn by the kernel, and handed in.
-            let given = GumbelSample {
-                noise: Noise::Given(cpu.noise(&sample).unwrap()),
-                tau: sample.tau,
-            };
+            let given = GumbelSample { noise: Noise::Given(cpu.noise(&sample).unwrap()), tau: sample.tau };
             for (way, sample) in [("keyed", &sample), ("given", &given)] {
                 let (loss, gradients) = run(&cuda, sample);
-                assert!(
-                    (loss - expected_loss).abs() < 1e-5 * expected_loss,
-                    "{way}: {loss}, {expected_loss}"
-                );
-                for ((p, got), expected) in cuda.parameters().iter().zip(&gradients).zip(&expected)
-                {
+                assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{way}: {loss}, {expected_loss}");
+                for ((p, got), expected) in cuda.parameters().iter().zip(&gradients).zip(&expected) {
                     let what = format!("{way} {mask:?} gradient of {}", p.name);
                     match (got, expected) {
                         // Under pre_norm the gradient of alpha is what eps leaves over: f32 loses 1-2 % of it.
@@ -132,18 +100,12 @@ fn a_pass_in_bf16() {
     assert_eq!(got.dtype(), DType::BF16);
     close("logits", &got, &expected, 5e-2);
     for role in [Role::Weight, Role::Architecture] {
-        let run = |net: &Supernet| {
-            net.loss_and_gradients(&batch.x, &batch.target, &sample, role)
-                .unwrap()
-        };
+        let run = |net: &Supernet| net.loss_and_gradients(&batch.x, &batch.target, &sample, role).unwrap();
         let ((loss, gradients), (expected_loss, expected)) = (run(&cuda), run(&cpu));
         assert!((loss - expected_loss).abs() < 2e-2 * expected_loss);
         let all = |g: &[Option<Tensor>]| {
-            let parts: Vec<Tensor> = g
-                .iter()
-                .flatten()
-                .map(|t| t.to_device(&Device::Cpu).unwrap().flatten_all().unwrap())
-                .collect();
+            let parts: Vec<Tensor> =
+                g.iter().flatten().map(|t| t.to_device(&Device::Cpu).unwrap().flatten_all().unwrap()).collect();
             assert!(parts.iter().all(|t| t.dtype() == DType::F32));
             Tensor::cat(&parts, 0).unwrap()
         };
@@ -152,10 +114,7 @@ fn a_pass_in_bf16() {
         let [length, expected_length] = [&got, &expected].map(|g| dot(g, g).sqrt());
         let cosine = dot(&got, &expected) / (length * expected_length);
         let ratio = length / expected_length;
-        assert!(
-            cosine > 0.98 && (ratio - 1.0).abs() < 0.05,
-            "{role:?} gradients: cosine {cosine}, lengths {ratio}"
-        );
+        assert!(cosine > 0.98 && (ratio - 1.0).abs() < 0.05, "{role:?} gradients: cosine {cosine}, lengths {ratio}");
     }
 }
 
@@ -163,12 +122,7 @@ fn a_pass_in_bf16() {
 fn a_bilevel_step() {
     let [cpu, cuda] = pair(&config(MaskPosition::PostNorm, false));
     let search = SearchConfig::paper();
-    let penalty = CostPenalty {
-        unit: CostUnit::Macs,
-        weight: 0.1,
-        budget: 1e6,
-        patch: [4, 8, 8],
-    };
+    let penalty = CostPenalty { unit: CostUnit::Macs, weight: 0.1, budget: 1e6, patch: [4, 8, 8] };
     let reports = [&cpu, &cuda].map(|net| {
         let mut optimizers = BilevelOptimizers::new(net, &search);
         let settings = BilevelSettings {
@@ -183,39 +137,19 @@ fn a_bilevel_step() {
         let (a, b) = (batch(1, SMALL), batch(3, SMALL));
         let mut last = None;
         for iteration in 0..2 {
-            let mut sample = |pass: usize| {
-                Ok(net.sample(
-                    NoiseKey {
-                        iteration,
-                        pass: pass as u32,
-                        ..KEY
-                    },
-                    1.0,
-                )?)
-            };
+            let mut sample = |pass: usize| Ok(net.sample(NoiseKey { iteration, pass: pass as u32, ..KEY }, 1.0)?);
             let halves = HalfBatches { a: &a, b: &b };
-            last =
-                Some(bilevel_step(net, &mut optimizers, &settings, halves, &mut sample).unwrap());
+            last = Some(bilevel_step(net, &mut optimizers, &settings, halves, &mut sample).unwrap());
         }
         last.unwrap()
     });
     for (what, cpu, cuda) in [
-        (
-            "arch a",
-            reports[0].arch_a.unwrap(),
-            reports[1].arch_a.unwrap(),
-        ),
+        ("arch a", reports[0].arch_a.unwrap(), reports[1].arch_a.unwrap()),
         ("arch b", reports[0].arch_b, reports[1].arch_b),
         ("weights", reports[0].weights, reports[1].weights),
     ] {
-        assert!(
-            (cpu.loss - cuda.loss).abs() < 1e-4 * cpu.loss,
-            "{what}: {cpu:?} {cuda:?}"
-        );
-        assert!(
-            (cpu.grad_norm / cuda.grad_norm - 1.0).abs() < 1e-3,
-            "{what}: {cpu:?} {cuda:?}"
-        );
+        assert!((cpu.loss - cuda.loss).abs() < 1e-4 * cpu.loss, "{what}: {cpu:?} {cuda:?}");
+        assert!((cpu.grad_norm / cuda.grad_norm - 1.0).abs() < 1e-3, "{what}: {cpu:?} {cuda:?}");
     }
     for (a, b) in cpu.parameters().iter().zip(cuda.parameters()) {
         close(&a.name, b.var.as_tensor(), a.var.as_tensor(), 1e-3);
@@ -225,17 +159,10 @@ fn a_bilevel_step() {
 
 #[test]
 fn a_discrete_network() {
-    let architecture =
-        Architecture::uniform(2, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 6, 2, 3).unwrap();
-    let [cpu, cuda] =
-        [Device::Cpu, device()].map(|d| Unet::new(&architecture, 5, DType::F32, &d).unwrap());
+    let architecture = Architecture::uniform(2, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 6, 2, 3).unwrap();
+    let [cpu, cuda] = [Device::Cpu, device()].map(|d| Unet::new(&architecture, 5, DType::F32, &d).unwrap());
     let (x, target) = (numbers(1, &[1, 2, 8, 4, 8]), labels(2, &[1, 8, 4, 8], 3));
-    close(
-        "logits",
-        &cuda.predict(&x).unwrap(),
-        &cpu.predict(&x).unwrap(),
-        1e-4,
-    );
+    close("logits", &cuda.predict(&x).unwrap(), &cpu.predict(&x).unwrap(), 1e-4);
     let (loss, gradients) = cuda.loss_and_gradients(&x, &target).unwrap();
     let (expected_loss, expected) = cpu.loss_and_gradients(&x, &target).unwrap();
     assert!((loss - expected_loss).abs() < 1e-5 * expected_loss);
@@ -260,13 +187,7 @@ fn optimisers() {
             let mut optimizer: Box<dyn Optimizer> = if is_adam {
                 Box::new(Adam::new(named(), AdamConfig::default()))
             } else {
-                Box::new(Sgd::new(
-                    named(),
-                    SgdConfig {
-                        momentum: 0.9,
-                        weight_decay: 0.02,
-                    },
-                ))
+                Box::new(Sgd::new(named(), SgdConfig { momentum: 0.9, weight_decay: 0.02 }))
             };
             let mut ema = Ema::new(named(), EmaConfig { decay: 0.9 }).unwrap();
             let mut norms = Vec::new();
@@ -276,15 +197,11 @@ fn optimisers() {
                     .iter()
                     .zip(1..)
                     .map(|(s, i)| {
-                        (i != 2 || step > 0)
-                            .then(|| numbers(10 * (step + 1) + i, s).to_device(&device).unwrap())
+                        (i != 2 || step > 0).then(|| numbers(10 * (step + 1) + i, s).to_device(&device).unwrap())
                     })
                     .collect();
                 norms.push(
-                    clip(&gradients, 12.0, |scale: &Scale| {
-                        optimizer.step_scaled(&gradients, 1e-2, scale)
-                    })
-                    .unwrap(),
+                    clip(&gradients, 12.0, |scale: &Scale| optimizer.step_scaled(&gradients, 1e-2, scale)).unwrap(),
                 );
                 ema.update().unwrap();
             }

@@ -18,19 +18,11 @@ const BF16: f64 = 2e-2;
 #[track_caller]
 fn op(what: &str, inputs: &[Tensor], f: impl Fn(&[Var]) -> Tensor) {
     let run = |device: &Device| {
-        let vars: Vec<Var> = inputs
-            .iter()
-            .map(|t| Var::from_tensor(&t.to_device(device).unwrap()).unwrap())
-            .collect();
+        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.to_device(device).unwrap()).unwrap()).collect();
         let y = f(&vars);
         let weight = numbers(99, y.dims()).to_device(device).unwrap();
         // A sum on the host: candle's own reductions are not what is tested.
-        let scalar = (&y * &weight)
-            .unwrap()
-            .to_device(&Device::Cpu)
-            .unwrap()
-            .sum_all()
-            .unwrap();
+        let scalar = (&y * &weight).unwrap().to_device(&Device::Cpu).unwrap().sum_all().unwrap();
         let store = scalar.backward().unwrap();
         let gradients: Vec<Tensor> = vars.iter().map(|v| store.get(v).unwrap().clone()).collect();
         (y, gradients)
@@ -50,37 +42,21 @@ fn convolutions_as_candle_ops() {
         (16, 24, [3, 3, 3], [2, 2, 2]),
         (8, 3, [1, 1, 1], [1, 1, 1]),
     ] {
-        let inputs = [
-            numbers(1, &[2, ci, 5, 7, 6]),
-            numbers(2, &[co, ci, kernel[0], kernel[1], kernel[2]]),
-        ];
-        op(
-            &format!("conv3d {ci} to {co}, {kernel:?}, {stride:?}"),
-            &inputs,
-            |v| conv3d(&v[0], &v[1], Conv3dGeometry::same(kernel, stride)).unwrap(),
-        );
+        let inputs = [numbers(1, &[2, ci, 5, 7, 6]), numbers(2, &[co, ci, kernel[0], kernel[1], kernel[2]])];
+        op(&format!("conv3d {ci} to {co}, {kernel:?}, {stride:?}"), &inputs, |v| {
+            conv3d(&v[0], &v[1], Conv3dGeometry::same(kernel, stride)).unwrap()
+        });
     }
     for (ci, co, stride) in [(6, 4, [2, 2, 2]), (5, 9, [1, 2, 2])] {
-        let inputs = [
-            numbers(3, &[2, ci, 3, 4, 5]),
-            numbers(4, &[ci, co, stride[0], stride[1], stride[2]]),
-        ];
-        op(
-            &format!("conv_transpose3d {ci} to {co}, {stride:?}"),
-            &inputs,
-            |v| conv_transpose3d(&v[0], &v[1]).unwrap(),
-        );
+        let inputs = [numbers(3, &[2, ci, 3, 4, 5]), numbers(4, &[ci, co, stride[0], stride[1], stride[2]])];
+        op(&format!("conv_transpose3d {ci} to {co}, {stride:?}"), &inputs, |v| conv_transpose3d(&v[0], &v[1]).unwrap());
     }
 }
 
 #[test]
 fn normalisation_as_candle_op() {
     for c in [3, 8, 12] {
-        let inputs = [
-            numbers(1, &[2, c, 4, 5, 6]),
-            (numbers(2, &[c]) + 1.0).unwrap(),
-            numbers(3, &[c]),
-        ];
+        let inputs = [numbers(1, &[2, c, 4, 5, 6]), (numbers(2, &[c]) + 1.0).unwrap(), numbers(3, &[c])];
         op(&format!("norm_act of {c} channels"), &inputs, |v| {
             norm_act(&v[0], &v[1], &v[2], NormAct::default()).unwrap()
         });
@@ -90,18 +66,10 @@ fn normalisation_as_candle_op() {
 #[test]
 fn losses() {
     for (classes, batch_dice) in [(2, true), (3, false), (6, true)] {
-        let config = DiceCe {
-            smooth: 1e-5,
-            batch_dice,
-        };
+        let config = DiceCe { smooth: 1e-5, batch_dice };
         let target = labels(1, &[2, 4, 6, 8], classes);
         let run = |device: &Device| {
-            let logits = Var::from_tensor(
-                &numbers(2, &[2, classes, 4, 6, 8])
-                    .to_device(device)
-                    .unwrap(),
-            )
-            .unwrap();
+            let logits = Var::from_tensor(&numbers(2, &[2, classes, 4, 6, 8]).to_device(device).unwrap()).unwrap();
             let loss = dice_ce(&logits, &target, config).unwrap();
             let store = loss.to_device(&Device::Cpu).unwrap().backward().unwrap();
             (loss, store.get(&logits).unwrap().clone())
@@ -112,24 +80,12 @@ fn losses() {
     }
     // Scales of deep supervision, the target resized by the kernel.
     let target = labels(3, &[2, 4, 6, 8], 3);
-    let scales = [
-        numbers(4, &[2, 3, 4, 6, 8]),
-        numbers(5, &[2, 3, 2, 3, 4]),
-        numbers(6, &[2, 3, 1, 2, 2]),
-    ];
+    let scales = [numbers(4, &[2, 3, 4, 6, 8]), numbers(5, &[2, 3, 2, 3, 4]), numbers(6, &[2, 3, 1, 2, 2])];
     let expected = deep_supervision_loss(&scales, &target, DiceCe::default()).unwrap();
-    let last = |t: &Tensor| {
-        t.permute((0, 2, 3, 4, 1))
-            .unwrap()
-            .contiguous()
-            .unwrap()
-            .to_device(&device())
-            .unwrap()
-    };
+    let last = |t: &Tensor| t.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap().to_device(&device()).unwrap();
     let (fine, coarse) = (last(&scales[0]), last(&scales[1]));
-    let (loss, _) = DiceCe::default()
-        .losses_and_gradients(&[(&fine, 2.0 / 3.0), (&coarse, 1.0 / 3.0)], &target)
-        .unwrap();
+    let (loss, _) =
+        DiceCe::default().losses_and_gradients(&[(&fine, 2.0 / 3.0), (&coarse, 1.0 / 3.0)], &target).unwrap();
     let expected = flat(&expected)[0];
     assert!((loss.value().unwrap() - expected).abs() < 1e-5 * expected.abs());
     // A label that has no class.
@@ -154,18 +110,11 @@ fn convolutions_in_bf16() {
         (&[24], 16, [2, 2, 2], [2, 2, 2]),
         (&[8], 3, [1, 1, 1], [1, 1, 1]),
     ] {
-        let geometry = Conv3dGeometry {
-            kernel,
-            stride,
-            padding: kernel.map(|k| k % 2 * (k / 2)),
-        };
+        let geometry = Conv3dGeometry { kernel, stride, padding: kernel.map(|k| k % 2 * (k / 2)) };
         let size = [4, 6, 8];
         let shape = |[d, h, w]: [usize; 3], c| [2, d, h, w, c];
-        let maps: Vec<Tensor> = ci
-            .iter()
-            .enumerate()
-            .map(|(i, &c)| rounded(numbers(i as u32, &shape(size, c))))
-            .collect();
+        let maps: Vec<Tensor> =
+            ci.iter().enumerate().map(|(i, &c)| rounded(numbers(i as u32, &shape(size, c)))).collect();
         let total = ci.iter().sum::<usize>();
         let weight = numbers(9, &[co, total, kernel[0], kernel[1], kernel[2]]);
         // As the device rounds them.
@@ -181,28 +130,17 @@ fn convolutions_in_bf16() {
                     let t = Tensor::full(v, c, &Device::Cpu).unwrap();
                     t.to_device(map.device()).unwrap()
                 });
-                NormAct::default()
-                    .coefficients(moments, &one, &zero, None)
-                    .unwrap()
+                NormAct::default().coefficients(moments, &one, &zero, None).unwrap()
             };
-            let norms: Vec<_> = maps
-                .iter()
-                .map(|m| norm(m, &norm_act::moments(m).unwrap()))
-                .collect();
+            let norms: Vec<_> = maps.iter().map(|m| norm(m, &norm_act::moments(m).unwrap())).collect();
             let last = maps.len() - 1;
             let inputs: Vec<conv3d::Input> = maps
                 .iter()
                 .zip(&norms)
                 .enumerate()
-                .map(|(i, (map, norm))| conv3d::Input {
-                    map,
-                    norm: (i == last).then_some(norm),
-                })
+                .map(|(i, (map, norm))| conv3d::Input { map, norm: (i == last).then_some(norm) })
                 .collect();
-            let plain = conv3d::Input {
-                map: &gradient,
-                norm: None,
-            };
+            let plain = conv3d::Input { map: &gradient, norm: None };
             let full = conv3d::Precision::Full;
             let (y, moments) = conv3d::forward(&inputs, weight, geometry, full).unwrap();
             // Its moments, by what they do.
@@ -227,10 +165,7 @@ fn convolutions_in_bf16() {
                 assert_eq!(launched.contains(&kernel), asked, "{kernel}: {launched:?}");
             }
         }
-        for (i, name) in ["y", "normalised y", "gradient of x", "gradient of w"]
-            .into_iter()
-            .enumerate()
-        {
+        for (i, name) in ["y", "normalised y", "gradient of x", "gradient of w"].into_iter().enumerate() {
             let what = format!("{name}, {ci:?} to {co}, {kernel:?}, {stride:?}");
             close(&what, &got[i], &expected[i], BF16);
         }
@@ -257,10 +192,7 @@ const TYPES: [(DType, f64); 2] = [(DType::F32, OP), (DType::BF16, BF16)];
 /// A map on the host, in f32 but rounded as the device has it, and on the device.
 fn map(index: u32, shape: &[usize], dtype: DType) -> [Tensor; 2] {
     let rounded = numbers(index, shape).to_dtype(dtype).unwrap();
-    [
-        rounded.to_dtype(DType::F32).unwrap(),
-        rounded.to_device(&device()).unwrap(),
-    ]
+    [rounded.to_dtype(DType::F32).unwrap(), rounded.to_device(&device()).unwrap()]
 }
 
 /// The same numbers in f32 on both.
@@ -271,11 +203,9 @@ fn both(t: &Tensor) -> [Tensor; 2] {
 #[test]
 fn normalisation_and_the_sum_over_depths() {
     for (dtype, tolerance) in TYPES {
-        for (channels, position) in [
-            (24, GatePosition::PostNorm),
-            (8, GatePosition::PreNorm),
-            (5, GatePosition::PostNorm),
-        ] {
+        for (channels, position) in
+            [(24, GatePosition::PostNorm), (8, GatePosition::PreNorm), (5, GatePosition::PostNorm)]
+        {
             let shape = [2, 4, 6, 5, channels];
             let maps = [1, 2, 3].map(|i| map(i, &shape, dtype));
             let [outer, direct] = [4, 5].map(|i| map(i, &shape, dtype));
@@ -285,16 +215,11 @@ fn normalisation_and_the_sum_over_depths() {
             });
             let weights = both(&Tensor::new(&[0.5f32, 0.3, 0.2], &Device::Cpu).unwrap());
             let run = |on: usize| {
-                let gate = Gate {
-                    factor: &factor[on],
-                    position,
-                };
+                let gate = Gate { factor: &factor[on], position };
                 let (gamma, beta) = (&gamma[on], &beta[on]);
                 let norms = maps.each_ref().map(|map| {
                     let moments = norm_act::moments(&map[on]).unwrap();
-                    NormAct::default()
-                        .coefficients(&moments, gamma, beta, Some(gate))
-                        .unwrap()
+                    NormAct::default().coefficients(&moments, gamma, beta, Some(gate)).unwrap()
                 });
                 let terms = [0, 1, 2].map(|i| (&maps[i][on], &norms[i]));
                 let sum = norm_act::weighted_sum(&terms, Some(&weights[on])).unwrap();
@@ -334,10 +259,7 @@ fn transposed_convolutions() {
             let shape = [ci, co, stride[0], stride[1], stride[2]];
             let weight = both(&map(3, &shape, dtype)[0]);
             let run = |on: usize| {
-                let input = conv3d::Input {
-                    map: &x[on],
-                    norm: None,
-                };
+                let input = conv3d::Input { map: &x[on], norm: None };
                 [
                     conv_transpose3d::forward(input, &weight[on]).unwrap(),
                     conv_transpose3d::grad_input(&gradient[on], &weight[on]).unwrap(),
@@ -356,15 +278,10 @@ fn transposed_convolutions() {
 #[test]
 fn losses_in_bf16() {
     let target = labels(1, &[2, 4, 6, 8], 3);
-    let scales = [
-        map(2, &[2, 4, 6, 8, 3], DType::BF16),
-        map(3, &[2, 2, 3, 4, 3], DType::BF16),
-    ];
+    let scales = [map(2, &[2, 4, 6, 8, 3], DType::BF16), map(3, &[2, 2, 3, 4, 3], DType::BF16)];
     let run = |on: usize| {
         let scales = [(&scales[0][on], 2.0 / 3.0), (&scales[1][on], 1.0 / 3.0)];
-        let (loss, gradients) = DiceCe::default()
-            .losses_and_gradients(&scales, &target)
-            .unwrap();
+        let (loss, gradients) = DiceCe::default().losses_and_gradients(&scales, &target).unwrap();
         (loss.value().unwrap(), gradients)
     };
     let ((expected_loss, expected), (loss, got)) = (run(0), run(1));
@@ -378,13 +295,7 @@ fn losses_in_bf16() {
 fn softmaxes_with_the_noise_of_the_host() {
     use adw_tensor_ops::gumbel_softmax::cuda::Pass;
     use adw_tensor_ops::gumbel_softmax::on_device;
-    let pass = Pass {
-        seed: 5,
-        epoch: 2,
-        iteration: 7,
-        noisy: true,
-        tau: 0.7,
-    };
+    let pass = Pass { seed: 5, epoch: 2, iteration: 7, noisy: true, tau: 0.7 };
     let widths = vec![4, 8, 12, 16];
     let logits = [numbers(1, &[4]), numbers(2, &[3])].map(|l| both(&l));
     let options = vec![
@@ -404,17 +315,8 @@ fn softmaxes_with_the_noise_of_the_host() {
         },
     ];
     let got = on_device::forward(options, &pass).unwrap();
-    for (i, (purpose, index)) in [(Purpose::WidthNoise, 3), (Purpose::DepthNoise, 1)]
-        .into_iter()
-        .enumerate()
-    {
-        let stream = Stream {
-            seed: pass.seed,
-            purpose,
-            epoch: pass.epoch,
-            iteration: pass.iteration,
-            index,
-        };
+    for (i, (purpose, index)) in [(Purpose::WidthNoise, 3), (Purpose::DepthNoise, 1)].into_iter().enumerate() {
+        let stream = Stream { seed: pass.seed, purpose, epoch: pass.epoch, iteration: pass.iteration, index };
         let logits = logits[i][0].to_dtype(DType::F64).unwrap();
         let n = logits.elem_count();
         let noise = gumbel_softmax::noise(stream, n, DType::F64, &Device::Cpu).unwrap();
@@ -422,15 +324,8 @@ fn softmaxes_with_the_noise_of_the_host() {
         close("probabilities", &got[i].probabilities, &expected, OP);
     }
     let p = flat(&got[0].probabilities);
-    let gate: Vec<f64> = (0..16)
-        .map(|c| {
-            p.iter()
-                .zip(&widths)
-                .filter(|(_, w)| **w > c)
-                .map(|(p, _)| p)
-                .sum()
-        })
-        .collect();
+    let gate: Vec<f64> =
+        (0..16).map(|c| p.iter().zip(&widths).filter(|(_, w)| **w > c).map(|(p, _)| p).sum()).collect();
     let gate = Tensor::new(gate, &Device::Cpu).unwrap();
     close("gate", got[0].gate.as_ref().unwrap(), &gate, OP);
 }
@@ -441,20 +336,11 @@ fn augmentation_with_the_numbers_of_the_host() {
     use msd_data::augment::{ChannelTransforms, DrawnTransforms, NoiseStream};
     let (shape, size) = ([2, 1, 6, 9, 10], [6, 9, 10]);
     let voxels: usize = size.iter().product();
-    let x: Vec<f32> = flat(&numbers(1, &[2 * voxels]))
-        .iter()
-        .map(|v| *v as f32)
-        .collect();
+    let x: Vec<f32> = flat(&numbers(1, &[2 * voxels])).iter().map(|v| *v as f32).collect();
     let labels: Vec<i16> = (0..2 * voxels).map(|i| [0, 1, -1, 2][i * i % 4]).collect();
     let drawn = [
         DrawnTransforms {
-            noise: Some((
-                0.1,
-                NoiseStream {
-                    key: std::array::from_fn(|i| i as u8),
-                    position: 40,
-                },
-            )),
+            noise: Some((0.1, NoiseStream { key: std::array::from_fn(|i| i as u8), position: 40 })),
             channels: vec![ChannelTransforms {
                 blur: Some([0.6, 0.9, 0.5]),
                 brightness: Some(1.2),
@@ -479,11 +365,7 @@ fn augmentation_with_the_numbers_of_the_host() {
         .map(|d| {
             let c = &d.channels[0];
             Transforms {
-                noise: d.noise.map(|(std, stream)| Noise {
-                    std,
-                    key: stream.key,
-                    position: stream.position,
-                }),
+                noise: d.noise.map(|(std, stream)| Noise { std, key: stream.key, position: stream.position }),
                 blur: c.blur,
                 brightness: c.brightness,
                 contrast: c.contrast,
@@ -502,18 +384,11 @@ fn augmentation_with_the_numbers_of_the_host() {
     let (mut expected, mut expected_labels) = (x, labels);
     for (i, d) in drawn.iter().enumerate() {
         let part = i * voxels..(i + 1) * voxels;
-        d.apply(
-            &mut expected[part.clone()],
-            &mut expected_labels[part],
-            size,
-        );
+        d.apply(&mut expected[part.clone()], &mut expected_labels[part], size);
     }
     let expected = Tensor::from_vec(expected, &shape, &Device::Cpu).unwrap();
     close("image", &got, &expected, OP);
-    let expected: Vec<f64> = expected_labels
-        .iter()
-        .map(|&l| f64::from(l.max(0)))
-        .collect();
+    let expected: Vec<f64> = expected_labels.iter().map(|&l| f64::from(l.max(0))).collect();
     assert_eq!(flat(&target), expected);
 }
 
@@ -528,17 +403,11 @@ fn what_a_device_cannot_take_is_an_error() {
     assert!(conv3d(&on_device, &weight, geometry).is_err());
     // Element types.
     let double = x.to_dtype(DType::F64).unwrap().to_device(&device).unwrap();
-    let weight = weight
-        .to_dtype(DType::F64)
-        .unwrap()
-        .to_device(&device)
-        .unwrap();
+    let weight = weight.to_dtype(DType::F64).unwrap().to_device(&device).unwrap();
     let message = conv3d(&double, &weight, geometry).unwrap_err().to_string();
     assert!(message.contains("F64"), "{message}");
     // A kernel of more taps than the kernels keep in registers.
     let weight = numbers(3, &[2, 2, 5, 5, 5]).to_device(&device).unwrap();
-    let message = conv3d(&on_device, &weight, Conv3dGeometry::same([5; 3], [1; 3]))
-        .unwrap_err()
-        .to_string();
+    let message = conv3d(&on_device, &weight, Conv3dGeometry::same([5; 3], [1; 3])).unwrap_err().to_string();
     assert!(message.contains("27"), "{message}");
 }

@@ -2,10 +2,7 @@
 
 use std::time::Instant;
 
-use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step,
-    weight_step,
-};
+use adw_search::{ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step, weight_step};
 use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
@@ -61,12 +58,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         arch_batches: ArchBatches::AAndB,
         penalty: None,
     };
-    let key = NoiseKey {
-        seed: 0,
-        epoch: 0,
-        iteration: 0,
-        pass: 0,
-    };
+    let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));
 
     if args.kernels && !device.is_cuda() {
@@ -107,10 +99,9 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
             tables.push((pass.key(), kernel_floors(&device, &mut work)?));
         }
     }
-    if let (Some(weights), Some(arch)) = (
-        seconds.get("weight_pass").and_then(Value::as_f64),
-        seconds.get("arch_pass").and_then(Value::as_f64),
-    ) {
+    if let (Some(weights), Some(arch)) =
+        (seconds.get("weight_pass").and_then(Value::as_f64), seconds.get("arch_pass").and_then(Value::as_f64))
+    {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
     report(args, seconds, peak_bytes, &device);
@@ -145,10 +136,7 @@ fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) ->
     let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), host)?;
     let classes = args.classes as f32;
     let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), host)?.to_dtype(DType::U8)?;
-    Ok(Batch {
-        x: x.to_device(device)?,
-        target: target.to_device(device)?,
-    })
+    Ok(Batch { x: x.to_device(device)?, target: target.to_device(device)? })
 }
 
 /// Of `repeats` calls.
@@ -160,18 +148,10 @@ fn median_seconds(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Resul
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
-    Ok(f64::midpoint(
-        seconds[(repeats - 1) / 2],
-        seconds[repeats / 2],
-    ))
+    Ok(f64::midpoint(seconds[(repeats - 1) / 2], seconds[repeats / 2]))
 }
 
-fn report(
-    args: &BenchStepArgs,
-    seconds: Map<String, Value>,
-    peak_bytes: Option<u64>,
-    device: &Device,
-) {
+fn report(args: &BenchStepArgs, seconds: Map<String, Value>, peak_bytes: Option<u64>, device: &Device) {
     if args.process.json {
         let mut line = seconds;
         let about = json!({
@@ -196,10 +176,7 @@ fn report(
     }
     let mut table = Table::of_text(["pass", "seconds"]);
     for (pass, value) in &seconds {
-        table.row([
-            pass.as_str(),
-            &format!("{:.3}", value.as_f64().unwrap_or_default()),
-        ]);
+        table.row([pass.as_str(), &format!("{:.3}", value.as_f64().unwrap_or_default())]);
     }
     say(&table.render());
     if let Some(bytes) = peak_bytes {
@@ -215,11 +192,7 @@ mod tests {
     fn one_slow_call_does_not_move_the_median() {
         let mut calls = 0;
         let median = median_seconds(3, || {
-            std::thread::sleep(std::time::Duration::from_millis(if calls == 0 {
-                500
-            } else {
-                1
-            }));
+            std::thread::sleep(std::time::Duration::from_millis(if calls == 0 { 500 } else { 1 }));
             calls += 1;
             Ok(())
         });

@@ -28,10 +28,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let (folder, warned) = (folder.display(), plural(warnings, "warning"));
     if errors > 0 {
-        bad_input!(
-            "{folder}: {} to put right, {warned}",
-            plural(errors, "error")
-        );
+        bad_input!("{folder}: {} to put right, {warned}", plural(errors, "error"));
     }
     if !args.process.json {
         say(&format!("{folder}: sound, {warned}\n"));

@@ -14,15 +14,9 @@ use crate::{
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     device::set_up_host(&args.process)?;
     if !(args.tolerance_mm >= 0.0 && args.tolerance_mm.is_finite()) {
-        bad_input!(
-            "--tolerance-mm {}: expected a length of at least 0",
-            args.tolerance_mm
-        );
+        bad_input!("--tolerance-mm {}: expected a length of at least 0", args.tolerance_mm);
     }
-    for (option, folder) in [
-        ("--predictions", &args.predictions),
-        ("--references", &args.references),
-    ] {
+    for (option, folder) in [("--predictions", &args.predictions), ("--references", &args.references)] {
         if !folder.is_dir() {
             bad_input!("{option} {}: no such folder", folder.display());
         }
@@ -30,10 +24,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     if let Some(output) = &args.output {
         check_writable(&parent(output))?;
     }
-    let options = EvaluationOptions {
-        tolerance_mm: args.tolerance_mm,
-        ..EvaluationOptions::default()
-    };
+    let options = EvaluationOptions { tolerance_mm: args.tolerance_mm, ..EvaluationOptions::default() };
     let report = evaluate_folder(&args.predictions, &args.references, &options)?;
     if let Some(output) = &args.output {
         report.save(output)?;

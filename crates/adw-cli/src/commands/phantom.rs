@@ -16,8 +16,7 @@ use crate::{
 pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
     device::set_up_host(&args.process)?;
     let output = &args.output;
-    if output.exists() && fs::read_dir(output).map_or(true, |mut entries| entries.next().is_some())
-    {
+    if output.exists() && fs::read_dir(output).map_or(true, |mut entries| entries.next().is_some()) {
         bad_input!("--output {}: exists and is not empty", output.display());
     }
     check_writable(output)?;
@@ -35,17 +34,9 @@ pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
     aside.put_in_place()?;
     if args.process.json {
         let path = fs::canonicalize(output).context("the new dataset")?;
-        say(&format!(
-            "{}\n",
-            serde_json::json!({ "dataset": path, "cases": args.cases, "test": args.test })
-        ));
+        say(&format!("{}\n", serde_json::json!({ "dataset": path, "cases": args.cases, "test": args.test })));
     } else {
-        say(&format!(
-            "{}: {} cases with labels, {} without\n",
-            output.display(),
-            args.cases,
-            args.test
-        ));
+        say(&format!("{}: {} cases with labels, {} without\n", output.display(), args.cases, args.test));
     }
     Ok(())
 }

@@ -34,53 +34,20 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
 fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
     let names = |names: &mut dyn Iterator<Item = &str>| names.collect::<Vec<_>>().join(", ");
     let mut table = Table::of_text([plan.dataset_name.as_str(), ""]);
-    table.row([
-        "cases",
-        &format!("{num_training} with labels, {num_test} without"),
-    ]);
-    table.row([
-        "modalities",
-        &names(&mut plan.modalities.iter().map(String::as_str)),
-    ]);
-    table.row([
-        "labels",
-        &names(&mut plan.labels.iter().map(|label| label.name.as_str())),
-    ]);
+    table.row(["cases", &format!("{num_training} with labels, {num_test} without")]);
+    table.row(["modalities", &names(&mut plan.modalities.iter().map(String::as_str))]);
+    table.row(["labels", &names(&mut plan.labels.iter().map(|label| label.name.as_str()))]);
     table.row(["voxels", &format!("{} mm", times(&plan.spacing_mm))]);
     table.row(["median case", &times(&plan.median_shape)]);
     table.row(["patch", &times(&plan.patch_size)]);
     table.row(["batch", &plan.batch_size.to_string()]);
-    table.row([
-        "strides",
-        &plan
-            .strides
-            .iter()
-            .map(times)
-            .collect::<Vec<_>>()
-            .join("  "),
-    ]);
-    table.row([
-        "kernels",
-        &plan
-            .kernels
-            .iter()
-            .map(times)
-            .collect::<Vec<_>>()
-            .join("  "),
-    ]);
-    let normalization = plan
-        .normalization
-        .iter()
-        .map(|how| format!("{how:?}"))
-        .collect::<Vec<_>>();
+    table.row(["strides", &plan.strides.iter().map(times).collect::<Vec<_>>().join("  ")]);
+    table.row(["kernels", &plan.kernels.iter().map(times).collect::<Vec<_>>().join("  ")]);
+    let normalization = plan.normalization.iter().map(|how| format!("{how:?}")).collect::<Vec<_>>();
     table.row(["normalisation", &normalization.join(", ")]);
     table.render()
 }
 
 fn times<T: ToString>(triple: &[T; 3]) -> String {
-    triple
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("x")
+    triple.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
 }

@@ -13,11 +13,8 @@ use crate::{
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
     device::set_up_host(&args.process)?;
-    for (option, folder) in args
-        .predictions
-        .iter()
-        .map(|folder| ("--predictions", folder))
-        .chain([("--references", &args.references)])
+    for (option, folder) in
+        args.predictions.iter().map(|folder| ("--predictions", folder)).chain([("--references", &args.references)])
     {
         if !folder.is_dir() {
             bad_input!("{option} {}: no such folder", folder.display());
@@ -31,12 +28,9 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
         return Ok(());
     }
     for (label, [before, after]) in &found.dice {
-        say(&format!(
-            "label {label}: Dice {before:.4} before, {after:.4} after\n"
-        ));
+        say(&format!("label {label}: Dice {before:.4} before, {after:.4} after\n"));
     }
-    let kept =
-        serde_json::to_string(&found.postprocessing.keep_largest).context("the steps as JSON")?;
+    let kept = serde_json::to_string(&found.postprocessing.keep_largest).context("the steps as JSON")?;
     let what = if found.postprocessing.keep_largest.is_empty() {
         "no step helps, everything is kept".to_owned()
     } else {

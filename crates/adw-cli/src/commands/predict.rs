@@ -55,21 +55,12 @@ pub(crate) fn predict(
     let models = model::load(&args.model, precision, &device)?;
     let (images, output) = work(&models)?;
     if !(args.step > 0.0 && args.step <= 1.0) {
-        bad_input!(
-            "--step {}: expected a fraction of the patch above 0, at most 1",
-            args.step
-        );
+        bad_input!("--step {}: expected a fraction of the patch above 0, at most 1", args.step);
     }
     let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load);
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
-    if images
-        .iter()
-        .any(|image| is_same(parent_of(&image.files[0]), &output))
-    {
-        bad_input!(
-            "--output {}: would overwrite the images; choose another folder",
-            output.display()
-        );
+    if images.iter().any(|image| is_same(parent_of(&image.files[0]), &output)) {
+        bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
     // All are looked at before the first is written: a bad one at the end of a long list is found at once.
@@ -80,17 +71,10 @@ pub(crate) fn predict(
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     let window = SlidingWindow {
         step: args.step,
-        mirror: if args.mirror {
-            models.mirror_axes
-        } else {
-            [false; 3]
-        },
+        mirror: if args.mirror { models.mirror_axes } else { [false; 3] },
         ..SlidingWindow::new(models.plan.patch_size)
     };
-    let segmenter = Segmenter {
-        models: &models.networks,
-        window,
-    };
+    let segmenter = Segmenter { models: &models.networks, window };
     let progress = Progress::new("predict", 0, images.len() as u64, process.json);
     for (done, image) in images.iter().enumerate() {
         let name = format!("{}.nii.gz", image.name);
@@ -98,9 +82,7 @@ pub(crate) fn predict(
         if !(args.resume && target.is_file()) {
             let (case, geometry) = prepare(image, &models.plan)?;
             let mut labels = segmenter.segment(&case, &mut |window, windows| {
-                progress.step(done as u64, || {
-                    format!("{name}: window {window} of {windows}")
-                });
+                progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
             })?;
             postprocessing.apply(&mut labels);
             write_labels(&target, &labels.view(), &geometry)?;
@@ -116,11 +98,7 @@ pub(crate) fn predict(
     }
     drop(progress);
     if !process.json {
-        say(&format!(
-            "{} label maps in {}\n",
-            images.len(),
-            output.display()
-        ));
+        say(&format!("{} label maps in {}\n", images.len(), output.display()));
     }
     Ok(())
 }
@@ -128,10 +106,7 @@ pub(crate) fn predict(
 /// The image, or the folder's images in the order of their names. Where every name ends in the number of a channel and
 /// each case has all channels of the model, its files are one image, as nnU-Net keeps them.
 fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
-    let one = |path: PathBuf| Image {
-        name: case_id(&path).unwrap_or_default(),
-        files: vec![path],
-    };
+    let one = |path: PathBuf| Image { name: case_id(&path).unwrap_or_default(), files: vec![path] };
     if !input.is_dir() {
         if !input.is_file() {
             bad_input!("--input {}: no such file or folder", input.display());
@@ -142,8 +117,7 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     if files.is_empty() {
         bad_input!("--input {}: no .nii or .nii.gz there", input.display());
     }
-    let images =
-        by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
+    let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
     if let Some(pair) = images.windows(2).find(|pair| pair[0].name == pair[1].name) {
         bad_input!(
             "--input {}: {} and {} would have the same label map",
@@ -175,15 +149,12 @@ fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
 fn prepare(image: &Image, plan: &Plan) -> Result<(PreparedCase, Geometry)> {
     let volume = load_image(&image.files, plan.modalities.len())?;
     let geometry = volume.geometry.clone();
-    let case =
-        preprocess(volume, None, plan).with_context(|| image.files[0].display().to_string())?;
+    let case = preprocess(volume, None, plan).with_context(|| image.files[0].display().to_string())?;
     Ok((case, geometry))
 }
 
 fn parent_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Whether both name one existing folder.
@@ -199,9 +170,7 @@ mod tests {
     fn a_folder_gives_its_images_by_name_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a folder");
         let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"]
-            .into_iter()
-            .for_each(write);
+        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"].into_iter().for_each(write);
         let found = images(dir.path(), 1).expect("two images");
         let image = |name: &str, files: &[&str]| Image {
             name: name.to_owned(),
@@ -217,9 +186,7 @@ mod tests {
     fn files_of_channels_are_one_image_if_the_model_has_those_channels() {
         let dir = tempfile::tempdir().expect("a folder");
         let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"]
-            .into_iter()
-            .for_each(write);
+        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"].into_iter().for_each(write);
         let names = |channels| {
             let found = images(dir.path(), channels).expect("images");
             let name = |image: &Image| (image.name.clone(), image.files.len());

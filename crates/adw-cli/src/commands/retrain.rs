@@ -6,9 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::{
-    ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain,
-};
+use adw_search::{ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
@@ -36,14 +34,9 @@ use crate::{
 pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let device = device::set_up(&args.process)?;
     if let Some(name) = &args.name
-        && (name.is_empty()
-            || name.starts_with('.')
-            || name.starts_with("fold_")
-            || name.contains(['/', '\\']))
+        && (name.is_empty() || name.starts_with('.') || name.starts_with("fold_") || name.contains(['/', '\\']))
     {
-        bad_input!(
-            "--name {name}: expected the name of a new folder, not beginning with `fold_` or a dot"
-        );
+        bad_input!("--name {name}: expected the name of a new folder, not beginning with `fold_` or a dot");
     }
     let wish = Wish {
         root: &args.run,
@@ -54,9 +47,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     };
     let mut run = Run::open(&wish, &device::name(&device), may_change)?;
     let fold = run.fold;
-    let earlier = run
-        .existing_folder()
-        .map(|folder| folder.retrain(args.name.as_deref(), fold));
+    let earlier = run.existing_folder().map(|folder| folder.retrain(args.name.as_deref(), fold));
     let earlier = earlier.filter(|directory| directory.exists());
     if let Some(directory) = &earlier {
         if !args.resume {
@@ -72,21 +63,14 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     }
     check_precision("predict", run.config.settings.predict.precision, &device)?;
     let architecture = choose_architecture(args, &run, earlier.as_deref())?;
-    let job = Job {
-        args,
-        architecture,
-        device,
-    };
+    let job = Job { args, architecture, device };
     let model_file = job.train(&mut run)?;
     job.score(&mut run, &model_file)
 }
 
 /// A training of a run may be done otherwise than its preset says; a search is what it is.
 fn may_change(key: &str) -> bool {
-    ["retrain.", "predict.", "data.augmentation."]
-        .iter()
-        .any(|section| key.starts_with(section))
-        || key == "seed"
+    ["retrain.", "predict.", "data.augmentation."].iter().any(|section| key.starts_with(section)) || key == "seed"
 }
 
 /// Settings that this training was started with, rather than the run's; how its cases are segmented may change.
@@ -108,11 +92,7 @@ fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<
 }
 
 /// The architecture of the interrupted training, of the command line, or of the search.
-fn choose_architecture(
-    args: &RetrainArgs,
-    run: &Run,
-    earlier: Option<&Path>,
-) -> Result<Architecture> {
+fn choose_architecture(args: &RetrainArgs, run: &Run, earlier: Option<&Path>) -> Result<Architecture> {
     let Some(directory) = earlier.filter(|directory| architecture_in(directory).is_file()) else {
         return wanted_architecture(args, run);
     };
@@ -139,30 +119,15 @@ fn wanted_architecture(args: &RetrainArgs, run: &Run) -> Result<Architecture> {
     if let Some(width) = args.uniform_width {
         let (classes, cap) = (plan.labels.len(), run.config.settings.network.cap_stage);
         let (strides, kernels) = (plan.strides.clone(), plan.kernels.clone());
-        let mut architecture = Architecture::uniform(
-            plan.modalities.len(),
-            classes,
-            strides,
-            kernels,
-            width,
-            args.uniform_depth,
-            cap,
-        )?;
-        architecture
-            .provenance
-            .insert("task".into(), json!(plan.dataset_name));
-        architecture.provenance.insert(
-            "uniform".into(),
-            json!({ "width": width, "depth": args.uniform_depth }),
-        );
+        let mut architecture =
+            Architecture::uniform(plan.modalities.len(), classes, strides, kernels, width, args.uniform_depth, cap)?;
+        architecture.provenance.insert("task".into(), json!(plan.dataset_name));
+        architecture.provenance.insert("uniform".into(), json!({ "width": width, "depth": args.uniform_depth }));
         return Ok(architecture);
     }
     let path = match &args.architecture {
         Some(path) => path.clone(),
-        None => match run
-            .existing_folder()
-            .map(|folder| architecture_in(&folder.search(run.fold)))
-        {
+        None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.fold))) {
             Some(path) if path.is_file() => path,
             _ => bad_input!(
                 "{} has no finished search of fold {}: run `adw search`, or give --architecture or --uniform-width",
@@ -199,11 +164,7 @@ fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> 
         );
     }
     for axis in 0..3 {
-        let divisor: usize = architecture
-            .strides
-            .iter()
-            .map(|stride| stride[axis])
-            .product();
+        let divisor: usize = architecture.strides.iter().map(|stride| stride[axis]).product();
         if !plan.patch_size[axis].is_multiple_of(divisor) {
             bad_input!(
                 "{file}: strides divide the patch {:?} by {divisor} along axis {axis}, which leaves a rest",
@@ -239,13 +200,8 @@ impl Job<'_> {
         }
         check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = settings.retrain.batch_size;
-        let need = memory::Need::of(
-            &self.architecture,
-            &run.plan,
-            batch_size,
-            settings.retrain.precision,
-            &self.device,
-        );
+        let need =
+            memory::Need::of(&self.architecture, &run.plan, batch_size, settings.retrain.precision, &self.device);
         let patch = run.plan.patch_size;
         let left = memory::check(need, patch, batch_size, &self.args.process, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
@@ -254,28 +210,18 @@ impl Job<'_> {
             (Part::Train, cases.prepare(run, &split.train)?),
             (Part::Validation, cases.prepare(run, &split.validation)?),
         ];
-        let sampling = Sampling {
-            plan: &run.plan,
-            batch_size,
-            augmentation: settings.data.augmentation,
-            seed: settings.seed,
-        };
+        let sampling =
+            Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
         let mut source = PatchSource::new(parts, sampling, &self.device)?;
         let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
 
         let directory = self.directory(run)?;
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         self.write_beginning(run, &directory)?;
         let task = run.plan.dataset_name.clone();
-        let identity =
-            BTreeMap::from([("task".into(), task), ("fold".into(), run.fold.to_string())]);
+        let identity = BTreeMap::from([("task".into(), task), ("fold".into(), run.fold.to_string())]);
         // The folder was seen to be new, or --resume was given.
-        let options = RunOptions {
-            directory: Some(directory.clone()),
-            resume: true,
-            identity,
-        };
+        let options = RunOptions { directory: Some(directory.clone()), resume: true, identity };
         let work = training::Work {
             epochs: settings.retrain.epochs,
             iterations_per_epoch: settings.retrain.iterations_per_epoch,
@@ -283,23 +229,13 @@ impl Job<'_> {
             arch_steps: 0,
         };
         let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
-        let trained = retrain(
-            &mut net,
-            &settings.retrain,
-            &options,
-            &mut source,
-            &mut |event| {
-                reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
-                Reaction::Continue
-            },
-        );
+        let trained = retrain(&mut net, &settings.retrain, &options, &mut source, &mut |event| {
+            reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
+            Reaction::Continue
+        });
         drop(reporter);
         let info = model::info(&run.plan, &settings, run.fold)?;
-        let model = ModelFile {
-            architecture: self.architecture.clone(),
-            weights: trained?.weights,
-            info,
-        };
+        let model = ModelFile { architecture: self.architecture.clone(), weights: trained?.weights, info };
         let path = model_in(&directory);
         model.save(&path)?;
         Ok(path)
@@ -308,17 +244,11 @@ impl Job<'_> {
     /// What was decided before the training, for whoever resumes it. Settings without an architecture would let another
     /// one be trained with them.
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
-        drawing::save(
-            &self.architecture,
-            run.plan.patch_size,
-            &directory.join("architecture.svg"),
-        )?;
+        drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
         let config = run_config::render(&run.facts, &run.config)?;
         let path = config_path(directory);
-        write_atomically(&path, |file| {
-            std::io::Write::write_all(file, config.as_bytes())
-        })?;
+        write_atomically(&path, |file| std::io::Write::write_all(file, config.as_bytes()))?;
         Ok(())
     }
 
@@ -330,22 +260,14 @@ impl Job<'_> {
         let loaded = model::load(&files, predict.precision, &self.device)?;
         let window = SlidingWindow {
             step: predict.step,
-            mirror: if predict.mirror {
-                loaded.mirror_axes
-            } else {
-                [false; 3]
-            },
+            mirror: if predict.mirror { loaded.mirror_axes } else { [false; 3] },
             windows_per_forward: predict.windows_per_forward,
             ..SlidingWindow::new(loaded.plan.patch_size)
         };
-        let segmenter = Segmenter {
-            models: &loaded.networks,
-            window,
-        };
+        let segmenter = Segmenter { models: &loaded.networks, window };
         let ids = run.splits.fold(run.fold)?.validation.clone();
         let validation = directory.join("validation");
-        fs::create_dir_all(&validation)
-            .with_context(|| format!("cannot create {}", validation.display()))?;
+        fs::create_dir_all(&validation).with_context(|| format!("cannot create {}", validation.display()))?;
         let progress = Progress::new("validation", 0, ids.len() as u64, self.args.process.json);
         for (done, id) in ids.iter().enumerate() {
             progress.step(done as u64, || id.clone());
@@ -367,26 +289,11 @@ impl Job<'_> {
     fn evaluate(&self, run: &Run, directory: &Path) -> Result<()> {
         let ids = &run.splits.fold(run.fold)?.validation;
         let references = match ids.first() {
-            Some(id) => run
-                .dataset
-                .training_case(id)?
-                .label
-                .parent()
-                .unwrap_or(&run.dataset.root)
-                .to_owned(),
+            Some(id) => run.dataset.training_case(id)?.label.parent().unwrap_or(&run.dataset.root).to_owned(),
             None => bad_input!("fold {} has no validation case", run.fold),
         };
-        let labels = run
-            .plan
-            .labels
-            .iter()
-            .map(|label| label.value)
-            .filter(|&value| value > 0)
-            .collect();
-        let options = EvaluationOptions {
-            labels: Some(labels),
-            ..EvaluationOptions::default()
-        };
+        let labels = run.plan.labels.iter().map(|label| label.value).filter(|&value| value > 0).collect();
+        let options = EvaluationOptions { labels: Some(labels), ..EvaluationOptions::default() };
         let mut report = evaluate_folder(&directory.join("validation"), &references, &options)?;
         // Those are the cases the network was trained on.
         report.references_without_prediction.clear();
@@ -399,10 +306,7 @@ impl Job<'_> {
     fn report(&self, run: &Run, report: &Report, directory: &Path) {
         if self.args.process.json {
             let scores = json!({ "foreground_mean": report.foreground_mean, "mean": report.mean });
-            emit(
-                "metrics",
-                &json!({ "file": directory.join("metrics.json"), "metrics": scores }),
-            );
+            emit("metrics", &json!({ "file": directory.join("metrics.json"), "metrics": scores }));
         } else {
             say(&metrics::table(report, &run.plan.labels));
             say(&format!("{}\n", model_in(directory).display()));

@@ -44,14 +44,12 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
                 report_found(&found, &run, &result, args.process.json);
                 return Ok(());
             }
-            (true, _, false) => bad_input!(
-                "{} is finished: to search again, choose another --run",
-                directory.display()
-            ),
-            (false, true, false) => bad_input!(
-                "{} was interrupted: go on with --resume",
-                directory.display()
-            ),
+            (true, _, false) => {
+                bad_input!("{} is finished: to search again, choose another --run", directory.display())
+            }
+            (false, true, false) => {
+                bad_input!("{} was interrupted: go on with --resume", directory.display())
+            }
             (false, _, _) => {}
         }
     }
@@ -63,13 +61,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let split = run.splits.fold(fold)?.clone();
     let largest = memory::largest(&network)?;
     let batch_size = settings.search.batch_size;
-    let need = memory::Need::of(
-        &largest,
-        &run.plan,
-        batch_size,
-        settings.search.precision,
-        &device,
-    );
+    let need = memory::Need::of(&largest, &run.plan, batch_size, settings.search.precision, &device);
     let left = memory::check(need, patch, batch_size, &args.process, &device)?;
 
     let mut cases = Cases::new(&mut run, &split.train, left)?;
@@ -81,24 +73,13 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         augmentation: settings.data.augmentation,
         seed: settings.seed,
     };
-    let parts = vec![
-        (Part::TrainA, train_a),
-        (Part::TrainB, train_b.clone()),
-        (Part::TrainBPlain, train_b),
-    ];
+    let parts = vec![(Part::TrainA, train_a), (Part::TrainB, train_b.clone()), (Part::TrainBPlain, train_b)];
     let mut source = PatchSource::new(parts, sampling, &device)?;
     let mut net = Supernet::new(network, settings.seed, DType::F32, &device)?;
 
     let directory = run.folder()?.search(fold);
-    let identity = BTreeMap::from([
-        ("task".into(), run.plan.dataset_name.clone()),
-        ("fold".into(), fold.to_string()),
-    ]);
-    let options = RunOptions {
-        directory: Some(directory.clone()),
-        resume: args.resume,
-        identity,
-    };
+    let identity = BTreeMap::from([("task".into(), run.plan.dataset_name.clone()), ("fold".into(), fold.to_string())]);
+    let options = RunOptions { directory: Some(directory.clone()), resume: args.resume, identity };
     let work = training::Work {
         epochs: settings.search.epochs,
         iterations_per_epoch: settings.search.iterations_per_epoch,
@@ -109,25 +90,14 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         },
     };
     let mut reporter = training::Reporter::new("search", work, args.process.json);
-    let found = search(
-        &mut net,
-        patch,
-        &settings.search,
-        &options,
-        &mut source,
-        &mut |event| {
-            reporter.event(event, |row: &SearchRow| {
-                (row.mean_dice, widths_line(&row.blocks))
-            });
-            Reaction::Continue
-        },
-    );
+    let found = search(&mut net, patch, &settings.search, &options, &mut source, &mut |event| {
+        reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
+        Reaction::Continue
+    });
     drop(reporter);
     let mut architecture = found?;
     architecture.provenance.insert("fold".into(), fold.into());
-    architecture
-        .provenance
-        .insert("mask".into(), json!(settings.network.mask));
+    architecture.provenance.insert("mask".into(), json!(settings.network.mask));
     let result = directory.join("architecture.json");
     // The picture first: with architecture.json the search is finished.
     report::drawing::save(&architecture, patch, &directory.join("architecture.svg"))?;
@@ -157,10 +127,7 @@ fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool)
     let cost = architecture.cost(patch);
     if json {
         let costs = json!({ "macs_per_patch": cost.macs, "parameters": cost.parameters });
-        emit(
-            "architecture",
-            &json!({ "file": file, "architecture": architecture, "cost": costs }),
-        );
+        emit("architecture", &json!({ "file": file, "architecture": architecture, "cost": costs }));
     } else {
         say(&report::architecture::table(architecture, patch).render());
         say(&format!(

@@ -20,10 +20,7 @@ pub(crate) fn run(args: &SubmitArgs) -> Result<()> {
         if dataset.test.is_empty() {
             bad_input!("{data}: has no test image; `adw predict` segments any folder of images");
         }
-        let images = dataset.test.into_iter().map(|case| Image {
-            name: case.id,
-            files: case.image,
-        });
+        let images = dataset.test.into_iter().map(|case| Image { name: case.id, files: case.image });
         Ok((images.collect(), args.output.join(&dataset.name)))
     })
 }

@@ -17,11 +17,7 @@ pub(crate) fn table(architecture: &Architecture, patch: [usize; 3]) -> Table {
             std::cmp::Ordering::Greater => "decoder",
         };
         let [d, h, w] = sizes[stage];
-        let widths = widths
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(" - ");
+        let widths = widths.iter().map(ToString::to_string).collect::<Vec<_>>().join(" - ");
         table.row([format!("{part} {stage}"), format!("{d}x{h}x{w}"), widths]);
     }
     table
@@ -34,19 +30,12 @@ mod tests {
     #[test]
     fn the_table_has_a_row_per_block() {
         let mut architecture =
-            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[3; 3]; 3], 8, 2, 3)
-                .expect("valid");
+            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[3; 3]; 3], 8, 2, 3).expect("valid");
         architecture.blocks[1] = vec![12];
         let text = table(&architecture, [6, 8, 8]).render();
         let rows: Vec<&str> = text.lines().skip(2).collect();
         assert_eq!(rows.len(), 5);
-        assert_eq!(
-            rows[1].split_whitespace().collect::<Vec<_>>(),
-            ["encoder", "1", "6x4x4", "12"]
-        );
-        assert_eq!(
-            rows[2].split_whitespace().collect::<Vec<_>>(),
-            ["bottleneck", "2", "3x2x2", "32", "-", "32"]
-        );
+        assert_eq!(rows[1].split_whitespace().collect::<Vec<_>>(), ["encoder", "1", "6x4x4", "12"]);
+        assert_eq!(rows[2].split_whitespace().collect::<Vec<_>>(), ["bottleneck", "2", "3x2x2", "32", "-", "32"]);
     }
 }

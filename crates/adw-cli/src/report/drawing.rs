@@ -39,11 +39,7 @@ const STYLE: &str = r##"<style>
 ///
 /// # Errors
 /// The disk is full or read-only.
-pub(crate) fn save(
-    architecture: &Architecture,
-    patch: [usize; 3],
-    path: &Path,
-) -> msd_data::Result<()> {
+pub(crate) fn save(architecture: &Architecture, patch: [usize; 3], path: &Path) -> msd_data::Result<()> {
     let picture = svg(architecture, patch);
     write_atomically(path, |file| file.write_all(picture.as_bytes()))
 }
@@ -54,11 +50,7 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     let poolings = architecture.poolings();
     let stage_of = |block: usize| architecture.stage_of_block(block);
     let show = |[d, h, w]: [usize; 3]| format!("{d}×{h}×{w}");
-    let sizes: Vec<String> = architecture
-        .stage_sizes(patch)
-        .into_iter()
-        .map(show)
-        .collect();
+    let sizes: Vec<String> = architecture.stage_sizes(patch).into_iter().map(show).collect();
     let mut shapes = String::new();
     // The finest size stands left of its block's end, and must not be cut off.
     let mut x = MARGIN.max(sizes[0].chars().count() as f64 * SIZE_CHARACTER);
@@ -73,12 +65,7 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     for block in 1..spans.len() {
         let middle = |stage| top(stage) + height(stage) * 0.5;
         let (from, to) = (middle(stage_of(block - 1)), middle(stage_of(block)));
-        arrow(
-            &mut shapes,
-            "step",
-            [spans[block - 1][1], spans[block][0]],
-            [from, to],
-        );
+        arrow(&mut shapes, "step", [spans[block - 1][1], spans[block][0]], [from, to]);
     }
     for stage in 0..poolings {
         // Well above the arrow that comes up from the stage below.
@@ -107,25 +94,9 @@ fn top(stage: usize) -> f64 {
 }
 
 /// Draws the layers of a block from `x` on and returns where they end.
-fn layers(
-    out: &mut String,
-    architecture: &Architecture,
-    block: usize,
-    widths: &[usize],
-    mut x: f64,
-) -> f64 {
-    let widest = architecture
-        .blocks
-        .iter()
-        .flatten()
-        .copied()
-        .max()
-        .unwrap_or(1) as f64;
-    let class = if block <= architecture.poolings() {
-        "encoder"
-    } else {
-        "decoder"
-    };
+fn layers(out: &mut String, architecture: &Architecture, block: usize, widths: &[usize], mut x: f64) -> f64 {
+    let widest = architecture.blocks.iter().flatten().copied().max().unwrap_or(1) as f64;
+    let class = if block <= architecture.poolings() { "encoder" } else { "decoder" };
     let stage = architecture.stage_of_block(block);
     let (y, h) = (top(stage), height(stage));
     for &channels in widths {
@@ -135,17 +106,10 @@ fn layers(
         let (middle, left) = (x + room / 2.0, x + (room - w) / 2.0);
         line(
             out,
-            format_args!(
-                r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" rx="2"/>"#
-            ),
+            format_args!(r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" rx="2"/>"#),
         );
         let above = y - 5.0;
-        line(
-            out,
-            format_args!(
-                r#"<text class="channels" x="{middle:.1}" y="{above:.1}">{channels}</text>"#
-            ),
-        );
+        line(out, format_args!(r#"<text class="channels" x="{middle:.1}" y="{above:.1}">{channels}</text>"#));
         x += room + GAP;
     }
     x - GAP
@@ -154,10 +118,7 @@ fn layers(
 /// From the end of one block to the beginning of another.
 fn arrow(out: &mut String, class: &str, [from, to]: [f64; 2], [y1, y2]: [f64; 2]) {
     let (x1, x2) = (from + 3.0, to - 4.0);
-    line(
-        out,
-        format_args!(r#"<path class="{class}" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#),
-    );
+    line(out, format_args!(r#"<path class="{class}" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#));
 }
 
 fn line(out: &mut String, text: fmt::Arguments<'_>) {
@@ -180,11 +141,7 @@ mod tests {
         .unwrap();
         let picture = svg(&architecture, [8, 16, 20]);
         for channels in [8, 12, 24, 40, 16, 20, 10] {
-            assert_eq!(
-                picture.matches(&format!(">{channels}</text>")).count(),
-                1,
-                "{channels}"
-            );
+            assert_eq!(picture.matches(&format!(">{channels}</text>")).count(), 1, "{channels}");
         }
         assert_eq!(picture.matches("class=\"skip\"").count(), 2);
         assert_eq!(picture.matches("class=\"step\"").count(), 4);

@@ -12,10 +12,7 @@ pub(crate) fn table(report: &Report, names: &[Label]) -> String {
     let mut table = Table::of_numbers(["label", "Dice", "IoU", "HD95 mm", &nsd]);
     for (value, metrics) in &report.mean {
         let name = names.iter().find(|label| label.value == *value);
-        table.row(row(
-            name.map_or_else(|| value.to_string(), |label| label.name.clone()),
-            metrics,
-        ));
+        table.row(row(name.map_or_else(|| value.to_string(), |label| label.name.clone()), metrics));
     }
     table.row(row("mean".to_owned(), &report.foreground_mean));
     let cases = match report.metric_per_case.len() {
@@ -31,37 +28,17 @@ pub(crate) fn table(report: &Report, names: &[Label]) -> String {
         );
     }
     if !report.references_without_prediction.is_empty() {
-        let _ = writeln!(
-            text,
-            "{} references have no prediction",
-            report.references_without_prediction.len()
-        );
+        let _ = writeln!(text, "{} references have no prediction", report.references_without_prediction.len());
     }
     text
 }
 
 fn row(name: String, metrics: &MeanMetrics) -> [String; 5] {
     let number = |value: f64, digits: usize| {
-        if value.is_finite() {
-            format!("{value:.digits$}")
-        } else {
-            "-".to_owned()
-        }
+        if value.is_finite() { format!("{value:.digits$}") } else { "-".to_owned() }
     };
-    let MeanMetrics {
-        dice,
-        iou,
-        hd95_mm,
-        nsd,
-        ..
-    } = *metrics;
-    [
-        name,
-        number(dice, 4),
-        number(iou, 4),
-        number(hd95_mm, 2),
-        number(nsd, 4),
-    ]
+    let MeanMetrics { dice, iou, hd95_mm, nsd, .. } = *metrics;
+    [name, number(dice, 4), number(iou, 4), number(hd95_mm, 2), number(nsd, 4)]
 }
 
 #[cfg(test)]
@@ -71,20 +48,8 @@ mod tests {
 
     #[test]
     fn labels_have_their_names_and_what_is_no_number_is_a_dash() {
-        let good = MeanMetrics {
-            dice: 0.91234,
-            iou: 0.85,
-            hd95_mm: 1.5,
-            nsd: 0.97,
-            hd95_infinite: 0,
-        };
-        let absent = MeanMetrics {
-            dice: f64::NAN,
-            iou: f64::NAN,
-            hd95_mm: f64::NAN,
-            nsd: f64::NAN,
-            hd95_infinite: 2,
-        };
+        let good = MeanMetrics { dice: 0.91234, iou: 0.85, hd95_mm: 1.5, nsd: 0.97, hd95_infinite: 0 };
+        let absent = MeanMetrics { dice: f64::NAN, iou: f64::NAN, hd95_mm: f64::NAN, nsd: f64::NAN, hd95_infinite: 2 };
         let report = Report {
             foreground_mean: absent,
             mean: BTreeMap::from([(1, good), (2, absent)]),
@@ -92,23 +57,10 @@ mod tests {
             nsd_tolerance_mm: 1.0,
             references_without_prediction: vec!["a".into()],
         };
-        let text = table(
-            &report,
-            &[Label {
-                value: 1,
-                name: "Anterior".into(),
-            }],
-        );
-        let rows: Vec<Vec<&str>> = text
-            .lines()
-            .skip(2)
-            .map(|line| line.split_whitespace().collect())
-            .collect();
+        let text = table(&report, &[Label { value: 1, name: "Anterior".into() }]);
+        let rows: Vec<Vec<&str>> = text.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(rows[0], ["Anterior", "0.9123", "0.8500", "1.50", "0.9700"]);
         assert_eq!(rows[1], ["2", "-", "-", "-", "-"]);
-        assert!(
-            text.contains("HD95 leaves out 2 labels")
-                && text.contains("1 references have no prediction")
-        );
+        assert!(text.contains("HD95 leaves out 2 labels") && text.contains("1 references have no prediction"));
     }
 }

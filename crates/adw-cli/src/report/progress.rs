@@ -60,24 +60,13 @@ impl Progress {
     }
 
     /// A milestone: `event` for programs, `line` for people.
-    pub(crate) fn milestone(
-        &self,
-        name: &str,
-        event: &impl Serialize,
-        line: impl FnOnce() -> String,
-    ) {
+    pub(crate) fn milestone(&self, name: &str, event: &impl Serialize, line: impl FnOnce() -> String) {
         match self.kind {
             Kind::Bar => self.bar.set_message(line()),
             Kind::Json => emit(name, event),
             Kind::Lines => {
                 let eta = self.bar.eta().as_secs();
-                eprintln!(
-                    "{} {}, {}:{:02} left",
-                    self.bar.prefix(),
-                    line(),
-                    eta / 60,
-                    eta % 60
-                );
+                eprintln!("{} {}, {}:{:02} left", self.bar.prefix(), line(), eta / 60, eta % 60);
             }
         }
     }

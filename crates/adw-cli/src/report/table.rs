@@ -13,19 +13,12 @@ pub(crate) struct Table {
 impl Table {
     /// Names in the first column, left-aligned; numbers in the others, right-aligned.
     pub(crate) fn of_numbers<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            header: header.into_iter().map(Into::into).collect(),
-            rows: Vec::new(),
-            align_numbers: true,
-        }
+        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new(), align_numbers: true }
     }
 
     /// All columns left-aligned.
     pub(crate) fn of_text<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            align_numbers: false,
-            ..Self::of_numbers(header)
-        }
+        Self { align_numbers: false, ..Self::of_numbers(header) }
     }
 
     /// Adds a row; missing cells are blank.
@@ -37,15 +30,8 @@ impl Table {
     pub(crate) fn render(&self) -> String {
         let all = || std::iter::once(&self.header).chain(&self.rows);
         let columns = all().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            all()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-        };
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| width(column).unwrap_or(0))
-            .collect();
+        let width = |column: usize| all().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for (index, row) in all().enumerate() {
             let mut line = String::new();
@@ -60,11 +46,7 @@ impl Table {
             }
             let _ = writeln!(text, "{}", line.trim_end());
             if index == 0 {
-                let _ = writeln!(
-                    text,
-                    "{}",
-                    "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1))
-                );
+                let _ = writeln!(text, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1)));
             }
         }
         text
@@ -80,14 +62,8 @@ mod tests {
         let mut table = Table::of_numbers(["label", "Dice"]);
         table.row(["anterior", "0.87"]);
         table.row(["ä", "1"]);
-        assert_eq!(
-            table.render(),
-            "label     Dice\n--------------\nanterior  0.87\nä            1\n"
-        );
+        assert_eq!(table.render(), "label     Dice\n--------------\nanterior  0.87\nä            1\n");
         table.align_numbers = false;
-        assert_eq!(
-            table.render(),
-            "label     Dice\n--------------\nanterior  0.87\nä         1\n"
-        );
+        assert_eq!(table.render(), "label     Dice\n--------------\nanterior  0.87\nä         1\n");
     }
 }

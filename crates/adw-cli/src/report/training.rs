@@ -27,11 +27,7 @@ impl Work {
     fn done(&self, epoch: usize, iteration: usize) -> u64 {
         let warmup = (epoch.min(self.warmup_epochs) * self.iterations_per_epoch) as u64;
         let all = (epoch * self.iterations_per_epoch + iteration) as u64;
-        let slow = if epoch < self.warmup_epochs {
-            0
-        } else {
-            all - warmup
-        };
+        let slow = if epoch < self.warmup_epochs { 0 } else { all - warmup };
         3 * all + 2 * self.arch_steps as u64 * slow
     }
 }
@@ -61,25 +57,13 @@ impl Reporter {
     /// `what`: the name of the stage.
     pub(crate) fn new(what: &'static str, work: Work, json: bool) -> Self {
         let (known, progress) = (Known::default(), None);
-        Self {
-            what,
-            work,
-            json,
-            known,
-            progress,
-        }
+        Self { what, work, json, known, progress }
     }
 
     /// Reports an event. `of_row`: the Dice and the architecture that a row of the history knows.
-    pub(crate) fn event<R: Serialize>(
-        &mut self,
-        event: &Event<'_, R>,
-        of_row: impl Fn(&R) -> (Option<f64>, String),
-    ) {
+    pub(crate) fn event<R: Serialize>(&mut self, event: &Event<'_, R>, of_row: impl Fn(&R) -> (Option<f64>, String)) {
         match event {
-            Event::Started {
-                epoch, iteration, ..
-            } => self.start(*epoch, *iteration),
+            Event::Started { epoch, iteration, .. } => self.start(*epoch, *iteration),
             Event::Iteration(report) => {
                 let Some(progress) = &mut self.progress else {
                     return;
@@ -100,15 +84,8 @@ impl Reporter {
     }
 
     fn start(&mut self, epoch: usize, iteration: usize) {
-        let Self {
-            what, work, json, ..
-        } = *self;
-        self.known = Known {
-            work,
-            epoch,
-            iteration,
-            ..Known::default()
-        };
+        let Self { what, work, json, .. } = *self;
+        self.known = Known { work, epoch, iteration, ..Known::default() };
         if json {
             let fields = json!({
                 "stage": what, "epoch": epoch, "iteration": iteration,
@@ -173,16 +150,8 @@ mod tests {
 
     #[test]
     fn a_line_says_where_the_work_stands() {
-        let work = Work {
-            epochs: 40,
-            iterations_per_epoch: 10,
-            warmup_epochs: 4,
-            arch_steps: 1,
-        };
-        let mut known = Known {
-            work,
-            ..Known::default()
-        };
+        let work = Work { epochs: 40, iterations_per_epoch: 10, warmup_epochs: 4, arch_steps: 1 };
+        let mut known = Known { work, ..Known::default() };
         known.iteration(&IterationReport {
             epoch: 11,
             iteration: 4,
@@ -194,9 +163,6 @@ mod tests {
         assert_eq!(known.work_done(), 3 * 115 + 2 * 75);
         assert_eq!(work.done(4, 0), 3 * 40);
         assert_eq!(work.done(40, 0), 3 * 400 + 2 * 360);
-        assert_eq!(
-            known.line(),
-            "epoch 12/40  loss 0.412  loss B 0.500  tau 4.21  Dice 0.810  16 | 32 | 16"
-        );
+        assert_eq!(known.line(), "epoch 12/40  loss 0.412  loss B 0.500  tau 4.21  Dice 0.810  16 | 32 | 16");
     }
 }

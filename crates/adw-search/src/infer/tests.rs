@@ -5,9 +5,7 @@ use super::*;
 
 /// nnU-Net's own numbers, beside the repository when it is developed; absent in a plain clone.
 fn golden(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../shared/golden/nnunet")
-        .join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden/nnunet").join(name);
     if path.is_file() {
         return Some(path);
     }
@@ -18,22 +16,13 @@ fn golden(name: &str) -> Option<PathBuf> {
 fn image(shape: [usize; 3]) -> Tensor {
     let [d, h, w] = shape;
     let n = d * h * w;
-    let values: Vec<f32> = (0..2 * n)
-        .map(|i| ((i * 7919) % 1009) as f32 / 100.0 - 5.0)
-        .collect();
+    let values: Vec<f32> = (0..2 * n).map(|i| ((i * 7919) % 1009) as f32 / 100.0 - 5.0).collect();
     Tensor::from_vec(values, (1, 2, d, h, w), &Device::Cpu).unwrap()
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    (a - b)
-        .unwrap()
-        .abs()
-        .unwrap()
-        .max_all()
-        .unwrap()
-        .to_scalar::<f32>()
-        .unwrap()
+    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
 }
 
 fn ignore(_: usize, _: usize) {}
@@ -46,18 +35,13 @@ fn window_starts_by_hand_and_against_nnunet() {
     let Some(path) = golden("sliding_window_steps.json") else {
         return;
     };
-    let rows: Vec<serde_json::Value> =
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let rows: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert!(!rows.is_empty());
     for row in rows {
         let sizes = |key: &str| serde_json::from_value::<[usize; 3]>(row[key].clone()).unwrap();
         let (shape, patch) = (sizes("image"), sizes("patch"));
         let starts = [0, 1, 2].map(|a| window_starts(shape[a], patch[a], 0.5));
-        assert_eq!(
-            serde_json::json!(starts),
-            row["steps"],
-            "{shape:?} {patch:?}"
-        );
+        assert_eq!(serde_json::json!(starts), row["steps"], "{shape:?} {patch:?}");
     }
 }
 
@@ -69,12 +53,7 @@ fn windows_cover_every_voxel_and_never_leave_the_image() {
                 let starts = window_starts(size, patch, step);
                 assert_eq!(starts[0], 0);
                 assert_eq!(starts[starts.len() - 1] + patch.min(size), size);
-                assert!(
-                    starts
-                        .windows(2)
-                        .all(|w| w[0] < w[1] && w[1] - w[0] <= patch),
-                    "{size} {patch} {step}"
-                );
+                assert!(starts.windows(2).all(|w| w[0] < w[1] && w[1] - w[0] <= patch), "{size} {patch} {step}");
             }
         }
     }
@@ -101,39 +80,24 @@ fn gaussian_weights_are_nnunets() {
         // nnU-Net filters a delta in floating point, so that a value may round to the neighbouring f16: 2^-10 relative,
         // or one subnormal (6e-8).
         for (i, (a, e)) in a.iter().zip(&e).enumerate() {
-            assert!(
-                (a - e).abs() <= e.abs() / 1024.0 + 6e-8,
-                "{name} {i}: {a} {e}"
-            );
+            assert!((a - e).abs() <= e.abs() / 1024.0 + 6e-8, "{name} {i}: {a} {e}");
         }
     }
 }
 
 #[test]
 fn a_pointwise_network_reproduces_the_image_whatever_its_size() {
-    for (shape, patch) in [
-        ([20, 15, 9], [8, 8, 8]),
-        ([5, 20, 8], [8, 7, 8]),
-        ([1, 2, 3], [4, 4, 4]),
-        ([9, 9, 9], [9, 9, 9]),
-    ] {
+    for (shape, patch) in
+        [([20, 15, 9], [8, 8, 8]), ([5, 20, 8], [8, 7, 8]), ([1, 2, 3], [4, 4, 4]), ([9, 9, 9], [9, 9, 9])]
+    {
         let image = image(shape);
         let expected = image.affine(2.0, 1.0).unwrap();
         for windows_per_forward in [1, 3] {
             for mirror in [[false; 3], [true, false, true], [true; 3]] {
-                let window = SlidingWindow {
-                    mirror,
-                    windows_per_forward,
-                    ..SlidingWindow::new(patch)
-                };
+                let window = SlidingWindow { mirror, windows_per_forward, ..SlidingWindow::new(patch) };
                 let mut network = |x: &Tensor| Ok(x.affine(2.0, 1.0)?);
-                let got = window
-                    .logits(&image, &mut [&mut network], &mut ignore)
-                    .unwrap();
-                assert!(
-                    largest_difference(&got, &expected) < 2e-5,
-                    "{shape:?} {patch:?}"
-                );
+                let got = window.logits(&image, &mut [&mut network], &mut ignore).unwrap();
+                assert!(largest_difference(&got, &expected) < 2e-5, "{shape:?} {patch:?}");
             }
         }
     }
@@ -148,13 +112,8 @@ fn logits_in_any_layout() {
         let last = classes(x)?.permute((0, 2, 3, 4, 1))?.contiguous()?;
         Ok(last.permute((0, 4, 1, 2, 3))?)
     };
-    let window = SlidingWindow {
-        mirror: [true; 3],
-        ..SlidingWindow::new([4, 4, 4])
-    };
-    let got = window
-        .logits(&image, &mut [&mut network], &mut ignore)
-        .unwrap();
+    let window = SlidingWindow { mirror: [true; 3], ..SlidingWindow::new([4, 4, 4]) };
+    let got = window.logits(&image, &mut [&mut network], &mut ignore).unwrap();
     assert!(largest_difference(&got, &classes(&image).unwrap()) < 2e-5);
 }
 
@@ -162,12 +121,7 @@ fn logits_in_any_layout() {
 fn mirroring_averages_the_flips_and_undoes_each() {
     // A network that only sees position: its value is the voxel's index along W.
     let patch = [2, 2, 4];
-    let ramp = Tensor::from_vec(
-        (0..16).map(|i| (i % 4) as f32).collect(),
-        (1, 1, 2, 2, 4),
-        &Device::Cpu,
-    )
-    .unwrap();
+    let ramp = Tensor::from_vec((0..16).map(|i| (i % 4) as f32).collect(), (1, 1, 2, 2, 4), &Device::Cpu).unwrap();
     let calls = Cell::new(0);
     let mut network = |_: &Tensor| {
         calls.set(calls.get() + 1);
@@ -175,35 +129,20 @@ fn mirroring_averages_the_flips_and_undoes_each() {
     };
     let image = Tensor::zeros((1, 1, 2, 2, 4), DType::F32, &Device::Cpu).unwrap();
     let plain = SlidingWindow::new(patch);
-    let got = plain
-        .logits(&image, &mut [&mut network], &mut ignore)
-        .unwrap();
+    let got = plain.logits(&image, &mut [&mut network], &mut ignore).unwrap();
     assert!(largest_difference(&got, &ramp) < 1e-6);
-    let along_w = SlidingWindow {
-        mirror: [false, false, true],
-        ..plain.clone()
-    };
-    let got = along_w
-        .logits(&image, &mut [&mut network], &mut ignore)
-        .unwrap();
+    let along_w = SlidingWindow { mirror: [false, false, true], ..plain.clone() };
+    let got = along_w.logits(&image, &mut [&mut network], &mut ignore).unwrap();
     assert!(largest_difference(&got, &ramp.ones_like().unwrap().affine(1.5, 0.0).unwrap()) < 1e-6);
     calls.set(0);
-    SlidingWindow {
-        mirror: [true; 3],
-        ..plain
-    }
-    .logits(&image, &mut [&mut network], &mut ignore)
-    .unwrap();
+    SlidingWindow { mirror: [true; 3], ..plain }.logits(&image, &mut [&mut network], &mut ignore).unwrap();
     assert_eq!(calls.get(), 8);
 }
 
 #[test]
 fn folds_are_averaged_and_progress_reaches_the_end() {
     let image = image([9, 8, 8]);
-    let window = SlidingWindow {
-        windows_per_forward: 2,
-        ..SlidingWindow::new([4, 4, 4])
-    };
+    let window = SlidingWindow { windows_per_forward: 2, ..SlidingWindow::new([4, 4, 4]) };
     let (mut one, mut three) = (|x: &Tensor| Ok(x.clone()), |x: &Tensor| Ok((x * 3.0)?));
     let mut seen = vec![];
     let got = window
@@ -225,15 +164,10 @@ fn wrong_input_and_wrong_output_are_errors() {
     let message = |r: Result<Tensor>| r.unwrap_err().to_string();
     assert!(message(window.logits(&image, &mut [], &mut ignore)).contains("at least one"));
     let mut small = |x: &Tensor| Ok(x.narrow(2, 0, 2)?);
-    assert!(
-        message(window.logits(&image, &mut [&mut small], &mut ignore)).contains("[1, K, 4, 4, 4]")
-    );
+    assert!(message(window.logits(&image, &mut [&mut small], &mut ignore)).contains("[1, K, 4, 4, 4]"));
     let mut nan = |x: &Tensor| Ok((x * f64::NAN)?);
     assert!(message(window.logits(&image, &mut [&mut nan], &mut ignore)).contains("finite"));
-    let zero = SlidingWindow {
-        step: 0.0,
-        ..window
-    };
+    let zero = SlidingWindow { step: 0.0, ..window };
     let mut fine = |x: &Tensor| Ok(x.clone());
     assert!(message(zero.logits(&image, &mut [&mut fine], &mut ignore)).contains("step = 0"));
 }

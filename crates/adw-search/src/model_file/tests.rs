@@ -16,42 +16,27 @@ fn model() -> ModelFile {
     ModelFile {
         architecture: architecture(),
         weights: parameters::values(net.parameters()).unwrap(),
-        info: [(
-            "labels".to_string(),
-            "[\"background\", \"anterior\"]".to_string(),
-        )]
-        .into(),
+        info: [("labels".to_string(), "[\"background\", \"anterior\"]".to_string())].into(),
     }
 }
 
 #[test]
 fn a_loaded_model_predicts_the_same_bits_and_files_are_equal() {
     let dir = tempfile::tempdir().unwrap();
-    let (path, second) = (
-        dir.path().join("model.safetensors"),
-        dir.path().join("second.safetensors"),
-    );
+    let (path, second) = (dir.path().join("model.safetensors"), dir.path().join("second.safetensors"));
     model().save(&path).unwrap();
     let loaded = ModelFile::load(&path, &Device::Cpu).unwrap();
     loaded.save(&second).unwrap();
-    assert_eq!(
-        std::fs::read(&path).unwrap(),
-        std::fs::read(&second).unwrap()
-    );
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&second).unwrap());
     assert_eq!(loaded.architecture, architecture());
     assert_eq!(loaded.info, model().info);
-    let image = Tensor::arange(0f32, 9. * 8. * 11., &Device::Cpu)
-        .unwrap()
-        .sin()
-        .unwrap();
+    let image = Tensor::arange(0f32, 9. * 8. * 11., &Device::Cpu).unwrap().sin().unwrap();
     let image = image.reshape((1, 1, 9, 8, 11)).unwrap();
     let logits = |model: &ModelFile| {
         let net = model.network(DType::F32, &Device::Cpu).unwrap();
         let mut predict = |x: &Tensor| Ok(net.predict(x)?);
         let window = SlidingWindow::new([8, 8, 8]);
-        let logits = window
-            .logits(&image, &mut [&mut predict], &mut |_, _| {})
-            .unwrap();
+        let logits = window.logits(&image, &mut [&mut predict], &mut |_, _| {}).unwrap();
         assert_eq!(logits.dims(), [1, 3, 9, 8, 11]);
         logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
@@ -63,13 +48,8 @@ fn what_is_not_a_model_file_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.safetensors");
     let refused = |expected: &str| {
-        let message = ModelFile::load(&path, &Device::Cpu)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("other.safetensors") && message.contains(expected),
-            "{message}"
-        );
+        let message = ModelFile::load(&path, &Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("other.safetensors") && message.contains(expected), "{message}");
         assert!(!message.contains('\n'), "{message}");
     };
     refused("No such file");
@@ -96,26 +76,12 @@ fn a_model_that_does_not_fit_itself_is_not_written() {
     let path = dir.path().join("model.safetensors");
     let mut missing = model();
     missing.weights.remove("head.0.weight");
-    assert!(
-        missing
-            .save(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("head.0.weight: expected")
-    );
+    assert!(missing.save(&path).unwrap_err().to_string().contains("head.0.weight: expected"));
     let mut extra = model();
-    extra
-        .weights
-        .insert("what".into(), Tensor::new(0f32, &Device::Cpu).unwrap());
+    extra.weights.insert("what".into(), Tensor::new(0f32, &Device::Cpu).unwrap());
     assert!(extra.save(&path).unwrap_err().to_string().contains("what"));
     let mut reserved = model();
     reserved.info.insert("format".into(), "mine".into());
-    assert!(
-        reserved
-            .save(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("reserved")
-    );
+    assert!(reserved.save(&path).unwrap_err().to_string().contains("reserved"));
     assert!(!path.exists());
 }

@@ -28,11 +28,7 @@ pub struct AdamConfig {
 
 impl Default for AdamConfig {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-        }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
     }
 }
 
@@ -64,27 +60,16 @@ struct Moments {
 
 impl Moments {
     fn zero(var: &Var) -> Result<Self> {
-        Ok(Self {
-            mean: var.zeros_like()?,
-            square: var.zeros_like()?,
-            steps: 0,
-        })
+        Ok(Self { mean: var.zeros_like()?, square: var.zeros_like()?, steps: 0 })
     }
 }
 
 impl Adam {
     /// An optimiser of `parameters` (name and variable).
-    pub fn new<'a>(
-        parameters: impl IntoIterator<Item = (&'a str, &'a Var)>,
-        config: AdamConfig,
-    ) -> Self {
+    pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a Var)>, config: AdamConfig) -> Self {
         let slots = parameters
             .into_iter()
-            .map(|(name, var)| Slot {
-                name: name.to_owned(),
-                var: var.clone(),
-                moments: None,
-            })
+            .map(|(name, var)| Slot { name: name.to_owned(), var: var.clone(), moments: None })
             .collect();
         Self { config, slots }
     }
@@ -93,13 +78,7 @@ impl Adam {
 #[cfg(feature = "cuda")]
 impl Adam {
     /// One launch for all parameters that have had the same number of updates.
-    fn step_on_device(
-        &mut self,
-        rt: &CudaRuntime,
-        gradients: &[Option<Tensor>],
-        lr: f64,
-        scale: &Scale,
-    ) -> Result<()> {
+    fn step_on_device(&mut self, rt: &CudaRuntime, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         let mut by_steps: BTreeMap<i32, Vec<on_device::Entry>> = BTreeMap::new();
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
@@ -109,15 +88,12 @@ impl Adam {
                 None => Moments::zero(&slot.var)?,
             };
             moments.steps += 1;
-            by_steps
-                .entry(moments.steps)
-                .or_default()
-                .push(on_device::Entry {
-                    weight: slot.var.as_tensor().clone(),
-                    grad: Some(gradient),
-                    first: Some(moments.mean.clone()),
-                    second: Some(moments.square.clone()),
-                });
+            by_steps.entry(moments.steps).or_default().push(on_device::Entry {
+                weight: slot.var.as_tensor().clone(),
+                grad: Some(gradient),
+                first: Some(moments.mean.clone()),
+                second: Some(moments.square.clone()),
+            });
             slot.moments = Some(moments);
         }
         for (steps, entries) in by_steps {
@@ -131,11 +107,7 @@ impl Optimizer for Adam {
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self
-            .slots
-            .first()
-            .and_then(|s| CudaRuntime::of_tensor(&s.var))
-        {
+        if let Some(rt) = self.slots.first().and_then(|s| CudaRuntime::of_tensor(&s.var)) {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
         let scale = scale.known();
@@ -148,19 +120,14 @@ impl Optimizer for Adam {
                 None => Moments::zero(&slot.var)?,
             };
             moments.steps += 1;
-            moments
-                .mean
-                .inplace_op2(&gradient, &InPlace(Mean { beta1, scale }))?;
-            moments
-                .square
-                .inplace_op2(&gradient, &InPlace(Square { beta2, scale }))?;
+            moments.mean.inplace_op2(&gradient, &InPlace(Mean { beta1, scale }))?;
+            moments.square.inplace_op2(&gradient, &InPlace(Square { beta2, scale }))?;
             let update = Weight {
                 step_size: lr / (1.0 - beta1.powi(moments.steps)),
                 root_correction: (1.0 - beta2.powi(moments.steps)).sqrt(),
                 eps,
             };
-            slot.var
-                .inplace_op3(&moments.mean, &moments.square, &InPlace(update))?;
+            slot.var.inplace_op3(&moments.mean, &moments.square, &InPlace(update))?;
             slot.moments = Some(moments);
         }
         Ok(())
@@ -186,11 +153,9 @@ impl Optimizer for Adam {
             let steps = state.get(&format!("steps.{name}"));
             slot.moments = match (mean, square, steps) {
                 (None, None, None) => None,
-                (Some(mean), Some(square), Some(steps)) => Some(Moments {
-                    mean,
-                    square,
-                    steps: steps.to_scalar::<i64>()? as i32,
-                }),
+                (Some(mean), Some(square), Some(steps)) => {
+                    Some(Moments { mean, square, steps: steps.to_scalar::<i64>()? as i32 })
+                }
                 _ => {
                     return Err(Error::Shape {
                         what: format!("stored state of {name}"),

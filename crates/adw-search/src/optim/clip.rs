@@ -37,25 +37,14 @@ pub enum Scale {
 ///
 /// # Errors
 /// If a gradient cannot be read, or `step` fails.
-pub fn clip(
-    gradients: &[Option<Tensor>],
-    max_norm: f64,
-    step: impl FnOnce(&Scale) -> Result<()>,
-) -> Result<f64> {
+pub fn clip(gradients: &[Option<Tensor>], max_norm: f64, step: impl FnOnce(&Scale) -> Result<()>) -> Result<f64> {
     #[cfg(feature = "cuda")]
-    if let Some(rt) = gradients
-        .iter()
-        .flatten()
-        .next()
-        .and_then(adw_cuda::device::CudaRuntime::of_tensor)
-    {
+    if let Some(rt) = gradients.iter().flatten().next().and_then(adw_cuda::device::CudaRuntime::of_tensor) {
         let gradients = gradients.iter().flatten().collect::<Vec<_>>();
         let clipping = super::on_device::clip(rt, &gradients, max_norm)?;
         let scale = Scale::OnDevice(clipping);
         step(&scale)?;
-        let Scale::OnDevice(clipping) = scale else {
-            unreachable!("made above")
-        };
+        let Scale::OnDevice(clipping) = scale else { unreachable!("made above") };
         return clipping.norm();
     }
     let norm = global_norm(gradients)?;

@@ -47,10 +47,7 @@ unsafe impl Params for Chunk {}
 /// The chunks of all slots, in order. Slots and chunks are copied to the device once.
 pub fn chunks(slots: &[Slot]) -> Vec<Chunk> {
     let of_slot = |(slot, s): (usize, &Slot)| {
-        (0..(s.len as usize).div_ceil(CHUNK)).map(move |first| Chunk {
-            slot: slot as u32,
-            first: first as u32,
-        })
+        (0..(s.len as usize).div_ceil(CHUNK)).map(move |first| Chunk { slot: slot as u32, first: first as u32 })
     };
     slots.iter().enumerate().flat_map(of_slot).collect()
 }
@@ -79,12 +76,7 @@ struct ListParams {
 
 impl From<&List> for ListParams {
     fn from(l: &List) -> Self {
-        Self {
-            slots: l.slots,
-            chunks: l.chunks,
-            chunk: CHUNK as u32,
-            num_chunks: l.num_chunks as u32,
-        }
+        Self { slots: l.slots, chunks: l.chunks, chunk: CHUNK as u32, num_chunks: l.num_chunks as u32 }
     }
 }
 
@@ -131,15 +123,7 @@ struct NormParams {
 unsafe impl Params for NormParams {}
 
 fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, work: Work, params: P) -> Launch<P> {
-    Launch {
-        module: MODULE,
-        kernel,
-        grid: [blocks as u32, 1, 1],
-        threads: THREADS,
-        shared,
-        work,
-        params,
-    }
+    Launch { module: MODULE, kernel, grid: [blocks as u32, 1, 1], threads: THREADS, shared, work, params }
 }
 
 /// The step of [`Sgd`](super::Sgd). `scale` is the address of one f32, or [`Address::NONE`] for 1.
@@ -149,13 +133,7 @@ fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, work: Work, param
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn sgd<R: Runtime>(
-    rt: &R,
-    list: &List,
-    config: &SgdConfig,
-    lr: f64,
-    scale: Address,
-) -> Result<()> {
+pub unsafe fn sgd<R: Runtime>(rt: &R, list: &List, config: &SgdConfig, lr: f64, scale: Address) -> Result<()> {
     let params = SgdParams {
         list: list.into(),
         scale,
@@ -221,11 +199,7 @@ unsafe impl Params for EmaParams {}
 /// # Errors
 /// If the launch fails.
 pub unsafe fn ema<R: Runtime>(rt: &R, list: &List, decay: f64) -> Result<()> {
-    let params = EmaParams {
-        list: list.into(),
-        decay: decay as f32,
-        one_minus_decay: (1.0 - decay) as f32,
-    };
+    let params = EmaParams { list: list.into(), decay: decay as f32, one_minus_decay: (1.0 - decay) as f32 };
     // Reads weight and average, writes the average.
     let work = Work::new(3 * 4 * list.elements, 3 * list.elements);
     // SAFETY: as the caller vouches.
@@ -247,17 +221,10 @@ pub struct GradientNorm<B> {
 ///
 /// # Errors
 /// If a launch fails or the device has no memory left.
-pub unsafe fn gradient_norm<R: Runtime>(
-    rt: &R,
-    list: &List,
-    max_norm: f64,
-) -> Result<GradientNorm<R::Buffer>> {
+pub unsafe fn gradient_norm<R: Runtime>(rt: &R, list: &List, max_norm: f64) -> Result<GradientNorm<R::Buffer>> {
     let partial_bytes = list.num_chunks * 8;
     let partial = rt.alloc(partial_bytes)?;
-    let out = GradientNorm {
-        norm: rt.alloc(8)?,
-        scale: rt.alloc(4)?,
-    };
+    let out = GradientNorm { norm: rt.alloc(8)?, scale: rt.alloc(4)? };
     let params = NormParams {
         list: list.into(),
         partial: partial.address(),
@@ -274,13 +241,7 @@ pub unsafe fn gradient_norm<R: Runtime>(
             Work::new(list.elements * 4 + partial_bytes, 2 * list.elements),
             params,
         ))?;
-        rt.launch(&launch(
-            "optim_norm_finish",
-            1,
-            THREADS * 8,
-            Work::new(partial_bytes, list.num_chunks),
-            params,
-        ))?;
+        rt.launch(&launch("optim_norm_finish", 1, THREADS * 8, Work::new(partial_bytes, list.num_chunks), params))?;
     }
     Ok(out)
 }

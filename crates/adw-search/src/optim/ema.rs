@@ -43,25 +43,14 @@ const UPDATES: &str = "updates";
 
 impl Ema {
     /// An average that starts at the current values of `parameters` (name and variable).
-    pub fn new<'a>(
-        parameters: impl IntoIterator<Item = (&'a str, &'a Var)>,
-        config: EmaConfig,
-    ) -> Result<Self> {
+    pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a Var)>, config: EmaConfig) -> Result<Self> {
         let slots = parameters
             .into_iter()
             .map(|(name, var)| {
-                Ok(Slot {
-                    name: name.to_owned(),
-                    var: var.clone(),
-                    average: var.as_detached_tensor().copy()?,
-                })
+                Ok(Slot { name: name.to_owned(), var: var.clone(), average: var.as_detached_tensor().copy()? })
             })
             .collect::<Result<_>>()?;
-        Ok(Self {
-            config,
-            slots,
-            updates: 0,
-        })
+        Ok(Self { config, slots, updates: 0 })
     }
 
     /// Takes the current parameters into the average.
@@ -70,11 +59,7 @@ impl Ema {
         let t = self.updates as f64;
         let decay = self.config.decay.min((1.0 + t) / (10.0 + t));
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self
-            .slots
-            .first()
-            .and_then(|s| CudaRuntime::of_tensor(&s.var))
-        {
+        if let Some(rt) = self.slots.first().and_then(|s| CudaRuntime::of_tensor(&s.var)) {
             let entries: Vec<_> = self
                 .slots
                 .iter()
@@ -88,19 +73,15 @@ impl Ema {
             return on_device::ema(&rt, &entries, decay);
         }
         for slot in &self.slots {
-            slot.average
-                .inplace_op2(&slot.var, &InPlace(Average { decay }))?;
+            slot.average.inplace_op2(&slot.var, &InPlace(Average { decay }))?;
         }
         Ok(())
     }
 
     /// Runs `f` while the parameters hold the average, then gives them back their own values, also when `f` fails.
     pub fn with_average<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        let own: Vec<Tensor> = self
-            .slots
-            .iter()
-            .map(|s| s.var.as_detached_tensor().copy())
-            .collect::<Result<_, _>>()?;
+        let own: Vec<Tensor> =
+            self.slots.iter().map(|s| s.var.as_detached_tensor().copy()).collect::<Result<_, _>>()?;
         self.store_in_parameters()?;
         let result = f();
         for (slot, own) in self.slots.iter().zip(&own) {
@@ -119,11 +100,8 @@ impl Ema {
 
     /// The average by parameter name, and the number of updates.
     pub fn state(&self) -> Result<NamedTensors> {
-        let mut state: NamedTensors = self
-            .slots
-            .iter()
-            .map(|s| (format!("average.{}", s.name), s.average.clone()))
-            .collect();
+        let mut state: NamedTensors =
+            self.slots.iter().map(|s| (format!("average.{}", s.name), s.average.clone())).collect();
         let updates = Tensor::new(self.updates as i64, &candle_core::Device::Cpu)?;
         state.insert(UPDATES.into(), updates);
         Ok(state)
@@ -134,11 +112,8 @@ impl Ema {
     /// # Errors
     /// When a tensor is missing or has another shape than its parameter.
     pub fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        let missing = |key: &str| Error::Shape {
-            what: format!("stored {key}"),
-            expected: "a tensor".into(),
-            got: "none".into(),
-        };
+        let missing =
+            |key: &str| Error::Shape { what: format!("stored {key}"), expected: "a tensor".into(), got: "none".into() };
         for slot in &mut self.slots {
             let key = format!("average.{}", slot.name);
             slot.average = restored(state, &key, &slot.var)?.ok_or_else(|| missing(&key))?;

@@ -61,13 +61,7 @@ impl<U: Update2> InplaceOp2 for InPlace<U> {
         U::NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        dst: &mut CpuStorage,
-        dst_l: &Layout,
-        a: &CpuStorage,
-        a_l: &Layout,
-    ) -> Result<()> {
+    fn cpu_fwd(&self, dst: &mut CpuStorage, dst_l: &Layout, a: &CpuStorage, a_l: &Layout) -> Result<()> {
         let (d, a_r) = (range(U::NAME, dst_l)?, range(U::NAME, a_l)?);
         match (dst, a) {
             (CpuStorage::F32(dst), CpuStorage::F32(a)) => update2(&self.0, &mut dst[d], &a[a_r]),
@@ -92,11 +86,7 @@ impl<U: Update3> InplaceOp3 for InPlace<U> {
         b: &CpuStorage,
         b_l: &Layout,
     ) -> Result<()> {
-        let (d, a_r, b_r) = (
-            range(U::NAME, dst_l)?,
-            range(U::NAME, a_l)?,
-            range(U::NAME, b_l)?,
-        );
+        let (d, a_r, b_r) = (range(U::NAME, dst_l)?, range(U::NAME, a_l)?, range(U::NAME, b_l)?);
         match (dst, a, b) {
             (CpuStorage::F32(dst), CpuStorage::F32(a), CpuStorage::F32(b)) => {
                 update3(&self.0, &mut dst[d], &a[a_r], &b[b_r]);
@@ -113,30 +103,22 @@ impl<U: Update3> InplaceOp3 for InPlace<U> {
 fn range(name: &str, layout: &Layout) -> Result<std::ops::Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
-        None => bail!(
-            "{name}: operands must be contiguous, got strides {:?}",
-            layout.stride()
-        ),
+        None => bail!("{name}: operands must be contiguous, got strides {:?}", layout.stride()),
     }
 }
 
 fn update2<U: Update2, T: Real>(update: &U, dst: &mut [T], a: &[T]) {
-    dst.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks(CHUNK))
-        .for_each(|(dst, a)| {
-            for (d, a) in dst.iter_mut().zip(a) {
-                *d = update.apply(*d, *a);
-            }
-        });
+    dst.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).for_each(|(dst, a)| {
+        for (d, a) in dst.iter_mut().zip(a) {
+            *d = update.apply(*d, *a);
+        }
+    });
 }
 
 fn update3<U: Update3, T: Real>(update: &U, dst: &mut [T], a: &[T], b: &[T]) {
-    dst.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks(CHUNK))
-        .zip(b.par_chunks(CHUNK))
-        .for_each(|((dst, a), b)| {
-            for ((d, a), b) in dst.iter_mut().zip(a).zip(b) {
-                *d = update.apply(*d, *a, *b);
-            }
-        });
+    dst.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((dst, a), b)| {
+        for ((d, a), b) in dst.iter_mut().zip(a).zip(b) {
+            *d = update.apply(*d, *a, *b);
+        }
+    });
 }

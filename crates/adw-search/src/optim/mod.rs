@@ -63,10 +63,7 @@ pub enum OptimizerConfig {
 
 impl OptimizerConfig {
     /// An optimiser of `parameters` (name and variable).
-    pub fn build<'a>(
-        &self,
-        parameters: impl IntoIterator<Item = (&'a str, &'a Var)>,
-    ) -> Box<dyn Optimizer> {
+    pub fn build<'a>(&self, parameters: impl IntoIterator<Item = (&'a str, &'a Var)>) -> Box<dyn Optimizer> {
         match self {
             Self::Sgd(config) => Box::new(Sgd::new(parameters, config.clone())),
             Self::Adam(config) => Box::new(Adam::new(parameters, config.clone())),

@@ -26,12 +26,7 @@ fn f32_address(rt: &CudaRuntime, t: Option<&Tensor>) -> Result<Address> {
     found.ok_or_else(|| Error::Shape {
         what: "a tensor of an optimiser".into(),
         expected: "contiguous f32 on the CUDA device of its parameter".into(),
-        got: format!(
-            "{:?} {:?} on {:?}",
-            t.dtype(),
-            t.shape(),
-            t.device().location()
-        ),
+        got: format!("{:?} {:?} on {:?}", t.dtype(), t.shape(), t.device().location()),
     })
 }
 
@@ -89,13 +84,7 @@ fn scale(rt: &CudaRuntime, scale: &Scale) -> Result<(Option<DeviceBuffer>, Addre
     })
 }
 
-pub(super) fn sgd(
-    rt: &CudaRuntime,
-    entries: &[Entry],
-    config: &SgdConfig,
-    lr: f64,
-    factor: &Scale,
-) -> Result<()> {
+pub(super) fn sgd(rt: &CudaRuntime, entries: &[Entry], config: &SgdConfig, lr: f64, factor: &Scale) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
@@ -150,12 +139,7 @@ impl Clipping {
 pub(super) fn clip(rt: Arc<CudaRuntime>, gradients: &[&Tensor], max_norm: f64) -> Result<Clipping> {
     let entries: Vec<_> = gradients
         .iter()
-        .map(|g| Entry {
-            weight: (*g).clone(),
-            grad: Some((*g).clone()),
-            first: None,
-            second: None,
-        })
+        .map(|g| Entry { weight: (*g).clone(), grad: Some((*g).clone()), first: None, second: None })
         .collect();
     let uploaded = Uploaded::new(&rt, &entries)?;
     // SAFETY: as in `sgd`; the norm only reads gradients.

@@ -43,17 +43,10 @@ struct Slot {
 
 impl Sgd {
     /// An optimiser of `parameters` (name and variable).
-    pub fn new<'a>(
-        parameters: impl IntoIterator<Item = (&'a str, &'a Var)>,
-        config: SgdConfig,
-    ) -> Self {
+    pub fn new<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a Var)>, config: SgdConfig) -> Self {
         let slots = parameters
             .into_iter()
-            .map(|(name, var)| Slot {
-                name: name.to_owned(),
-                var: var.clone(),
-                velocity: None,
-            })
+            .map(|(name, var)| Slot { name: name.to_owned(), var: var.clone(), velocity: None })
             .collect();
         Self { config, slots }
     }
@@ -61,13 +54,7 @@ impl Sgd {
 
 #[cfg(feature = "cuda")]
 impl Sgd {
-    fn step_on_device(
-        &mut self,
-        rt: &CudaRuntime,
-        gradients: &[Option<Tensor>],
-        lr: f64,
-        scale: &Scale,
-    ) -> Result<()> {
+    fn step_on_device(&mut self, rt: &CudaRuntime, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         let mut entries = Vec::new();
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
@@ -92,18 +79,11 @@ impl Optimizer for Sgd {
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
         check_count(self.slots.len(), gradients.len())?;
         #[cfg(feature = "cuda")]
-        if let Some(rt) = self
-            .slots
-            .first()
-            .and_then(|s| CudaRuntime::of_tensor(&s.var))
-        {
+        if let Some(rt) = self.slots.first().and_then(|s| CudaRuntime::of_tensor(&s.var)) {
             return self.step_on_device(&rt, gradients, lr, scale);
         }
         let scale = scale.known();
-        let SgdConfig {
-            momentum,
-            weight_decay,
-        } = self.config;
+        let SgdConfig { momentum, weight_decay } = self.config;
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
             let Some(gradient) = gradient else { continue };
             let gradient = matching(&slot.name, &slot.var, gradient)?;
@@ -111,24 +91,11 @@ impl Optimizer for Sgd {
                 Some(v) => v,
                 None => slot.var.zeros_like()?,
             };
-            velocity.inplace_op3(
-                &gradient,
-                &slot.var,
-                &InPlace(Velocity {
-                    momentum,
-                    decay: weight_decay,
-                    scale,
-                }),
-            )?;
+            velocity.inplace_op3(&gradient, &slot.var, &InPlace(Velocity { momentum, decay: weight_decay, scale }))?;
             slot.var.inplace_op3(
                 &gradient,
                 &velocity,
-                &InPlace(Weight {
-                    lr,
-                    momentum,
-                    decay: weight_decay,
-                    scale,
-                }),
+                &InPlace(Weight { lr, momentum, decay: weight_decay, scale }),
             )?;
             slot.velocity = Some(velocity);
         }
@@ -137,9 +104,7 @@ impl Optimizer for Sgd {
 
     fn state(&self) -> Result<NamedTensors> {
         let slots = self.slots.iter();
-        Ok(slots
-            .filter_map(|s| Some((format!("velocity.{}", s.name), s.velocity.clone()?)))
-            .collect())
+        Ok(slots.filter_map(|s| Some((format!("velocity.{}", s.name), s.velocity.clone()?))).collect())
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {

@@ -4,91 +4,53 @@ use proptest::prelude::*;
 use super::*;
 
 fn var(values: &[f64], dtype: DType) -> Var {
-    let t = Tensor::new(values, &Device::Cpu)
-        .unwrap()
-        .to_dtype(dtype)
-        .unwrap();
+    let t = Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
     Var::from_tensor(&t).unwrap()
 }
 
 fn values(t: &Tensor) -> Vec<f64> {
-    t.to_dtype(DType::F64)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the form in which optimisers take gradients"
-)]
+#[allow(clippy::unnecessary_wraps, reason = "the form in which optimisers take gradients")]
 fn gradient(values: &[f64], dtype: DType) -> Option<Tensor> {
-    Some(
-        Tensor::new(values, &Device::Cpu)
-            .unwrap()
-            .to_dtype(dtype)
-            .unwrap(),
-    )
+    Some(Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
 }
 
 fn close(got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (g - e).abs() <= tolerance * (1.0 + e.abs()),
-            "index {i}: got {g}, expected {e}"
-        );
+        assert!((g - e).abs() <= tolerance * (1.0 + e.abs()), "index {i}: got {g}, expected {e}");
     }
 }
 
-const NESTEROV: SgdConfig = SgdConfig {
-    momentum: 0.99,
-    weight_decay: 3e-5,
-};
+const NESTEROV: SgdConfig = SgdConfig { momentum: 0.99, weight_decay: 3e-5 };
 
 #[test]
 fn sgd_under_a_constant_gradient_follows_the_closed_form() {
     // v_t = g (1 - m^t) / (1 - m);  w_t = w_0 - lr sum_s (g + m v_s).
     for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
         let w = var(&[1.0, -2.0], dtype);
-        let config = SgdConfig {
-            momentum: 0.9,
-            weight_decay: 0.0,
-        };
+        let config = SgdConfig { momentum: 0.9, weight_decay: 0.0 };
         let mut sgd = Sgd::new([("w", &w)], config);
         let g = [0.5, -0.25];
         for _ in 0..20 {
             sgd.step(&[gradient(&g, dtype)], 0.1, 1.0).unwrap();
         }
-        let travelled: f64 = (1..=20)
-            .map(|t| 1.0 + 0.9 * (1.0 - 0.9f64.powi(t)) / 0.1)
-            .sum();
-        close(
-            &values(&w),
-            &[1.0 - 0.1 * g[0] * travelled, -2.0 - 0.1 * g[1] * travelled],
-            tolerance,
-        );
+        let travelled: f64 = (1..=20).map(|t| 1.0 + 0.9 * (1.0 - 0.9f64.powi(t)) / 0.1).sum();
+        close(&values(&w), &[1.0 - 0.1 * g[0] * travelled, -2.0 - 0.1 * g[1] * travelled], tolerance);
     }
 }
 
 #[test]
 fn sgd_two_steps_with_decay_and_changing_gradients_by_hand() {
     let w = var(&[2.0], DType::F64);
-    let mut sgd = Sgd::new(
-        [("w", &w)],
-        SgdConfig {
-            momentum: 0.5,
-            weight_decay: 0.1,
-        },
-    );
+    let mut sgd = Sgd::new([("w", &w)], SgdConfig { momentum: 0.5, weight_decay: 0.1 });
     // g = 1 + 0.2 = 1.2, v = 1.2, w = 2 - 0.1 (1.2 + 0.6) = 1.82
     sgd.step(&[gradient(&[1.0], DType::F64)], 0.1, 1.0).unwrap();
     close(&values(&w), &[1.82], 1e-15);
     // g = -1 * 0.5 + 0.182 = -0.318, v = 0.6 - 0.318 = 0.282, w = 1.82 - 0.2 (-0.318 + 0.141)
-    sgd.step(&[gradient(&[-1.0], DType::F64)], 0.2, 0.5)
-        .unwrap();
+    sgd.step(&[gradient(&[-1.0], DType::F64)], 0.2, 0.5).unwrap();
     close(&values(&w), &[1.8554], 1e-15);
 }
 
@@ -97,40 +59,20 @@ fn adam_under_a_constant_gradient_moves_by_the_learning_rate() {
     // Both corrections cancel for a constant g: every step is lr g / (|g| + eps).
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
         let w = var(&[1.0, 0.0], dtype);
-        let mut adam = Adam::new(
-            [("w", &w)],
-            AdamConfig {
-                eps: 0.1,
-                ..AdamConfig::default()
-            },
-        );
+        let mut adam = Adam::new([("w", &w)], AdamConfig { eps: 0.1, ..AdamConfig::default() });
         for _ in 0..7 {
-            adam.step(&[gradient(&[2.0, -0.4], dtype)], 0.01, 1.0)
-                .unwrap();
+            adam.step(&[gradient(&[2.0, -0.4], dtype)], 0.01, 1.0).unwrap();
         }
-        close(
-            &values(&w),
-            &[1.0 - 7.0 * 0.01 * 2.0 / 2.1, 7.0 * 0.01 * 0.4 / 0.5],
-            tolerance,
-        );
+        close(&values(&w), &[1.0 - 7.0 * 0.01 * 2.0 / 2.1, 7.0 * 0.01 * 0.4 / 0.5], tolerance);
     }
 }
 
 #[test]
 fn adam_second_step_by_hand() {
     let w = var(&[0.0], DType::F64);
-    let mut adam = Adam::new(
-        [("w", &w)],
-        AdamConfig {
-            beta1: 0.5,
-            beta2: 0.75,
-            eps: 0.0,
-        },
-    );
-    adam.step(&[gradient(&[1.0], DType::F64)], 1.0, 1.0)
-        .unwrap();
-    adam.step(&[gradient(&[-3.0], DType::F64)], 1.0, 1.0)
-        .unwrap();
+    let mut adam = Adam::new([("w", &w)], AdamConfig { beta1: 0.5, beta2: 0.75, eps: 0.0 });
+    adam.step(&[gradient(&[1.0], DType::F64)], 1.0, 1.0).unwrap();
+    adam.step(&[gradient(&[-3.0], DType::F64)], 1.0, 1.0).unwrap();
     // m = 0.25 - 1.5 = -1.25, corrected by 1 - 0.25; v = 0.1875 + 2.25 = 2.4375, corrected by 1 - 0.5625
     let second = (1.25 / 0.75) / (2.4375f64 / 0.4375).sqrt();
     close(&values(&w), &[-1.0 + second], 1e-14);
@@ -141,29 +83,18 @@ fn a_parameter_without_gradient_is_left_alone_until_it_gets_one() {
     let (a, b) = (var(&[1.0], DType::F64), var(&[1.0], DType::F64));
     let parameters = [("a", &a), ("b", &b)];
     let optimizers: [Box<dyn Optimizer>; 2] = [
-        Box::new(Sgd::new(
-            parameters,
-            SgdConfig {
-                momentum: 0.9,
-                weight_decay: 0.5,
-            },
-        )),
+        Box::new(Sgd::new(parameters, SgdConfig { momentum: 0.9, weight_decay: 0.5 })),
         Box::new(Adam::new(parameters, AdamConfig::default())),
     ];
     for mut optimizer in optimizers {
-        a.set(&Tensor::new(&[1.0f64], &Device::Cpu).unwrap())
-            .unwrap();
+        a.set(&Tensor::new(&[1.0f64], &Device::Cpu).unwrap()).unwrap();
         b.set(&a).unwrap();
-        optimizer
-            .step(&[gradient(&[1.0], DType::F64), None], 0.1, 1.0)
-            .unwrap();
+        optimizer.step(&[gradient(&[1.0], DType::F64), None], 0.1, 1.0).unwrap();
         let first = values(&a);
         assert_ne!(first, [1.0]);
         assert_eq!(values(&b), [1.0]);
         // b's first step is then what a's was: no step count or momentum gathered meanwhile.
-        optimizer
-            .step(&[None, gradient(&[1.0], DType::F64)], 0.1, 1.0)
-            .unwrap();
+        optimizer.step(&[None, gradient(&[1.0], DType::F64)], 0.1, 1.0).unwrap();
         assert_eq!(values(&b), first);
         assert_eq!(values(&a), first);
     }
@@ -171,20 +102,12 @@ fn a_parameter_without_gradient_is_left_alone_until_it_gets_one() {
 
 #[test]
 fn clipping_matches_its_formula_and_ignores_absent_gradients() {
-    let gradients = [
-        gradient(&[3.0, 0.0], DType::F32),
-        None,
-        gradient(&[-4.0], DType::F64),
-    ];
+    let gradients = [gradient(&[3.0, 0.0], DType::F32), None, gradient(&[-4.0], DType::F64)];
     let norm = global_norm(&gradients).unwrap();
     assert_eq!(norm, 5.0);
     assert_eq!(clip_scale(norm, 12.0), 1.0);
     assert_eq!(clip_scale(norm, 2.0), 2.0 / 5.000_001);
-    assert!(
-        global_norm(&[gradient(&[f64::NAN], DType::F32)])
-            .unwrap()
-            .is_nan()
-    );
+    assert!(global_norm(&[gradient(&[f64::NAN], DType::F32)]).unwrap().is_nan());
     assert_eq!(global_norm(&[]).unwrap(), 0.0);
 }
 
@@ -192,24 +115,10 @@ fn clipping_matches_its_formula_and_ignores_absent_gradients() {
 fn gradients_that_do_not_fit_are_refused() {
     let w = var(&[1.0, 2.0], DType::F32);
     let mut sgd = Sgd::new([("block.0", &w)], NESTEROV);
-    let wrong = sgd
-        .step(&[gradient(&[1.0], DType::F32)], 0.1, 1.0)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        wrong.contains("gradient of block.0") && wrong.contains("[2]") && wrong.contains("[1]"),
-        "{wrong}"
-    );
-    assert!(
-        sgd.step(&[gradient(&[1.0, 1.0], DType::F64)], 0.1, 1.0)
-            .is_err()
-    );
-    assert!(
-        sgd.step(&[], 0.1, 1.0)
-            .unwrap_err()
-            .to_string()
-            .contains("one per parameter")
-    );
+    let wrong = sgd.step(&[gradient(&[1.0], DType::F32)], 0.1, 1.0).unwrap_err().to_string();
+    assert!(wrong.contains("gradient of block.0") && wrong.contains("[2]") && wrong.contains("[1]"), "{wrong}");
+    assert!(sgd.step(&[gradient(&[1.0, 1.0], DType::F64)], 0.1, 1.0).is_err());
+    assert!(sgd.step(&[], 0.1, 1.0).unwrap_err().to_string().contains("one per parameter"));
 }
 
 #[test]
@@ -217,10 +126,7 @@ fn large_tensors_are_updated_wholly_with_the_same_bits_for_any_number_of_threads
     let n = 100_003;
     let start: Vec<f64> = (0..n).map(|i| 2.0 + (i as f64 * 0.37).sin()).collect();
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let w = var(&start, DType::F32);
             let mut sgd = Sgd::new([("w", &w)], NESTEROV);
@@ -228,44 +134,23 @@ fn large_tensors_are_updated_wholly_with_the_same_bits_for_any_number_of_threads
             for _ in 0..3 {
                 let g = [Some(w.as_detached_tensor().copy().unwrap())];
                 norms.push(global_norm(&g).unwrap());
-                sgd.step(&g, 0.01, clip_scale(norms[norms.len() - 1], 12.0))
-                    .unwrap();
+                sgd.step(&g, 0.01, clip_scale(norms[norms.len() - 1], 12.0)).unwrap();
             }
             (w.to_vec1::<f32>().unwrap(), norms)
         })
     };
     let (one, norms) = run(1);
     assert_eq!((one.clone(), norms.clone()), run(3));
-    let exact: f64 = start
-        .iter()
-        .map(|v| f64::from(*v as f32).powi(2))
-        .sum::<f64>()
-        .sqrt();
+    let exact: f64 = start.iter().map(|v| f64::from(*v as f32).powi(2)).sum::<f64>().sqrt();
     close(&norms[..1], &[exact], 1e-12);
-    assert!(
-        one.iter()
-            .zip(&start)
-            .all(|(a, b)| f64::from(*a).abs() < b.abs()),
-        "every element shrank"
-    );
+    assert!(one.iter().zip(&start).all(|(a, b)| f64::from(*a).abs() < b.abs()), "every element shrank");
 }
 
 #[test]
 fn a_strided_gradient_is_read_by_its_strides() {
     let w = Var::from_tensor(&Tensor::zeros((2, 3), DType::F64, &Device::Cpu).unwrap()).unwrap();
-    let g = Tensor::arange(0f64, 6., &Device::Cpu)
-        .unwrap()
-        .reshape((3, 2))
-        .unwrap()
-        .t()
-        .unwrap();
-    let mut sgd = Sgd::new(
-        [("w", &w)],
-        SgdConfig {
-            momentum: 0.0,
-            weight_decay: 0.0,
-        },
-    );
+    let g = Tensor::arange(0f64, 6., &Device::Cpu).unwrap().reshape((3, 2)).unwrap().t().unwrap();
+    let mut sgd = Sgd::new([("w", &w)], SgdConfig { momentum: 0.0, weight_decay: 0.0 });
     sgd.step(&[Some(g)], 1.0, 1.0).unwrap();
     assert_eq!(values(&w), [0.0, -2.0, -4.0, -1.0, -3.0, -5.0]);
 }
@@ -274,8 +159,7 @@ fn a_strided_gradient_is_read_by_its_strides() {
 fn average_of_constant_weights_is_constant_and_of_a_jump_is_the_product_of_decays() {
     let w = var(&[1.0], DType::F64);
     let mut ema = Ema::new([("w", &w)], EmaConfig { decay: 0.3 }).unwrap();
-    w.set(&Tensor::new(&[0.0f64], &Device::Cpu).unwrap())
-        .unwrap();
+    w.set(&Tensor::new(&[0.0f64], &Device::Cpu).unwrap()).unwrap();
     for _ in 0..4 {
         ema.update().unwrap();
     }
@@ -330,12 +214,7 @@ fn optimizer_configurations_read_from_toml_and_refuse_unknown_keys() {
     let read = |s: &str| toml::from_str::<OptimizerConfig>(s);
     let sgd = read("kind = \"sgd\"\nmomentum = 0.99\nweight_decay = 3e-5").unwrap();
     assert_eq!(sgd, OptimizerConfig::Sgd(NESTEROV));
-    assert_eq!(
-        read("kind = \"adam\"").unwrap(),
-        OptimizerConfig::Adam(AdamConfig::default())
-    );
-    let error = read("kind = \"adam\"\nmomentum = 0.9")
-        .unwrap_err()
-        .to_string();
+    assert_eq!(read("kind = \"adam\"").unwrap(), OptimizerConfig::Adam(AdamConfig::default()));
+    let error = read("kind = \"adam\"\nmomentum = 0.9").unwrap_err().to_string();
     assert!(error.contains("momentum"), "{error}");
 }

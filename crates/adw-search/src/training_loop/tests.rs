@@ -14,23 +14,12 @@ struct Point {
 impl Point {
     fn new() -> Self {
         let w = Var::zeros(3, DType::F32, &Device::Cpu).unwrap();
-        let config = OptimizerConfig::Sgd(SgdConfig {
-            momentum: 0.9,
-            weight_decay: 1e-3,
-        });
-        Self {
-            optimizer: config.build([("w", &w)]),
-            w,
-        }
+        let config = OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, weight_decay: 1e-3 });
+        Self { optimizer: config.build([("w", &w)]), w }
     }
 
     fn bits(&self) -> Vec<u32> {
-        self.w
-            .to_vec1::<f32>()
-            .unwrap()
-            .into_iter()
-            .map(f32::to_bits)
-            .collect()
+        self.w.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
     }
 }
 
@@ -42,38 +31,25 @@ impl Task for Point {
         for batch in batches {
             let difference = (self.w.as_detached_tensor() - &batch.x)?;
             let loss = difference.sqr()?.sum_all()?.to_scalar::<f32>()?;
-            self.optimizer
-                .step(&[Some((difference * 2.0)?)], 0.05, 1.0)?;
+            self.optimizer.step(&[Some((difference * 2.0)?)], 0.05, 1.0)?;
             values.push(("loss", f64::from(loss)));
         }
-        Ok(IterationReport {
-            epoch: at.epoch,
-            iteration: at.iteration,
-            lr: 0.05,
-            tau: None,
-            values,
-        })
+        Ok(IterationReport { epoch: at.epoch, iteration: at.iteration, lr: 0.05, tau: None, values })
     }
 
     fn validate(&mut self, _: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
         let mut counts = DiceCounts::default();
         while let Some(batch) = next()? {
             let score = (batch.x.sum_all()?.to_scalar::<f32>()? > 0.0) as u8;
-            let logits =
-                Tensor::new(&[0.5f32, f32::from(score)], &Device::Cpu)?.reshape((1, 2, 1, 1, 1))?;
-            counts.add(
-                &logits,
-                &Tensor::ones((1, 1, 1, 1), DType::U8, &Device::Cpu)?,
-            )?;
+            let logits = Tensor::new(&[0.5f32, f32::from(score)], &Device::Cpu)?.reshape((1, 2, 1, 1, 1))?;
+            counts.add(&logits, &Tensor::ones((1, 1, 1, 1), DType::U8, &Device::Cpu)?)?;
         }
         Ok(counts)
     }
 
     fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<Value> {
         assert!(summary.wall_s >= 0.0);
-        Ok(
-            json!({"epoch": epoch, "loss": summary.means.get("loss"), "dice": summary.dice, "bits": self.bits()}),
-        )
+        Ok(json!({"epoch": epoch, "loss": summary.means.get("loss"), "dice": summary.dice, "bits": self.bits()}))
     }
 
     fn state(&self) -> Result<NamedTensors> {
@@ -109,14 +85,9 @@ impl BatchSource for Source {
         assert_eq!(self.announced.as_mut().unwrap().next(), Some(request));
         self.asked.push(request);
         let seed = request.epoch * 1000 + request.iteration * 10 + request.part as usize;
-        let x: Vec<f32> = (0..3)
-            .map(|i| ((seed * 3 + i) as f32 * 1.7).sin())
-            .collect();
+        let x: Vec<f32> = (0..3).map(|i| ((seed * 3 + i) as f32 * 1.7).sin()).collect();
         let x = Tensor::new(x, &Device::Cpu)?;
-        Ok(Batch {
-            target: x.clone(),
-            x,
-        })
+        Ok(Batch { target: x.clone(), x })
     }
 }
 
@@ -135,47 +106,23 @@ fn agenda() -> Agenda {
 }
 
 /// Runs until the `stop`th event, which is answered with `reaction`.
-fn go(
-    point: &mut Point,
-    options: &RunOptions,
-    stop: usize,
-    reaction: Reaction,
-) -> (Result<()>, usize) {
+fn go(point: &mut Point, options: &RunOptions, stop: usize, reaction: Reaction) -> (Result<()>, usize) {
     let (files, checkpoint) = RunFiles::open(options, &json!({"lr": 0.05}), &Device::Cpu).unwrap();
     let mut events = 0;
     let mut on_event = |_: &Event<'_, Value>| {
         events += 1;
-        if events == stop {
-            reaction
-        } else {
-            Reaction::Continue
-        }
+        if events == stop { reaction } else { Reaction::Continue }
     };
     let mut source = Source::default();
-    let result = run(
-        point,
-        &agenda(),
-        &files,
-        checkpoint,
-        &mut source,
-        &mut on_event,
-    );
+    let result = run(point, &agenda(), &files, checkpoint, &mut source, &mut on_event);
     if result.is_ok() {
-        assert_eq!(
-            source.announced.unwrap().next(),
-            None,
-            "everything announced was asked for"
-        );
+        assert_eq!(source.announced.unwrap().next(), None, "everything announced was asked for");
     }
     (result, events)
 }
 
 fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
-    RunOptions {
-        directory: Some(dir.path().into()),
-        resume,
-        ..RunOptions::default()
-    }
+    RunOptions { directory: Some(dir.path().into()), resume, ..RunOptions::default() }
 }
 
 fn history(dir: &tempfile::TempDir) -> String {
@@ -186,12 +133,7 @@ fn history(dir: &tempfile::TempDir) -> String {
 fn stopping_at_any_event_and_resuming_gives_the_bits_of_an_unbroken_run() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = Point::new();
-    let (result, events) = go(
-        &mut whole,
-        &options(&whole_dir, false),
-        0,
-        Reaction::Continue,
-    );
+    let (result, events) = go(&mut whole, &options(&whole_dir, false), 0, Reaction::Continue);
     result.unwrap();
     assert_eq!(history(&whole_dir).lines().count(), 4);
     for (reaction, step) in [(Reaction::Stop, 1), (Reaction::SaveAndStop, 4)] {
@@ -199,23 +141,14 @@ fn stopping_at_any_event_and_resuming_gives_the_bits_of_an_unbroken_run() {
             let dir = tempfile::tempdir().unwrap();
             let (result, _) = go(&mut Point::new(), &options(&dir, false), stop, reaction);
             if stop < events - 1 {
-                assert!(
-                    matches!(result, Err(Error::Stopped { .. })),
-                    "event {stop} of {events}: {result:?}"
-                );
+                assert!(matches!(result, Err(Error::Stopped { .. })), "event {stop} of {events}: {result:?}");
             }
             // Stopped again soon after, then to the end.
             let _ = go(&mut Point::new(), &options(&dir, true), 3, reaction);
             let mut resumed = Point::new();
-            go(&mut resumed, &options(&dir, true), 0, reaction)
-                .0
-                .unwrap();
+            go(&mut resumed, &options(&dir, true), 0, reaction).0.unwrap();
             assert_eq!(resumed.bits(), whole.bits(), "{reaction:?} at event {stop}");
-            assert_eq!(
-                history(&dir),
-                history(&whole_dir),
-                "{reaction:?} at event {stop}"
-            );
+            assert_eq!(history(&dir), history(&whole_dir), "{reaction:?} at event {stop}");
         }
     }
 }
@@ -224,89 +157,41 @@ fn stopping_at_any_event_and_resuming_gives_the_bits_of_an_unbroken_run() {
 fn a_finished_run_resumes_to_its_result_without_work() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Point::new();
-    go(&mut first, &options(&dir, false), 0, Reaction::Continue)
-        .0
-        .unwrap();
+    go(&mut first, &options(&dir, false), 0, Reaction::Continue).0.unwrap();
     let before = history(&dir);
     let mut again = Point::new();
     let (result, events) = go(&mut again, &options(&dir, true), 0, Reaction::Continue);
     result.unwrap();
-    assert_eq!(
-        (events, again.bits(), history(&dir)),
-        (1, first.bits(), before)
-    );
+    assert_eq!((events, again.bits(), history(&dir)), (1, first.bits(), before));
 }
 
 #[test]
 fn a_half_written_row_is_dropped_and_a_missing_one_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut whole = Point::new();
-    go(&mut whole, &options(&dir, false), 0, Reaction::Continue)
-        .0
-        .unwrap();
+    go(&mut whole, &options(&dir, false), 0, Reaction::Continue).0.unwrap();
     let expected = history(&dir);
     let path = dir.path().join("history.jsonl");
     std::fs::write(&path, format!("{expected}{{\"epoch\": 4, \"lo")).unwrap();
-    go(
-        &mut Point::new(),
-        &options(&dir, true),
-        0,
-        Reaction::Continue,
-    )
-    .0
-    .unwrap();
+    go(&mut Point::new(), &options(&dir, true), 0, Reaction::Continue).0.unwrap();
     assert_eq!(history(&dir), expected);
     std::fs::write(&path, &expected[..expected.len() - 5]).unwrap();
-    let error =
-        RunFiles::open(&options(&dir, true), &json!({"lr": 0.05}), &Device::Cpu).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("3 rows, but the checkpoint is 4 epochs in"),
-        "{error}"
-    );
+    let error = RunFiles::open(&options(&dir, true), &json!({"lr": 0.05}), &Device::Cpu).unwrap_err();
+    assert!(error.to_string().contains("3 rows, but the checkpoint is 4 epochs in"), "{error}");
 }
 
 #[test]
 fn a_folder_with_a_run_is_not_overwritten_and_another_runs_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    go(
-        &mut Point::new(),
-        &options(&dir, false),
-        0,
-        Reaction::Continue,
-    )
-    .0
-    .unwrap();
-    let open = |options: &RunOptions, lr: f64| {
-        RunFiles::open(options, &json!({"lr": lr}), &Device::Cpu).unwrap_err()
-    };
+    go(&mut Point::new(), &options(&dir, false), 0, Reaction::Continue).0.unwrap();
+    let open = |options: &RunOptions, lr: f64| RunFiles::open(options, &json!({"lr": lr}), &Device::Cpu).unwrap_err();
     let error = open(&options(&dir, false), 0.05);
-    assert!(
-        matches!(&error, Error::AlreadyStarted { path } if path.ends_with("latest.safetensors")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::AlreadyStarted { path } if path.ends_with("latest.safetensors")), "{error}");
     let error = open(&options(&dir, true), 0.1);
-    assert!(
-        error
-            .to_string()
-            .contains("settings.lr: 0.05 in the checkpoint, 0.1 now"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("settings.lr: 0.05 in the checkpoint, 0.1 now"), "{error}");
     let identity = [("fold".to_string(), "1".to_string())].into();
-    let error = open(
-        &RunOptions {
-            identity,
-            ..options(&dir, true)
-        },
-        0.05,
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("run.fold: null in the checkpoint, \"1\" now"),
-        "{error}"
-    );
+    let error = open(&RunOptions { identity, ..options(&dir, true) }, 0.05);
+    assert!(error.to_string().contains("run.fold: null in the checkpoint, \"1\" now"), "{error}");
 }
 
 #[cfg(unix)]
@@ -316,10 +201,7 @@ fn a_folder_serves_one_run_at_a_time() {
     let open = || RunFiles::open(&options(&dir, true), &json!({}), &Device::Cpu);
     let first = open().unwrap();
     let error = open().unwrap_err().to_string();
-    assert!(
-        error.contains("checkpoint: another process is running"),
-        "{error}"
-    );
+    assert!(error.contains("checkpoint: another process is running"), "{error}");
     drop(first);
     open().unwrap();
 }
@@ -329,48 +211,16 @@ fn batches_are_asked_for_by_phase_and_a_failing_source_is_named() {
     let mut source = Source::default();
     let (files, _) = RunFiles::open(&RunOptions::default(), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| Reaction::Continue;
-    run(
-        &mut Point::new(),
-        &agenda(),
-        &files,
-        None,
-        &mut source,
-        &mut ignore,
-    )
-    .unwrap();
-    let of = |epoch| {
-        source
-            .asked
-            .iter()
-            .filter(move |r| r.epoch == epoch)
-            .map(|r| r.part)
-    };
-    assert_eq!(
-        of(0).filter(|p| *p == Part::TrainB).count(),
-        0,
-        "none of B in the warm-up"
-    );
+    run(&mut Point::new(), &agenda(), &files, None, &mut source, &mut ignore).unwrap();
+    let of = |epoch| source.asked.iter().filter(move |r| r.epoch == epoch).map(|r| r.part);
+    assert_eq!(of(0).filter(|p| *p == Part::TrainB).count(), 0, "none of B in the warm-up");
     assert_eq!(of(1).filter(|p| *p == Part::TrainB).count(), 5);
     assert_eq!(of(3).filter(|p| *p == Part::TrainBPlain).count(), 2);
     assert!(source.asked.iter().all(|r| r.part != Part::Validation));
 
-    let mut failing = Source {
-        fails_at: Some(8),
-        ..Source::default()
-    };
-    let error = run(
-        &mut Point::new(),
-        &agenda(),
-        &files,
-        None,
-        &mut failing,
-        &mut ignore,
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "batch (TrainB, epoch 1, iteration 0): hippocampus_007.nii.gz: truncated"
-    );
+    let mut failing = Source { fails_at: Some(8), ..Source::default() };
+    let error = run(&mut Point::new(), &agenda(), &files, None, &mut failing, &mut ignore).unwrap_err();
+    assert_eq!(error.to_string(), "batch (TrainB, epoch 1, iteration 0): hippocampus_007.nii.gz: truncated");
 }
 
 #[test]
@@ -401,18 +251,8 @@ fn a_diverged_run_ends_before_it_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     let (files, _) = RunFiles::open(&options(&dir, false), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| Reaction::Continue;
-    let error = run(
-        &mut Diverging(Point::new()),
-        &agenda(),
-        &files,
-        None,
-        &mut Source::default(),
-        &mut ignore,
-    );
+    let error = run(&mut Diverging(Point::new()), &agenda(), &files, None, &mut Source::default(), &mut ignore);
     let message = error.unwrap_err().to_string();
-    assert!(
-        message.starts_with("epoch 0, iteration 2: grad_norm is NaN"),
-        "{message}"
-    );
+    assert!(message.starts_with("epoch 0, iteration 2: grad_norm is NaN"), "{message}");
     assert!(!dir.path().join("checkpoint/latest.safetensors").exists());
 }

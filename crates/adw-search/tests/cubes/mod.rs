@@ -32,10 +32,7 @@ pub(crate) struct Cubes {
 
 impl Cubes {
     pub(crate) fn new(batch_size: usize) -> Self {
-        Self {
-            batch_size,
-            asked: BTreeSet::new(),
-        }
+        Self { batch_size, asked: BTreeSet::new() }
     }
 }
 
@@ -61,9 +58,8 @@ impl BatchSource for Cubes {
                 index: sample as u32,
             };
             let mut corner = stream.uniform().map(|u| (u * 4.0) as usize);
-            let corners: Vec<[usize; 3]> = (0..2)
-                .map(|_| std::array::from_fn(|_| corner.next().expect("the stream is endless")))
-                .collect();
+            let corners: Vec<[usize; 3]> =
+                (0..2).map(|_| std::array::from_fn(|_| corner.next().expect("the stream is endless"))).collect();
             let label = |i: usize| {
                 let at = [i / (h * w), i / w % h, i % w];
                 let inside = |c: &[usize; 3]| (0..3).all(|a| (c[a]..c[a] + 4).contains(&at[a]));

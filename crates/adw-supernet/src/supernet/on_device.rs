@@ -18,20 +18,10 @@ pub(super) struct Chosen {
 impl Chosen {
     pub(super) fn new(net: &Supernet, sample: &super::GumbelSample) -> Result<Self> {
         let pass = match sample.noise {
-            Noise::Keyed(key) => Pass {
-                seed: key.seed,
-                epoch: key.epoch,
-                iteration: key.counter(),
-                noisy: true,
-                tau: sample.tau,
-            },
-            _ => Pass {
-                seed: 0,
-                epoch: 0,
-                iteration: 0,
-                noisy: false,
-                tau: sample.tau,
-            },
+            Noise::Keyed(key) => {
+                Pass { seed: key.seed, epoch: key.epoch, iteration: key.counter(), noisy: true, tau: sample.tau }
+            }
+            _ => Pass { seed: 0, epoch: 0, iteration: 0, noisy: false, tau: sample.tau },
         };
         let max_depth = net.config.max_depth;
         let mut options = Vec::new();
@@ -55,10 +45,7 @@ impl Chosen {
     /// As the network takes them.
     pub(super) fn blocks(&self, net: &Supernet) -> Vec<Choice> {
         let mut blocks: Vec<Choice> = (0..net.config.num_blocks())
-            .map(|_| Choice {
-                gates: vec![None; net.config.max_depth],
-                depth: None,
-            })
+            .map(|_| Choice { gates: vec![None; net.config.max_depth], depth: None })
             .collect();
         for ((i, _, _, layer), softmax) in choices(net).into_iter().zip(&self.softmaxes) {
             match layer {

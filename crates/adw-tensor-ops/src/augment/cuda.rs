@@ -155,19 +155,10 @@ unsafe impl Params for StepParams {}
 ///
 /// # Panics
 /// If the number of planes is not B C, or a sample has 2^30 elements or more.
-pub unsafe fn apply<R: Runtime>(
-    rt: &R,
-    batch: &Batch,
-    planes: &[Plane],
-    table: Address,
-) -> Result<()> {
+pub unsafe fn apply<R: Runtime>(rt: &R, batch: &Batch, planes: &[Plane], table: Address) -> Result<()> {
     let voxels: usize = batch.size.iter().product();
     assert_eq!(planes.len(), batch.batch * batch.channels, "planes");
-    assert!(
-        voxels * batch.channels < 1 << 30,
-        "patches of {:?} are too large",
-        batch.size
-    );
+    assert!(voxels * batch.channels < 1 << 30, "patches of {:?} are too large", batch.size);
     if planes.is_empty() || voxels == 0 {
         return Ok(());
     }
@@ -177,10 +168,7 @@ pub unsafe fn apply<R: Runtime>(
     let alloc = |wanted: bool, bytes: usize| wanted.then(|| rt.alloc(bytes)).transpose();
     let address = |b: &Option<R::Buffer>| b.as_ref().map_or(Address::NONE, Buffer::address);
     let moments = planes.len() * chunks as usize * MOMENTS;
-    let scratch = alloc(
-        bits & (BLUR | LOW_RESOLUTION) != 0,
-        planes.len() * voxels * 4,
-    )?;
+    let scratch = alloc(bits & (BLUR | LOW_RESOLUTION) != 0, planes.len() * voxels * 4)?;
     let before = alloc(bits & (CONTRAST | GAMMA_INVERTED | GAMMA) != 0, moments)?;
     let after = alloc(bits & (GAMMA_INVERTED | GAMMA) != 0, moments)?;
     let base = StepParams {
@@ -216,10 +204,7 @@ pub unsafe fn apply<R: Runtime>(
     let reduction = THREADS as usize * MOMENTS;
     // Of `n` planes, `maps` maps read or written, `parts` sets of moments and `operations` per voxel.
     let work = |n: usize, maps: usize, parts: usize, operations: usize| {
-        Work::new(
-            n * (maps * voxels * 4 + parts * chunks as usize * MOMENTS),
-            n * voxels * operations,
-        )
+        Work::new(n * (maps * voxels * 4 + parts * chunks as usize * MOMENTS), n * voxels * operations)
     };
     if bits & NOISE != 0 {
         launch(
@@ -234,24 +219,13 @@ pub unsafe fn apply<R: Runtime>(
     let along = |kernel, step, operations| {
         let places = [batch.x, batch.out, address(&scratch), batch.x];
         (0..3).try_for_each(|axis| {
-            let params = StepParams {
-                from: places[axis],
-                to: places[axis + 1],
-                axis: axis as u32,
-                ..base
-            };
+            let params = StepParams { from: places[axis], to: places[axis + 1], axis: axis as u32, ..base };
             launch(kernel, grid, 0, work(with(step), 2, 0, operations), params)
         })
     };
     let moments_of = |step| {
         let params = StepParams { step, ..base };
-        launch(
-            "augment_moments",
-            grid,
-            reduction,
-            work(with(step), 1, 1, 6),
-            params,
-        )
+        launch("augment_moments", grid, reduction, work(with(step), 1, 1, 6), params)
     };
     if bits & BLUR != 0 {
         along("augment_blur", BLUR, 2 * (2 * MAX_REACH + 1))?;
@@ -260,13 +234,7 @@ pub unsafe fn apply<R: Runtime>(
         moments_of(CONTRAST)?;
     }
     if bits & (BRIGHTNESS | CONTRAST) != 0 {
-        launch(
-            "augment_contrast",
-            grid,
-            reduction,
-            work(with(BRIGHTNESS | CONTRAST), 2, 1, 6),
-            base,
-        )?;
+        launch("augment_contrast", grid, reduction, work(with(BRIGHTNESS | CONTRAST), 2, 1, 6), base)?;
     }
     if bits & LOW_RESOLUTION != 0 {
         along("augment_low_resolution", LOW_RESOLUTION, 16)?;
@@ -278,20 +246,8 @@ pub unsafe fn apply<R: Runtime>(
         moments_of(step)?;
         let params = StepParams { step, ..base };
         let n = with(step);
-        launch(
-            "augment_gamma_power",
-            grid,
-            reduction,
-            work(n, 2, 2, 45),
-            params,
-        )?;
-        launch(
-            "augment_gamma_rescale",
-            grid,
-            reduction,
-            work(n, 2, 2, 4),
-            params,
-        )?;
+        launch("augment_gamma_power", grid, reduction, work(n, 2, 2, 45), params)?;
+        launch("augment_gamma_rescale", grid, reduction, work(n, 2, 2, 4), params)?;
     }
     let labels = batch.batch * voxels;
     launch(
@@ -299,9 +255,6 @@ pub unsafe fn apply<R: Runtime>(
         grid,
         0,
         Work::new(planes.len() * voxels * 8 + labels * 3, 0),
-        StepParams {
-            to: batch.out,
-            ..base
-        },
+        StepParams { to: batch.out, ..base },
     )
 }

@@ -24,13 +24,8 @@ pub fn apply(
     let sizes = [x.len(), labels.len(), transforms.len()];
     let expected = [batch * channels * voxels, batch * voxels, batch * channels];
     if sizes != expected {
-        let what = format!(
-            "images, labels and transforms of {sizes:?} elements, expected {expected:?} for {shape:?}"
-        );
-        return Err(Error::Argument {
-            op: "augment",
-            what,
-        });
+        let what = format!("images, labels and transforms of {sizes:?} elements, expected {expected:?} for {shape:?}");
+        return Err(Error::Argument { op: "augment", what });
     }
     let rt = &*CudaRuntime::of(device);
     let size = [d, h, w];

@@ -43,12 +43,7 @@ pub(super) unsafe fn forward(
     if operands::supports(maps, layer.element) {
         let (c, element) = (convolution(layer, weights.ci, weights.co), layer.element);
         let [taps, inputs] = [c.kernel, c.input].map(|v| v.iter().product::<usize>());
-        let shape = MapShape {
-            batch: c.batch,
-            voxels: c.output.iter().product(),
-            channels: c.channels_out,
-            element,
-        };
+        let shape = MapShape { batch: c.batch, voxels: c.output.iter().product(), channels: c.channels_out, element };
         let job = job(Pass::Forward, c, maps, None, moments);
         return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
@@ -57,9 +52,7 @@ pub(super) unsafe fn forward(
                 let x = operands::plain(rt, maps, c.batch, inputs, element)?;
                 let w = operands::filter(rt, weights, taps, &(0..weights.ci), element)?;
                 call.run([x.address, w.address(), out])?;
-                moments
-                    .then(|| crate::norm_act::cuda::moments(rt, out, &shape))
-                    .transpose()
+                moments.then(|| crate::norm_act::cuda::moments(rt, out, &shape)).transpose()
             }
         });
     }
@@ -118,12 +111,10 @@ pub(super) unsafe fn grad_weight(
     // SAFETY: as the caller vouches.
     let own = || unsafe { cuda::grad_weight(rt, layer, maps, grad_output, out) };
     #[cfg(feature = "cudnn")]
-    if operands::supports(maps, layer.element) && operands::supports(&[grad_output], layer.element)
-    {
+    if operands::supports(maps, layer.element) && operands::supports(&[grad_output], layer.element) {
         let ci = maps.iter().map(|m| m.channels).sum();
         let (c, element) = (convolution(layer, ci, grad_output.channels), layer.element);
-        let [taps, inputs, outputs] =
-            [c.kernel, c.input, c.output].map(|v| v.iter().product::<usize>());
+        let [taps, inputs, outputs] = [c.kernel, c.input, c.output].map(|v| v.iter().product::<usize>());
         let job = job(Pass::GradWeight, c, maps, Some(&grad_output), false);
         return rt.convolve(&job, SOURCES, |call| {
             let Some(call) = call else { return own() };
@@ -143,11 +134,7 @@ pub(super) unsafe fn grad_weight(
 
 #[cfg(feature = "cudnn")]
 fn convolution(layer: &Layer, channels_in: usize, channels_out: usize) -> Convolution {
-    let Conv3dGeometry {
-        kernel,
-        stride,
-        padding,
-    } = layer.geometry;
+    let Conv3dGeometry { kernel, stride, padding } = layer.geometry;
     Convolution {
         bf16: layer.element == ElementType::Bf16,
         batch: layer.batch,
@@ -173,24 +160,11 @@ const SOURCES: &[&str] = &[
 ];
 
 #[cfg(feature = "cudnn")]
-fn job(
-    pass: Pass,
-    convolution: Convolution,
-    maps: &[SourceMap],
-    grad: Option<&SourceMap>,
-    moments: bool,
-) -> Job {
-    let mut operands = Operands {
-        gradient_normalised: grad.is_some_and(|g| g.norm.is_some()),
-        moments,
-        ..Operands::default()
-    };
+fn job(pass: Pass, convolution: Convolution, maps: &[SourceMap], grad: Option<&SourceMap>, moments: bool) -> Job {
+    let mut operands =
+        Operands { gradient_normalised: grad.is_some_and(|g| g.norm.is_some()), moments, ..Operands::default() };
     for (i, map) in maps.iter().enumerate() {
         (operands.channels[i], operands.normalised[i]) = (map.channels, map.norm.is_some());
     }
-    Job {
-        pass,
-        convolution,
-        operands,
-    }
+    Job { pass, convolution, operands }
 }

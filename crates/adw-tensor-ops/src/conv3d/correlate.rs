@@ -11,8 +11,8 @@
 
 use super::Means;
 use super::tile::{
-    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel,
-    row_blocks, rows_that_fit, run_tile, vector_shape,
+    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, pack_panel, row_blocks, rows_that_fit,
+    run_tile, vector_shape,
 };
 use super::winograd::{self, correlate::TransformWeight};
 #[cfg(target_arch = "x86_64")]
@@ -146,20 +146,13 @@ impl<T: Element> Correlation<'_, T> {
         for r in balanced(self.out_channels.div_ceil(lanes), max_vectors) {
             let first = r.start * lanes;
             let count = (r.end * lanes).min(self.out_channels) - first;
-            blocks.push(ChannelBlock {
-                first,
-                count,
-                vectors: r.len(),
-                offset,
-            });
+            blocks.push(ChannelBlock { first, count, vectors: r.len(), offset });
             offset += rows * k * r.len() * lanes;
         }
         let layout = self.layout;
         let tap_offsets = self.tap_offsets();
-        let jobs: Vec<(&ChannelBlock, usize)> = blocks
-            .iter()
-            .flat_map(|b| (0..k.div_ceil(K_CHUNK)).map(move |i| (b, i * K_CHUNK)))
-            .collect();
+        let jobs: Vec<(&ChannelBlock, usize)> =
+            blocks.iter().flat_map(|b| (0..k.div_ceil(K_CHUNK)).map(move |i| (b, i * K_CHUNK))).collect();
         // SAFETY: the jobs cover every block and k channel, and each writes all rows and lanes of its own.
         let data = unsafe {
             filled(offset, |out: SharedOut<T>| {
@@ -174,10 +167,8 @@ impl<T: Element> Correlation<'_, T> {
                             by_lane.resize(num_taps * width, T::ZERO);
                             for lane in 0..block.count {
                                 let lane_offset = (block.first + lane) * layout.lane_stride;
-                                let src = &self.weight
-                                    [layout.base + kc * layout.k_stride + lane_offset..];
-                                for (row, &tap) in by_lane.chunks_exact_mut(width).zip(&tap_offsets)
-                                {
+                                let src = &self.weight[layout.base + kc * layout.k_stride + lane_offset..];
+                                for (row, &tap) in by_lane.chunks_exact_mut(width).zip(&tap_offsets) {
                                     row[lane] = src[tap];
                                 }
                             }
@@ -185,10 +176,7 @@ impl<T: Element> Correlation<'_, T> {
                                 WeightForm::Taps => by_lane,
                                 WeightForm::Frequencies(n) => {
                                     transformed.resize(n * width, T::ZERO);
-                                    let kernel = TransformWeight {
-                                        taps: by_lane,
-                                        frequencies: transformed,
-                                    };
+                                    let kernel = TransformWeight { taps: by_lane, frequencies: transformed };
                                     dispatch(self.means.set, kernel);
                                     transformed
                                 }
@@ -203,20 +191,14 @@ impl<T: Element> Correlation<'_, T> {
                 );
             })
         };
-        PackedWeight {
-            data,
-            blocks,
-            lanes,
-        }
+        PackedWeight { data, blocks, lanes }
     }
 
     /// Rows per task along D and H: as many as the panel holds.
     fn block_rows(&self) -> [usize; 2] {
         let [d, h, w] = &self.axes;
         let row = w.extent(w.count) * self.k_channels() * size_of::<T>();
-        rows_that_fit([d.count, h.count], |[nd, nh]| {
-            d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES
-        })
+        rows_that_fit([d.count, h.count], |[nd, nh]| d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES)
     }
 
     /// Writes the outputs of this correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of what
@@ -231,9 +213,8 @@ impl<T: Element> Correlation<'_, T> {
         }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the job is one of `T`.
-        if let (Some(amx), Some(job)) = (self.means.amx, unsafe {
-            of_f32::<T, _, Correlation<f32>>(self)
-        }) && amx::correlate::applies(job)
+        if let (Some(amx), Some(job)) = (self.means.amx, unsafe { of_f32::<T, _, Correlation<f32>>(self) })
+            && amx::correlate::applies(job)
         {
             // SAFETY: as the caller vouches; T is f32.
             return same(unsafe { amx::correlate::run(amx, job, out.cast(), with_moments) });
@@ -247,24 +228,14 @@ impl<T: Element> Correlation<'_, T> {
         // Layers with few voxels and many channels are split by channel as well.
         let splits = 16usize.div_ceil(blocks.len()).min(packed.blocks.len());
         let channels = balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits));
-        let tasks: Vec<(&Rows, Range<usize>)> = blocks
-            .iter()
-            .flat_map(|rows| channels.clone().map(move |c| (rows, c)))
-            .collect();
+        let tasks: Vec<(&Rows, Range<usize>)> =
+            blocks.iter().flat_map(|rows| channels.clone().map(move |c| (rows, c))).collect();
         let moments: Vec<Vec<BlockMoments<T>>> = tasks
             .into_par_iter()
             .map_init(Vec::new, |panel, (rows, channels)| {
                 dispatch(
                     self.means.set,
-                    RunTask {
-                        job: self,
-                        packed: &packed,
-                        rows,
-                        channels,
-                        out,
-                        with_moments,
-                        panel,
-                    },
+                    RunTask { job: self, packed: &packed, rows, channels, out, with_moments, panel },
                 )
             })
             .collect();
@@ -288,26 +259,12 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) -> Self::Output {
-        let Self {
-            job,
-            packed,
-            rows,
-            channels,
-            out,
-            with_moments,
-            panel,
-        } = self;
+        let Self { job, packed, rows, channels, out, with_moments, panel } = self;
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
-        let (panel_d, panel_h, panel_w) = (
-            d.extent(rows.d.len()),
-            h.extent(rows.h.len()),
-            w.extent(w.count),
-        );
-        let (d0, h0) = (
-            (rows.d.start * d.step) as isize + d.first_offset(),
-            (rows.h.start * h.step) as isize + h.first_offset(),
-        );
+        let (panel_d, panel_h, panel_w) = (d.extent(rows.d.len()), h.extent(rows.h.len()), w.extent(w.count));
+        let (d0, h0) =
+            ((rows.d.start * d.step) as isize + d.first_offset(), (rows.h.start * h.step) as isize + h.first_offset());
         let row_len = panel_w * k;
         panel.resize(panel_d * panel_h * row_len, T::ZERO);
         // SAFETY: the panel has panel_d * panel_h rows of row_len elements.
@@ -323,34 +280,22 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         }
 
         let run_len = w.taps.len() * k;
-        let num_taps = if w.taps.is_empty() {
-            0
-        } else {
-            d.taps.len() * h.taps.len()
-        };
+        let num_taps = if w.taps.is_empty() { 0 } else { d.taps.len() * h.taps.len() };
         let mut moments = Vec::new();
         let mut segments = Vec::with_capacity(num_taps);
         for block in &packed.blocks[channels] {
             let width = block.vectors * packed.lanes;
-            let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1))
-                .clamp(1, num_taps.max(1));
+            let group = (WEIGHT_BYTES / (run_len * width * size_of::<T>()).max(1)).clamp(1, num_taps.max(1));
             // Whether a row has been written by an earlier group of taps.
             let mut started = vec![false; rows.d.len() * rows.h.len()];
             for group_start in (0..num_taps.max(1)).step_by(group) {
                 let is_last_group = group_start + group >= num_taps;
-                for (row, (qd, qh)) in rows
-                    .d
-                    .clone()
-                    .flat_map(|qd| rows.h.clone().map(move |qh| (qd, qh)))
-                    .enumerate()
+                for (row, (qd, qh)) in rows.d.clone().flat_map(|qd| rows.h.clone().map(move |qh| (qd, qh))).enumerate()
                 {
                     segments.clear();
                     for t in group_start..(group_start + group).min(num_taps) {
                         let (td, th) = (t / h.taps.len(), t % h.taps.len());
-                        let (pd, ph) = (
-                            (qd - rows.d.start) * d.step + td,
-                            (qh - rows.h.start) * h.step + th,
-                        );
+                        let (pd, ph) = ((qd - rows.d.start) * d.step + td, (qh - rows.h.start) * h.step + th);
                         if inside(d0 + pd as isize, d.input) && inside(h0 + ph as isize, h.input) {
                             segments.push(Segment {
                                 a: (pd * panel_h + ph) * row_len,
@@ -363,12 +308,10 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                         continue;
                     }
                     let accumulate = std::mem::replace(&mut started[row], true);
-                    let out_row = ((rows.batch_idx * d.output + d.output_at(qd)) * h.output
-                        + h.output_at(qh))
-                        * w.output;
+                    let out_row =
+                        ((rows.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh)) * w.output;
                     for voxels in balanced(w.count, max_rows::<S>(block.vectors)) {
-                        let at =
-                            (out_row + w.output_at(voxels.start)) * job.out_channels + block.first;
+                        let at = (out_row + w.output_at(voxels.start)) * job.out_channels + block.first;
                         // SAFETY: panel and packed weights were laid out for these segments; the output rows of this
                         // task's blocks belong to it alone.
                         unsafe {
@@ -397,12 +340,9 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
             if with_moments {
                 let starts = rows.d.clone().flat_map(|qd| {
                     rows.h.clone().map(move |qh| {
-                        let row = (rows.batch_idx * d.output + d.output_at(qd)) * h.output
-                            + h.output_at(qh);
+                        let row = (rows.batch_idx * d.output + d.output_at(qd)) * h.output + h.output_at(qh);
                         // Only this block's channels are looked at: other tasks may be writing the rest.
-                        out.ptr()
-                            .cast_const()
-                            .wrapping_add(row * w.output * job.out_channels + block.first)
+                        out.ptr().cast_const().wrapping_add(row * w.output * job.out_channels + block.first)
                     })
                 });
                 // SAFETY: this task has just written these channels of these rows.

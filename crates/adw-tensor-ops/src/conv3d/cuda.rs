@@ -26,8 +26,7 @@ const MOST_SHARED: usize = 99 * 1024;
 
 /// Whether the kernels take this geometry.
 pub fn supports(geometry: &Conv3dGeometry) -> bool {
-    geometry.kernel.iter().all(|&k| k <= MAX_TAPS)
-        && geometry.kernel.iter().product::<usize>() <= MOST_TAPS
+    geometry.kernel.iter().all(|&k| k <= MAX_TAPS) && geometry.kernel.iter().product::<usize>() <= MOST_TAPS
 }
 
 /// A map `[B, voxels, C]` on the device, normalised while it is read if `norm` is there.
@@ -44,20 +43,12 @@ pub struct SourceMap {
 impl SourceMap {
     /// A map as it is.
     pub fn plain(data: Address, channels: usize) -> Self {
-        Self {
-            data,
-            channels,
-            norm: None,
-        }
+        Self { data, channels, norm: None }
     }
 
     /// A map that is normalised while it is read.
     pub fn normalised<B: Buffer>(data: Address, channels: usize, c: &Coefficients<B>) -> Self {
-        Self {
-            data,
-            channels,
-            norm: Some((c.scale.address(), c.shift.address(), c.config.slope)),
-        }
+        Self { data, channels, norm: Some((c.scale.address(), c.shift.address(), c.config.slope)) }
     }
 }
 
@@ -81,42 +72,21 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) fn new(maps: &[SourceMap], element: ElementType) -> Self {
-        assert!(
-            (1..=2).contains(&maps.len()),
-            "{} maps, expected one or two",
-            maps.len()
-        );
+        assert!((1..=2).contains(&maps.len()), "{} maps, expected one or two", maps.len());
         let source = |m: &SourceMap| {
             let (scale, shift, slope) = m.norm.unwrap_or_default();
-            Source {
-                data: m.data,
-                scale,
-                shift,
-                channels: m.channels as u32,
-                slope: slope as f32,
-            }
+            Source { data: m.data, scale, shift, channels: m.channels as u32, slope: slope as f32 }
         };
         Self {
-            maps: [
-                source(&maps[0]),
-                source(maps.last().expect("checked above")),
-            ],
+            maps: [source(&maps[0]), source(maps.last().expect("checked above"))],
             channels: maps.iter().map(|m| m.channels as u32).sum(),
-            in_pieces: u32::from(
-                maps.iter()
-                    .all(|m| m.channels.is_multiple_of(element.piece())),
-            ),
+            in_pieces: u32::from(maps.iter().all(|m| m.channels.is_multiple_of(element.piece()))),
         }
     }
 }
 
 /// Bytes of `voxels` voxels of all maps, and of what normalises them.
-pub(super) fn maps_bytes(
-    maps: &[SourceMap],
-    batch: usize,
-    voxels: usize,
-    element: ElementType,
-) -> usize {
+pub(super) fn maps_bytes(maps: &[SourceMap], batch: usize, voxels: usize, element: ElementType) -> usize {
     let of_map = |m: &SourceMap| {
         let norm = if m.norm.is_some() { 2 * 4 } else { 0 };
         batch * m.channels * (voxels * element.size() + norm)
@@ -163,22 +133,15 @@ impl Tiling {
         shared: impl Fn(usize) -> usize,
     ) -> Self {
         const LOG: usize = BOX.ilog2() as usize;
-        let region =
-            |log: [usize; 3]| [0, 1, 2].map(|i| ((1usize << log[i]) - 1) * step[i] + reach[i]);
-        let boxes = |all: usize| {
-            (0..=all).flat_map(move |d| (0..=all - d).map(move |h| [d, h, all - d - h]))
-        };
+        let region = |log: [usize; 3]| [0, 1, 2].map(|i| ((1usize << log[i]) - 1) * step[i] + reach[i]);
+        let boxes = |all: usize| (0..=all).flat_map(move |d| (0..=all - d).map(move |h| [d, h, all - d - h]));
         let best = (LOG - 2..=LOG)
             .flat_map(boxes)
             .min_by_key(|&log| {
                 let tiles: usize = (0..3).map(|i| count[i].div_ceil(1 << log[i])).product();
                 let voxels: usize = region(log).iter().product();
                 let smaller = LOG - log.iter().sum::<usize>();
-                (
-                    shared(voxels).saturating_sub(MOST_SHARED),
-                    smaller,
-                    tiles * (voxels + 4 * BOX),
-                )
+                (shared(voxels).saturating_sub(MOST_SHARED), smaller, tiles * (voxels + 4 * BOX))
             })
             .expect("there are boxes");
         let int = |v: [usize; 3]| v.map(|v| v as i32);
@@ -311,18 +274,13 @@ impl Layer {
     pub(super) fn output(&self) -> [usize; 3] {
         let geometry = &self.geometry;
         assert!(supports(geometry), "{geometry:?} is not supported");
-        geometry
-            .output_size("conv3d", self.size)
-            .expect("checked by the caller")
+        geometry.output_size("conv3d", self.size).expect("checked by the caller")
     }
 }
 
 /// The widest tile that wastes least.
 fn column_tile(columns: usize) -> usize {
-    [96, 48, 16]
-        .into_iter()
-        .min_by_key(|&n| columns.next_multiple_of(n) + 256 / n)
-        .expect("there are tiles")
+    [96, 48, 16].into_iter().min_by_key(|&n| columns.next_multiple_of(n) + 256 / n).expect("there are tiles")
 }
 
 /// Input channels (or output channels, in the input gradient) of one slice of the products.
@@ -345,10 +303,7 @@ impl Weights {
             Some(range) => (self.co, range.len()),
         };
         let tile = column_tile(num_columns);
-        let (rows, columns) = (
-            num_rows.next_multiple_of(slice(element)),
-            num_columns.next_multiple_of(tile),
-        );
+        let (rows, columns) = (num_rows.next_multiple_of(slice(element)), num_columns.next_multiple_of(tile));
         let data = rt.alloc(taps * rows * columns * element.size())?;
         let (row_stride, column_stride) = match wanted {
             None => (taps, self.ci * taps),
@@ -365,12 +320,7 @@ impl Weights {
             let (from, to) = (self.data, data.address());
             pack(rt, (from, ElementType::F32), (to, element), &order)?;
         }
-        Ok(Packed {
-            data,
-            rows,
-            columns,
-            tile,
-        })
+        Ok(Packed { data, rows, columns, tile })
     }
 }
 
@@ -437,14 +387,8 @@ unsafe fn correlate<R: Runtime>(
         let region = (region_voxels * row_bytes).max(BOX * (n + piece) * size);
         tables.next_multiple_of(16) + stages + region
     };
-    let tiling = Tiling::new(
-        [0, 1, 2].map(|i| axes[i].count),
-        [0, 1, 2].map(|i| axes[i].step),
-        first,
-        reach,
-        input,
-        shared,
-    );
+    let tiling =
+        Tiling::new([0, 1, 2].map(|i| axes[i].count), [0, 1, 2].map(|i| axes[i].step), first, reach, input, shared);
     let tap_stride = [kernel[1] * kernel[2], kernel[2], 1];
     let (mut tap_offset, mut tap_weight) = ([[0; MAX_TAPS]; 3], [[0; MAX_TAPS]; 3]);
     for i in 0..3 {
@@ -453,16 +397,8 @@ unsafe fn correlate<R: Runtime>(
             tap_weight[i][t] = (weight * tap_stride[i]) as i32;
         }
     }
-    let partial = if moments {
-        Some(PartialMoments::alloc(
-            rt,
-            batch,
-            tiling.num_tiles(),
-            channels_out,
-        )?)
-    } else {
-        None
-    };
+    let partial =
+        if moments { Some(PartialMoments::alloc(rt, batch, tiling.num_tiles(), channels_out)?) } else { None };
     let product = |f: &dyn Fn(usize) -> usize| (0..3).map(f).product::<usize>();
     let taps = product(&|i| axes[i].taps.len());
     let outputs = product(&|i| axes[i].count);
@@ -484,12 +420,8 @@ unsafe fn correlate<R: Runtime>(
         sources: Sources::new(maps, element),
         weight: weights.data.address(),
         out,
-        partial: partial
-            .as_ref()
-            .map_or(Address::NONE, |p| p.partial.address()),
-        counts: partial
-            .as_ref()
-            .map_or(Address::NONE, |p| p.counts.address()),
+        partial: partial.as_ref().map_or(Address::NONE, |p| p.partial.address()),
+        counts: partial.as_ref().map_or(Address::NONE, |p| p.counts.address()),
         tiling,
         output: output.map(|n| n as i32),
         out_step: ints(&|a| a.out_step),
@@ -514,11 +446,7 @@ unsafe fn correlate<R: Runtime>(
                 (ElementType::Bf16, 48) => "conv_correlate_bf16_n48",
                 (ElementType::Bf16, _) => "conv_correlate_bf16_n96",
             },
-            grid: [
-                tiling.num_tiles() as u32,
-                blocks(weights.columns, n),
-                batch as u32,
-            ],
+            grid: [tiling.num_tiles() as u32, blocks(weights.columns, n), batch as u32],
             threads: 128,
             shared: shared(tiling.region_voxels()) as u32,
             work,
@@ -546,18 +474,11 @@ pub unsafe fn forward<R: Runtime>(
     out: Address,
     moments: bool,
 ) -> Result<Option<PartialMoments<R::Buffer>>> {
-    let Layer {
-        batch,
-        size,
-        geometry,
-        element,
-    } = *layer;
+    let Layer { batch, size, geometry, element } = *layer;
     let output = layer.output();
     let axes = [0, 1, 2].map(|i| Axis {
         step: geometry.stride[i],
-        taps: (0..geometry.kernel[i])
-            .map(|k| (k as i32 - geometry.padding[i] as i32, k))
-            .collect(),
+        taps: (0..geometry.kernel[i]).map(|k| (k as i32 - geometry.padding[i] as i32, k)).collect(),
         count: output[i],
         out_step: 1,
         out_offset: 0,
@@ -565,20 +486,7 @@ pub unsafe fn forward<R: Runtime>(
     // SAFETY: as the caller vouches.
     unsafe {
         let packed = weights.pack(rt, geometry.kernel.iter().product(), None, element)?;
-        correlate(
-            rt,
-            maps,
-            batch,
-            size,
-            output,
-            &axes,
-            geometry.kernel,
-            &packed,
-            weights.co,
-            element,
-            out,
-            moments,
-        )
+        correlate(rt, maps, batch, size, output, &axes, geometry.kernel, &packed, weights.co, element, out, moments)
     }
 }
 
@@ -602,27 +510,15 @@ pub unsafe fn grad_input<R: Runtime>(
     wanted: Range<usize>,
     out: Address,
 ) -> Result<()> {
-    let Layer {
-        batch,
-        size,
-        geometry,
-        element,
-    } = *layer;
+    let Layer { batch, size, geometry, element } = *layer;
     let output = layer.output();
     let [kernel, stride, padding] = [geometry.kernel, geometry.stride, geometry.padding];
     // Output o reaches input i = residue + stride q through tap k iff o = q + (residue + padding - k) / stride.
     let axis = |i: usize, residue: usize| Axis {
         step: 1,
         taps: (0..kernel[i])
-            .filter(|k| {
-                (residue + padding[i] + stride[i] * kernel[i] - k).is_multiple_of(stride[i])
-            })
-            .map(|k| {
-                (
-                    (residue as i32 + padding[i] as i32 - k as i32) / stride[i] as i32,
-                    k,
-                )
-            })
+            .filter(|k| (residue + padding[i] + stride[i] * kernel[i] - k).is_multiple_of(stride[i]))
+            .map(|k| ((residue as i32 + padding[i] as i32 - k as i32) / stride[i] as i32, k))
             .collect(),
         count: size[i].saturating_sub(residue).div_ceil(stride[i]),
         out_step: stride[i],
@@ -688,18 +584,10 @@ unsafe impl Params for GradWeightFinishParams {}
 /// Into how many shares the boxes are split: what takes an H100 least time, with one block resident on each of its
 /// multiprocessors, products at half of its peak, and every share's sums written and read once. A function of shapes only,
 /// and so is the order of sums.
-fn splits(
-    blocks_per_share: usize,
-    boxes: usize,
-    positions: usize,
-    share_bytes: usize,
-    element: ElementType,
-) -> usize {
+fn splits(blocks_per_share: usize, boxes: usize, positions: usize, share_bytes: usize, element: ElementType) -> usize {
     const MULTIPROCESSORS: usize = 132;
     let work = |bytes, operations| {
-        Work::new(bytes, operations)
-            .on_tensor_cores(element == ElementType::Bf16)
-            .floor(&Machine::H100)
+        Work::new(bytes, operations).on_tensor_cores(element == ElementType::Bf16).floor(&Machine::H100)
     };
     let products = 2 * positions * MOST_TAPS * GRAD_WEIGHT_CI * GRAD_WEIGHT_CO;
     let box_seconds = work(0, products) * (2 * MULTIPROCESSORS) as f64;
@@ -707,9 +595,7 @@ fn splits(
         let waves = (blocks_per_share * splits).div_ceil(MULTIPROCESSORS);
         (waves * boxes.div_ceil(splits)) as f64 * box_seconds + work(2 * splits * share_bytes, 0)
     };
-    (1..=boxes.min(2 * MULTIPROCESSORS))
-        .min_by(|&a, &b| seconds(a).total_cmp(&seconds(b)))
-        .unwrap_or(1)
+    (1..=boxes.min(2 * MULTIPROCESSORS)).min_by(|&a, &b| seconds(a).total_cmp(&seconds(b))).unwrap_or(1)
 }
 
 /// The gradient of [`forward`] for the weight, `[Cout, Cin, kD, kH, kW]` f32.
@@ -729,12 +615,7 @@ pub unsafe fn grad_weight<R: Runtime>(
     grad_output: SourceMap,
     out: Address,
 ) -> Result<()> {
-    let Layer {
-        batch,
-        size,
-        geometry,
-        element,
-    } = *layer;
+    let Layer { batch, size, geometry, element } = *layer;
     let output = layer.output();
     let piece = element.piece();
     let row_bytes = (GRAD_WEIGHT_CI + piece) * element.size();
@@ -744,31 +625,16 @@ pub unsafe fn grad_weight<R: Runtime>(
         let gradients = BOX * (GRAD_WEIGHT_CO + piece) * element.size();
         tables.next_multiple_of(16) + buffers * (gradients + region_voxels * row_bytes)
     };
-    let tiling = Tiling::new(
-        output,
-        geometry.stride,
-        first,
-        geometry.kernel,
-        size,
-        |region_voxels| shared(1, region_voxels),
-    );
-    let (sources, grad) = (
-        Sources::new(maps, element),
-        Sources::new(&[grad_output], element),
-    );
+    let tiling =
+        Tiling::new(output, geometry.stride, first, geometry.kernel, size, |region_voxels| shared(1, region_voxels));
+    let (sources, grad) = (Sources::new(maps, element), Sources::new(&[grad_output], element));
     let (ci, co) = (sources.channels as usize, grad_output.channels);
     let taps: usize = geometry.kernel.iter().product();
     let parts = (MOST_TAPS / taps).min(tiling.positions() / 16);
     let (ci_tiles, co_tiles) = (blocks(ci, GRAD_WEIGHT_CI), blocks(co, GRAD_WEIGHT_CO));
     let share_bytes = parts * taps * ci * co * 4;
     let boxes = tiling.num_tiles() * batch;
-    let splits = splits(
-        (ci_tiles * co_tiles) as usize,
-        boxes,
-        tiling.positions(),
-        share_bytes,
-        element,
-    );
+    let splits = splits((ci_tiles * co_tiles) as usize, boxes, tiling.positions(), share_bytes, element);
     let partial = rt.alloc(splits * share_bytes)?;
     let outputs: usize = output.iter().product();
     let voxels_read = (0..3)
@@ -816,10 +682,7 @@ pub unsafe fn grad_weight<R: Runtime>(
             grid: [blocks(taps * ci * co, 256), 1, 1],
             threads: 256,
             shared: 0,
-            work: Work::new(
-                (splits * parts + 1) * taps * ci * co * 4,
-                splits * parts * taps * ci * co,
-            ),
+            work: Work::new((splits * parts + 1) * taps * ci * co * 4, splits * parts * taps * ci * co),
             params: GradWeightFinishParams {
                 partial: partial.address(),
                 out,

@@ -9,8 +9,8 @@
 //! sum; within a group, tasks take tiles. So the bits do not depend on the number of threads.
 
 use super::tile::{
-    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors,
-    pack_panel, pack_row, row_blocks, rows_that_fit, run_tile, vector_shape,
+    Operands, Rows, Segment, Source, VectorShape, balanced, inside, max_rows, max_vectors, pack_panel, pack_row,
+    row_blocks, rows_that_fit, run_tile, vector_shape,
 };
 use super::{Conv3dGeometry, Means, winograd};
 #[cfg(target_arch = "x86_64")]
@@ -72,9 +72,8 @@ impl<T: Element> GradWeight<'_, T> {
     pub(crate) fn run(&self) -> Vec<T> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the job is one of `T`.
-        if let (Some(amx), Some(job)) = (self.means.amx, unsafe {
-            of_f32::<T, _, GradWeight<f32>>(self)
-        }) && amx::grad_weight::applies(job)
+        if let (Some(amx), Some(job)) = (self.means.amx, unsafe { of_f32::<T, _, GradWeight<f32>>(self) })
+            && amx::grad_weight::applies(job)
         {
             return same(amx::grad_weight::run(amx, job));
         }
@@ -89,42 +88,24 @@ impl<T: Element> GradWeight<'_, T> {
         let partial_len = kd * kh * m * co_padded;
         let [od, oh, _] = self.output;
         let blocks = row_blocks(self.batch, [od, oh], self.block_rows());
-        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>()))
-            .clamp(1, 16)
-            .min(blocks.len());
+        let groups = (PARTIAL_BYTES / (partial_len * size_of::<T>())).clamp(1, 16).min(blocks.len());
         let tile_splits = 8usize.div_ceil(groups);
-        let tasks: Vec<(usize, &[Rows], Range<usize>)> =
-            balanced(blocks.len(), blocks.len().div_ceil(groups))
-                .enumerate()
-                .flat_map(|(g, blocks_of)| {
-                    let blocks = &blocks[blocks_of];
-                    let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
-                    pieces.map(move |rows| (g, blocks, rows))
-                })
-                .collect();
+        let tasks: Vec<(usize, &[Rows], Range<usize>)> = balanced(blocks.len(), blocks.len().div_ceil(groups))
+            .enumerate()
+            .flat_map(|(g, blocks_of)| {
+                let blocks = &blocks[blocks_of];
+                let pieces = balanced(kd * kh * m, (kd * kh * m).div_ceil(tile_splits));
+                pieces.map(move |rows| (g, blocks, rows))
+            })
+            .collect();
         let num_groups = tasks.last().map_or(0, |t| t.0 + 1);
         // SAFETY: the tasks cover every group and every row of the partial sums, and the first block of each writes them.
         let partials = unsafe {
             filled(num_groups * partial_len, |out: SharedOut<T>| {
-                tasks.into_par_iter().for_each_init(
-                    Scratch::default,
-                    |scratch, (group, blocks, rows)| {
-                        let out = out
-                            .ptr()
-                            .wrapping_add(group * partial_len + rows.start * co_padded);
-                        dispatch(
-                            self.means.set,
-                            RunTask {
-                                job: self,
-                                blocks,
-                                rows,
-                                co_padded,
-                                out,
-                                scratch,
-                            },
-                        );
-                    },
-                );
+                tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (group, blocks, rows)| {
+                    let out = out.ptr().wrapping_add(group * partial_len + rows.start * co_padded);
+                    dispatch(self.means.set, RunTask { job: self, blocks, rows, co_padded, out, scratch });
+                });
             })
         };
         let sums = Partials {
@@ -160,41 +141,28 @@ impl Partials {
 
     /// Their sum in their order, in the tensor's order `[co][ci][tap]`.
     pub(super) fn join<T: Element>(&self, partials: &[T]) -> Vec<T> {
-        let Self {
-            taps,
-            rows,
-            columns,
-            ..
-        } = *self;
+        let Self { taps, rows, columns, .. } = *self;
         // SAFETY: (row, column, tap) runs over all elements of the gradient, once each.
         unsafe {
             filled(rows * columns * taps, |out: SharedOut<T>| {
-                (0..rows)
-                    .into_par_iter()
-                    .for_each_init(Vec::new, |by_column, row| {
-                        by_column.clear();
-                        by_column.resize(columns * taps, T::ZERO);
-                        for tap in 0..taps {
-                            let at = (tap * self.row_pitch + row) * self.column_pitch;
-                            for partial in partials.chunks_exact(self.len()) {
-                                let partial = &partial[at..][..columns];
-                                for (sum, &x) in
-                                    by_column[tap..].iter_mut().step_by(taps).zip(partial)
-                                {
-                                    *sum += x;
-                                }
+                (0..rows).into_par_iter().for_each_init(Vec::new, |by_column, row| {
+                    by_column.clear();
+                    by_column.resize(columns * taps, T::ZERO);
+                    for tap in 0..taps {
+                        let at = (tap * self.row_pitch + row) * self.column_pitch;
+                        for partial in partials.chunks_exact(self.len()) {
+                            let partial = &partial[at..][..columns];
+                            for (sum, &x) in by_column[tap..].iter_mut().step_by(taps).zip(partial) {
+                                *sum += x;
                             }
                         }
-                        for (column, taps_of) in by_column.chunks_exact(taps).enumerate() {
-                            let at = if self.rows_are_outputs {
-                                row * columns + column
-                            } else {
-                                column * rows + row
-                            };
-                            let dst = out.ptr().add(at * taps);
-                            dst.copy_from_nonoverlapping(taps_of.as_ptr(), taps);
-                        }
-                    });
+                    }
+                    for (column, taps_of) in by_column.chunks_exact(taps).enumerate() {
+                        let at = if self.rows_are_outputs { row * columns + column } else { column * rows + row };
+                        let dst = out.ptr().add(at * taps);
+                        dst.copy_from_nonoverlapping(taps_of.as_ptr(), taps);
+                    }
+                });
             })
         }
     }
@@ -207,10 +175,7 @@ struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self {
-            panel: Vec::new(),
-            grad: Vec::new(),
-        }
+        Self { panel: Vec::new(), grad: Vec::new() }
     }
 }
 
@@ -230,14 +195,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) {
-        let Self {
-            job,
-            blocks,
-            rows,
-            co_padded,
-            out,
-            scratch,
-        } = self;
+        let Self { job, blocks, rows, co_padded, out, scratch } = self;
         let [_, kh, kw] = job.geometry.kernel;
         let [sd, sh, sw] = job.geometry.stride;
         let [pd, ph, pw] = job.geometry.padding;
@@ -276,16 +234,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                     // SAFETY: scratch.grad has nd * nh rows of ow voxels, co_padded elements each.
                     unsafe {
                         let dst = scratch.grad.as_mut_ptr().add(q * ow * co_padded);
-                        pack_row(
-                            dst,
-                            &[job.grad_output],
-                            block.batch_idx,
-                            first_row + q,
-                            ow,
-                            0,
-                            ow,
-                            co_padded,
-                        );
+                        pack_row(dst, &[job.grad_output], block.batch_idx, first_row + q, ow, 0, ow, co_padded);
                     }
                 }
                 scratch.grad.as_ptr()
@@ -295,14 +244,8 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
                 segments.clear();
                 for q in 0..nd * nh {
                     let (d, h) = (q / nh * sd + z, q % nh * sh + y);
-                    if inside(id0 + d as isize, job.input[0])
-                        && inside(ih0 + h as isize, job.input[1])
-                    {
-                        segments.push(Segment {
-                            a: (d * panel_h + h) * row_len,
-                            b: q * ow * co_padded,
-                            len: ow,
-                        });
+                    if inside(id0 + d as isize, job.input[0]) && inside(ih0 + h as isize, job.input[1]) {
+                        segments.push(Segment { a: (d * panel_h + h) * row_len, b: q * ow * co_padded, len: ow });
                     }
                 }
                 if segments.is_empty() && block_idx > 0 {

@@ -178,10 +178,7 @@ fn input_dims(op: &'static str, inputs: &[Input]) -> Result<(usize, [usize; 3], 
         found = Some((b, size));
         channels += c;
     }
-    let (b, size) = found.ok_or(Error::Argument {
-        op,
-        what: "no input, expected at least one".into(),
-    })?;
+    let (b, size) = found.ok_or(Error::Argument { op, what: "no input, expected at least one".into() })?;
     Ok((b, size, channels))
 }
 
@@ -197,11 +194,7 @@ pub(crate) fn with_sources<T: Element, R>(
             None => None,
             Some(n) => {
                 n.check(op, input.map)?;
-                Some((
-                    read(op, "scale", &n.scale)?,
-                    read(op, "shift", &n.shift)?,
-                    n.slope,
-                ))
+                Some((read(op, "scale", &n.scale)?, read(op, "shift", &n.shift)?, n.slope))
             }
         };
         locks.push((read(op, "input", input.map)?, norm));
@@ -213,18 +206,10 @@ pub(crate) fn with_sources<T: Element, R>(
             None => None,
             Some((scale, shift, slope)) => {
                 let (scale, shift) = (scale.slice::<T>()?, shift.slice::<T>()?);
-                Some(Norm {
-                    scale,
-                    shift,
-                    slope: T::from_f64(*slope),
-                })
+                Some(Norm { scale, shift, slope: T::from_f64(*slope) })
             }
         };
-        sources.push(Source {
-            data: map.slice()?,
-            channels,
-            norm,
-        });
+        sources.push(Source { data: map.slice()?, channels, norm });
     }
     f(&sources)
 }
@@ -234,12 +219,7 @@ fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Resu
     if weight.dims() == expected {
         return Ok(());
     }
-    Err(Error::Shape {
-        op,
-        what: "weight",
-        got: weight.shape().clone(),
-        expected: format!("{expected:?}"),
-    })
+    Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: format!("{expected:?}") })
 }
 
 fn weight_channels(op: &'static str, weight: &Tensor) -> Result<usize> {
@@ -333,31 +313,15 @@ pub(crate) fn forward_cpu<T: Element>(
         input: size[i],
         step: geometry.stride[i],
         taps: (0..geometry.kernel[i])
-            .map(|k| Tap {
-                offset: k as isize - geometry.padding[i] as isize,
-                weight: k,
-            })
+            .map(|k| Tap { offset: k as isize - geometry.padding[i] as isize, weight: k })
             .collect(),
         count: out[i],
         output: out[i],
         out_step: 1,
         out_offset: 0,
     });
-    let layout = WeightLayout {
-        base: 0,
-        k_stride: taps,
-        lane_stride: ci * taps,
-        tap_strides: [kh * kw, kw, 1],
-    };
-    let job = Correlation {
-        means,
-        batch,
-        axes,
-        sources,
-        out_channels: co,
-        weight,
-        layout,
-    };
+    let layout = WeightLayout { base: 0, k_stride: taps, lane_stride: ci * taps, tap_strides: [kh * kw, kw, 1] };
+    let job = Correlation { means, batch, axes, sources, out_channels: co, weight, layout };
     let mut moments = None;
     // SAFETY: with output step 1, the correlation writes every element.
     let y = unsafe {
@@ -444,10 +408,7 @@ pub(crate) fn grad_input_cpu<T: Element>(
             taps: (0..geometry.kernel[i])
                 .rev()
                 .filter(|k| (residue + p + s * geometry.kernel[i] - k).is_multiple_of(s))
-                .map(|k| Tap {
-                    offset: (residue as isize + p as isize - k as isize) / s as isize,
-                    weight: k,
-                })
+                .map(|k| Tap { offset: (residue as isize + p as isize - k as isize) / s as isize, weight: k })
                 .collect(),
             count: size[i].saturating_sub(residue).div_ceil(s),
             output: size[i],
@@ -462,15 +423,8 @@ pub(crate) fn grad_input_cpu<T: Element>(
                 for rh in 0..geometry.stride[1] {
                     for rw in 0..geometry.stride[2] {
                         let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
-                        let job = Correlation {
-                            means,
-                            batch,
-                            axes,
-                            sources,
-                            out_channels: channels.len(),
-                            weight,
-                            layout,
-                        };
+                        let job =
+                            Correlation { means, batch, axes, sources, out_channels: channels.len(), weight, layout };
                         job.run(o, false);
                     }
                 }
@@ -600,15 +554,7 @@ impl CustomOp2 for Conv3d {
         weight_layout: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
         let (out, co) = self.output(x_layout, weight_layout)?;
-        let y = on_device::op(
-            on_device::Op::Conv3d,
-            x,
-            x_layout,
-            weight,
-            weight_layout,
-            self.geometry,
-            out,
-        )?;
+        let y = on_device::op(on_device::Op::Conv3d, x, x_layout, weight, weight_layout, self.geometry, out)?;
         Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
     }
 
@@ -621,20 +567,8 @@ impl CustomOp2 for Conv3d {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let grad_y = grad_y.contiguous()?;
         let (_, size, c) = map_dims("conv3d", "x", x)?;
-        let grad_x = grad_input(
-            (&grad_y).into(),
-            weight,
-            self.geometry,
-            size,
-            0..c,
-            Precision::Full,
-        )?;
-        let grad_weight = grad_weight(
-            &[Input::from(x)],
-            (&grad_y).into(),
-            self.geometry,
-            Precision::Full,
-        )?;
+        let grad_x = grad_input((&grad_y).into(), weight, self.geometry, size, 0..c, Precision::Full)?;
+        let grad_weight = grad_weight(&[Input::from(x)], (&grad_y).into(), self.geometry, Precision::Full)?;
         Ok((Some(grad_x), Some(grad_weight)))
     }
 }

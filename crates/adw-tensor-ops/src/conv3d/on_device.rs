@@ -6,9 +6,7 @@ use super::{Input, Moments, input_dims};
 use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
-use crate::on_device::{
-    element_type, f32_address, f32_storage_address, map_address, storage_address,
-};
+use crate::on_device::{element_type, f32_address, f32_storage_address, map_address, storage_address};
 use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, Layout, Tensor};
@@ -23,14 +21,10 @@ fn check(op: &'static str, geometry: Conv3dGeometry, batch: usize, num_maps: usi
         ));
     }
     if batch > 65535 {
-        return refuse(format!(
-            "batch {batch}, expected at most 65535 on a CUDA device"
-        ));
+        return refuse(format!("batch {batch}, expected at most 65535 on a CUDA device"));
     }
     if num_maps > 2 {
-        return refuse(format!(
-            "{num_maps} inputs, expected one or two on a CUDA device"
-        ));
+        return refuse(format!("{num_maps} inputs, expected one or two on a CUDA device"));
     }
     Ok(())
 }
@@ -53,19 +47,12 @@ fn source(op: &'static str, rt: &CudaRuntime, input: Input, like: &Tensor) -> Re
 }
 
 fn sources(op: &'static str, rt: &CudaRuntime, inputs: &[Input]) -> Result<Vec<SourceMap>> {
-    inputs
-        .iter()
-        .map(|i| source(op, rt, *i, inputs[0].map))
-        .collect()
+    inputs.iter().map(|i| source(op, rt, *i, inputs[0].map)).collect()
 }
 
 fn weights(op: &'static str, rt: &CudaRuntime, weight: &Tensor) -> Result<Weights> {
     let dims = weight.dims();
-    Ok(Weights {
-        data: f32_address(op, rt, weight)?,
-        co: dims[0],
-        ci: dims[1],
-    })
+    Ok(Weights { data: f32_address(op, rt, weight)?, co: dims[0], ci: dims[1] })
 }
 
 /// Shapes have been checked.
@@ -80,12 +67,7 @@ pub(super) fn forward(
     let (batch, size, _) = input_dims(OP, inputs)?;
     check(OP, geometry, batch, inputs.len())?;
     let (maps, weights) = (sources(OP, rt, inputs)?, weights(OP, rt, weight)?);
-    let layer = Layer {
-        batch,
-        size,
-        geometry,
-        element: element_type(OP, inputs[0].map.dtype())?,
-    };
+    let layer = Layer { batch, size, geometry, element: element_type(OP, inputs[0].map.dtype())? };
     let [d, h, w] = geometry.output_size(OP, size)?;
     let (out, out_address) = rt.empty(inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
     // SAFETY: the addresses are those of tensors of these shapes.
@@ -108,12 +90,7 @@ pub(super) fn grad_input(
     check(OP, geometry, batch, 1)?;
     let grad = source(OP, rt, grad_output, grad_output.map)?;
     let weights = weights(OP, rt, weight)?;
-    let layer = Layer {
-        batch,
-        size,
-        geometry,
-        element: element_type(OP, grad_output.map.dtype())?,
-    };
+    let layer = Layer { batch, size, geometry, element: element_type(OP, grad_output.map.dtype())? };
     let shape = (batch, size[0], size[1], size[2], channels.len());
     let (out, out_address) = rt.empty(grad_output.map.dtype(), shape)?;
     // SAFETY: the addresses are those of tensors of these shapes.
@@ -133,16 +110,8 @@ pub(super) fn grad_weight(
     const OP: &str = "conv3d weight gradient";
     let (batch, size, ci) = input_dims(OP, inputs)?;
     check(OP, geometry, batch, inputs.len())?;
-    let (maps, grad) = (
-        sources(OP, rt, inputs)?,
-        source(OP, rt, grad_output, inputs[0].map)?,
-    );
-    let layer = Layer {
-        batch,
-        size,
-        geometry,
-        element: element_type(OP, grad_output.map.dtype())?,
-    };
+    let (maps, grad) = (sources(OP, rt, inputs)?, source(OP, rt, grad_output, inputs[0].map)?);
+    let layer = Layer { batch, size, geometry, element: element_type(OP, grad_output.map.dtype())? };
     let [kd, kh, kw] = geometry.kernel;
     let shape = (grad.channels, ci, kd, kh, kw);
     let (out, out_address) = rt.empty(candle_core::DType::F32, shape)?;

@@ -26,10 +26,7 @@ unsafe impl Params for GatherParams {}
 pub(super) struct Plain<B> {
     pub(super) address: Address,
     /// Keeps what was written, if something was.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "memory is given back when it is dropped")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "memory is given back when it is dropped"))]
     pub(super) memory: Option<B>,
 }
 
@@ -53,10 +50,7 @@ pub(super) unsafe fn plain<R: Runtime>(
     element: ElementType,
 ) -> Result<Plain<R::Buffer>> {
     if let [one @ SourceMap { norm: None, .. }] = maps {
-        return Ok(Plain {
-            address: one.data,
-            memory: None,
-        });
+        return Ok(Plain { address: one.data, memory: None });
     }
     let len = batch * voxels * channels(maps);
     let memory = rt.alloc(len * element.size())?;
@@ -65,10 +59,7 @@ pub(super) unsafe fn plain<R: Runtime>(
     let normalised = maps.iter().filter(|m| m.norm.is_some());
     // A product, a sum and a product with the slope.
     let operations = 3 * batch * voxels * normalised.map(|m| m.channels).sum::<usize>();
-    let work = Work::new(
-        maps_bytes(maps, batch, voxels, element) + len * element.size(),
-        operations,
-    );
+    let work = Work::new(maps_bytes(maps, batch, voxels, element) + len * element.size(), operations);
     // SAFETY: `memory` has room for the result; the caller vouches for the maps.
     unsafe {
         rt.launch(&Launch {
@@ -89,10 +80,7 @@ pub(super) unsafe fn plain<R: Runtime>(
             },
         })?;
     }
-    Ok(Plain {
-        address: memory.address(),
-        memory: Some(memory),
-    })
+    Ok(Plain { address: memory.address(), memory: Some(memory) })
 }
 
 /// Weights `[Cout, taps, wanted]` for input channels `wanted`.
@@ -107,12 +95,7 @@ pub(super) unsafe fn filter<R: Runtime>(
 ) -> Result<R::Buffer> {
     let dims = [weights.co, taps, wanted.len()];
     let out = rt.alloc(dims.iter().product::<usize>() * element.size())?;
-    let order = Order {
-        dims,
-        num: dims,
-        strides: [weights.ci * taps, 1, taps],
-        base: wanted.start * taps,
-    };
+    let order = Order { dims, num: dims, strides: [weights.ci * taps, 1, taps], base: wanted.start * taps };
     let from = (weights.data, ElementType::F32);
     // SAFETY: `out` has room for the result; the caller vouches for the weights.
     unsafe { pack(rt, from, (out.address(), element), &order)? };
@@ -130,12 +113,7 @@ pub(super) unsafe fn weight_gradient<R: Runtime>(
     out: Address,
 ) -> Result<()> {
     let dims = [co, ci, taps];
-    let order = Order {
-        dims,
-        num: dims,
-        strides: [taps * ci, 1, ci],
-        base: 0,
-    };
+    let order = Order { dims, num: dims, strides: [taps * ci, 1, ci], base: 0 };
     // SAFETY: as the caller vouches.
     unsafe { pack(rt, (filter, element), (out, ElementType::F32), &order) }
 }

@@ -20,17 +20,7 @@ const fn case(
     stride: [usize; 3],
     padding: [usize; 3],
 ) -> Case {
-    Case {
-        batch,
-        ci,
-        co,
-        size,
-        geometry: Conv3dGeometry {
-            kernel,
-            stride,
-            padding,
-        },
-    }
+    Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding } }
 }
 
 const CASES: &[Case] = &[
@@ -61,26 +51,17 @@ fn for_every_product(c: &Case, out: [usize; 3], mut f: impl FnMut(usize, usize, 
                                 for kh in 0..g.kernel[1] {
                                     for kw in 0..g.kernel[2] {
                                         let at = |o: usize, k: usize, i: usize| {
-                                            (o * g.stride[i] + k)
-                                                .checked_sub(g.padding[i])
-                                                .filter(|&p| p < c.size[i])
+                                            (o * g.stride[i] + k).checked_sub(g.padding[i]).filter(|&p| p < c.size[i])
                                         };
-                                        let (Some(d), Some(h), Some(w)) =
-                                            (at(od, kd, 0), at(oh, kh, 1), at(ow, kw, 2))
+                                        let (Some(d), Some(h), Some(w)) = (at(od, kd, 0), at(oh, kh, 1), at(ow, kw, 2))
                                         else {
                                             continue;
                                         };
                                         f(
-                                            (((b * c.size[0] + d) * c.size[1] + h) * c.size[2] + w)
-                                                * c.ci
-                                                + ci,
-                                            (((co * c.ci + ci) * g.kernel[0] + kd) * g.kernel[1]
-                                                + kh)
-                                                * g.kernel[2]
+                                            (((b * c.size[0] + d) * c.size[1] + h) * c.size[2] + w) * c.ci + ci,
+                                            (((co * c.ci + ci) * g.kernel[0] + kd) * g.kernel[1] + kh) * g.kernel[2]
                                                 + kw,
-                                            (((b * out[0] + od) * out[1] + oh) * out[2] + ow)
-                                                * c.co
-                                                + co,
+                                            (((b * out[0] + od) * out[1] + oh) * out[2] + ow) * c.co + co,
                                         );
                                     }
                                 }
@@ -115,53 +96,32 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
     let x = numbers(1, voxels(c.size) * c.ci);
     let weight = numbers(2, c.co * c.ci * c.geometry.kernel.iter().product::<usize>());
     let grad_y = numbers(3, voxels(out) * c.co);
-    let (mut y, mut grad_x, mut grad_weight) = (
-        vec![0.0; grad_y.len()],
-        vec![0.0; x.len()],
-        vec![0.0; weight.len()],
-    );
+    let (mut y, mut grad_x, mut grad_weight) = (vec![0.0; grad_y.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
     for_every_product(c, out, |xi, wi, yi| {
         y[yi] += x[xi] * weight[wi];
         grad_x[xi] += grad_y[yi] * weight[wi];
         grad_weight[wi] += x[xi] * grad_y[yi];
     });
-    Expected {
-        x,
-        weight,
-        grad_y,
-        out,
-        y,
-        grad_x,
-        grad_weight,
-    }
+    Expected { x, weight, grad_y, out, y, grad_x, grad_weight }
 }
 
 /// Every instruction set of this processor with both algorithms.
 fn all_means() -> impl Iterator<Item = Means> {
     InstructionSet::available().into_iter().flat_map(|set| {
-        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means {
-            set,
-            algorithm,
-            ..Means::best()
-        })
+        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm, ..Means::best() })
     })
 }
 
 /// The matrix unit, if this processor has one.
 #[cfg(target_arch = "x86_64")]
 fn bf16_means() -> Option<Means> {
-    Some(Means {
-        amx: Some(amx::Amx::detect()?),
-        ..Means::best()
-    })
+    Some(Means { amx: Some(amx::Amx::detect()?), ..Means::best() })
 }
 
 #[cfg(target_arch = "x86_64")]
 fn bf16(x: f64) -> f64 {
     let bits = (x as f32).to_bits();
-    f64::from(f32::from_bits(
-        (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000,
-    ))
+    f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
 }
 
 fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
@@ -171,11 +131,7 @@ fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
 fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f64) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
-    let source = |data, channels| Source::<T> {
-        data,
-        channels,
-        norm: None,
-    };
+    let source = |data, channels| Source::<T> { data, channels, norm: None };
     let what = format!("{c:?} {means:?}");
     // The input once whole and once as two maps side by side.
     let split = c.ci / 2;
@@ -189,10 +145,7 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
         inputs.push(vec![source(&first, split), source(&second, c.ci - split)]);
     }
     for sources in &inputs {
-        let (y, moments) = forward_cpu(
-            means, sources, c.batch, c.size, &weight, c.co, c.geometry, true,
-        )
-        .unwrap();
+        let (y, moments) = forward_cpu(means, sources, c.batch, c.size, &weight, c.co, c.geometry, true).unwrap();
         assert_close(&format!("forward {what}"), &y, &e.y, tolerance);
         let moments = moments.unwrap();
         let n = e.y.len() / c.batch / c.co;
@@ -201,13 +154,9 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
                 let v = (0..n).map(|i| e.y[(b * n + i) * c.co + co]);
                 let mean = v.clone().sum::<f64>() / n as f64;
                 let variance = v.map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
+                assert!((moments.mean[b * c.co + co].to_f64() - mean).abs() < 20.0 * tolerance, "mean {what}");
                 assert!(
-                    (moments.mean[b * c.co + co].to_f64() - mean).abs() < 20.0 * tolerance,
-                    "mean {what}"
-                );
-                assert!(
-                    (moments.variance[b * c.co + co].to_f64() - variance).abs()
-                        < 50.0 * tolerance * (1.0 + variance),
+                    (moments.variance[b * c.co + co].to_f64() - variance).abs() < 50.0 * tolerance * (1.0 + variance),
                     "variance {what}"
                 );
             }
@@ -222,37 +171,13 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
             geometry: c.geometry,
         };
         let grad = job.run();
-        assert_close(
-            &format!("weight gradient {what}"),
-            &grad,
-            &e.grad_weight,
-            tolerance,
-        );
+        assert_close(&format!("weight gradient {what}"), &grad, &e.grad_weight, tolerance);
     }
     let grads = [source(&grad_y, c.co)];
     for channels in [0..c.ci, split..c.ci] {
-        let grad = grad_input_cpu(
-            means,
-            &grads,
-            c.batch,
-            e.out,
-            &weight,
-            c.ci,
-            c.geometry,
-            c.size,
-            channels.clone(),
-        );
-        let part: Vec<f64> = e
-            .grad_x
-            .chunks_exact(c.ci)
-            .flat_map(|v| v[channels.clone()].to_vec())
-            .collect();
-        assert_close(
-            &format!("input gradient {what} {channels:?}"),
-            &grad,
-            &part,
-            tolerance,
-        );
+        let grad = grad_input_cpu(means, &grads, c.batch, e.out, &weight, c.ci, c.geometry, c.size, channels.clone());
+        let part: Vec<f64> = e.grad_x.chunks_exact(c.ci).flat_map(|v| v[channels.clone()].to_vec()).collect();
+        assert_close(&format!("input gradient {what} {channels:?}"), &grad, &part, tolerance);
     }
 }
 
@@ -294,36 +219,16 @@ proptest::proptest! {
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     let run = |means, threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let c = case(2, 24, 40, [9, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 1]);
             let e = expected(&c);
             let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
             let (x, g) = (cast(&e.x), cast(&e.grad_y));
-            let sources = [Source {
-                data: &x[..],
-                channels: c.ci,
-                norm: None,
-            }];
-            let (y, m) = forward_cpu(
-                means,
-                &sources,
-                c.batch,
-                c.size,
-                &cast(&e.weight),
-                c.co,
-                c.geometry,
-                true,
-            )
-            .unwrap();
-            let grad_output = Source {
-                data: &g[..],
-                channels: c.co,
-                norm: None,
-            };
+            let sources = [Source { data: &x[..], channels: c.ci, norm: None }];
+            let (y, m) =
+                forward_cpu(means, &sources, c.batch, c.size, &cast(&e.weight), c.co, c.geometry, true).unwrap();
+            let grad_output = Source { data: &g[..], channels: c.co, norm: None };
             let job = grad_weight::GradWeight {
                 means,
                 batch: c.batch,
@@ -366,14 +271,7 @@ fn candle_gradients() {
             &device,
         )
         .unwrap();
-        let f = |x: &Tensor, w: &Tensor| {
-            conv3d(x, w, c.geometry)
-                .unwrap()
-                .sqr()
-                .unwrap()
-                .sum_all()
-                .unwrap()
-        };
+        let f = |x: &Tensor, w: &Tensor| conv3d(x, w, c.geometry).unwrap().sqr().unwrap().sum_all().unwrap();
         finite_difference(&format!("{c:?} x"), &x, |x| f(x, &w));
         finite_difference(&format!("{c:?} weight"), &w, |w| f(&x, w));
     }
@@ -384,23 +282,11 @@ fn normalised_on_load() {
     let device = Device::Cpu;
     let map = Tensor::from_vec(numbers(5, 2 * 4 * 5 * 6 * 3), (2, 4, 5, 6, 3), &device).unwrap();
     let weight = Tensor::from_vec(numbers(6, 7 * 3 * 27), (7, 3, 3, 3, 3), &device).unwrap();
-    let (gamma, beta) = (
-        Tensor::new(&[1.5, -0.5, 0.7f64], &device).unwrap(),
-        Tensor::new(&[0.1, 0.2, -0.3f64], &device).unwrap(),
-    );
+    let (gamma, beta) =
+        (Tensor::new(&[1.5, -0.5, 0.7f64], &device).unwrap(), Tensor::new(&[0.1, 0.2, -0.3f64], &device).unwrap());
     let norm = crate::norm_act::NormAct::default();
-    let n = norm
-        .coefficients(
-            &crate::norm_act::moments(&map).unwrap(),
-            &gamma,
-            &beta,
-            None,
-        )
-        .unwrap();
-    let lazy = Input {
-        map: &map,
-        norm: Some(&n),
-    };
+    let n = norm.coefficients(&crate::norm_act::moments(&map).unwrap(), &gamma, &beta, None).unwrap();
+    let lazy = Input { map: &map, norm: Some(&n) };
     let z = crate::norm_act::weighted_sum(&[(&map, &n)], None).unwrap();
     let g = Conv3dGeometry::same([3, 3, 3], [2, 1, 2]);
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -424,25 +310,11 @@ fn normalised_on_load() {
 fn wrong_arguments_are_named() {
     let x = Tensor::zeros((1, 3, 4, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
     let w = Tensor::zeros((8, 2, 3, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let message = conv3d(&x, &w, Conv3dGeometry::same([3; 3], [1; 3]))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("weight") && message.contains("[Cout, 3, 3, 3, 3]"),
-        "{message}"
-    );
+    let message = conv3d(&x, &w, Conv3dGeometry::same([3; 3], [1; 3])).unwrap_err().to_string();
+    assert!(message.contains("weight") && message.contains("[Cout, 3, 3, 3, 3]"), "{message}");
     let w = Tensor::zeros((8, 3, 7, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let g = Conv3dGeometry {
-        kernel: [7, 3, 3],
-        stride: [1; 3],
-        padding: [0; 3],
-    };
-    assert!(
-        conv3d(&x, &w, g)
-            .unwrap_err()
-            .to_string()
-            .contains("kernel")
-    );
+    let g = Conv3dGeometry { kernel: [7, 3, 3], stride: [1; 3], padding: [0; 3] };
+    assert!(conv3d(&x, &w, g).unwrap_err().to_string().contains("kernel"));
     let half = x.to_dtype(candle_core::DType::F16).unwrap();
     let w = Tensor::zeros((8, 3, 3, 3, 3), candle_core::DType::F16, &Device::Cpu).unwrap();
     assert!(conv3d(&half, &w, Conv3dGeometry::same([3; 3], [1; 3])).is_err());
@@ -451,42 +323,18 @@ fn wrong_arguments_are_named() {
 /// Sizes whose product wraps around, and dimensions of nothing, are refused before anything is allocated.
 #[test]
 fn impossible_sizes_are_refused() {
-    let ones = |shape: [usize; 5]| {
-        Tensor::ones(&shape[..], candle_core::DType::F32, &Device::Cpu).unwrap()
-    };
+    let ones = |shape: [usize; 5]| Tensor::ones(&shape[..], candle_core::DType::F32, &Device::Cpu).unwrap();
     let (g, w) = (ones([1; 5]), ones([1; 5]));
-    let geometry = Conv3dGeometry {
-        kernel: [1; 3],
-        stride: [1 << 32, 1 << 32, 1],
-        padding: [0; 3],
-    };
-    assert!(
-        grad_input(
-            (&g).into(),
-            &w,
-            geometry,
-            [1 << 32, 1 << 32, 1],
-            0..1,
-            Precision::Full
-        )
-        .is_err()
-    );
-    let padded = Conv3dGeometry {
-        kernel: [1; 3],
-        stride: [1; 3],
-        padding: [usize::MAX / 2; 3],
-    };
+    let geometry = Conv3dGeometry { kernel: [1; 3], stride: [1 << 32, 1 << 32, 1], padding: [0; 3] };
+    assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1, Precision::Full).is_err());
+    let padded = Conv3dGeometry { kernel: [1; 3], stride: [1; 3], padding: [usize::MAX / 2; 3] };
     assert!(conv3d(&g, &w, padded).is_err());
     let same = Conv3dGeometry::same([1; 3], [1; 3]);
-    for (x, w) in [
-        ([0, 1, 2, 2, 2], [1, 1, 1, 1, 1]),
-        ([1, 0, 2, 2, 2], [1, 0, 1, 1, 1]),
-        ([1, 1, 2, 2, 2], [0, 1, 1, 1, 1]),
-    ] {
+    for (x, w) in
+        [([0, 1, 2, 2, 2], [1, 1, 1, 1, 1]), ([1, 0, 2, 2, 2], [1, 0, 1, 1, 1]), ([1, 1, 2, 2, 2], [0, 1, 1, 1, 1])]
+    {
         let zeros = |s: [usize; 5]| Tensor::zeros(&s[..], candle_core::DType::F32, &Device::Cpu);
-        let error = conv3d(&zeros(x).unwrap(), &zeros(w).unwrap(), same)
-            .unwrap_err()
-            .to_string();
+        let error = conv3d(&zeros(x).unwrap(), &zeros(w).unwrap(), same).unwrap_err().to_string();
         assert!(error.contains("dimensions of at least 1"), "{error}");
     }
 }
@@ -496,21 +344,10 @@ fn impossible_sizes_are_refused() {
 fn long_sums() {
     let c = case(2, 1, 17, [64, 48, 40], [1, 1, 1], [1, 1, 1], [0, 0, 0]);
     let voxels = 2 * 64 * 48 * 40;
-    let x: Vec<f32> = numbers(1, voxels)
-        .into_iter()
-        .map(|v| (v + 2.0) as f32)
-        .collect();
+    let x: Vec<f32> = numbers(1, voxels).into_iter().map(|v| (v + 2.0) as f32).collect();
     let ones = vec![1f32; voxels * c.co];
-    let sources = [Source {
-        data: &x[..],
-        channels: 1,
-        norm: None,
-    }];
-    let grad_output = Source {
-        data: &ones[..],
-        channels: c.co,
-        norm: None,
-    };
+    let sources = [Source { data: &x[..], channels: 1, norm: None }];
+    let grad_output = Source { data: &ones[..], channels: c.co, norm: None };
     let job = grad_weight::GradWeight {
         means: Means::best(),
         batch: 2,
@@ -525,29 +362,11 @@ fn long_sums() {
     // A constant channel has no variance, however large it is.
     let weight = vec![100.1f32; c.co];
     let ones = vec![1f32; voxels];
-    let sources = [Source {
-        data: &ones[..],
-        channels: 1,
-        norm: None,
-    }];
-    let (_, m) = forward_cpu(
-        Means::best(),
-        &sources,
-        2,
-        c.size,
-        &weight,
-        c.co,
-        c.geometry,
-        true,
-    )
-    .unwrap();
+    let sources = [Source { data: &ones[..], channels: 1, norm: None }];
+    let (_, m) = forward_cpu(Means::best(), &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
     let m = m.unwrap();
     assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
-    assert!(
-        m.mean.iter().all(|&v| (v - 100.1).abs() < 1e-4),
-        "{:?}",
-        m.mean
-    );
+    assert!(m.mean.iter().all(|&v| (v - 100.1).abs() < 1e-4), "{:?}", m.mean);
 }
 
 /// The matrix unit multiplies bf16 exactly and sums in f32, so on factors that are bf16 already it is as exact as any f32;

@@ -91,10 +91,7 @@ pub(super) fn row_blocks(batch: usize, [d, h]: [usize; 2], [nd, nh]: [usize; 2])
 /// Rows per block along D and H, in parts that differ by at most one: as many of a plane as fit, then as many whole planes.
 pub(super) fn rows_that_fit([d, h]: [usize; 2], fit: impl Fn([usize; 2]) -> bool) -> [usize; 2] {
     let most = |n: usize, fits: &dyn Fn(usize) -> bool| {
-        let most = (1..n)
-            .take_while(|&i| fits(i + 1))
-            .last()
-            .map_or(1, |i| i + 1);
+        let most = (1..n).take_while(|&i| fits(i + 1)).last().map_or(1, |i| i + 1);
         n.div_ceil(n.div_ceil(most))
     };
     let nh = most(h, &|nh| fit([1, nh]));
@@ -106,10 +103,7 @@ pub(super) fn rows_that_fit([d, h]: [usize; 2], fit: impl Fn([usize; 2]) -> bool
 /// All addresses that the formula at the head of the file names are valid: `a` and `b` for reading (`b` in whole
 /// vectors), `c` for writing (and for reading with `accumulate`), its last vector for `tail` elements.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
-    o: &Operands<S::Elem>,
-    segments: &[Segment],
-) {
+pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: &Operands<S::Elem>, segments: &[Segment]) {
     // SAFETY: as the caller vouches.
     unsafe {
         let one = S::splat(S::Elem::ONE);
@@ -138,11 +132,7 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
             for (v, &sum) in row.iter().enumerate() {
                 let at = c.add(v * o.c_vector);
                 let add = |before| {
-                    if o.accumulate {
-                        S::mul_add(sum, one, before)
-                    } else {
-                        sum
-                    }
+                    if o.accumulate { S::mul_add(sum, one, before) } else { sum }
                 };
                 if v + 1 == V {
                     let n = if o.accumulate { o.tail } else { 0 };
@@ -162,12 +152,7 @@ pub(crate) unsafe fn tile<S: Simd, const R: usize, const V: usize>(
 /// # Safety
 /// As for [`tile`]; `1 <= vectors <= max_vectors` and `1 <= rows <= max_rows(vectors)`.
 #[inline(always)]
-pub(crate) unsafe fn run_tile<S: Simd>(
-    rows: usize,
-    vectors: usize,
-    o: &Operands<S::Elem>,
-    segments: &[Segment],
-) {
+pub(crate) unsafe fn run_tile<S: Simd>(rows: usize, vectors: usize, o: &Operands<S::Elem>, segments: &[Segment]) {
     macro_rules! pick {
         ($($v:literal: $($r:literal)*;)*) => {
             match (vectors, rows) {
@@ -224,12 +209,7 @@ pub(super) fn lanes_of<T>(sources: &[Source<T>], lanes: usize) -> Vec<Lanes> {
     for (source, s) in sources.iter().enumerate() {
         for first_of_source in (0..s.channels).step_by(lanes) {
             let len = lanes.min(s.channels - first_of_source);
-            all.push(Lanes {
-                source,
-                first_of_source,
-                first,
-                len,
-            });
+            all.push(Lanes { source, first_of_source, first, len });
             first += len;
         }
     }
@@ -331,9 +311,7 @@ pub(super) unsafe fn pack_panel<T: Element>(
                 // SAFETY: row d * size[1] + h of the panel, as the caller vouches.
                 unsafe {
                     let dst = panel.add((d * size[1] + h) * size[2] * channels);
-                    pack_row(
-                        dst, sources, batch_idx, row, input[2], -first[2], size[2], channels,
-                    );
+                    pack_row(dst, sources, batch_idx, row, input[2], -first[2], size[2], channels);
                 }
             }
         }
@@ -352,10 +330,7 @@ pub(super) fn vector_shape<T: Element>(set: InstructionSet) -> VectorShape {
         type Output = VectorShape;
         #[inline(always)]
         fn run<S: Simd<Elem = T>>(self) -> VectorShape {
-            VectorShape {
-                lanes: S::LANES,
-                max_vectors: max_vectors::<S>(),
-            }
+            VectorShape { lanes: S::LANES, max_vectors: max_vectors::<S>() }
         }
     }
     dispatch::<T, _>(set, Ask)

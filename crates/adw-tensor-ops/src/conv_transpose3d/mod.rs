@@ -44,12 +44,7 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
     let co = weight.dims()[1];
     if weight.dims()[0] != ci {
         let expected = format!("[{ci}, Cout, sD, sH, sW]");
-        return Err(Error::Shape {
-            op: OP,
-            what: "weight",
-            got: weight.shape().clone(),
-            expected,
-        });
+        return Err(Error::Shape { op: OP, what: "weight", got: weight.shape().clone(), expected });
     }
     conv3d::grad_input(
         x,
@@ -69,25 +64,12 @@ pub fn grad_input(grad_output: &Tensor, weight: &Tensor) -> Result<Tensor> {
     const OP: &str = "conv_transpose3d input gradient";
     let stride = stride_of(OP, weight)?;
     let (_, size, _) = map_dims(OP, "grad_output", grad_output)?;
-    if [0, 1, 2]
-        .iter()
-        .any(|&i| stride[i] == 0 || !size[i].is_multiple_of(stride[i]))
-    {
+    if [0, 1, 2].iter().any(|&i| stride[i] == 0 || !size[i].is_multiple_of(stride[i])) {
         let expected = format!("a multiple of the stride {stride:?} on every axis");
         let got = grad_output.shape().clone();
-        return Err(Error::Shape {
-            op: OP,
-            what: "grad_output",
-            got,
-            expected,
-        });
+        return Err(Error::Shape { op: OP, what: "grad_output", got, expected });
     }
-    conv3d::forward_plain(
-        &[grad_output.into()],
-        weight,
-        Conv3dGeometry::non_overlapping(stride),
-        Precision::Full,
-    )
+    conv3d::forward_plain(&[grad_output.into()], weight, Conv3dGeometry::non_overlapping(stride), Precision::Full)
 }
 
 /// The gradient of [`forward`] for its weight: `[Cin, Cout, sD, sH, sW]`.
@@ -99,24 +81,11 @@ pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result
     let (_, size, _) = map_dims(OP, "x", x.map)?;
     let (_, grad_size, _) = map_dims(OP, "grad_output", grad_output)?;
     if grad_size != upsampled(size, stride) {
-        let expected = format!(
-            "size {:?}, the input's times the stride",
-            upsampled(size, stride)
-        );
+        let expected = format!("size {:?}, the input's times the stride", upsampled(size, stride));
         let got = grad_output.shape().clone();
-        return Err(Error::Shape {
-            op: OP,
-            what: "grad_output",
-            got,
-            expected,
-        });
+        return Err(Error::Shape { op: OP, what: "grad_output", got, expected });
     }
-    conv3d::grad_weight(
-        &[grad_output.into()],
-        x,
-        Conv3dGeometry::non_overlapping(stride),
-        Precision::Full,
-    )
+    conv3d::grad_weight(&[grad_output.into()], x, Conv3dGeometry::non_overlapping(stride), Precision::Full)
 }
 
 /// Transposed convolution with gradients: `x [B, Cin, D, H, W]`, `weight [Cin, Cout, sD, sH, sW]` to
@@ -214,9 +183,6 @@ impl CustomOp2 for ConvTranspose3d {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let grad_y = grad_y.contiguous()?;
         let stride = stride_of("conv_transpose3d", weight)?;
-        Ok((
-            Some(grad_input(&grad_y, weight)?),
-            Some(grad_weight(x.into(), &grad_y, stride)?),
-        ))
+        Ok((Some(grad_input(&grad_y, weight)?), Some(grad_weight(x.into(), &grad_y, stride)?)))
     }
 }

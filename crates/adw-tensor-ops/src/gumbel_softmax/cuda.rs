@@ -98,12 +98,7 @@ fn launch(kernel: &'static str, softmaxes: Address, num: usize, pass: &Pass) -> 
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn forward<R: Runtime>(
-    rt: &R,
-    softmaxes: Address,
-    num: usize,
-    pass: &Pass,
-) -> Result<()> {
+pub unsafe fn forward<R: Runtime>(rt: &R, softmaxes: Address, num: usize, pass: &Pass) -> Result<()> {
     // SAFETY: as the caller vouches.
     unsafe { rt.launch(&launch("gumbel_softmax", softmaxes, num, pass)) }
 }
@@ -115,12 +110,7 @@ pub unsafe fn forward<R: Runtime>(
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn backward<R: Runtime>(
-    rt: &R,
-    softmaxes: Address,
-    num: usize,
-    pass: &Pass,
-) -> Result<()> {
+pub unsafe fn backward<R: Runtime>(rt: &R, softmaxes: Address, num: usize, pass: &Pass) -> Result<()> {
     // SAFETY: as the caller vouches.
     unsafe { rt.launch(&launch("gumbel_softmax_backward", softmaxes, num, pass)) }
 }

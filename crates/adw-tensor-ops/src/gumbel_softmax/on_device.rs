@@ -43,8 +43,7 @@ pub enum ByOption<'a> {
 }
 
 fn runtime(t: Option<&Tensor>) -> Result<std::sync::Arc<CudaRuntime>> {
-    t.and_then(CudaRuntime::of_tensor)
-        .ok_or(Error::Device { op: OP })
+    t.and_then(CudaRuntime::of_tensor).ok_or(Error::Device { op: OP })
 }
 
 /// `softmax((logits + noise) / tau)` of every choice, and the gates of width choices.
@@ -91,12 +90,7 @@ pub fn forward(options: Vec<Options>, pass: &Pass) -> Result<Vec<Softmax>> {
             }
             gate = Some(tensor);
         }
-        softmaxes.push(Softmax {
-            probabilities,
-            gate,
-            entry,
-            n,
-        });
+        softmaxes.push(Softmax { probabilities, gate, entry, n });
     }
     let entries: Vec<_> = softmaxes.iter().map(|s| s.entry).collect();
     let list = rt.upload(&entries)?;
@@ -129,22 +123,14 @@ pub fn backward(softmaxes: &[Softmax], by_option: &[ByOption], pass: &Pass) -> R
         };
         if !fits {
             let what = "a gradient by the gate of a depth, or by other options than there are";
-            return Err(Error::Argument {
-                op: OP,
-                what: what.into(),
-            });
+            return Err(Error::Argument { op: OP, what: what.into() });
         }
         let channels = entry.channels as usize;
         let sums = |g: &Tensor| {
             if g.elem_count() == channels {
                 return f32_address(OP, &rt, g);
             }
-            Err(Error::Shape {
-                op: OP,
-                what: "gradient",
-                got: g.shape().clone(),
-                expected: format!("[{channels}]"),
-            })
+            Err(Error::Shape { op: OP, what: "gradient", got: g.shape().clone(), expected: format!("[{channels}]") })
         };
         match by {
             ByOption::Gate(g) => entry.grad_gates = sums(g)?,

@@ -26,12 +26,7 @@ struct SampleSums {
 impl SampleSums {
     fn new(classes: usize) -> Self {
         let zeros = || vec![0.0; classes];
-        Self {
-            intersection: zeros(),
-            predicted: zeros(),
-            reference: zeros(),
-            cross_entropy: 0.0,
-        }
+        Self { intersection: zeros(), predicted: zeros(), reference: zeros(), cross_entropy: 0.0 }
     }
 
     fn add(&mut self, other: &Self) {
@@ -49,10 +44,7 @@ impl SampleSums {
 
     /// Numerator and denominator of the Dice of a class.
     fn dice(&self, class: usize, smooth: f64) -> (f64, f64) {
-        (
-            2.0 * self.intersection[class] + smooth,
-            (self.predicted[class] + self.reference[class] + smooth).max(1e-8),
-        )
+        (2.0 * self.intersection[class] + smooth, (self.predicted[class] + self.reference[class] + smooth).max(1e-8))
     }
 }
 
@@ -62,10 +54,7 @@ pub(super) struct Sums(Vec<SampleSums>);
 /// Writes softmax(x) to `p` and returns `log sum exp(x)`.
 #[inline]
 fn softmax<T: Element>(x: &[T], p: &mut [T]) -> T {
-    let max = x
-        .iter()
-        .copied()
-        .fold(x[0], |a, b| if b > a { b } else { a });
+    let max = x.iter().copied().fold(x[0], |a, b| if b > a { b } else { a });
     let mut sum = T::ZERO;
     for (p, &x) in p.iter_mut().zip(x) {
         *p = (x - max).exp();
@@ -79,23 +68,11 @@ fn softmax<T: Element>(x: &[T], p: &mut [T]) -> T {
 }
 
 impl<'a, T: Element> Job<'a, T> {
-    pub(super) fn new(
-        logits: &'a [T],
-        target: &'a [u8],
-        batch: usize,
-        classes: usize,
-        config: DiceCe,
-    ) -> Result<Self> {
+    pub(super) fn new(logits: &'a [T], target: &'a [u8], batch: usize, classes: usize, config: DiceCe) -> Result<Self> {
         if let Some(&label) = target.iter().find(|&&t| usize::from(t) >= classes) {
             return Err(super::unknown_label(label.into(), classes));
         }
-        Ok(Self {
-            logits,
-            target,
-            batch,
-            classes,
-            config,
-        })
+        Ok(Self { logits, target, batch, classes, config })
     }
 
     fn voxels(&self) -> usize {
@@ -111,10 +88,7 @@ impl<'a, T: Element> Job<'a, T> {
                 let mut s = SampleSums::new(k);
                 let mut p = vec![T::ZERO; k];
                 let at = b * voxels + first;
-                for (x, &t) in self.logits[at * k..(at + n) * k]
-                    .chunks_exact(k)
-                    .zip(&self.target[at..at + n])
-                {
+                for (x, &t) in self.logits[at * k..(at + n) * k].chunks_exact(k).zip(&self.target[at..at + n]) {
                     let t = usize::from(t);
                     let log_sum = softmax(x, &mut p);
                     s.cross_entropy += (log_sum - x[t]).to_f64();
@@ -127,14 +101,7 @@ impl<'a, T: Element> Job<'a, T> {
                 (if self.config.batch_dice { 0 } else { b }, s)
             })
             .collect();
-        let mut sums = vec![
-            SampleSums::new(k);
-            if self.config.batch_dice {
-                1
-            } else {
-                self.batch
-            }
-        ];
+        let mut sums = vec![SampleSums::new(k); if self.config.batch_dice { 1 } else { self.batch }];
         for (group, part) in parts {
             sums[group].add(&part);
         }
@@ -144,13 +111,7 @@ impl<'a, T: Element> Job<'a, T> {
     /// `(sample, first voxel, voxels)`
     fn chunks(&self) -> Vec<(usize, usize, usize)> {
         let voxels = self.voxels();
-        (0..self.batch)
-            .flat_map(|b| {
-                (0..voxels)
-                    .step_by(CHUNK)
-                    .map(move |i| (b, i, CHUNK.min(voxels - i)))
-            })
-            .collect()
+        (0..self.batch).flat_map(|b| (0..voxels).step_by(CHUNK).map(move |i| (b, i, CHUNK.min(voxels - i)))).collect()
     }
 
     pub(super) fn loss(&self, sums: &Sums) -> f64 {
@@ -196,11 +157,7 @@ impl<'a, T: Element> Job<'a, T> {
         jobs.into_par_iter().for_each(|(b, at, n, out)| {
             let (everywhere, on_target) = &q[if self.config.batch_dice { 0 } else { b }];
             let x = &self.logits[at * k..(at + n) * k];
-            for ((g, x), &t) in out
-                .chunks_exact_mut(k)
-                .zip(x.chunks_exact(k))
-                .zip(&self.target[at..at + n])
-            {
+            for ((g, x), &t) in out.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(&self.target[at..at + n]) {
                 let t = usize::from(t);
                 softmax(x, g);
                 let mut dot = g[t] * on_target[t];

@@ -97,11 +97,7 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
     classes: usize,
     element: ElementType,
 ) -> Result<Losses<R::Buffer>> {
-    assert!(
-        (1..=MAX_SCALES).contains(&scales.len()),
-        "{} scales, expected 1 to {MAX_SCALES}",
-        scales.len()
-    );
+    assert!((1..=MAX_SCALES).contains(&scales.len()), "{} scales, expected 1 to {MAX_SCALES}", scales.len());
     let mut total = 0;
     let mut params = [ScaleParams::default(); MAX_SCALES];
     for (p, s) in params.iter_mut().zip(scales) {
@@ -121,10 +117,7 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
     let (cross_entropy, unknown) = (rt.alloc(total as usize * 4)?, rt.alloc(total as usize * 4)?);
     let coefficient_bytes = scales.len() * groups * 2 * classes * 4;
     let coefficients = rt.alloc(coefficient_bytes)?;
-    let out = Losses {
-        loss: rt.alloc(scales.len() * 4)?,
-        status: rt.alloc(scales.len() * 4)?,
-    };
+    let out = Losses { loss: rt.alloc(scales.len() * 4)?, status: rt.alloc(scales.len() * 4)? };
     let params = LossParams {
         scales: params,
         target: target.data,
@@ -157,10 +150,7 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
         (ElementType::Bf16, 4) => ("loss_sums_bf16_k4", "loss_gradient_bf16"),
         (ElementType::Bf16, _) => ("loss_sums_bf16_k16", "loss_gradient_bf16"),
     };
-    let voxels: usize = scales
-        .iter()
-        .map(|s| s.size.iter().product::<usize>())
-        .sum();
+    let voxels: usize = scales.iter().map(|s| s.size.iter().product::<usize>()).sum();
     let logits = batch * voxels * classes;
     let maps = logits * element.size();
     // Coarser scales read labels that the finest one has read.
@@ -179,17 +169,9 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
             "loss_finish",
             [scales.len() as u32, 1, 1],
             THREADS as usize * 8,
-            Work::new(
-                partial_bytes + coefficient_bytes + scales.len() * 8,
-                total as usize * 3 * classes,
-            ),
+            Work::new(partial_bytes + coefficient_bytes + scales.len() * 8, total as usize * 3 * classes),
         ))?;
-        rt.launch(&launch(
-            gradient,
-            [total, 1, 1],
-            0,
-            Work::new(2 * maps + labels + coefficient_bytes, 17 * logits),
-        ))?;
+        rt.launch(&launch(gradient, [total, 1, 1], 0, Work::new(2 * maps + labels + coefficient_bytes, 17 * logits)))?;
     }
     Ok(out)
 }

@@ -34,10 +34,7 @@ pub struct DiceCe {
 
 impl Default for DiceCe {
     fn default() -> Self {
-        Self {
-            smooth: 1e-5,
-            batch_dice: true,
-        }
+        Self { smooth: 1e-5, batch_dice: true }
     }
 }
 
@@ -85,16 +82,8 @@ pub fn check_target(target: &Tensor, expected: [usize; 4]) -> Result<()> {
     if target.dims() == expected {
         return Ok(());
     }
-    let (got, expected) = (
-        target.shape().clone(),
-        format!("{expected:?}, as the image"),
-    );
-    Err(Error::Shape {
-        op: OP,
-        what: "target",
-        got,
-        expected,
-    })
+    let (got, expected) = (target.shape().clone(), format!("{expected:?}, as the image"));
+    Err(Error::Shape { op: OP, what: "target", got, expected })
 }
 
 fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 3], usize)> {
@@ -108,10 +97,7 @@ fn check_classes(classes: usize) -> Result<()> {
     if (2..=255).contains(&classes) {
         return Ok(());
     }
-    Err(Error::Argument {
-        op: OP,
-        what: format!("{classes} classes, expected 2 to 255 (background included)"),
-    })
+    Err(Error::Argument { op: OP, what: format!("{classes} classes, expected 2 to 255 (background included)") })
 }
 
 /// The target as bytes; a label that a byte cannot hold must not wrap around to one that is a class.
@@ -121,14 +107,8 @@ fn labels(target: &Tensor, classes: usize) -> Result<Tensor> {
         return Err(Error::Argument { op: OP, what });
     }
     if target.dtype() != DType::U8 {
-        let values = target
-            .to_dtype(DType::I64)?
-            .flatten_all()?
-            .to_vec1::<i64>()?;
-        if let Some(label) = values
-            .into_iter()
-            .find(|v| !(0..classes as i64).contains(v))
-        {
+        let values = target.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+        if let Some(label) = values.into_iter().find(|v| !(0..classes as i64).contains(v)) {
             return Err(unknown_label(label, classes));
         }
     }
@@ -137,9 +117,7 @@ fn labels(target: &Tensor, classes: usize) -> Result<Tensor> {
 
 fn unknown_label(label: i64, classes: usize) -> Error {
     let last = classes - 1;
-    let what = format!(
-        "the target holds label {label}, but the logits have {classes} classes (0 to {last})"
-    );
+    let what = format!("the target holds label {label}, but the logits have {classes} classes (0 to {last})");
     Error::Argument { op: OP, what }
 }
 
@@ -148,21 +126,12 @@ impl DiceCe {
     ///
     /// # Errors
     /// If shapes do not fit together or the target holds a label that has no class.
-    pub fn loss_and_gradient(
-        &self,
-        logits: &Tensor,
-        target: &Tensor,
-        weight: f64,
-    ) -> Result<LossAndGradient> {
+    pub fn loss_and_gradient(&self, logits: &Tensor, target: &Tensor, weight: f64) -> Result<LossAndGradient> {
         let (batch, _, classes) = check(logits, target)?;
         #[cfg(feature = "cuda")]
         if let Some(rt) = CudaRuntime::of_tensor(logits) {
-            let (losses, mut gradients) =
-                on_device::losses_and_gradients(&rt, *self, &[(logits, weight)], target)?;
-            return Ok(LossAndGradient {
-                loss: losses.unweighted()?[0],
-                grad_logits: gradients.remove(0),
-            });
+            let (losses, mut gradients) = on_device::losses_and_gradients(&rt, *self, &[(logits, weight)], target)?;
+            return Ok(LossAndGradient { loss: losses.unweighted()?[0], grad_logits: gradients.remove(0) });
         }
         let target = labels(target, classes)?;
         with_element!(OP, logits, T => {
@@ -268,11 +237,7 @@ pub fn dice_ce(logits: &Tensor, target: &Tensor, config: DiceCe) -> Result<Tenso
 ///
 /// # Errors
 /// As [`dice_ce`], or if there is no output.
-pub fn deep_supervision_loss(
-    outputs: &[Tensor],
-    target: &Tensor,
-    config: DiceCe,
-) -> Result<Tensor> {
+pub fn deep_supervision_loss(outputs: &[Tensor], target: &Tensor, config: DiceCe) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     if let Some(finest) = outputs.first() {
         let (b, _, d, h, w) = finest.dims5()?;
@@ -288,10 +253,7 @@ pub fn deep_supervision_loss(
             });
         }
     }
-    sum.ok_or(Error::Argument {
-        op: OP,
-        what: "no outputs, expected at least one".into(),
-    })
+    sum.ok_or(Error::Argument { op: OP, what: "no outputs, expected at least one".into() })
 }
 
 struct DiceCeOp {
@@ -320,23 +282,11 @@ impl CustomOp1 for DiceCeOp {
         x: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        Ok((
-            on_device::op(x, layout, &self.target, self.config)?,
-            ().into(),
-        ))
+        Ok((on_device::op(x, layout, &self.target, self.config)?, ().into()))
     }
 
-    fn bwd(
-        &self,
-        logits: &Tensor,
-        _loss: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
+    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let weight = grad.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok(Some(
-            self.config
-                .loss_and_gradient(logits, &self.target, weight)?
-                .grad_logits,
-        ))
+        Ok(Some(self.config.loss_and_gradient(logits, &self.target, weight)?.grad_logits))
     }
 }

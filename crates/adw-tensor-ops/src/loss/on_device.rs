@@ -56,10 +56,7 @@ pub(super) fn losses_and_gradients(
     target: &Tensor,
 ) -> Result<(Losses, Vec<Tensor>)> {
     if scales.len() > MAX_SCALES {
-        let what = format!(
-            "{} scales, expected at most {MAX_SCALES} on a CUDA device",
-            scales.len()
-        );
+        let what = format!("{} scales, expected at most {MAX_SCALES} on a CUDA device", scales.len());
         return Err(Error::Argument { op: OP, what });
     }
     let first = scales[0].0;
@@ -82,65 +79,32 @@ pub(super) fn losses_and_gradients(
                 op: OP,
                 what: "logits",
                 got: logits.shape().clone(),
-                expected: format!(
-                    "batch {b}, {classes} classes and {:?}, as the rest",
-                    first.dtype()
-                ),
+                expected: format!("batch {b}, {classes} classes and {:?}, as the rest", first.dtype()),
             });
         }
         let (grad, grad_address) = rt.empty(logits.dtype(), logits.shape())?;
-        list.push(Scale {
-            logits: address(OP, rt, logits)?,
-            grad: grad_address,
-            size,
-            weight,
-        });
+        list.push(Scale { logits: address(OP, rt, logits)?, grad: grad_address, size, weight });
         gradients.push(grad);
     }
     let target = on_device(rt, target, classes)?;
-    let target_data = Target {
-        data: address(OP, rt, &target)?,
-        size: [d, h, w],
-    };
+    let target_data = Target { data: address(OP, rt, &target)?, size: [d, h, w] };
     // SAFETY: the addresses are those of tensors of these shapes.
-    let buffers = unsafe {
-        cuda::loss_and_gradients(&**rt, config, &list, target_data, batch, classes, element)?
-    };
-    let losses = Losses {
-        rt: rt.clone(),
-        buffers,
-        weights: scales.iter().map(|s| s.1).collect(),
-        classes,
-    };
+    let buffers = unsafe { cuda::loss_and_gradients(&**rt, config, &list, target_data, batch, classes, element)? };
+    let losses = Losses { rt: rt.clone(), buffers, weights: scales.iter().map(|s| s.1).collect(), classes };
     Ok((losses, gradients))
 }
 
 /// The loss of one scale as candle's custom op has it. Shapes have been checked.
-pub(super) fn op(
-    x: &CudaStorage,
-    layout: &Layout,
-    target: &Tensor,
-    config: DiceCe,
-) -> Result<CudaStorage> {
+pub(super) fn op(x: &CudaStorage, layout: &Layout, target: &Tensor, config: DiceCe) -> Result<CudaStorage> {
     let (batch, d, h, w, classes) = layout.shape().dims5()?;
     let rt = CudaRuntime::of(x.device());
     let target = on_device(&rt, target, classes)?;
     let (_unused, grad) = rt.empty_storage(x.dtype(), layout.shape().elem_count())?;
-    let scale = Scale {
-        logits: storage_address(OP, x, layout)?,
-        grad,
-        size: [d, h, w],
-        weight: 1.0,
-    };
-    let target_data = Target {
-        data: address(OP, &rt, &target)?,
-        size: [d, h, w],
-    };
+    let scale = Scale { logits: storage_address(OP, x, layout)?, grad, size: [d, h, w], weight: 1.0 };
+    let target_data = Target { data: address(OP, &rt, &target)?, size: [d, h, w] };
     let element = element_type(OP, x.dtype())?;
     // SAFETY: the addresses are those of tensors of these shapes.
-    let losses = unsafe {
-        cuda::loss_and_gradients(&*rt, config, &[scale], target_data, batch, classes, element)?
-    };
+    let losses = unsafe { cuda::loss_and_gradients(&*rt, config, &[scale], target_data, batch, classes, element)? };
     for status in rt.download::<u32>(&losses.status)? {
         if status > 0 {
             return Err(unknown_label(i64::from(status) - 1, classes));

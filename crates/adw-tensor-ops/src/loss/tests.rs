@@ -4,23 +4,16 @@ use candle_core::{Device, Var};
 
 fn example(k: usize) -> (Var, Tensor) {
     let (b, d, h, w) = (2, 3, 4, 5);
-    let logits =
-        Var::from_vec(numbers(1, b * k * d * h * w), (b, k, d, h, w), &Device::Cpu).unwrap();
+    let logits = Var::from_vec(numbers(1, b * k * d * h * w), (b, k, d, h, w), &Device::Cpu).unwrap();
     let target: Vec<u8> = (0..b * d * h * w).map(|i| (i * i % 7 % k) as u8).collect();
-    (
-        logits,
-        Tensor::from_vec(target, (b, d, h, w), &Device::Cpu).unwrap(),
-    )
+    (logits, Tensor::from_vec(target, (b, d, h, w), &Device::Cpu).unwrap())
 }
 
 #[test]
 fn equals_its_definition() {
     for (k, batch_dice) in [(2, true), (3, true), (3, false), (5, false)] {
         let (logits, target) = example(k);
-        let config = DiceCe {
-            batch_dice,
-            ..Default::default()
-        };
+        let config = DiceCe { batch_dice, ..Default::default() };
         let x = logits
             .permute((0, 2, 3, 4, 1))
             .unwrap()
@@ -48,14 +41,10 @@ fn equals_its_definition() {
                 }
             }
             for c in 1..k {
-                dice +=
-                    (2.0 * i[c] + 1e-5) / (p_sum[c] + t_sum[c] + 1e-5) / (groups * (k - 1)) as f64;
+                dice += (2.0 * i[c] + 1e-5) / (p_sum[c] + t_sum[c] + 1e-5) / (groups * (k - 1)) as f64;
             }
         }
-        let got = dice_ce(&logits, &target, config)
-            .unwrap()
-            .to_scalar::<f64>()
-            .unwrap();
+        let got = dice_ce(&logits, &target, config).unwrap().to_scalar::<f64>().unwrap();
         assert!((got - (ce - dice)).abs() < 1e-12, "{got} {}", ce - dice);
         finite_difference("logits", &logits, |x| dice_ce(x, &target, config).unwrap());
     }
@@ -64,21 +53,11 @@ fn equals_its_definition() {
 #[test]
 fn deep_supervision() {
     let (fine, target) = example(3);
-    let coarse =
-        Var::from_vec(numbers(2, 2 * 3 * 2 * 2 * 3), (2, 3, 2, 2, 3), &Device::Cpu).unwrap();
+    let coarse = Var::from_vec(numbers(2, 2 * 3 * 2 * 2 * 3), (2, 3, 2, 2, 3), &Device::Cpu).unwrap();
     let coarsest = Var::from_vec(numbers(3, 6), (2, 3, 1, 1, 1), &Device::Cpu).unwrap();
     let config = DiceCe::default();
-    let outputs = |c: &Tensor| {
-        [
-            fine.as_tensor().clone(),
-            c.clone(),
-            coarsest.as_tensor().clone(),
-        ]
-    };
-    let total = deep_supervision_loss(&outputs(&coarse), &target, config)
-        .unwrap()
-        .to_scalar::<f64>()
-        .unwrap();
+    let outputs = |c: &Tensor| [fine.as_tensor().clone(), c.clone(), coarsest.as_tensor().clone()];
+    let total = deep_supervision_loss(&outputs(&coarse), &target, config).unwrap().to_scalar::<f64>().unwrap();
     let small = resize_target(&target, [2, 2, 3]).unwrap();
     // floor(i * in / out): depth 3 -> 2 reads 0, 1; height 4 -> 2 reads 0, 2; width 5 -> 3 reads 0, 1, 3.
     let t = target.to_vec3_of_batch(1);
@@ -87,9 +66,7 @@ fn deep_supervision() {
     let one = |x: &Tensor, t: &Tensor| dice_ce(x, t, config).unwrap().to_scalar::<f64>().unwrap();
     let expected = (one(&fine, &target) * 2.0 + one(&coarse, &small)) / 3.0;
     assert!((total - expected).abs() < 1e-12);
-    finite_difference("coarse", &coarse, |c| {
-        deep_supervision_loss(&outputs(c), &target, config).unwrap()
-    });
+    finite_difference("coarse", &coarse, |c| deep_supervision_loss(&outputs(c), &target, config).unwrap());
 }
 
 trait BatchEntry {
@@ -104,11 +81,7 @@ impl BatchEntry for Tensor {
 #[test]
 fn gradient_carries_the_weight() {
     let (logits, target) = example(3);
-    let last = logits
-        .permute((0, 2, 3, 4, 1))
-        .unwrap()
-        .contiguous()
-        .unwrap();
+    let last = logits.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap();
     let config = DiceCe::default();
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let one = config.loss_and_gradient(&last, &target, 1.0).unwrap();
@@ -122,9 +95,7 @@ fn gradient_carries_the_weight() {
 fn wrong_labels_are_named() {
     let (logits, target) = example(3);
     let target = (target + 1.0).unwrap();
-    let message = dice_ce(&logits, &target, DiceCe::default())
-        .unwrap_err()
-        .to_string();
+    let message = dice_ce(&logits, &target, DiceCe::default()).unwrap_err().to_string();
     assert!(message.contains("label 3"), "{message}");
 }
 
@@ -134,35 +105,15 @@ fn nothing_wraps_or_is_resized() {
     let (logits, target) = example(3);
     let config = DiceCe::default();
     let wide = (target.to_dtype(DType::I64).unwrap() + 256.0).unwrap();
-    assert!(
-        dice_ce(&logits, &wide, config)
-            .unwrap_err()
-            .to_string()
-            .contains("label 25")
-    );
+    assert!(dice_ce(&logits, &wide, config).unwrap_err().to_string().contains("label 25"));
     let negative = (target.to_dtype(DType::I64).unwrap() - 1.0).unwrap();
-    assert!(
-        dice_ce(&logits, &negative, config)
-            .unwrap_err()
-            .to_string()
-            .contains("label -1")
-    );
+    assert!(dice_ce(&logits, &negative, config).unwrap_err().to_string().contains("label -1"));
     let floats = target.to_dtype(DType::F32).unwrap();
-    assert!(
-        dice_ce(&logits, &floats, config)
-            .unwrap_err()
-            .to_string()
-            .contains("integers")
-    );
+    assert!(dice_ce(&logits, &floats, config).unwrap_err().to_string().contains("integers"));
     let small = target.narrow(1, 0, 2).unwrap();
     let outputs = [logits.as_tensor().clone()];
     assert!(deep_supervision_loss(&outputs, &small, config).is_err());
     let same = target.to_dtype(DType::U32).unwrap();
-    let value = |t: &Tensor| {
-        dice_ce(&logits, t, config)
-            .unwrap()
-            .to_scalar::<f64>()
-            .unwrap()
-    };
+    let value = |t: &Tensor| dice_ce(&logits, t, config).unwrap().to_scalar::<f64>().unwrap();
     assert_eq!(value(&same), value(&target));
 }

@@ -71,13 +71,7 @@ pub(crate) unsafe fn block_moments<T: Element>(
         *m += sum * scale;
         *m2 -= sum * sum * scale;
     }
-    BlockMoments {
-        batch_idx,
-        channels,
-        count,
-        mean,
-        m2,
-    }
+    BlockMoments { batch_idx, channels, count, mean, m2 }
 }
 
 /// Mean and (population) variance per sample and channel, `[B, C]`.
@@ -87,11 +81,7 @@ pub(crate) struct Moments<T> {
 }
 
 /// Joins the moments of blocks in their order (Chan et al. 1983), in f64.
-pub(crate) fn join_moments<T: Element>(
-    blocks: &[BlockMoments<T>],
-    batch: usize,
-    channels: usize,
-) -> Moments<T> {
+pub(crate) fn join_moments<T: Element>(blocks: &[BlockMoments<T>], batch: usize, channels: usize) -> Moments<T> {
     let mut count = vec![0.0f64; batch * channels];
     let mut mean = vec![0.0f64; batch * channels];
     let mut m2 = vec![0.0f64; batch * channels];
@@ -108,11 +98,7 @@ pub(crate) fn join_moments<T: Element>(
     }
     Moments {
         mean: mean.into_iter().map(T::from_f64).collect(),
-        variance: m2
-            .iter()
-            .zip(&count)
-            .map(|(m2, n)| T::from_f64(m2 / n))
-            .collect(),
+        variance: m2.iter().zip(&count).map(|(m2, n)| T::from_f64(m2 / n)).collect(),
     }
 }
 
@@ -128,45 +114,21 @@ impl<T: Element> Kernel<T> for MomentsOf<'_, T> {
     fn run<S: Simd<Elem = T>>(self) -> BlockMoments<T> {
         let rows = std::iter::once(self.x.as_ptr());
         // SAFETY: one row, the whole slice.
-        unsafe {
-            block_moments(
-                rows,
-                self.x.len() / self.channels,
-                self.channels,
-                0..self.channels,
-                self.batch_idx,
-            )
-        }
+        unsafe { block_moments(rows, self.x.len() / self.channels, self.channels, 0..self.channels, self.batch_idx) }
     }
 }
 
 /// Moments of a map `[B, voxels, C]`.
-pub(crate) fn moments<T: Element>(
-    set: InstructionSet,
-    x: &[T],
-    batch: usize,
-    channels: usize,
-) -> Moments<T> {
+pub(crate) fn moments<T: Element>(set: InstructionSet, x: &[T], batch: usize, channels: usize) -> Moments<T> {
     let per_sample = x.len() / batch;
     let blocks: Vec<BlockMoments<T>> = (0..batch)
-        .flat_map(|b| {
-            (0..per_sample)
-                .step_by(CHUNK * channels)
-                .map(move |i| (b, i))
-        })
+        .flat_map(|b| (0..per_sample).step_by(CHUNK * channels).map(move |i| (b, i)))
         .collect::<Vec<_>>()
         .into_par_iter()
         .map(|(b, i)| {
             let x = &x[b * per_sample..(b + 1) * per_sample];
             let x = &x[i..(i + CHUNK * channels).min(per_sample)];
-            dispatch(
-                set,
-                MomentsOf {
-                    x,
-                    channels,
-                    batch_idx: b,
-                },
-            )
+            dispatch(set, MomentsOf { x, channels, batch_idx: b })
         })
         .collect();
     join_moments(&blocks, batch, channels)
@@ -182,10 +144,7 @@ pub(crate) struct GradOutput<'a, T> {
 
 impl<'a, T: Element> GradOutput<'a, T> {
     fn slice(&self, r: &Range<usize>) -> GradOutput<'a, T> {
-        GradOutput {
-            outer: self.outer.map(|(g, w)| (&g[r.clone()], w)),
-            direct: self.direct.map(|g| &g[r.clone()]),
-        }
+        GradOutput { outer: self.outer.map(|(g, w)| (&g[r.clone()], w)), direct: self.direct.map(|g| &g[r.clone()]) }
     }
 }
 
@@ -213,20 +172,10 @@ pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<
     // SAFETY: the chunks cover the map, and each writes every element of its own.
     unsafe {
         filled(first.y.len(), |out: SharedOut<T>| {
-            chunks(first.batch, per_sample, c)
-                .into_par_iter()
-                .for_each(|(b, r)| {
-                    let out = uninit_slice(out, &r);
-                    dispatch(
-                        set,
-                        SumChunk {
-                            maps,
-                            batch_idx: b,
-                            range: r,
-                            out,
-                        },
-                    );
-                });
+            chunks(first.batch, per_sample, c).into_par_iter().for_each(|(b, r)| {
+                let out = uninit_slice(out, &r);
+                dispatch(set, SumChunk { maps, batch_idx: b, range: r, out });
+            });
         })
     }
 }
@@ -245,12 +194,9 @@ fn chunks(batch: usize, per_sample: usize, channels: usize) -> Vec<(usize, Range
     let step = CHUNK * channels;
     (0..batch)
         .flat_map(|b| {
-            (0..per_sample).step_by(step).map(move |i| {
-                (
-                    b,
-                    b * per_sample + i..b * per_sample + (i + step).min(per_sample),
-                )
-            })
+            (0..per_sample)
+                .step_by(step)
+                .map(move |i| (b, b * per_sample + i..b * per_sample + (i + step).min(per_sample)))
         })
         .collect()
 }
@@ -296,34 +242,13 @@ pub(crate) struct GradSums {
     pub(crate) outer_dot: f64,
 }
 
-pub(crate) fn grad_sums<T: Element>(
-    set: InstructionSet,
-    map: &Normalised<T>,
-    grad: GradOutput<T>,
-) -> GradSums {
+pub(crate) fn grad_sums<T: Element>(set: InstructionSet, map: &Normalised<T>, grad: GradOutput<T>) -> GradSums {
     let c = map.channels;
     let parts: Vec<(usize, ChunkSums<T>)> = chunks(map.batch, map.y.len() / map.batch, c)
         .into_par_iter()
-        .map(|(b, range)| {
-            (
-                b,
-                dispatch(
-                    set,
-                    SumGradChunk {
-                        map,
-                        grad: grad.slice(&range),
-                        batch_idx: b,
-                        range,
-                    },
-                ),
-            )
-        })
+        .map(|(b, range)| (b, dispatch(set, SumGradChunk { map, grad: grad.slice(&range), batch_idx: b, range })))
         .collect();
-    let mut sums = GradSums {
-        grad: vec![0.0; map.batch * c],
-        grad_centred: vec![0.0; map.batch * c],
-        outer_dot: 0.0,
-    };
+    let mut sums = GradSums { grad: vec![0.0; map.batch * c], grad_centred: vec![0.0; map.batch * c], outer_dot: 0.0 };
     for (b, part) in parts {
         for i in 0..c {
             sums.grad[b * c + i] += part.grad[i].to_f64();
@@ -353,11 +278,7 @@ impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
     fn run<S: Simd<Elem = T>>(self) -> ChunkSums<T> {
         let c = self.map.channels;
         let at = self.batch_idx * c..(self.batch_idx + 1) * c;
-        let (scale, shift, mean) = (
-            &self.map.scale[at.clone()],
-            &self.map.shift[at.clone()],
-            &self.map.mean[at],
-        );
+        let (scale, shift, mean) = (&self.map.scale[at.clone()], &self.map.shift[at.clone()], &self.map.mean[at]);
         let slope = self.map.slope;
         let y = &self.map.y[self.range];
         let zero = || vec![T::ZERO; c];
@@ -381,11 +302,7 @@ impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
             (None, Some(direct)) => {
                 for (y, g) in y.chunks_exact(c).zip(direct.chunks_exact(c)) {
                     for j in 0..c {
-                        let gv = if scale[j] * y[j] + shift[j] > T::ZERO {
-                            g[j]
-                        } else {
-                            g[j] * slope
-                        };
+                        let gv = if scale[j] * y[j] + shift[j] > T::ZERO { g[j] } else { g[j] * slope };
                         s1[j] += gv;
                         s2[j] += gv * (y[j] - mean[j]);
                     }
@@ -393,11 +310,7 @@ impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
             }
             (None, None) => {}
         }
-        ChunkSums {
-            grad: s1,
-            grad_centred: s2,
-            outer_dot: dot,
-        }
+        ChunkSums { grad: s1, grad_centred: s2, outer_dot: dot }
     }
 }
 
@@ -412,23 +325,10 @@ pub(crate) fn grad_input<T: Element>(
     // SAFETY: the chunks cover the map, and each writes every element of its own.
     unsafe {
         filled(map.y.len(), |out: SharedOut<T>| {
-            chunks(map.batch, map.y.len() / map.batch, map.channels)
-                .into_par_iter()
-                .for_each(|(b, range)| {
-                    let out = uninit_slice(out, &range);
-                    dispatch(
-                        set,
-                        GradChunk {
-                            map,
-                            grad: grad.slice(&range),
-                            batch_idx: b,
-                            range,
-                            offset,
-                            factor,
-                            out,
-                        },
-                    );
-                });
+            chunks(map.batch, map.y.len() / map.batch, map.channels).into_par_iter().for_each(|(b, range)| {
+                let out = uninit_slice(out, &range);
+                dispatch(set, GradChunk { map, grad: grad.slice(&range), batch_idx: b, range, offset, factor, out });
+            });
         })
     }
 }
@@ -449,11 +349,8 @@ impl<T: Element> Kernel<T> for GradChunk<'_, T> {
     fn run<S: Simd<Elem = T>>(self) {
         let c = self.map.channels;
         let at = self.batch_idx * c..(self.batch_idx + 1) * c;
-        let (scale, shift, mean) = (
-            &self.map.scale[at.clone()],
-            &self.map.shift[at.clone()],
-            &self.map.mean[at.clone()],
-        );
+        let (scale, shift, mean) =
+            (&self.map.scale[at.clone()], &self.map.shift[at.clone()], &self.map.mean[at.clone()]);
         let (offset, factor) = (&self.offset[at.clone()], &self.factor[at]);
         let slope = self.map.slope;
         let y = &self.map.y[self.range];

@@ -18,18 +18,12 @@ const JOIN_THREADS: u32 = 512;
 /// Chunks of voxels: about 1024 blocks (eight for each multiprocessor of an H100), none so small that its reduction
 /// dominates. A function of the shape alone, and so is the order of sums.
 fn chunk(shape: &MapShape) -> usize {
-    (shape.batch * shape.voxels)
-        .div_ceil(1024)
-        .clamp(256, 1 << 20)
+    (shape.batch * shape.voxels).div_ceil(1024).clamp(256, 1 << 20)
 }
 
 /// The most channels the kernels take: one piece per thread.
 pub fn max_channels(shape: &MapShape) -> usize {
-    if in_pieces(shape) {
-        THREADS as usize * shape.element.piece()
-    } else {
-        THREADS as usize
-    }
+    if in_pieces(shape) { THREADS as usize * shape.element.piece() } else { THREADS as usize }
 }
 
 fn in_pieces(shape: &MapShape) -> bool {
@@ -53,12 +47,7 @@ impl From<&MapShape> for Shape {
             s.channels,
             max_channels(s)
         );
-        Self {
-            voxels: s.voxels as u32,
-            channels: s.channels as u32,
-            chunk: chunk(s) as u32,
-            batch: s.batch as u32,
-        }
+        Self { voxels: s.voxels as u32, channels: s.channels as u32, chunk: chunk(s) as u32, batch: s.batch as u32 }
     }
 }
 
@@ -68,11 +57,7 @@ fn grid(s: &MapShape) -> [u32; 3] {
 
 /// Shared memory for sums of `num` numbers per channel over the rows of a block, and the sums themselves.
 fn row_sums_bytes(s: &MapShape, num: usize) -> u32 {
-    let pieces = if in_pieces(s) {
-        s.channels / s.element.piece()
-    } else {
-        s.channels
-    };
+    let pieces = if in_pieces(s) { s.channels / s.element.piece() } else { s.channels };
     let rows = THREADS as usize / pieces;
     (num * (rows + 1) * s.channels * size_of::<f32>()) as u32
 }
@@ -97,12 +82,7 @@ impl<B> PartialMoments<B> {
     ///
     /// # Errors
     /// If the device has no memory left.
-    pub fn alloc<R: Runtime<Buffer = B>>(
-        rt: &R,
-        batch: usize,
-        chunks: usize,
-        channels: usize,
-    ) -> Result<Self> {
+    pub fn alloc<R: Runtime<Buffer = B>>(rt: &R, batch: usize, chunks: usize, channels: usize) -> Result<Self> {
         Ok(Self {
             partial: rt.alloc(batch * chunks * channels * 2 * 4)?,
             counts: rt.alloc(batch * chunks * 4)?,
@@ -169,19 +149,11 @@ unsafe impl Params for MomentsParams {}
 ///
 /// # Errors
 /// If the launch fails or the device has no memory left.
-pub unsafe fn moments<R: Runtime>(
-    rt: &R,
-    y: Address,
-    shape: &MapShape,
-) -> Result<PartialMoments<R::Buffer>> {
+pub unsafe fn moments<R: Runtime>(rt: &R, y: Address, shape: &MapShape) -> Result<PartialMoments<R::Buffer>> {
     let grid = grid(shape);
     let partial = PartialMoments::alloc(rt, shape.batch, grid[0] as usize, shape.channels)?;
-    let params = MomentsParams {
-        y,
-        partial: partial.partial.address(),
-        counts: partial.counts.address(),
-        shape: shape.into(),
-    };
+    let params =
+        MomentsParams { y, partial: partial.partial.address(), counts: partial.counts.address(), shape: shape.into() };
     // SAFETY: the buffers are as large as the kernel's indices go; the caller vouches for `y`.
     unsafe {
         rt.launch(&Launch {
@@ -190,10 +162,7 @@ pub unsafe fn moments<R: Runtime>(
             grid,
             threads: THREADS,
             shared: row_sums_bytes(shape, 2),
-            work: Work::new(
-                shape.bytes() + partial.bytes(shape.batch, shape.channels),
-                4 * shape.len(),
-            ),
+            work: Work::new(shape.bytes() + partial.bytes(shape.batch, shape.channels), 4 * shape.len()),
             params,
         })?;
     }
@@ -236,13 +205,7 @@ pub unsafe fn coefficients<R: Runtime, B: Buffer>(
     channels: usize,
 ) -> Result<Coefficients<R::Buffer>> {
     let vector = || rt.alloc(batch * channels * 4);
-    let out = Coefficients {
-        mean: vector()?,
-        variance: vector()?,
-        scale: vector()?,
-        shift: vector()?,
-        config,
-    };
+    let out = Coefficients { mean: vector()?, variance: vector()?, scale: vector()?, shift: vector()?, config };
     let params = CoefficientsParams {
         partial: moments.partial.address(),
         counts: moments.counts.address(),
@@ -268,8 +231,7 @@ pub unsafe fn coefficients<R: Runtime, B: Buffer>(
             shared: 3 * JOIN_THREADS * 8,
             // Gamma, beta and perhaps a gate per channel; mean, variance, scale and shift per sample and channel.
             work: Work::new(
-                moments.bytes(batch, channels)
-                    + (2 + usize::from(affine.gate.is_some()) + 4 * batch) * channels * 4,
+                moments.bytes(batch, channels) + (2 + usize::from(affine.gate.is_some()) + 4 * batch) * channels * 4,
                 11 * batch * moments.chunks * channels,
             ),
             params,
@@ -288,20 +250,10 @@ struct Normalised {
 }
 
 impl Normalised {
-    const NONE: Self = Self {
-        y: Address::NONE,
-        mean: Address::NONE,
-        scale: Address::NONE,
-        shift: Address::NONE,
-    };
+    const NONE: Self = Self { y: Address::NONE, mean: Address::NONE, scale: Address::NONE, shift: Address::NONE };
 
     fn new<B: Buffer>(y: Address, c: &Coefficients<B>) -> Self {
-        Self {
-            y,
-            mean: c.mean.address(),
-            scale: c.scale.address(),
-            shift: c.shift.address(),
-        }
+        Self { y, mean: c.mean.address(), scale: c.scale.address(), shift: c.shift.address() }
     }
 }
 
@@ -335,11 +287,7 @@ pub unsafe fn weighted_sum<R: Runtime, B: Buffer>(
     shape: &MapShape,
     out: Address,
 ) -> Result<()> {
-    assert!(
-        (1..=3).contains(&maps.len()),
-        "{} maps, expected one to three",
-        maps.len()
-    );
+    assert!((1..=3).contains(&maps.len()), "{} maps, expected one to three", maps.len());
     let mut params = WeightedSumParams {
         maps: [Normalised::NONE; 3],
         weights: [Address::NONE; 3],
@@ -389,11 +337,7 @@ struct GradOutputParams {
 impl From<GradOutput> for GradOutputParams {
     fn from(g: GradOutput) -> Self {
         let (outer, weight) = g.outer.unwrap_or_default();
-        Self {
-            outer,
-            direct: g.direct.unwrap_or_default(),
-            weight,
-        }
+        Self { outer, direct: g.direct.unwrap_or_default(), weight }
     }
 }
 
@@ -478,22 +422,15 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
     shape: &MapShape,
     out: Address,
 ) -> Result<AffineGradients<R::Buffer>> {
-    let (map, grad, slope) = (
-        Normalised::new(y, coefficients),
-        GradOutputParams::from(grad),
-        coefficients.config.slope as f32,
-    );
+    let (map, grad, slope) =
+        (Normalised::new(y, coefficients), GradOutputParams::from(grad), coefficients.config.slope as f32);
     let (grid, c) = (grid(shape), shape.channels);
     // The map and the gradients that reach it.
-    let maps_read =
-        1 + usize::from(grad.outer != Address::NONE) + usize::from(grad.direct != Address::NONE);
+    let maps_read = 1 + usize::from(grad.outer != Address::NONE) + usize::from(grad.direct != Address::NONE);
     let partial_bytes = shape.batch * grid[0] as usize * 3 * c * 4;
     let gates = usize::from(affine.gate.is_some());
     let partial = rt.alloc(partial_bytes)?;
-    let (offset, factor) = (
-        rt.alloc(shape.batch * c * 4)?,
-        rt.alloc(shape.batch * c * 4)?,
-    );
+    let (offset, factor) = (rt.alloc(shape.batch * c * 4)?, rt.alloc(shape.batch * c * 4)?);
     let vector = || rt.alloc(c * 4);
     let gradients = AffineGradients {
         gamma: vector()?,
@@ -509,18 +446,8 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             grid,
             threads: THREADS,
             shared: row_sums_bytes(shape, 3),
-            work: Work::new(
-                maps_read * shape.bytes() + vectors(shape, 3) + partial_bytes,
-                12 * shape.len(),
-            ),
-            params: GradSumsParams {
-                map,
-                grad,
-                partial: partial.address(),
-                shape: shape.into(),
-                slope,
-                _unused: 0,
-            },
+            work: Work::new(maps_read * shape.bytes() + vectors(shape, 3) + partial_bytes, 12 * shape.len()),
+            params: GradSumsParams { map, grad, partial: partial.address(), shape: shape.into(), slope, _unused: 0 },
         })?;
         rt.launch(&Launch {
             module: MODULE,
@@ -529,10 +456,7 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             threads: JOIN_THREADS,
             shared: 3 * JOIN_THREADS * 8,
             // The variance, and what becomes offset and factor; gamma, beta, their gradients and the outer product.
-            work: Work::new(
-                partial_bytes + vectors(shape, 3) + (5 + 2 * gates) * c * 4,
-                partial_bytes / 4,
-            ),
+            work: Work::new(partial_bytes + vectors(shape, 3) + (5 + 2 * gates) * c * 4, partial_bytes / 4),
             params: GradFinishParams {
                 partial: partial.address(),
                 variance: coefficients.variance.address(),
@@ -543,10 +467,7 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
                 factor: factor.address(),
                 grad_gamma: gradients.gamma.address(),
                 grad_beta: gradients.beta.address(),
-                grad_gate: gradients
-                    .gate
-                    .as_ref()
-                    .map_or(Address::NONE, Buffer::address),
+                grad_gate: gradients.gate.as_ref().map_or(Address::NONE, Buffer::address),
                 outer_dot: gradients.outer_dot.address(),
                 batch: shape.batch as u32,
                 chunks: grid[0],
@@ -562,10 +483,7 @@ pub unsafe fn backward<R: Runtime, B: Buffer>(
             grid,
             threads: THREADS,
             shared: 0,
-            work: Work::new(
-                (maps_read + 1) * shape.bytes() + vectors(shape, 5),
-                10 * shape.len(),
-            ),
+            work: Work::new((maps_read + 1) * shape.bytes() + vectors(shape, 5), 10 * shape.len()),
             params: GradInputParams {
                 map,
                 grad,

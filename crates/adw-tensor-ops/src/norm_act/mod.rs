@@ -82,10 +82,7 @@ pub struct NormAct {
 
 impl Default for NormAct {
     fn default() -> Self {
-        Self {
-            eps: 1e-5,
-            slope: 0.01,
-        }
+        Self { eps: 1e-5, slope: 0.01 }
     }
 }
 
@@ -129,23 +126,13 @@ const OP: &str = "norm_act";
 
 fn vector_f64(what: &'static str, t: &Tensor, channels: usize) -> Result<Vec<f64>> {
     if t.dims() != [channels] {
-        return Err(Error::Shape {
-            op: OP,
-            what,
-            got: t.shape().clone(),
-            expected: format!("[{channels}]"),
-        });
+        return Err(Error::Shape { op: OP, what, got: t.shape().clone(), expected: format!("[{channels}]") });
     }
     Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 /// `m` and `k` (head of the module) for one channel of one sample.
-fn gate_and_k(
-    gate: Option<(&[f64], GatePosition)>,
-    c: usize,
-    variance: f64,
-    eps: f64,
-) -> (f64, f64) {
+fn gate_and_k(gate: Option<(&[f64], GatePosition)>, c: usize, variance: f64, eps: f64) -> (f64, f64) {
     match gate {
         None => (1.0, 1.0 / (variance + eps).sqrt()),
         Some((m, GatePosition::PostNorm)) => (m[c], 1.0 / (variance + eps).sqrt()),
@@ -154,8 +141,7 @@ fn gate_and_k(
 }
 
 fn gate_f64(gate: Option<Gate>, channels: usize) -> Result<Option<(Vec<f64>, GatePosition)>> {
-    gate.map(|g| Ok((vector_f64("gate", g.factor, channels)?, g.position)))
-        .transpose()
+    gate.map(|g| Ok((vector_f64("gate", g.factor, channels)?, g.position))).transpose()
 }
 
 fn borrow(gate: Option<&(Vec<f64>, GatePosition)>) -> Option<(&[f64], GatePosition)> {
@@ -166,11 +152,7 @@ impl NormCoefficients {
     /// They belong to a map of this batch and these channels.
     pub(crate) fn check(&self, op: &'static str, map: &Tensor) -> Result<()> {
         let (batch, _, channels) = map_dims(op, "map", map)?;
-        for (what, t) in [
-            ("mean", &self.mean),
-            ("scale", &self.scale),
-            ("shift", &self.shift),
-        ] {
+        for (what, t) in [("mean", &self.mean), ("scale", &self.scale), ("shift", &self.shift)] {
             // Half-precision maps have coefficients of full precision.
             let dtype = match map.dtype() {
                 DType::BF16 => DType::F32,
@@ -178,12 +160,7 @@ impl NormCoefficients {
             };
             if t.dims() != [batch, channels] || t.dtype() != dtype {
                 let expected = format!("[{batch}, {channels}] and {dtype:?}");
-                return Err(Error::Shape {
-                    op,
-                    what,
-                    got: t.shape().clone(),
-                    expected,
-                });
+                return Err(Error::Shape { op, what, got: t.shape().clone(), expected });
             }
         }
         Ok(())
@@ -203,10 +180,7 @@ impl NormAct {
         gate: Option<Gate>,
     ) -> Result<NormCoefficients> {
         if self.eps.is_nan() || self.eps <= 0.0 {
-            return Err(Error::Argument {
-                op: OP,
-                what: format!("eps is {}, expected a positive number", self.eps),
-            });
+            return Err(Error::Argument { op: OP, what: format!("eps is {}, expected a positive number", self.eps) });
         }
         let (means, variances) = match &moments.0 {
             MomentsData::Joined { mean, variance } => (mean, variance),
@@ -216,10 +190,7 @@ impl NormAct {
             }
         };
         let (batch, channels) = means.dims2()?;
-        let (gamma, beta) = (
-            vector_f64("gamma", gamma, channels)?,
-            vector_f64("beta", beta, channels)?,
-        );
+        let (gamma, beta) = (vector_f64("gamma", gamma, channels)?, vector_f64("beta", beta, channels)?);
         let gate = gate_f64(gate, channels)?;
         with_element!(OP, means, T => {
             let (mean, variance) = (read(OP, "mean", means)?, read(OP, "variance", variances)?);
@@ -307,15 +278,9 @@ impl<'a> Locked<'a> {
 ///
 /// # Errors
 /// If there is no map, or shapes or element types do not fit together.
-pub fn weighted_sum(
-    maps: &[(&Tensor, &NormCoefficients)],
-    weights: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn weighted_sum(maps: &[(&Tensor, &NormCoefficients)], weights: Option<&Tensor>) -> Result<Tensor> {
     let Some((first, _)) = maps.first() else {
-        return Err(Error::Argument {
-            op: OP,
-            what: "no map to sum, expected at least one".into(),
-        });
+        return Err(Error::Argument { op: OP, what: "no map to sum, expected at least one".into() });
     };
     if let Some(weights) = weights.filter(|w| w.dims() != [maps.len()]) {
         return Err(Error::Shape {
@@ -328,12 +293,7 @@ pub fn weighted_sum(
     for (y, _) in maps {
         if y.dims() != first.dims() {
             let expected = format!("{:?}, as the first map", first.shape());
-            return Err(Error::Shape {
-                op: OP,
-                what: "map",
-                got: y.shape().clone(),
-                expected,
-            });
+            return Err(Error::Shape { op: OP, what: "map", got: y.shape().clone(), expected });
         }
     }
     #[cfg(feature = "cuda")]
@@ -344,10 +304,7 @@ pub fn weighted_sum(
         Some(weights) => vector_f64("weights", weights, maps.len())?,
         None => vec![1.0; maps.len()],
     };
-    let locks = maps
-        .iter()
-        .map(|(y, n)| Locked::new(y, n))
-        .collect::<Result<Vec<_>>>()?;
+    let locks = maps.iter().map(|(y, n)| Locked::new(y, n)).collect::<Result<Vec<_>>>()?;
     with_element!(OP, first, T => {
         let mut views = Vec::with_capacity(maps.len());
         for (lock, weight) in locks.iter().zip(weights) {
@@ -376,19 +333,11 @@ pub fn backward(
     for g in outer.iter().map(|o| o.0).chain(direct) {
         if g.dims() != y.dims() {
             let expected = format!("{:?}, as the map", y.shape());
-            return Err(Error::Shape {
-                op: OP,
-                what: "gradient",
-                got: g.shape().clone(),
-                expected,
-            });
+            return Err(Error::Shape { op: OP, what: "gradient", got: g.shape().clone(), expected });
         }
     }
     if outer.is_none() && direct.is_none() {
-        return Err(Error::Argument {
-            op: OP,
-            what: "no gradient, expected `outer` or `direct`".into(),
-        });
+        return Err(Error::Argument { op: OP, what: "no gradient, expected `outer` or `direct`".into() });
     }
     #[cfg(feature = "cuda")]
     if let Some(rt) = CudaRuntime::of_tensor(y) {
@@ -475,12 +424,7 @@ fn op_shapes(y: &Layout, gamma: &Layout, beta: &Layout) -> Result<(usize, usize)
     let (batch, _, _, _, channels) = y.shape().dims5()?;
     for (what, l) in [("gamma", gamma), ("beta", beta)] {
         if l.dims() != [channels] {
-            return Err(Error::Shape {
-                op: OP,
-                what,
-                got: l.shape().clone(),
-                expected: format!("[{channels}]"),
-            });
+            return Err(Error::Shape { op: OP, what, got: l.shape().clone(), expected: format!("[{channels}]") });
         }
     }
     Ok((batch, channels))

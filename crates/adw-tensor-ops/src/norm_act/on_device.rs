@@ -5,9 +5,7 @@ use super::{Gate, Moments, MomentsData, NormAct, NormCoefficients, NormGradients
 use crate::cuda::MapShape;
 use crate::error::{Error, Result};
 use crate::map::map_dims;
-use crate::on_device::{
-    address, element_type, f32_address, f32_storage_address, map_address, storage_address,
-};
+use crate::on_device::{address, element_type, f32_address, f32_storage_address, map_address, storage_address};
 use adw_cuda::Address;
 use adw_cuda::device::{CudaRuntime, DeviceBuffer};
 use candle_core::backend::BackendStorage;
@@ -57,22 +55,14 @@ impl NormCoefficients {
             variance: f32_address(OP, rt, &self.variance)?,
             scale: f32_address(OP, rt, &self.scale)?,
             shift: f32_address(OP, rt, &self.shift)?,
-            config: NormAct {
-                eps: self.eps,
-                slope: self.slope,
-            },
+            config: NormAct { eps: self.eps, slope: self.slope },
         })
     }
 }
 
 fn map_shape(y: &Tensor) -> Result<MapShape> {
     let (batch, size, channels) = map_dims(OP, "y", y)?;
-    checked(MapShape {
-        batch,
-        voxels: size.iter().product(),
-        channels,
-        element: element_type(OP, y.dtype())?,
-    })
+    checked(MapShape { batch, voxels: size.iter().product(), channels, element: element_type(OP, y.dtype())? })
 }
 
 fn checked(shape: MapShape) -> Result<MapShape> {
@@ -87,22 +77,11 @@ fn checked(shape: MapShape) -> Result<MapShape> {
     Ok(shape)
 }
 
-fn affine(
-    rt: &CudaRuntime,
-    gamma: &Tensor,
-    beta: &Tensor,
-    gate: Option<Gate>,
-    channels: usize,
-) -> Result<Affine> {
+fn affine(rt: &CudaRuntime, gamma: &Tensor, beta: &Tensor, gate: Option<Gate>, channels: usize) -> Result<Affine> {
     let vector = |what, t: &Tensor| {
         if t.dims() != [channels] {
             let (got, expected) = (t.shape().clone(), format!("[{channels}]"));
-            return Err(Error::Shape {
-                op: OP,
-                what,
-                got,
-                expected,
-            });
+            return Err(Error::Shape { op: OP, what, got, expected });
         }
         f32_address(OP, rt, t)
     };
@@ -156,10 +135,7 @@ pub(super) fn weighted_sum(
     weights: Option<&Tensor>,
 ) -> Result<Tensor> {
     if maps.len() > 3 {
-        let what = format!(
-            "{} maps, expected at most three on a CUDA device",
-            maps.len()
-        );
+        let what = format!("{} maps, expected at most three on a CUDA device", maps.len());
         return Err(Error::Argument { op: OP, what });
     }
     let first = maps[0].0;
@@ -220,15 +196,7 @@ pub(super) fn backward(
     // SAFETY: the gradients have the map's shape, as the caller has checked; the rest has been checked above.
     let g = unsafe {
         let n = coefficients.on_device(rt)?;
-        cuda::backward(
-            rt,
-            map_address(OP, rt, y)?,
-            &n,
-            &affine,
-            grad,
-            &shape,
-            out_address,
-        )?
+        cuda::backward(rt, map_address(OP, rt, y)?, &n, &affine, grad, &shape, out_address)?
     };
     let vector = |buffer| rt.tensor::<f32>(buffer, shape.channels);
     Ok(NormGradients {
@@ -251,12 +219,7 @@ pub(super) fn op(
     config: NormAct,
 ) -> Result<CudaStorage> {
     let (batch, d, h, w, channels) = y_layout.shape().dims5()?;
-    let shape = checked(MapShape {
-        batch,
-        voxels: d * h * w,
-        channels,
-        element: element_type(OP, y.dtype())?,
-    })?;
+    let shape = checked(MapShape { batch, voxels: d * h * w, channels, element: element_type(OP, y.dtype())? })?;
     let affine = Affine {
         gamma: f32_storage_address(OP, gamma, gamma_layout)?,
         beta: f32_storage_address(OP, beta, beta_layout)?,

@@ -11,23 +11,11 @@ fn var(seed: u32, shape: impl Into<Shape>) -> Var {
 #[test]
 fn equals_its_definition_and_its_gradients() {
     let (b, c, size) = (2, 5, [3, 4, 2]);
-    let (x, gamma, beta) = (
-        var(1, (b, c, size[0], size[1], size[2])),
-        var(2, c),
-        var(3, c),
-    );
+    let (x, gamma, beta) = (var(1, (b, c, size[0], size[1], size[2])), var(2, c), var(3, c));
     let config = NormAct::default();
-    let y = norm_act(&x, &gamma, &beta, config)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f64>()
-        .unwrap();
+    let y = norm_act(&x, &gamma, &beta, config).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let flat = x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    let (g, s) = (
-        gamma.to_vec1::<f64>().unwrap(),
-        beta.to_vec1::<f64>().unwrap(),
-    );
+    let (g, s) = (gamma.to_vec1::<f64>().unwrap(), beta.to_vec1::<f64>().unwrap());
     let n = size.iter().product::<usize>();
     let expected: Vec<f64> = flat
         .chunks_exact(n)
@@ -45,10 +33,7 @@ fn equals_its_definition_and_its_gradients() {
     assert_close("forward", &y, &expected, 1e-13);
     let f = |x: &Tensor, g: &Tensor, b: &Tensor| {
         let z = norm_act(x, g, b, config).unwrap();
-        (z.sqr().unwrap() + z.powf(3.0).unwrap())
-            .unwrap()
-            .sum_all()
-            .unwrap()
+        (z.sqr().unwrap() + z.powf(3.0).unwrap()).unwrap().sum_all().unwrap()
     };
     finite_difference("x", &x, |x| f(x, &gamma, &beta));
     finite_difference("gamma", &gamma, |g| f(&x, g, &beta));
@@ -60,24 +45,13 @@ fn equals_its_definition_and_its_gradients() {
 fn moments_survive_a_large_mean() {
     let noise = numbers(4, 3 * 5000);
     let x: Vec<f32> = noise.iter().map(|v| (v + 4000.0) as f32).collect();
-    let m =
-        moments(&Tensor::from_vec(x.clone(), (1, 5000, 1, 1, 3), &Device::Cpu).unwrap()).unwrap();
-    let variance = m
-        .mean_and_variance()
-        .unwrap()
-        .1
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
+    let m = moments(&Tensor::from_vec(x.clone(), (1, 5000, 1, 1, 3), &Device::Cpu).unwrap()).unwrap();
+    let variance = m.mean_and_variance().unwrap().1.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for (c, got) in variance.into_iter().enumerate() {
         let v: Vec<f64> = x.iter().skip(c).step_by(3).map(|&v| f64::from(v)).collect();
         let mean = v.iter().sum::<f64>() / 5000.0;
         let expected = v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 5000.0;
-        assert!(
-            (f64::from(got) / expected - 1.0).abs() < 1e-3,
-            "{got} {expected}"
-        );
+        assert!((f64::from(got) / expected - 1.0).abs() < 1e-3, "{got} {expected}");
     }
 }
 
@@ -105,30 +79,17 @@ fn gates_fold() {
         };
         let grads = z.powf(3.0).unwrap().sum_all().unwrap().backward().unwrap();
 
-        let (y, m) =
-            conv3d::forward(&[Input::from(&x_last)], &w, geometry, Precision::Full).unwrap();
+        let (y, m) = conv3d::forward(&[Input::from(&x_last)], &w, geometry, Precision::Full).unwrap();
         let factor = gate.detach();
-        let folded = Some(Gate {
-            factor: &factor,
-            position,
-        });
+        let folded = Some(Gate { factor: &factor, position });
         let n = config.coefficients(&m, &gamma, &beta, folded).unwrap();
         let z = weighted_sum(&[(&y, &n)], None).unwrap();
         let grad_z = (z.sqr().unwrap() * 3.0).unwrap();
         // Both ways of handing in the same gradient.
         let quarter = Tensor::new(&[0.25f64], &Device::Cpu).unwrap();
-        for (outer, direct, scale) in [
-            (None, Some(&grad_z), 1.0),
-            (Some((&grad_z, &quarter)), None, 0.25),
-        ] {
+        for (outer, direct, scale) in [(None, Some(&grad_z), 1.0), (Some((&grad_z, &quarter)), None, 0.25)] {
             let g = backward(&y, &n, &gamma, &beta, folded, outer, direct).unwrap();
-            let gw = conv3d::grad_weight(
-                &[Input::from(&x_last)],
-                (&g.y).into(),
-                geometry,
-                Precision::Full,
-            )
-            .unwrap();
+            let gw = conv3d::grad_weight(&[Input::from(&x_last)], (&g.y).into(), geometry, Precision::Full).unwrap();
             for (what, got, var) in [
                 ("gamma", &g.gamma, &gamma),
                 ("beta", &g.beta, &beta),
@@ -136,10 +97,7 @@ fn gates_fold() {
                 ("weight", &gw, &w),
             ] {
                 let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-                let expected: Vec<f64> = flat(grads.get(var).unwrap())
-                    .iter()
-                    .map(|v| v * scale)
-                    .collect();
+                let expected: Vec<f64> = flat(grads.get(var).unwrap()).iter().map(|v| v * scale).collect();
                 assert_close(&format!("{what} {position:?}"), &flat(got), &expected, 1e-9);
             }
         }
@@ -153,38 +111,22 @@ fn depth_sink_and_its_gradients() {
     let (gamma, beta) = (var(3, 5), var(4, 5));
     let config = NormAct::default();
     let weights = [0.3, 0.7];
-    let coefficients: Vec<NormCoefficients> = raw
-        .iter()
-        .map(|y| {
-            config
-                .coefficients(&moments(y).unwrap(), &gamma, &beta, None)
-                .unwrap()
-        })
-        .collect();
-    let maps = [
-        (raw[0].as_tensor(), &coefficients[0]),
-        (raw[1].as_tensor(), &coefficients[1]),
-    ];
+    let coefficients: Vec<NormCoefficients> =
+        raw.iter().map(|y| config.coefficients(&moments(y).unwrap(), &gamma, &beta, None).unwrap()).collect();
+    let maps = [(raw[0].as_tensor(), &coefficients[0]), (raw[1].as_tensor(), &coefficients[1])];
     let h = Tensor::new(&weights, &Device::Cpu).unwrap();
     let sum = weighted_sum(&maps, Some(&h)).unwrap();
     let first = |y: &Tensor| {
         let as_first = y.permute((0, 4, 1, 2, 3)).unwrap();
-        norm_act(&as_first, &gamma, &beta, config)
-            .unwrap()
-            .permute((0, 2, 3, 4, 1))
-            .unwrap()
+        norm_act(&as_first, &gamma, &beta, config).unwrap().permute((0, 2, 3, 4, 1)).unwrap()
     };
-    let expected =
-        ((first(&raw[0]) * weights[0]).unwrap() + (first(&raw[1]) * weights[1]).unwrap()).unwrap();
+    let expected = ((first(&raw[0]) * weights[0]).unwrap() + (first(&raw[1]) * weights[1]).unwrap()).unwrap();
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     assert_close("sum", &flat(&sum), &flat(&expected), 1e-13);
 
     // loss = sum of squares of the sink, plus the sum of cubes of the first map: an outer and a direct gradient.
     let cubes = first(&raw[0]).powf(3.0).unwrap().sum_all().unwrap();
-    let grads = (expected.sqr().unwrap().sum_all().unwrap() + cubes)
-        .unwrap()
-        .backward()
-        .unwrap();
+    let grads = (expected.sqr().unwrap().sum_all().unwrap() + cubes).unwrap().backward().unwrap();
     let outer = (&sum * 2.0).unwrap();
     let z0 = first(&raw[0]);
     let direct = (z0.sqr().unwrap() * 3.0).unwrap().contiguous().unwrap();
@@ -198,12 +140,7 @@ fn depth_sink_and_its_gradients() {
         Some(&direct),
     )
     .unwrap();
-    assert_close(
-        "raw map",
-        &flat(&g.y),
-        &flat(grads.get(&raw[0]).unwrap()),
-        1e-10,
-    );
+    assert_close("raw map", &flat(&g.y), &flat(grads.get(&raw[0]).unwrap()), 1e-10);
     let dot: f64 = flat(&(outer * z0).unwrap()).iter().sum();
     let got = flat(&g.weight)[0];
     assert!((got - dot).abs() < 1e-9 * dot.abs());

@@ -82,12 +82,7 @@ pub struct DrawnTransforms {
 
 impl Augmentation {
     /// Draws everything after the spatial transform for a patch of this shape.
-    pub(crate) fn draw(
-        &self,
-        shape: [usize; 3],
-        num_channels: usize,
-        rng: &mut ChaCha8Rng,
-    ) -> DrawnTransforms {
+    pub(crate) fn draw(&self, shape: [usize; 3], num_channels: usize, rng: &mut ChaCha8Rng) -> DrawnTransforms {
         let mut noise = None;
         if rng.random_bool(self.noise) {
             let std = rng.random_range(0.0f32..0.1);
@@ -102,10 +97,7 @@ impl Augmentation {
                 }
             }
         }
-        let (brighten, contrast) = (
-            rng.random_bool(self.brightness),
-            rng.random_bool(self.contrast),
-        );
+        let (brighten, contrast) = (rng.random_bool(self.brightness), rng.random_bool(self.contrast));
         for channel in &mut channels {
             channel.brightness = brighten.then(|| around_one(0.75, 1.25, rng));
             channel.contrast = contrast.then(|| around_one(0.75, 1.25, rng));
@@ -129,21 +121,13 @@ impl Augmentation {
                 channel.gamma = Some(around_one(0.7, 1.5, rng));
             }
         }
-        DrawnTransforms {
-            noise,
-            channels,
-            mirror: [0; 3].map(|_| rng.random_bool(self.mirror)),
-        }
+        DrawnTransforms { noise, channels, mirror: [0; 3].map(|_| rng.random_bool(self.mirror)) }
     }
 }
 
 /// A factor below or above 1 with equal probability.
 fn around_one(low: f32, high: f32, rng: &mut impl Rng) -> f32 {
-    if rng.random_bool(0.5) {
-        rng.random_range(low..1.0)
-    } else {
-        rng.random_range(1.0..high)
-    }
+    if rng.random_bool(0.5) { rng.random_range(low..1.0) } else { rng.random_range(1.0..high) }
 }
 
 impl DrawnTransforms {
@@ -180,22 +164,14 @@ impl ChannelTransforms {
             filter::blur(channel, shape, sigma);
         }
         if self.brightness.is_some() || self.contrast.is_some() {
-            intensity::apply(BrightnessAndContrast {
-                channel,
-                brightness: self.brightness,
-                contrast: self.contrast,
-            });
+            intensity::apply(BrightnessAndContrast { channel, brightness: self.brightness, contrast: self.contrast });
         }
         if let Some(scale) = self.low_resolution {
             filter::low_resolution(channel, shape, scale);
         }
         for (g, inverted) in [(self.gamma_inverted, true), (self.gamma, false)] {
             if let Some(g) = g {
-                intensity::apply(Gamma {
-                    channel,
-                    g,
-                    inverted,
-                });
+                intensity::apply(Gamma { channel, g, inverted });
             }
         }
     }

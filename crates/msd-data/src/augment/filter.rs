@@ -12,13 +12,8 @@ pub(crate) fn blur(channel: &mut [f32], shape: [usize; 3], sigma: [f32; 3]) {
         let gauss = |k: isize| (-0.5 * (k as f32 / sigma[axis]).powi(2)).exp();
         let sum: f32 = (-reach..=reach).map(gauss).sum();
         let n = shape[axis];
-        let taps: Taps = (0..n)
-            .map(|i| {
-                (-reach..=reach)
-                    .map(|k| (mirrored(i as isize + k, n), gauss(k) / sum))
-                    .collect()
-            })
-            .collect();
+        let taps: Taps =
+            (0..n).map(|i| (-reach..=reach).map(|k| (mirrored(i as isize + k, n), gauss(k) / sum)).collect()).collect();
         values = along(&values, shape, axis, &taps);
     }
     channel.copy_from_slice(&values);
@@ -36,14 +31,10 @@ pub(crate) fn low_resolution(channel: &mut [f32], shape: [usize; 3], scale: [f32
         let nearest = |i: usize| ((i as f32 + 0.5) * n as f32 / coarse as f32) as usize;
         let taps: Taps = (0..n)
             .map(|i| {
-                let x = ((i as f32 + 0.5) * coarse as f32 / n as f32 - 0.5)
-                    .clamp(0.0, (coarse - 1) as f32);
+                let x = ((i as f32 + 0.5) * coarse as f32 / n as f32 - 0.5).clamp(0.0, (coarse - 1) as f32);
                 let (low, t) = (x as usize, x.fract());
                 let high = (low + 1).min(coarse - 1);
-                vec![
-                    (nearest(low).min(n - 1), 1.0 - t),
-                    (nearest(high).min(n - 1), t),
-                ]
+                vec![(nearest(low).min(n - 1), 1.0 - t), (nearest(high).min(n - 1), t)]
             })
             .collect();
         values = along(&values, shape, axis, &taps);

@@ -94,11 +94,7 @@ impl NullaryFnOnce for Gamma<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self {
-            channel,
-            g,
-            inverted,
-        } = self;
+        let Self { channel, g, inverted } = self;
         let sign = if inverted { -1.0 } else { 1.0 };
         let before = moments(channel);
         let extent = before.max - before.min;

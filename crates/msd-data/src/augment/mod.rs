@@ -70,13 +70,7 @@ impl Augmentation {
     /// What costs next to nothing: mirroring, brightness, contrast, gamma and noise, as often as nnU-Net.
     pub fn light() -> Self {
         let full = Self::full();
-        Self {
-            rotation: 0.0,
-            scaling: 0.0,
-            blur: 0.0,
-            low_resolution: 0.0,
-            ..full
-        }
+        Self { rotation: 0.0, scaling: 0.0, blur: 0.0, low_resolution: 0.0, ..full }
     }
 
     /// nnU-Net's list and probabilities.
@@ -104,9 +98,7 @@ impl Augmentation {
             "none" => Ok(Self::none()),
             "light" => Ok(Self::light()),
             "full" => Ok(Self::full()),
-            _ => Err(Error::Invalid(format!(
-                "augmentation {name:?}; expected none, light or full"
-            ))),
+            _ => Err(Error::Invalid(format!("augmentation {name:?}; expected none, light or full"))),
         }
     }
 
@@ -124,9 +116,7 @@ impl Augmentation {
             ("mirror", self.mirror),
         ] {
             if !(0.0..=1.0).contains(&p) {
-                return Err(Error::Invalid(format!(
-                    "augmentation: {name} is {p}; a probability is from 0 to 1"
-                )));
+                return Err(Error::Invalid(format!("augmentation: {name} is {p}; a probability is from 0 to 1")));
             }
         }
         Ok(())
@@ -134,11 +124,7 @@ impl Augmentation {
 
     /// Voxels of the image that a patch can need once rotated and scaled; the patch itself if it never is.
     pub(crate) fn enlarged_patch(&self, patch: [usize; 3]) -> [usize; 3] {
-        if self.rotation == 0.0 && self.scaling == 0.0 {
-            patch
-        } else {
-            spatial::enlarged(patch)
-        }
+        if self.rotation == 0.0 && self.scaling == 0.0 { patch } else { spatial::enlarged(patch) }
     }
 }
 
@@ -158,11 +144,7 @@ impl Patch {
         let Self { image, labels, .. } = self;
         let channels = image.chunks_exact_mut(labels.len()).zip(masked_channels);
         for (channel, _) in channels.filter(|(_, masked)| **masked) {
-            for (v, _) in channel
-                .iter_mut()
-                .zip(&*labels)
-                .filter(|(_, label)| **label < 0)
-            {
+            for (v, _) in channel.iter_mut().zip(&*labels).filter(|(_, label)| **label < 0) {
                 *v = 0.0;
             }
         }

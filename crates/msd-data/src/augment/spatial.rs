@@ -33,16 +33,13 @@ fn max_rotation(patch: [usize; 3]) -> f32 {
 /// The box that holds the patch after the largest rotation about any one axis, 1 / 0.85 larger.
 pub(crate) fn enlarged(patch: [usize; 3]) -> [usize; 3] {
     let p = patch.map(|n| n as f64);
-    let (s, c) = f64::from(max_rotation(patch))
-        .min(std::f64::consts::FRAC_PI_2)
-        .sin_cos();
+    let (s, c) = f64::from(max_rotation(patch)).min(std::f64::consts::FRAC_PI_2).sin_cos();
     let rotated = [
         [p[0], p[1] * c + p[2] * s, -p[1] * s + p[2] * c],
         [p[0] * c - p[2] * s, p[1], p[0] * s + p[2] * c],
         [p[0] * c + p[1] * s, -p[0] * s + p[1] * c, p[2]],
     ];
-    let mut out = [0, 1, 2]
-        .map(|a| (rotated.iter().map(|r| r[a].abs()).fold(p[a], f64::max) / 0.85) as usize);
+    let mut out = [0, 1, 2].map(|a| (rotated.iter().map(|r| r[a].abs()).fold(p[a], f64::max) / 0.85) as usize);
     if is_flat(patch) {
         out[0] = patch[0];
     }
@@ -59,11 +56,7 @@ impl SpatialTransform {
         if rotate {
             angles = angles.map(|_: f32| rng.random_range(-max..max));
         }
-        let scale = if rescale {
-            rng.random_range(0.7f32..1.4)
-        } else {
-            1.0
-        };
+        let scale = if rescale { rng.random_range(0.7f32..1.4) } else { 1.0 };
         if !rotate && !rescale {
             return Self { matrix: None };
         }
@@ -87,18 +80,13 @@ impl SpatialTransform {
         let rotation = if flat {
             about(0, angles[0])
         } else {
-            multiply(
-                &about(2, angles[2]),
-                &multiply(&about(1, angles[1]), &about(0, angles[0])),
-            )
+            multiply(&about(2, angles[2]), &multiply(&about(1, angles[1]), &about(0, angles[0])))
         };
         let mut matrix = rotation.map(|row| row.map(|v| v * scale));
         if flat {
             matrix[0][0] = 1.0;
         }
-        Self {
-            matrix: Some(matrix),
-        }
+        Self { matrix: Some(matrix) }
     }
 
     /// The patch whose enlarged version begins at `start` in the case. Voxels from outside the enlarged patch or the
@@ -113,10 +101,7 @@ impl SpatialTransform {
         spare: Patch,
     ) -> Result<Patch> {
         let voxels: usize = patch.iter().product();
-        let mut out = Patch {
-            shape: patch,
-            ..spare
-        };
+        let mut out = Patch { shape: patch, ..spare };
         out.image.clear();
         out.image.resize(case.channels() * voxels, 0.0);
         out.labels.clear();
@@ -157,12 +142,8 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn new(region: &'a Region<'_>, start: [isize; 3], enlarged: [usize; 3]) -> Self {
         let start = [0, 1, 2].map(|a| start[a] - region.origin[a] as isize);
-        let valid = [0, 1, 2].map(|a| {
-            (
-                start[a].max(0),
-                (start[a] + enlarged[a] as isize).min(region.shape[a] as isize),
-            )
-        });
+        let valid =
+            [0, 1, 2].map(|a| (start[a].max(0), (start[a] + enlarged[a] as isize).min(region.shape[a] as isize)));
         Self {
             image: &region.image,
             labels: &region.labels,
@@ -180,10 +161,7 @@ impl<'a> Source<'a> {
         let [pd, ph, pw] = out.shape;
         let [sd, sh, sw] = self.shape.map(|n| n as isize);
         let voxels = pd * ph * pw;
-        let (first, last) = (
-            (-from[2]).clamp(0, pw as isize),
-            (sw - from[2]).clamp(0, pw as isize),
-        );
+        let (first, last) = ((-from[2]).clamp(0, pw as isize), (sw - from[2]).clamp(0, pw as isize));
         if first >= last {
             return;
         }
@@ -203,11 +181,7 @@ impl<'a> Source<'a> {
     }
 
     fn interpolate(&self, matrix: &[[f32; 3]; 3], out: &mut Patch) {
-        Arch::new().dispatch(Interpolate {
-            source: self,
-            matrix,
-            out,
-        });
+        Arch::new().dispatch(Interpolate { source: self, matrix, out });
     }
 
     /// The voxels of a row of `n`, at `row + step w` for w from `-centre` on, whose eight neighbours lie in the image and
@@ -251,10 +225,7 @@ impl<'a> Source<'a> {
         let [start_z, start_y, start_x] = self.start.map(|v| v as i32);
         let (h, w) = (self.shape[1] as i32, self.shape[2] as i32);
         let row = (fz as i32 + start_z) * h + fy as i32 + start_y;
-        Place {
-            corner: (row * w + fx as i32 + start_x) as u32,
-            t: [z - fz, y - fy, x - fx],
-        }
+        Place { corner: (row * w + fx as i32 + start_x) as u32, t: [z - fz, y - fy, x - fx] }
     }
 
     /// Trilinear values of a channel.
@@ -289,11 +260,7 @@ impl<'a> Source<'a> {
             let ((a, b), (c, d)) = (pair(0), pair(sw));
             let ((e, f), (g, h)) = (pair(sh * sw), pair(sh * sw + sw));
             let differ = (b ^ a) | (c ^ a) | (d ^ a) | (e ^ a) | (f ^ a) | (g ^ a) | (h ^ a);
-            *label = if differ == 0 {
-                a as i16
-            } else {
-                self.winner(place)
-            };
+            *label = if differ == 0 { a as i16 } else { self.winner(place) };
         }
     }
 
@@ -320,11 +287,7 @@ impl<'a> Source<'a> {
         }
         let mut labels = [-1; 8];
         for (i, (label, weight)) in labels.iter_mut().zip(weights).enumerate() {
-            let tap = [
-                base[0] + (i as isize >> 2),
-                base[1] + (i as isize >> 1 & 1),
-                base[2] + (i as isize & 1),
-            ];
+            let tap = [base[0] + (i as isize >> 2), base[1] + (i as isize >> 1 & 1), base[2] + (i as isize & 1)];
             if (0..3).all(|a| (self.valid[a].0..self.valid[a].1).contains(&tap[a])) {
                 let t = (tap[0] as usize * sh + tap[1] as usize) * sw + tap[2] as usize;
                 for c in 0..self.channels {
@@ -360,11 +323,7 @@ impl NullaryFnOnce for Interpolate<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let Self {
-            source,
-            matrix: m,
-            out,
-        } = self;
+        let Self { source, matrix: m, out } = self;
         let [pd, ph, pw] = out.shape;
         let centre = out.shape.map(|n| (n as f32 - 1.0) / 2.0);
         let target = source.enlarged.map(|n| (n as f32 - 1.0) / 2.0);
@@ -402,16 +361,7 @@ fn corner_weights(tz: f32, ty: f32, tx: f32) -> [f32; 8] {
     let [sz, sy, sx] = [1.0 - tz, 1.0 - ty, 1.0 - tx];
     let plane = [sy * sx, sy * tx, ty * sx, ty * tx];
     let [a, b, c, d] = plane;
-    [
-        sz * a,
-        sz * b,
-        sz * c,
-        sz * d,
-        tz * a,
-        tz * b,
-        tz * c,
-        tz * d,
-    ]
+    [sz * a, sz * b, sz * c, sz * d, tz * a, tz * b, tz * c, tz * d]
 }
 
 /// The label of the largest total weight, the lowest of equals.
@@ -419,17 +369,11 @@ fn heaviest(corners: [[i16; 2]; 4], weights: &[f32; 8]) -> i16 {
     let labels = corners.as_flattened();
     let total = |label: i16| {
         let weights = labels.iter().zip(weights);
-        weights
-            .map(|(l, w)| if *l == label { *w } else { 0.0 })
-            .sum::<f32>()
+        weights.map(|(l, w)| if *l == label { *w } else { 0.0 }).sum::<f32>()
     };
     // Most often two labels meet: one and the other.
     let first = labels[0];
-    let other = labels
-        .iter()
-        .copied()
-        .find(|&l| l != first)
-        .unwrap_or(first);
+    let other = labels.iter().copied().find(|&l| l != first).unwrap_or(first);
     if labels.iter().all(|&l| l == first || l == other) {
         let (a, b) = (total(first), total(other));
         let first_wins = a > b || (a == b && first <= other);

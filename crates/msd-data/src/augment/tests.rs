@@ -10,10 +10,7 @@ const SHAPE: [usize; 3] = [12, 14, 10];
 /// Channel 0 is a smooth ramp, channel 1 the label; labels are slabs of 4 along axis 1, -1 in one corner.
 fn case() -> PreparedCase {
     let [d, h, w] = SHAPE;
-    let labels = Array3::from_shape_fn(
-        (d, h, w),
-        |(z, y, x)| if z + y + x < 3 { -1 } else { (y / 4) as i16 },
-    );
+    let labels = Array3::from_shape_fn((d, h, w), |(z, y, x)| if z + y + x < 3 { -1 } else { (y / 4) as i16 });
     let image = Array4::from_shape_fn((2, d, h, w), |(c, z, y, x)| match c {
         0 => z as f32 + 0.1 * y as f32 - 0.01 * x as f32 + 1.0,
         _ => f32::from(labels[[z, y, x]]),
@@ -26,12 +23,7 @@ fn case() -> PreparedCase {
         shape: SHAPE,
         transpose_forward: [0, 1, 2],
     };
-    PreparedCase {
-        image,
-        labels: Some(labels),
-        locations: vec![],
-        properties,
-    }
+    PreparedCase { image, labels: Some(labels), locations: vec![], properties }
 }
 
 fn extract(
@@ -43,9 +35,7 @@ fn extract(
 ) -> Patch {
     let case = case.clone().into();
     let spare = Patch::default();
-    spatial
-        .extract(&case, start, enlarged, patch, spare)
-        .unwrap()
+    spatial.extract(&case, start, enlarged, patch, spare).unwrap()
 }
 
 fn at(patch: &Patch, c: usize, [z, y, x]: [usize; 3]) -> f32 {
@@ -54,17 +44,12 @@ fn at(patch: &Patch, c: usize, [z, y, x]: [usize; 3]) -> f32 {
 }
 
 fn channel(n: usize) -> Vec<f32> {
-    (0..n)
-        .map(|i| ((i * 37) % 101) as f32 * 0.05 - 1.5)
-        .collect()
+    (0..n).map(|i| ((i * 37) % 101) as f32 * 0.05 - 1.5).collect()
 }
 
 fn stats(v: &[f32]) -> (f32, f32) {
     let mean = v.iter().sum::<f32>() / v.len() as f32;
-    (
-        mean,
-        (v.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / (v.len() as f32 - 1.0)).sqrt(),
-    )
+    (mean, (v.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / (v.len() as f32 - 1.0)).sqrt())
 }
 
 #[test]
@@ -72,33 +57,19 @@ fn enlarged_patches_are_those_of_nnunet() {
     assert_eq!(spatial::enlarged([40, 56, 40]), [73, 80, 64]);
     assert_eq!(spatial::enlarged([80, 192, 160]), [194, 289, 210]);
     assert_eq!(spatial::enlarged([128, 128, 128]), [205, 205, 205]);
-    assert_eq!(
-        spatial::enlarged([20, 64, 80])[0],
-        20,
-        "flat patches keep axis 0"
-    );
-    assert_eq!(
-        Augmentation::light().enlarged_patch([40, 56, 40]),
-        [40, 56, 40]
-    );
+    assert_eq!(spatial::enlarged([20, 64, 80])[0], 20, "flat patches keep axis 0");
+    assert_eq!(Augmentation::light().enlarged_patch([40, 56, 40]), [40, 56, 40]);
 }
 
 #[test]
 fn an_identity_transform_equals_the_crop() {
     let case = case();
     // Odd and even edges, partly outside the image.
-    for (patch, enlarged, start) in [
-        ([6, 6, 6], [8, 8, 8], [1, 2, 1]),
-        ([7, 5, 9], [9, 9, 11], [-3, 8, -2]),
-    ] {
+    for (patch, enlarged, start) in [([6, 6, 6], [8, 8, 8], [1, 2, 1]), ([7, 5, 9], [9, 9, 11], [-3, 8, -2])] {
         let crop = SpatialTransform::affine([0.0; 3], 1.0, false);
         let crop = extract(crop, &case, start, enlarged, patch);
         let first = [0, 1, 2].map(|a| start[a] + (enlarged[a] / 2 - patch[a] / 2) as isize);
-        let plain = SpatialTransform::draw(
-            &Augmentation::none(),
-            patch,
-            &mut rng(1, Purpose::Weights, 0, 0, 0),
-        );
+        let plain = SpatialTransform::draw(&Augmentation::none(), patch, &mut rng(1, Purpose::Weights, 0, 0, 0));
         let plain = extract(plain, &case, start, enlarged, patch);
         for (i, (a, b)) in crop.image.iter().zip(&plain.image).enumerate() {
             assert!((a - b).abs() < 1e-5, "voxel {i}: {a} {b}");
@@ -107,18 +78,10 @@ fn an_identity_transform_equals_the_crop() {
         for z in 0..patch[0] {
             for y in 0..patch[1] {
                 for x in 0..patch[2] {
-                    let src = [
-                        z as isize + first[0],
-                        y as isize + first[1],
-                        x as isize + first[2],
-                    ];
+                    let src = [z as isize + first[0], y as isize + first[1], x as isize + first[2]];
                     let inside = (0..3).all(|a| (0..SHAPE[a] as isize).contains(&src[a]));
                     let [sz, sy, sx] = src.map(|v| v.max(0) as usize);
-                    let expected = if inside {
-                        case.image[[0, sz, sy, sx]]
-                    } else {
-                        0.0
-                    };
+                    let expected = if inside { case.image[[0, sz, sy, sx]] } else { 0.0 };
                     assert_eq!(at(&plain, 0, [z, y, x]), expected);
                 }
             }
@@ -137,10 +100,7 @@ fn a_quarter_turn_about_axis_0_moves_voxels_exactly() {
             for x in 0..4 {
                 // src = R (dst - 1.5) + 1.5 with R = [[0, -1], [1, 0]] in (y, x).
                 let expected = case.image[[0, z + 4, 3 - x + 5, y + 3]];
-                assert!(
-                    (at(&turned, 0, [z, y, x]) - expected).abs() < 1e-4,
-                    "{z} {y} {x}"
-                );
+                assert!((at(&turned, 0, [z, y, x]) - expected).abs() < 1e-4, "{z} {y} {x}");
             }
         }
     }
@@ -190,11 +150,8 @@ fn mirroring_matches_its_definition() {
     for bits in 0..8 {
         let axes = [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
         let n = d * h * w;
-        let mut patch = Patch {
-            image: (0..2 * n).map(|v| v as f32).collect(),
-            labels: (0..n as i16).collect(),
-            shape: [d, h, w],
-        };
+        let mut patch =
+            Patch { image: (0..2 * n).map(|v| v as f32).collect(), labels: (0..n as i16).collect(), shape: [d, h, w] };
         let drawn = DrawnTransforms {
             channels: vec![ChannelTransforms::default(); 2],
             mirror: axes,
@@ -212,10 +169,7 @@ fn mirroring_matches_its_definition() {
                 .try_into()
                 .unwrap();
             assert_eq!(label as usize, (z * h + y) * w + x, "{axes:?}");
-            assert_eq!(
-                (patch.image[i], patch.image[n + i]),
-                (f32::from(label), f32::from(label) + n as f32)
-            );
+            assert_eq!((patch.image[i], patch.image[n + i]), (f32::from(label), f32::from(label) + n as f32));
         }
     }
 }
@@ -224,54 +178,28 @@ fn mirroring_matches_its_definition() {
 fn intensity_transforms_follow_their_formulas() {
     let original = channel(1000);
     let (mean, std) = stats(&original);
-    let (min, max) = original
-        .iter()
-        .fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+    let (min, max) = original.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
     for inverted in [false, true] {
         for g in [0.7, 1.0, 1.5] {
             let mut v = original.clone();
-            intensity::apply(Gamma {
-                channel: &mut v,
-                g,
-                inverted,
-            });
+            intensity::apply(Gamma { channel: &mut v, g, inverted });
             let (new_mean, new_std) = stats(&v);
-            assert!(
-                (new_mean - mean).abs() < 1e-4 && (new_std - std).abs() < 1e-4,
-                "mean and deviation are kept"
-            );
+            assert!((new_mean - mean).abs() < 1e-4 && (new_std - std).abs() < 1e-4, "mean and deviation are kept");
             if g == 1.0 {
-                assert!(
-                    v.iter().zip(&original).all(|(a, b)| (a - b).abs() < 1e-4),
-                    "gamma 1 changes nothing"
-                );
+                assert!(v.iter().zip(&original).all(|(a, b)| (a - b).abs() < 1e-4), "gamma 1 changes nothing");
             } else {
                 // Gamma above 1 pushes the median below the mean; of the negative, above.
-                let middle = original
-                    .iter()
-                    .position(|v| (v - 0.5 * (min + max)).abs() < 0.03)
-                    .unwrap();
-                assert_eq!(
-                    v[middle] < original[middle],
-                    (g > 1.0) != inverted,
-                    "g {g}, inverted {inverted}"
-                );
+                let middle = original.iter().position(|v| (v - 0.5 * (min + max)).abs() < 0.03).unwrap();
+                assert_eq!(v[middle] < original[middle], (g > 1.0) != inverted, "g {g}, inverted {inverted}");
             }
         }
     }
     let change = |channel: &mut [f32], brightness, contrast| {
-        intensity::apply(BrightnessAndContrast {
-            channel,
-            brightness,
-            contrast,
-        });
+        intensity::apply(BrightnessAndContrast { channel, brightness, contrast });
     };
     let mut v = original.clone();
     change(&mut v, None, Some(1.25));
-    assert!(
-        v.iter().all(|v| (min..=max).contains(v)),
-        "within the old range"
-    );
+    assert!(v.iter().all(|v| (min..=max).contains(v)), "within the old range");
     for (v, original) in v.iter().zip(&original) {
         let expected = ((original - mean) * 1.25 + mean).clamp(min, max);
         assert!((v - expected).abs() < 1e-5, "{v} {expected}");
@@ -288,10 +216,7 @@ fn intensity_transforms_follow_their_formulas() {
     let mut noise = vec![0.0; 100_001];
     intensity::add_noise(&mut noise, 0.1, &mut rng(3, Purpose::Weights, 0, 0, 0));
     let (mean, std) = stats(&noise);
-    assert!(
-        mean.abs() < 2e-3 && (std - 0.1).abs() < 2e-3,
-        "{mean} {std}"
-    );
+    assert!(mean.abs() < 2e-3 && (std - 0.1).abs() < 2e-3, "{mean} {std}");
 }
 
 #[test]
@@ -299,10 +224,7 @@ fn blur_keeps_constants_and_spreads_points() {
     let shape = [7, 6, 5];
     let mut constant = vec![2.0; 210];
     filter::blur(&mut constant, shape, [0.5, 0.7, 1.0]);
-    assert!(
-        constant.iter().all(|v| (v - 2.0).abs() < 1e-5),
-        "edges included"
-    );
+    assert!(constant.iter().all(|v| (v - 2.0).abs() < 1e-5), "edges included");
     let mut point = vec![0.0; 210];
     point[(3 * 6 + 3) * 5 + 2] = 1.0;
     filter::blur(&mut point, shape, [0.5, 0.5, 0.5]);
@@ -325,35 +247,17 @@ fn low_resolution_takes_nearest_then_interpolates() {
 
 #[test]
 fn masked_channels_are_zero_outside() {
-    let mut patch = Patch {
-        image: vec![5.0; 4],
-        labels: vec![-1, 2],
-        shape: [1, 1, 2],
-    };
+    let mut patch = Patch { image: vec![5.0; 4], labels: vec![-1, 2], shape: [1, 1, 2] };
     patch.clear_outside(&[true, false]);
     assert_eq!(patch.image, [0.0, 5.0, 5.0, 5.0]);
 }
 
 #[test]
 fn presets_have_names_and_probabilities_are_checked() {
-    assert_eq!(
-        Augmentation::preset("light").unwrap(),
-        Augmentation::light()
-    );
-    assert!(
-        Augmentation::preset("heavy")
-            .unwrap_err()
-            .to_string()
-            .contains("expected none, light or full")
-    );
-    let wrong = Augmentation {
-        gamma: 1.5,
-        ..Augmentation::full()
-    };
-    assert_eq!(
-        wrong.check().unwrap_err().to_string(),
-        "augmentation: gamma is 1.5; a probability is from 0 to 1"
-    );
+    assert_eq!(Augmentation::preset("light").unwrap(), Augmentation::light());
+    assert!(Augmentation::preset("heavy").unwrap_err().to_string().contains("expected none, light or full"));
+    let wrong = Augmentation { gamma: 1.5, ..Augmentation::full() };
+    assert_eq!(wrong.check().unwrap_err().to_string(), "augmentation: gamma is 1.5; a probability is from 0 to 1");
 }
 
 /// Wherever a stream stands, noise takes as many words from it as its blocks of elements, and can be made again.

@@ -1,9 +1,6 @@
 //! Elementary functions as plain arithmetic, so that a loop over them fills the vectors of the processor. Everything is
 //! inlined into its caller, to be compiled for the instructions of the caller.
-#![expect(
-    clippy::inline_always,
-    reason = "to be compiled for the vectors of the caller"
-)]
+#![expect(clippy::inline_always, reason = "to be compiled for the vectors of the caller")]
 
 use std::f32::consts::{FRAC_PI_2, LN_2, LOG2_E, SQRT_2};
 
@@ -33,8 +30,7 @@ pub(super) fn exp2(z: f32) -> f32 {
     let series = 1.0
         + t * (1.0
             + t * (1.0 / 2.0
-                + t * (1.0 / 6.0
-                    + t * (1.0 / 24.0 + t * (1.0 / 120.0 + t * (1.0 / 720.0 + t / 5040.0))))));
+                + t * (1.0 / 6.0 + t * (1.0 / 24.0 + t * (1.0 / 120.0 + t * (1.0 / 720.0 + t / 5040.0))))));
     series * f32::from_bits(((whole as i32 + 127) << 23) as u32)
 }
 
@@ -55,15 +51,9 @@ pub(super) fn sin_cos_turns(u: f32) -> (f32, f32) {
     let x = (4.0 * u - quarter) * FRAC_PI_2;
     let s = x * x;
     let sin = x * (1.0 - s * (1.0 / 6.0 - s * (1.0 / 120.0 - s * (1.0 / 5040.0 - s / 362_880.0))));
-    let cos = 1.0
-        - s * (1.0 / 2.0
-            - s * (1.0 / 24.0 - s * (1.0 / 720.0 - s * (1.0 / 40_320.0 - s / 3_628_800.0))));
+    let cos = 1.0 - s * (1.0 / 2.0 - s * (1.0 / 24.0 - s * (1.0 / 720.0 - s * (1.0 / 40_320.0 - s / 3_628_800.0))));
     let quarter = quarter as i32;
-    let (a, b) = if quarter & 1 == 0 {
-        (sin, cos)
-    } else {
-        (cos, sin)
-    };
+    let (a, b) = if quarter & 1 == 0 { (sin, cos) } else { (cos, sin) };
     let sin_sign = if quarter & 2 == 0 { 1.0 } else { -1.0 };
     let cos_sign = if (quarter + 1) & 2 == 0 { 1.0 } else { -1.0 };
     (sin_sign * a, cos_sign * b)
@@ -121,24 +111,15 @@ mod tests {
         for i in 1..=20_000u16 {
             let x = f32::from(i) / 20_000.0;
             let (found, expected) = (log2(x), f64::from(x).log2());
-            assert!(
-                (f64::from(found) - expected).abs() <= 2e-7 * expected.abs().max(0.5),
-                "log2 {x}: {found}"
-            );
+            assert!((f64::from(found) - expected).abs() <= 2e-7 * expected.abs().max(0.5), "log2 {x}: {found}");
             for g in [0.7f32, 1.0, 1.5] {
                 let (found, expected) = (power(x, g), f64::from(x).powf(f64::from(g)));
-                assert!(
-                    (f64::from(found) - expected).abs() <= 3e-6 * expected,
-                    "{x}^{g}: {found} {expected}"
-                );
+                assert!((f64::from(found) - expected).abs() <= 3e-6 * expected, "{x}^{g}: {found} {expected}");
             }
             let u = (x - 1.0 / 20_000.0).max(0.0);
             let (sin, cos) = sin_cos_turns(u);
             let (s, c) = (std::f64::consts::TAU * f64::from(u)).sin_cos();
-            assert!(
-                (f64::from(sin) - s).abs() < 4e-7 && (f64::from(cos) - c).abs() < 4e-7,
-                "{u}: {sin} {cos}"
-            );
+            assert!((f64::from(sin) - s).abs() < 4e-7 && (f64::from(cos) - c).abs() < 4e-7, "{u}: {sin} {cos}");
         }
         assert_eq!(power(0.0, 0.7), 0.0);
         assert!((exp2(-200.0) - 2f32.powi(-126)).abs() < 1e-38);
@@ -149,19 +130,11 @@ mod tests {
         for n in [1usize, 2, 15, 16, 17, 1000] {
             let values: Vec<f32> = (0..n).map(|i| 1000.0 + (i * 37 % 101) as f32).collect();
             let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
-            let squares = values
-                .iter()
-                .map(|&v| (f64::from(v) - mean).powi(2))
-                .sum::<f64>();
+            let squares = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>();
             let std = (squares / (n as f64 - 1.0).max(1.0)).sqrt();
             let found = moments(&values);
-            assert!(
-                (f64::from(found.mean) - mean).abs() < 1e-4
-                    && (f64::from(found.std) - std).abs() < 1e-4
-            );
-            let extremes = values
-                .iter()
-                .fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+            assert!((f64::from(found.mean) - mean).abs() < 1e-4 && (f64::from(found.std) - std).abs() < 1e-4);
+            let extremes = values.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
             assert_eq!((found.min, found.max), extremes);
         }
     }

@@ -79,18 +79,13 @@ impl Description {
             named(&self.labels)?
         };
         if names.len() < 2 {
-            return Err(
-                "labels names only the background; at least one structure is needed".to_owned(),
-            );
+            return Err("labels names only the background; at least one structure is needed".to_owned());
         }
         if names.len() > usize::from(u16::MAX) {
             let (found, most) = (names.len(), u16::MAX);
             return Err(format!("{found} labels; at most {most} are possible"));
         }
-        let labels = names.into_iter().enumerate().map(|(value, name)| Label {
-            value: value as u16,
-            name,
-        });
+        let labels = names.into_iter().enumerate().map(|(value, name)| Label { value: value as u16, name });
         Ok(labels.collect())
     }
 
@@ -114,10 +109,7 @@ impl Description {
         if let Some(case) = files.training.iter().find(|case| case.image.is_empty()) {
             return Err(Error::DatasetJson {
                 path: dir.join("dataset.json"),
-                problem: format!(
-                    "dataset lists no image for case {:?}; name one file per channel",
-                    case.id
-                ),
+                problem: format!("dataset lists no image for case {:?}; name one file per channel", case.id),
             });
         }
         files.training.sort_by(|a, b| a.id.cmp(&b.id));
@@ -136,15 +128,9 @@ impl Description {
         });
         let test = self.test.iter().filter_map(|entry| {
             let (TestEntry::Image(image) | TestEntry::Entry { image }) = entry;
-            Some(TestCase {
-                id: case_id(image)?,
-                image: vec![listed(dir, image)],
-            })
+            Some(TestCase { id: case_id(image)?, image: vec![listed(dir, image)] })
         });
-        Files {
-            training: training.collect(),
-            test: test.collect(),
-        }
+        Files { training: training.collect(), test: test.collect() }
     }
 
     /// nnU-Net v2: what lies in the folders.
@@ -153,9 +139,7 @@ impl Description {
         if ![".nii", ".nii.gz"].contains(&ending) {
             return Err(Error::DatasetJson {
                 path: dir.join("dataset.json"),
-                problem: format!(
-                    "file_ending is {ending:?}; only .nii and .nii.gz can be read, convert the files"
-                ),
+                problem: format!("file_ending is {ending:?}; only .nii and .nii.gz can be read, convert the files"),
             });
         }
         let images_of = |folder: &str| -> Result<Vec<(String, Vec<PathBuf>)>> {
@@ -173,16 +157,9 @@ impl Description {
             id,
             image,
         });
-        let test = dir
-            .join("imagesTs")
-            .is_dir()
-            .then(|| images_of("imagesTs"))
-            .transpose()?;
+        let test = dir.join("imagesTs").is_dir().then(|| images_of("imagesTs")).transpose()?;
         let test = test.into_iter().flatten();
-        Ok(Files {
-            training: training.collect(),
-            test: test.map(|(id, image)| TestCase { id, image }).collect(),
-        })
+        Ok(Files { training: training.collect(), test: test.map(|(id, image)| TestCase { id, image }).collect() })
     }
 }
 
@@ -194,25 +171,15 @@ fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             continue;
         };
-        let Some(stem) = name
-            .strip_suffix(ending)
-            .filter(|stem| !stem.starts_with('.'))
-        else {
+        let Some(stem) = name.strip_suffix(ending).filter(|stem| !stem.starts_with('.')) else {
             continue;
         };
-        let wrong = |problem| Error::DatasetJson {
-            path: path.clone(),
-            problem,
-        };
+        let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let Some((id, channel)) = channel_of(stem) else {
-            return Err(wrong(format!(
-                "the name must end in the number of its channel, as in {stem}_0000{ending}"
-            )));
+            return Err(wrong(format!("the name must end in the number of its channel, as in {stem}_0000{ending}")));
         };
         if channel >= num_channels {
-            return Err(wrong(format!(
-                "channel {channel}, but dataset.json names {num_channels} (from 0)"
-            )));
+            return Err(wrong(format!("channel {channel}, but dataset.json names {num_channels} (from 0)")));
         }
         ids.push(id.to_owned());
     }
@@ -229,23 +196,14 @@ pub fn channel_of(stem: &str) -> Option<(&str, usize)> {
 }
 
 /// The values of `{"0": a, "1": b, ...}` in the order of their keys, which must be 0, 1, 2, ...
-fn numbered(
-    what: &str,
-    map: &BTreeMap<String, String>,
-) -> std::result::Result<Vec<String>, String> {
+fn numbered(what: &str, map: &BTreeMap<String, String>) -> std::result::Result<Vec<String>, String> {
     if map.is_empty() {
-        return Err(format!(
-            "{what} is empty; expected {{\"0\": ..., \"1\": ...}}"
-        ));
+        return Err(format!("{what} is empty; expected {{\"0\": ..., \"1\": ...}}"));
     }
     let values = (0..map.len()).map(|i| map.get(&i.to_string()).cloned());
     values.collect::<Option<_>>().ok_or_else(|| {
         let keys: Vec<_> = map.keys().map(|key| format!("{key:?}")).collect();
-        format!(
-            "{what} has the keys {}; expected the numbers from 0 to {}",
-            keys.join(", "),
-            map.len() - 1
-        )
+        format!("{what} has the keys {}; expected the numbers from 0 to {}", keys.join(", "), map.len() - 1)
     })
 }
 
@@ -257,14 +215,10 @@ fn named(map: &BTreeMap<String, Value>) -> std::result::Result<Vec<String>, Stri
         ));
     }
     if let Some(value) = map.get("ignore") {
-        return Err(format!(
-            "label \"ignore\" ({value}) is not supported; relabel those voxels"
-        ));
+        return Err(format!("label \"ignore\" ({value}) is not supported; relabel those voxels"));
     }
-    let by_value: BTreeMap<u64, &String> = map
-        .iter()
-        .filter_map(|(name, value)| Some((value.as_u64()?, name)))
-        .collect();
+    let by_value: BTreeMap<u64, &String> =
+        map.iter().filter_map(|(name, value)| Some((value.as_u64()?, name))).collect();
     let values = (0..map.len() as u64).map(|value| by_value.get(&value).map(ToString::to_string));
     values.collect::<Option<_>>().ok_or_else(|| {
         let values: Vec<_> = map.values().map(ToString::to_string).collect();

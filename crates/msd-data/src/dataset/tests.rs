@@ -12,23 +12,12 @@ fn write_dataset(dir: &Path, n: usize, change: impl FnOnce(&mut serde_json::Valu
     for folder in ["imagesTr", "labelsTr"] {
         fs::create_dir_all(dir.join(folder)).unwrap();
     }
-    let mut training =
-        vec![json!({"image": "./imagesTr/._c0.nii.gz", "label": "./labelsTr/._c0.nii.gz"})];
+    let mut training = vec![json!({"image": "./imagesTr/._c0.nii.gz", "label": "./labelsTr/._c0.nii.gz"})];
     for i in (0..n).rev() {
         let image = Array4::from_elem((1, 4, 3, 2), 1.0);
         let labels = Array3::from_elem((4, 3, 2), (i % 3) as u16);
-        write_image(
-            dir.join(format!("imagesTr/c{i}.nii.gz")),
-            &image.view(),
-            &geometry,
-        )
-        .unwrap();
-        write_labels(
-            dir.join(format!("labelsTr/c{i}.nii.gz")),
-            &labels.view(),
-            &geometry,
-        )
-        .unwrap();
+        write_image(dir.join(format!("imagesTr/c{i}.nii.gz")), &image.view(), &geometry).unwrap();
+        write_labels(dir.join(format!("labelsTr/c{i}.nii.gz")), &labels.view(), &geometry).unwrap();
         training.push(json!({"image": format!("./imagesTr/c{i}.nii.gz"), "label": format!("./labelsTr/c{i}.nii.gz")}));
     }
     let mut json = json!({
@@ -45,24 +34,11 @@ fn opens_what_is_listed() {
     write_dataset(dir.path(), 4, |_| {});
     let dataset = Dataset::open(dir.path()).unwrap();
     assert_eq!(dataset.name, "Tiny");
-    assert_eq!(
-        dataset.training_ids(),
-        ["c0", "c1", "c2", "c3"],
-        "sorted, without AppleDouble junk"
-    );
+    assert_eq!(dataset.training_ids(), ["c0", "c1", "c2", "c3"], "sorted, without AppleDouble junk");
     assert_eq!(dataset.test.len(), 1);
-    assert_eq!(
-        dataset.labels[2],
-        Label {
-            value: 2,
-            name: "b".into()
-        }
-    );
+    assert_eq!(dataset.labels[2], Label { value: 2, name: "b".into() });
     let (image, labels) = dataset.load_case(&dataset.training[1]).unwrap();
-    assert_eq!(
-        (image.data.shape(), labels.data[[0, 0, 0]]),
-        (&[1, 4, 3, 2][..], 1)
-    );
+    assert_eq!((image.data.shape(), labels.data[[0, 0, 0]]), (&[1, 4, 3, 2][..], 1));
     let task = dir.path().join("Task77_Tiny");
     write_dataset(&task, 1, |_| {});
     assert_eq!(Dataset::open(&task).unwrap().name, "Task77_Tiny");
@@ -72,46 +48,23 @@ fn opens_what_is_listed() {
 fn impossible_descriptions_are_refused_in_one_line() {
     type Change = fn(&mut serde_json::Value);
     let cases: [(Change, &str); 8] = [
-        (
-            |j| j["labels"] = json!({"0": "background", "2": "b"}),
-            "keys \"0\", \"2\"; expected the numbers from 0 to 1",
-        ),
-        (
-            |j| j["labels"] = json!({"background": "0", "a": "1"}),
-            "expected the numbers",
-        ),
-        (
-            |j| j["labels"] = json!({"0": "background"}),
-            "only the background",
-        ),
+        (|j| j["labels"] = json!({"0": "background", "2": "b"}), "keys \"0\", \"2\"; expected the numbers from 0 to 1"),
+        (|j| j["labels"] = json!({"background": "0", "a": "1"}), "expected the numbers"),
+        (|j| j["labels"] = json!({"0": "background"}), "only the background"),
         (|j| j["modality"] = json!({}), "modality is empty"),
         (|j| j["training"] = json!(7), "not the JSON expected"),
-        (
-            |j| j["training"][1]["label"] = json!("labelsTr/gone.nii.gz"),
-            "labelsTr/gone.nii.gz, which does not exist;",
-        ),
-        (
-            |j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone.nii.gz"]),
-            "does not exist (nor do 1 more)",
-        ),
+        (|j| j["training"][1]["label"] = json!("labelsTr/gone.nii.gz"), "labelsTr/gone.nii.gz, which does not exist;"),
+        (|j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone.nii.gz"]), "does not exist (nor do 1 more)"),
         (|j| j["training"][1] = j["training"][2].clone(), "twice"),
     ];
     for (change, says) in cases {
         let dir = tempfile::tempdir().unwrap();
         write_dataset(dir.path(), 3, change);
         let message = Dataset::open(dir.path()).unwrap_err().to_string();
-        assert!(
-            message.contains(says) && message.contains("dataset.json") && !message.contains('\n'),
-            "{message}"
-        );
+        assert!(message.contains(says) && message.contains("dataset.json") && !message.contains('\n'), "{message}");
     }
     let empty = tempfile::tempdir().unwrap();
-    assert!(
-        Dataset::open(empty.path())
-            .unwrap_err()
-            .to_string()
-            .contains("no dataset.json here")
-    );
+    assert!(Dataset::open(empty.path()).unwrap_err().to_string().contains("no dataset.json here"));
 }
 
 #[test]
@@ -122,19 +75,11 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
     let case = &dataset.training[0];
     let fails = |says: &str| {
         let message = dataset.load_case(case).unwrap_err().to_string();
-        assert!(
-            message.contains(says) && message.contains("c0.nii.gz") && !message.contains('\n'),
-            "{message}"
-        );
+        assert!(message.contains(says) && message.contains("c0.nii.gz") && !message.contains('\n'), "{message}");
     };
     let label = |shape, mm, value| {
         let geometry = Geometry::new(shape, mm);
-        write_labels(
-            &case.label,
-            &Array3::from_elem(shape, value).view(),
-            &geometry,
-        )
-        .unwrap();
+        write_labels(&case.label, &Array3::from_elem(shape, value).view(), &geometry).unwrap();
     };
     label([4, 3, 3], [2.0, 1.0, 1.0], 1);
     fails("shape [4, 3, 3] (z, y, x) differs from that of");
@@ -144,24 +89,14 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
     fails("24 voxels have label 7, which dataset.json does not name (it names 0 to 2)");
     label([4, 3, 2], [2.0, 1.0, 1.0], 2);
     let geometry = Geometry::new([4, 3, 2], [2.0, 1.0, 1.0]);
-    write_image(
-        &case.image[0],
-        &Array4::ones((2, 4, 3, 2)).view(),
-        &geometry,
-    )
-    .unwrap();
+    write_image(&case.image[0], &Array4::ones((2, 4, 3, 2)).view(), &geometry).unwrap();
     fails("2 channels, where 1 are expected");
     let mut image = Array4::ones((1, 4, 3, 2));
     image[[0, 1, 1, 1]] = f32::NAN;
     write_image(&case.image[0], &image.view(), &geometry).unwrap();
     fails("1 of 24 voxels are NaN");
     fs::remove_file(&case.label).unwrap();
-    write_image(
-        &case.image[0],
-        &Array4::ones((1, 4, 3, 2)).view(),
-        &geometry,
-    )
-    .unwrap();
+    write_image(&case.image[0], &Array4::ones((1, 4, 3, 2)).view(), &geometry).unwrap();
     fails("No such file");
 }
 
@@ -200,46 +135,25 @@ fn nnunets_layout_is_read_as_well() {
     nnunet_layout(dir.path(), &["b_01", "a_02"], 2);
     let dataset = Dataset::open(dir.path()).unwrap();
     assert_eq!(dataset.modalities, ["T2", "ADC"]);
-    let names: Vec<_> = dataset
-        .labels
-        .iter()
-        .map(|label| label.name.as_str())
-        .collect();
+    let names: Vec<_> = dataset.labels.iter().map(|label| label.name.as_str()).collect();
     assert_eq!(names, ["background", "organ", "tumour"]);
     assert_eq!(dataset.training_ids(), ["a_02", "b_01"]);
     assert_eq!(dataset.test[0].id, "new");
     let (image, labels) = dataset.load_case(&dataset.training[0]).unwrap();
     assert_eq!(image.data.shape(), [2, 4, 3, 2]);
-    assert_eq!(
-        (image.data[[0, 3, 2, 1]], image.data[[1, 3, 2, 1]]),
-        (1.0, 2.0)
-    );
+    assert_eq!((image.data[[0, 3, 2, 1]], image.data[[1, 3, 2, 1]]), (1.0, 2.0));
     assert_eq!(labels.data[[0, 0, 0]], 1);
     let problems = crate::check_dataset(dir.path());
-    assert!(
-        problems
-            .iter()
-            .all(|p| !p.message.contains("does not list")),
-        "{problems:?}"
-    );
+    assert!(problems.iter().all(|p| !p.message.contains("does not list")), "{problems:?}");
 
     let geometry = Geometry::new([4, 3, 3], [2.0, 1.0, 1.0]);
     let other = dir.path().join("imagesTr/a_02_0001.nii.gz");
     write_image(&other, &Array4::ones((1, 4, 3, 3)).view(), &geometry).unwrap();
-    let error = dataset
-        .load_case(&dataset.training[0])
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("a_02_0001.nii.gz: shape [4, 3, 3]"),
-        "{error}"
-    );
+    let error = dataset.load_case(&dataset.training[0]).unwrap_err().to_string();
+    assert!(error.contains("a_02_0001.nii.gz: shape [4, 3, 3]"), "{error}");
     fs::remove_file(other).unwrap();
     let error = Dataset::open(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains("a_02_0001.nii.gz, which does not exist"),
-        "{error}"
-    );
+    assert!(error.contains("a_02_0001.nii.gz, which does not exist"), "{error}");
 }
 
 #[test]
@@ -255,10 +169,7 @@ fn what_nnunets_layout_must_not_hold_is_named() {
         json[key] = value;
         fs::write(dir.path().join("dataset.json"), json.to_string()).unwrap();
     };
-    json(
-        "labels",
-        json!({"background": 0, "whole": [1, 2], "core": 2}),
-    );
+    json("labels", json!({"background": 0, "whole": [1, 2], "core": 2}));
     fails("label \"whole\" is a region");
     json("labels", json!({"background": 0, "organ": 1, "ignore": 2}));
     fails("relabel those voxels");

@@ -5,12 +5,7 @@ use super::*;
 use crate::random::Purpose;
 
 fn keys(n: u64) -> impl Iterator<Item = BatchKey> + Send + 'static {
-    (0..n).map(|iteration| BatchKey {
-        seed: 0,
-        purpose: Purpose::Weights,
-        epoch: 0,
-        iteration,
-    })
+    (0..n).map(|iteration| BatchKey { seed: 0, purpose: Purpose::Weights, epoch: 0, iteration })
 }
 
 #[test]
@@ -21,14 +16,8 @@ fn order_and_content_do_not_depend_on_threads() {
         Ok(key.iteration * 3)
     };
     for (threads, queue) in [(0, 1), (1, 1), (2, 3), (5, 2), (4, 100)] {
-        let loaded: Vec<u64> = Loader::with_maker(make, keys(40), threads, queue)
-            .map(Result::unwrap)
-            .collect();
-        assert_eq!(
-            loaded,
-            (0..40).map(|i| i * 3).collect::<Vec<_>>(),
-            "{threads} threads, queue {queue}"
-        );
+        let loaded: Vec<u64> = Loader::with_maker(make, keys(40), threads, queue).map(Result::unwrap).collect();
+        assert_eq!(loaded, (0..40).map(|i| i * 3).collect::<Vec<_>>(), "{threads} threads, queue {queue}");
     }
 }
 
@@ -65,24 +54,14 @@ fn errors_and_panics_arrive_in_their_place_and_end_the_sequence() {
         assert!(loader.next().is_none() && loader.next().is_none());
 
         let panic = |key: BatchKey| {
-            if key.iteration == 2 {
-                panic!("two is odd")
-            } else {
-                Ok(())
-            }
+            if key.iteration == 2 { panic!("two is odd") } else { Ok(()) }
         };
         let results: Vec<_> = Loader::with_maker(panic, keys(100), threads, 8).collect();
         assert_eq!(results.len(), 3);
-        assert_eq!(
-            results[2].as_ref().unwrap_err().to_string(),
-            "a data-loading thread panicked: two is odd"
-        );
+        assert_eq!(results[2].as_ref().unwrap_err().to_string(), "a data-loading thread panicked: two is odd");
 
         let broken = keys(10).inspect(|key| assert!(key.iteration < 3, "no such key"));
         let results: Vec<_> = Loader::with_maker(Ok, broken, threads, 8).collect();
-        assert!(
-            results.len() == 4 && results[3].is_err(),
-            "a panic of the keys' iterator"
-        );
+        assert!(results.len() == 4 && results[3].is_err(), "a panic of the keys' iterator");
     }
 }

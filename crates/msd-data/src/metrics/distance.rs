@@ -28,11 +28,7 @@ impl Envelope {
     fn transform(&mut self, mut line: ArrayViewMut1<f64>, spacing: f64) {
         self.vertices.clear();
         self.from.clear();
-        for (i, &height) in line
-            .iter()
-            .enumerate()
-            .filter(|(_, height)| height.is_finite())
-        {
+        for (i, &height) in line.iter().enumerate().filter(|(_, height)| height.is_finite()) {
             let x = i as f64 * spacing;
             let mut from = f64::NEG_INFINITY;
             while let (Some(&(vx, vh)), Some(&begin)) = (self.vertices.last(), self.from.last()) {

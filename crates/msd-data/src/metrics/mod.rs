@@ -15,9 +15,7 @@ pub mod surface;
 
 use ndarray::{ArrayView3, Zip};
 
-pub use report::{
-    CaseReport, EvaluationOptions, LabelMetrics, MeanMetrics, Report, evaluate_folder,
-};
+pub use report::{CaseReport, EvaluationOptions, LabelMetrics, MeanMetrics, Report, evaluate_folder};
 pub use surface::{SurfaceDistances, hd95_mm, nsd, surface_distances};
 
 use crate::error::{Error, Result};
@@ -61,28 +59,14 @@ impl Overlap {
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes differ.
-pub fn overlap(
-    prediction: &ArrayView3<u16>,
-    reference: &ArrayView3<u16>,
-    label: u16,
-) -> Result<Overlap> {
+pub fn overlap(prediction: &ArrayView3<u16>, reference: &ArrayView3<u16>, label: u16) -> Result<Overlap> {
     check_shapes(prediction, reference)?;
     let mut counts = [0u64; 4];
     Zip::from(prediction).and(reference).for_each(|&p, &r| {
         counts[usize::from(p == label) * 2 + usize::from(r == label)] += 1;
     });
-    let [
-        true_negatives,
-        false_negatives,
-        false_positives,
-        true_positives,
-    ] = counts;
-    Ok(Overlap {
-        true_positives,
-        false_positives,
-        false_negatives,
-        true_negatives,
-    })
+    let [true_negatives, false_negatives, false_positives, true_positives] = counts;
+    Ok(Overlap { true_positives, false_positives, false_negatives, true_negatives })
 }
 
 /// Dice of one label: [`overlap`] and [`Overlap::dice`].
@@ -95,15 +79,7 @@ pub fn dice(prediction: &ArrayView3<u16>, reference: &ArrayView3<u16>, label: u1
 
 fn check_shapes(prediction: &ArrayView3<u16>, reference: &ArrayView3<u16>) -> Result<()> {
     let (found, expected) = (prediction.shape().to_vec(), reference.shape().to_vec());
-    if found == expected {
-        Ok(())
-    } else {
-        Err(Error::Shape {
-            what: "prediction",
-            found,
-            expected,
-        })
-    }
+    if found == expected { Ok(()) } else { Err(Error::Shape { what: "prediction", found, expected }) }
 }
 
 #[cfg(test)]

@@ -26,11 +26,7 @@ pub struct EvaluationOptions {
 
 impl Default for EvaluationOptions {
     fn default() -> Self {
-        Self {
-            labels: None,
-            tolerance_mm: 1.0,
-            require_all: false,
-        }
+        Self { labels: None, tolerance_mm: 1.0, require_all: false }
     }
 }
 
@@ -128,39 +124,21 @@ impl Report {
 /// # Errors
 /// [`Error::Evaluation`] if there are no predictions, predictions without reference or of another shape (all are
 /// listed); those of [`read_labels`].
-pub fn evaluate_folder(
-    predictions: &Path,
-    references: &Path,
-    options: &EvaluationOptions,
-) -> Result<Report> {
+pub fn evaluate_folder(predictions: &Path, references: &Path, options: &EvaluationOptions) -> Result<Report> {
     let MatchedFiles { pairs, missing } = matched_files(predictions, references)?;
-    let wrong = |folder: &Path, problem| Error::Evaluation {
-        folder: folder.display().to_string(),
-        problem,
-    };
+    let wrong = |folder: &Path, problem| Error::Evaluation { folder: folder.display().to_string(), problem };
     if options.require_all && !missing.is_empty() {
-        return Err(wrong(
-            predictions,
-            format!("no prediction for {}", list(&missing)),
-        ));
+        return Err(wrong(predictions, format!("no prediction for {}", list(&missing))));
     }
-    let compared: Vec<Result<_>> = pairs
-        .par_iter()
-        .map(|(prediction, reference)| compare(prediction, reference, options))
-        .collect();
+    let compared: Vec<Result<_>> =
+        pairs.par_iter().map(|(prediction, reference)| compare(prediction, reference, options)).collect();
     let mut compared = compared.into_iter().collect::<Result<Vec<_>>>()?;
     let labels: BTreeSet<u16> = match &options.labels {
         Some(labels) => labels.iter().copied().collect(),
-        None => compared
-            .iter()
-            .flat_map(|case| case.metrics.keys().copied())
-            .collect(),
+        None => compared.iter().flat_map(|case| case.metrics.keys().copied()).collect(),
     };
     if labels.is_empty() {
-        return Err(wrong(
-            references,
-            "no voxel above 0 in any reference or prediction".to_owned(),
-        ));
+        return Err(wrong(references, "no voxel above 0 in any reference or prediction".to_owned()));
     }
     for case in &mut compared {
         for &label in &labels {
@@ -168,12 +146,8 @@ pub fn evaluate_folder(
         }
     }
     let metric_per_case: Vec<_> = compared.into_iter().map(Compared::report).collect();
-    let over_cases =
-        |label: &u16| mean_over_cases(&metric_per_case.iter().map(|case| case.metrics[label]));
-    let mean: BTreeMap<_, _> = labels
-        .iter()
-        .map(|label| (*label, over_cases(label)))
-        .collect();
+    let over_cases = |label: &u16| mean_over_cases(&metric_per_case.iter().map(|case| case.metrics[label]));
+    let mean: BTreeMap<_, _> = labels.iter().map(|label| (*label, over_cases(label))).collect();
     Ok(Report {
         foreground_mean: mean_over_labels(&mean),
         mean,
@@ -193,25 +167,12 @@ struct Compared {
 
 impl Compared {
     fn report(self) -> CaseReport {
-        let Self {
-            prediction_file,
-            reference_file,
-            metrics,
-            ..
-        } = self;
-        CaseReport {
-            prediction_file,
-            reference_file,
-            metrics,
-        }
+        let Self { prediction_file, reference_file, metrics, .. } = self;
+        CaseReport { prediction_file, reference_file, metrics }
     }
 }
 
-fn compare(
-    prediction_file: &Path,
-    reference_file: &Path,
-    options: &EvaluationOptions,
-) -> Result<Compared> {
+fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOptions) -> Result<Compared> {
     let (prediction, reference) = (read_labels(prediction_file)?, read_labels(reference_file)?);
     if prediction.data.shape() != reference.data.shape() {
         let problem = format!(
@@ -220,30 +181,13 @@ fn compare(
             reference_file.display(),
             reference.data.shape()
         );
-        return Err(Error::Evaluation {
-            folder: prediction_file.display().to_string(),
-            problem,
-        });
+        return Err(Error::Evaluation { folder: prediction_file.display().to_string(), problem });
     }
-    let present: BTreeSet<u16> = prediction
-        .data
-        .iter()
-        .chain(&reference.data)
-        .copied()
-        .filter(|&v| v > 0)
-        .collect();
-    let wanted = |label: &u16| {
-        options
-            .labels
-            .as_ref()
-            .is_none_or(|labels| labels.contains(label))
-    };
+    let present: BTreeSet<u16> = prediction.data.iter().chain(&reference.data).copied().filter(|&v| v > 0).collect();
+    let wanted = |label: &u16| options.labels.as_ref().is_none_or(|labels| labels.contains(label));
     let mut metrics = BTreeMap::new();
     for label in present.into_iter().filter(wanted) {
-        metrics.insert(
-            label,
-            measure(&prediction, &reference, label, options.tolerance_mm)?,
-        );
+        metrics.insert(label, measure(&prediction, &reference, label, options.tolerance_mm)?);
     }
     let nan = f64::NAN;
     let true_negatives = reference.data.len() as u64;
@@ -259,22 +203,11 @@ fn compare(
         n_pred: 0,
         n_ref: 0,
     };
-    let (prediction_file, reference_file) =
-        (prediction_file.to_path_buf(), reference_file.to_path_buf());
-    Ok(Compared {
-        prediction_file,
-        reference_file,
-        metrics,
-        absent,
-    })
+    let (prediction_file, reference_file) = (prediction_file.to_path_buf(), reference_file.to_path_buf());
+    Ok(Compared { prediction_file, reference_file, metrics, absent })
 }
 
-fn measure(
-    prediction: &LabelMap,
-    reference: &LabelMap,
-    label: u16,
-    tolerance_mm: f64,
-) -> Result<LabelMetrics> {
+fn measure(prediction: &LabelMap, reference: &LabelMap, label: u16, tolerance_mm: f64) -> Result<LabelMetrics> {
     let spacing_mm = reference.geometry.spacing_mm;
     let (prediction, reference) = (prediction.data.view(), reference.data.view());
     let overlap = overlap(&prediction, &reference, label)?;
@@ -295,11 +228,7 @@ fn measure(
 
 fn mean_over_cases(cases: &(impl Iterator<Item = LabelMetrics> + Clone)) -> MeanMetrics {
     let mean = |value: fn(&LabelMetrics) -> f64| {
-        let finite: Vec<f64> = cases
-            .clone()
-            .map(|m| value(&m))
-            .filter(|v| v.is_finite())
-            .collect();
+        let finite: Vec<f64> = cases.clone().map(|m| value(&m)).filter(|v| v.is_finite()).collect();
         finite.iter().sum::<f64>() / finite.len() as f64
     };
     MeanMetrics {
@@ -312,9 +241,7 @@ fn mean_over_cases(cases: &(impl Iterator<Item = LabelMetrics> + Clone)) -> Mean
 }
 
 fn mean_over_labels(labels: &BTreeMap<u16, MeanMetrics>) -> MeanMetrics {
-    let mean = |value: fn(&MeanMetrics) -> f64| {
-        labels.values().map(value).sum::<f64>() / labels.len() as f64
-    };
+    let mean = |value: fn(&MeanMetrics) -> f64| labels.values().map(value).sum::<f64>() / labels.len() as f64;
     MeanMetrics {
         dice: mean(|m| m.dice),
         iou: mean(|m| m.iou),
@@ -335,58 +262,29 @@ pub(crate) struct MatchedFiles {
 /// Matches the label maps of two folders by case id.
 pub(crate) fn matched_files(predictions: &Path, references: &Path) -> Result<MatchedFiles> {
     let (predicted, mut known) = (label_maps(predictions)?, label_maps(references)?);
-    let wrong = |problem| {
-        Err(Error::Evaluation {
-            folder: predictions.display().to_string(),
-            problem,
-        })
-    };
+    let wrong = |problem| Err(Error::Evaluation { folder: predictions.display().to_string(), problem });
     if predicted.is_empty() {
         return wrong("no .nii or .nii.gz file to evaluate".to_owned());
     }
-    let strangers: Vec<&String> = predicted
-        .keys()
-        .filter(|id| !known.contains_key(*id))
-        .collect();
+    let strangers: Vec<&String> = predicted.keys().filter(|id| !known.contains_key(*id)).collect();
     if !strangers.is_empty() {
-        return wrong(format!(
-            "no reference in {} for {}",
-            references.display(),
-            list(&strangers)
-        ));
+        return wrong(format!("no reference in {} for {}", references.display(), list(&strangers)));
     }
-    let pairs = predicted
-        .into_iter()
-        .filter_map(|(id, prediction)| Some((prediction, known.remove(&id)?)))
-        .collect();
-    Ok(MatchedFiles {
-        pairs,
-        missing: known.into_keys().collect(),
-    })
+    let pairs = predicted.into_iter().filter_map(|(id, prediction)| Some((prediction, known.remove(&id)?))).collect();
+    Ok(MatchedFiles { pairs, missing: known.into_keys().collect() })
 }
 
 /// NIfTI files by case id.
 fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let files = nifti_files(folder)?.into_iter();
-    Ok(files
-        .filter_map(|path| Some((case_id(&path)?, path)))
-        .collect())
+    Ok(files.filter_map(|path| Some((case_id(&path)?, path))).collect())
 }
 
 /// The first names and how many more.
 fn list(names: &[impl AsRef<str>]) -> String {
-    let shown = names
-        .iter()
-        .take(5)
-        .map(AsRef::as_ref)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let shown = names.iter().take(5).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(5);
-    if more == 0 {
-        shown
-    } else {
-        format!("{shown} and {more} more")
-    }
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {

@@ -27,15 +27,10 @@ impl SurfaceDistances {
     /// The 95 % Hausdorff distance: the larger of the two 95th percentiles (linear between ranks). NaN if both
     /// surfaces are empty, infinite if one is.
     pub fn hd95_mm(&self) -> f64 {
-        let (a, b) = (
-            &self.prediction_to_reference_mm,
-            &self.reference_to_prediction_mm,
-        );
+        let (a, b) = (&self.prediction_to_reference_mm, &self.reference_to_prediction_mm);
         match (a.is_empty(), b.is_empty()) {
             (true, true) => f64::NAN,
-            (false, false) => {
-                percentile(&mut a.clone(), 95.0).max(percentile(&mut b.clone(), 95.0))
-            }
+            (false, false) => percentile(&mut a.clone(), 95.0).max(percentile(&mut b.clone(), 95.0)),
             _ => f64::INFINITY,
         }
     }
@@ -43,11 +38,7 @@ impl SurfaceDistances {
     /// The normalised surface Dice: the part of both surfaces that lies within `tolerance_mm` of the other. NaN if
     /// both are empty.
     pub fn nsd(&self, tolerance_mm: f64) -> f64 {
-        let both = || {
-            self.prediction_to_reference_mm
-                .iter()
-                .chain(&self.reference_to_prediction_mm)
-        };
+        let both = || self.prediction_to_reference_mm.iter().chain(&self.reference_to_prediction_mm);
         both().filter(|&&mm| mm <= tolerance_mm).count() as f64 / both().count() as f64
     }
 }
@@ -64,28 +55,15 @@ pub fn surface_distances(
 ) -> Result<SurfaceDistances> {
     check_shapes(prediction, reference)?;
     let Some(bounds) = bounds(prediction, reference, label) else {
-        return Ok(SurfaceDistances {
-            prediction_to_reference_mm: vec![],
-            reference_to_prediction_mm: vec![],
-        });
+        return Ok(SurfaceDistances { prediction_to_reference_mm: vec![], reference_to_prediction_mm: vec![] });
     };
     // All surface voxels lie in this box, so nothing outside it matters.
-    let (a, b) = (
-        surface(prediction, label, &bounds),
-        surface(reference, label, &bounds),
-    );
+    let (a, b) = (surface(prediction, label, &bounds), surface(reference, label, &bounds));
     let towards = |from: &Array3<bool>, to: &Array3<bool>| {
         let distance = distance_mm(to, spacing_mm);
-        from.iter()
-            .zip(&distance)
-            .filter(|(on_surface, _)| **on_surface)
-            .map(|(_, &mm)| mm)
-            .collect()
+        from.iter().zip(&distance).filter(|(on_surface, _)| **on_surface).map(|(_, &mm)| mm).collect()
     };
-    Ok(SurfaceDistances {
-        prediction_to_reference_mm: towards(&a, &b),
-        reference_to_prediction_mm: towards(&b, &a),
-    })
+    Ok(SurfaceDistances { prediction_to_reference_mm: towards(&a, &b), reference_to_prediction_mm: towards(&b, &a) })
 }
 
 /// [`surface_distances`] and [`SurfaceDistances::hd95_mm`].
@@ -122,8 +100,7 @@ fn bounds(a: &ArrayView3<u16>, b: &ArrayView3<u16>, label: u16) -> Option<[Range
         if a == label || b == label {
             let old = bounds.unwrap_or([z..z, y..y, x..x]);
             let [oz, oy, ox] = old;
-            bounds =
-                Some([(oz, z), (oy, y), (ox, x)].map(|(o, i)| o.start.min(i)..o.end.max(i + 1)));
+            bounds = Some([(oz, z), (oy, y), (ox, x)].map(|(o, i)| o.start.min(i)..o.end.max(i + 1)));
         }
     }
     bounds
@@ -132,11 +109,7 @@ fn bounds(a: &ArrayView3<u16>, b: &ArrayView3<u16>, label: u16) -> Option<[Range
 fn surface(map: &ArrayView3<u16>, label: u16, bounds: &[Range<usize>; 3]) -> Array3<bool> {
     let shape = bounds.each_ref().map(ExactSizeIterator::len);
     Array3::from_shape_fn(shape, |(z, y, x)| {
-        let (z, y, x) = (
-            z + bounds[0].start,
-            y + bounds[1].start,
-            x + bounds[2].start,
-        );
+        let (z, y, x) = (z + bounds[0].start, y + bounds[1].start, x + bounds[2].start);
         // Wrapping below 0 is beyond the image, which is outside.
         let inside = |z: usize, y: usize, x: usize| map.get((z, y, x)) == Some(&label);
         inside(z, y, x)

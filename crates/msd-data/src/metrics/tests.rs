@@ -14,30 +14,15 @@ fn cube(shape: [usize; 3], from: [usize; 3], to: [usize; 3]) -> Array3<u16> {
 
 #[test]
 fn overlap_and_its_special_cases() {
-    let (a, b, none) = (
-        arr3(&[[[1u16, 1, 0, 0]]]),
-        arr3(&[[[0u16, 1, 1, 0]]]),
-        Array3::zeros((1, 1, 4)),
-    );
+    let (a, b, none) = (arr3(&[[[1u16, 1, 0, 0]]]), arr3(&[[[0u16, 1, 1, 0]]]), Array3::zeros((1, 1, 4)));
     let o = overlap(&a.view(), &b.view(), 1).unwrap();
-    assert_eq!(
-        (
-            o.true_positives,
-            o.false_positives,
-            o.false_negatives,
-            o.true_negatives
-        ),
-        (1, 1, 1, 1)
-    );
+    assert_eq!((o.true_positives, o.false_positives, o.false_negatives, o.true_negatives), (1, 1, 1, 1));
     assert_eq!((o.dice(), o.iou()), (0.5, 1.0 / 3.0));
     assert!(dice(&none.view(), &none.view(), 1).unwrap().is_nan());
     assert_eq!(dice(&a.view(), &none.view(), 1).unwrap(), 0.0);
     assert_eq!(dice(&none.view(), &a.view(), 1).unwrap(), 0.0);
     let other = Array3::zeros((1, 4, 1));
-    assert!(matches!(
-        overlap(&a.view(), &other.view(), 1),
-        Err(Error::Shape { .. })
-    ));
+    assert!(matches!(overlap(&a.view(), &other.view(), 1), Err(Error::Shape { .. })));
 }
 
 #[test]
@@ -46,40 +31,19 @@ fn surface_distances_are_in_millimetres() {
     let a = cube([14, 8, 8], [2, 2, 2], [6, 6, 6]);
     let b = cube([14, 8, 8], [4, 2, 2], [8, 6, 6]);
     let d = surface_distances(&a.view(), &b.view(), 1, [3.0, 1.0, 1.0]).unwrap();
-    assert_eq!(
-        d.prediction_to_reference_mm.len(),
-        4 * 16 - 2 * 4,
-        "a 4-cube has an inner 2-cube"
-    );
+    assert_eq!(d.prediction_to_reference_mm.len(), 4 * 16 - 2 * 4, "a 4-cube has an inner 2-cube");
     // Of 56 surface voxels 16 lie 6 mm away, 12 at 3 mm at most (beside), the rest at most 1 mm.
     assert_eq!(d.hd95_mm(), 6.0);
     let same = surface_distances(&a.view(), &a.view(), 1, [3.0, 1.0, 1.0]).unwrap();
     assert_eq!((same.hd95_mm(), same.nsd(0.0)), (0.0, 1.0));
     let at = |tolerance| d.nsd(tolerance);
     assert_eq!(at(6.0), 1.0);
-    assert!(
-        at(0.0) < at(1.0) && at(1.0) < at(5.9) && at(5.9) < 1.0,
-        "{} {} {}",
-        at(0.0),
-        at(1.0),
-        at(5.9)
-    );
+    assert!(at(0.0) < at(1.0) && at(1.0) < at(5.9) && at(5.9) < 1.0, "{} {} {}", at(0.0), at(1.0), at(5.9));
     let none = Array3::zeros((14, 8, 8));
-    assert_eq!(
-        hd95_mm(&a.view(), &none.view(), 1, [1.0; 3]).unwrap(),
-        f64::INFINITY
-    );
+    assert_eq!(hd95_mm(&a.view(), &none.view(), 1, [1.0; 3]).unwrap(), f64::INFINITY);
     assert_eq!(nsd(&none.view(), &a.view(), 1, [1.0; 3], 1.0).unwrap(), 0.0);
-    assert!(
-        hd95_mm(&none.view(), &none.view(), 1, [1.0; 3])
-            .unwrap()
-            .is_nan()
-    );
-    assert!(
-        nsd(&none.view(), &none.view(), 1, [1.0; 3], 1.0)
-            .unwrap()
-            .is_nan()
-    );
+    assert!(hd95_mm(&none.view(), &none.view(), 1, [1.0; 3]).unwrap().is_nan());
+    assert!(nsd(&none.view(), &none.view(), 1, [1.0; 3], 1.0).unwrap().is_nan());
 }
 
 /// Two ragged ellipsoids; the numbers are SciPy's (`binary_erosion`, `distance_transform_edt`, `percentile`).
@@ -88,37 +52,23 @@ fn ragged_shapes_agree_with_scipy() {
     let ellipsoid = |centre: [f64; 3], radii: [f64; 3], hole: usize| {
         Array3::from_shape_fn((14, 18, 16), |(z, y, x)| {
             let at = [z as f64, y as f64, x as f64];
-            let r: f64 = (0..3)
-                .map(|a| ((at[a] - centre[a]) / radii[a]).powi(2))
-                .sum();
+            let r: f64 = (0..3).map(|a| ((at[a] - centre[a]) / radii[a]).powi(2)).sum();
             u16::from(r < 1.0 && (z * 31 + y * 17 + x * 7) % 13 != hole)
         })
     };
     let a = ellipsoid([6.0, 8.0, 7.0], [4.5, 6.0, 5.0], 0);
     let b = ellipsoid([7.0, 9.0, 7.0], [5.0, 5.5, 6.0], 5);
-    let close =
-        |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found} {expected}");
-    close(
-        dice(&a.view(), &b.view(), 1).unwrap(),
-        0.699_386_503_067_484_6,
-    );
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+    close(dice(&a.view(), &b.view(), 1).unwrap(), 0.699_386_503_067_484_6);
     let d = surface_distances(&a.view(), &b.view(), 1, [2.5, 1.0, 0.8]).unwrap();
-    assert_eq!(
-        (
-            d.prediction_to_reference_mm.len(),
-            d.reference_to_prediction_mm.len()
-        ),
-        (362, 443)
-    );
+    assert_eq!((d.prediction_to_reference_mm.len(), d.reference_to_prediction_mm.len()), (362, 443));
     close(d.hd95_mm(), 2.5);
     let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
     close(mean(&d.prediction_to_reference_mm), 0.666_462_578_403_260_5);
     close(mean(&d.reference_to_prediction_mm), 0.834_676_666_604_561_4);
-    for (tolerance, expected) in [
-        (0.9, 0.790_062_111_801_242_2),
-        (1.1, 0.838_509_316_770_186_4),
-        (2.1, 0.922_981_366_459_627_4),
-    ] {
+    for (tolerance, expected) in
+        [(0.9, 0.790_062_111_801_242_2), (1.1, 0.838_509_316_770_186_4), (2.1, 0.922_981_366_459_627_4)]
+    {
         close(d.nsd(tolerance), expected);
     }
 }
@@ -168,34 +118,17 @@ fn folders_are_evaluated_as_nnunet_does() {
     assert_eq!(report.references_without_prediction, ["c"]);
     assert_eq!(report.metric_per_case.len(), 2);
     let first = &report.metric_per_case[0].metrics;
-    assert_eq!(
-        (first[&1].dice, first[&1].n_pred, first[&1].n_ref),
-        (0.8, 2, 3)
-    );
+    assert_eq!((first[&1].dice, first[&1].n_pred, first[&1].n_ref), (0.8, 2, 3));
     assert_eq!((first[&2].dice, first[&2].hd95_mm), (0.0, f64::INFINITY));
-    assert!(
-        report.metric_per_case[1].metrics[&2].dice.is_nan(),
-        "neither has label 2"
-    );
+    assert!(report.metric_per_case[1].metrics[&2].dice.is_nan(), "neither has label 2");
     assert!((report.mean[&1].dice - 0.9).abs() < 1e-12);
-    assert_eq!(
-        (report.mean[&2].dice, report.mean[&2].hd95_infinite),
-        (0.0, 1)
-    );
+    assert_eq!((report.mean[&2].dice, report.mean[&2].hd95_infinite), (0.0, 1));
     assert!((report.foreground_mean.dice - 0.45).abs() < 1e-12);
 
     let file = dir.path().join("metrics.json");
     report.save(&file).unwrap();
     let text = fs::read_to_string(&file).unwrap();
-    for key in [
-        "foreground_mean",
-        "metric_per_case",
-        "\"Dice\"",
-        "\"HD95\"",
-        "\"NSD\"",
-        "n_ref",
-        "null",
-    ] {
+    for key in ["foreground_mean", "metric_per_case", "\"Dice\"", "\"HD95\"", "\"NSD\"", "n_ref", "null"] {
         assert!(text.contains(key), "{key}");
     }
     let back: Report = serde_json::from_str(&text).unwrap();
@@ -208,16 +141,10 @@ fn odd_folders_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let (p, r) = (dir.path().join("p"), dir.path().join("r"));
     write(dir.path(), "r", "a.nii.gz", &[1]);
-    let options = EvaluationOptions {
-        require_all: true,
-        ..EvaluationOptions::default()
-    };
+    let options = EvaluationOptions { require_all: true, ..EvaluationOptions::default() };
     let fails = |says: &str| {
         let message = evaluate_folder(&p, &r, &options).unwrap_err().to_string();
-        assert!(
-            message.contains(says) && !message.contains('\n'),
-            "{message}"
-        );
+        assert!(message.contains(says) && !message.contains('\n'), "{message}");
     };
     fails("No such file");
     fs::create_dir_all(&p).unwrap();

@@ -35,52 +35,28 @@ impl<'a> NiftiFile<'a> {
     /// The file whose `file_bytes` bytes `reader` gives; errors call it `path`.
     pub(super) fn of(mut reader: impl BufRead + 'a, file_bytes: u64, path: &Path) -> Result<Self> {
         // By content, not by name: files are renamed more often than recompressed.
-        let gzip = reader
-            .fill_buf()
-            .map_err(Error::io(path))?
-            .starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn Read + 'a> = if gzip {
-            Box::new(MultiGzDecoder::new(reader))
-        } else {
-            Box::new(reader)
-        };
+        let gzip = reader.fill_buf().map_err(Error::io(path))?.starts_with(&[0x1f, 0x8b]);
+        let reader: Box<dyn Read + 'a> = if gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) };
         Self::parse(reader, file_bytes, gzip).map_err(|problem| Error::nifti(path, problem))
     }
 
-    fn parse(
-        mut reader: Box<dyn Read + 'a>,
-        file_bytes: u64,
-        gzip: bool,
-    ) -> std::result::Result<Self, NiftiProblem> {
+    fn parse(mut reader: Box<dyn Read + 'a>, file_bytes: u64, gzip: bool) -> std::result::Result<Self, NiftiProblem> {
         let mut bytes = [0; HEADER_BYTES];
         read_fully(&mut reader, &mut bytes, 0, HEADER_BYTES as u64)?;
-        let size = [i32::from_le_bytes, i32::from_be_bytes]
-            .map(|f| f([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        let size = [i32::from_le_bytes, i32::from_be_bytes].map(|f| f([bytes[0], bytes[1], bytes[2], bytes[3]]));
         if !size.contains(&348) || &bytes[344..348] != b"n+1\0" {
-            let magic = String::from_utf8_lossy(&bytes[344..348])
-                .trim_end_matches('\0')
-                .to_owned();
-            return Err(NiftiProblem::Magic {
-                size: size[0],
-                magic,
-            });
+            let magic = String::from_utf8_lossy(&bytes[344..348]).trim_end_matches('\0').to_owned();
+            return Err(NiftiProblem::Magic { size: size[0], magic });
         }
-        let header = NiftiHeader::from_reader(&bytes[..])
-            .map_err(|e| NiftiProblem::Header(e.to_string()))?;
+        let header = NiftiHeader::from_reader(&bytes[..]).map_err(|e| NiftiProblem::Header(e.to_string()))?;
         // The crate goes by the dimensions. A file that a tool swapped half is no file to guess about.
         let big = header.endianness == Endianness::Big;
         if size[usize::from(big)] != 348 {
             let said = "its size and its dimensions are in different byte orders";
             return Err(NiftiProblem::Header(said.to_owned()));
         }
-        let dim = header
-            .dim()
-            .map_err(|e| NiftiProblem::Header(e.to_string()))?
-            .to_vec();
-        let bad_dims = |expected| NiftiProblem::Dimensions {
-            dim: dim.clone(),
-            expected,
-        };
+        let dim = header.dim().map_err(|e| NiftiProblem::Header(e.to_string()))?.to_vec();
+        let bad_dims = |expected| NiftiProblem::Dimensions { dim: dim.clone(), expected };
         if dim.len() < 3 {
             return Err(bad_dims("three or four dimensions"));
         }
@@ -108,16 +84,9 @@ impl<'a> NiftiFile<'a> {
         if needed > holds {
             let claimed = format!("{needed} bytes ({dim:?} voxels)");
             return Err(if gzip || needed > 100 * holds {
-                NiftiProblem::TooLarge {
-                    claimed,
-                    file_bytes,
-                }
+                NiftiProblem::TooLarge { claimed, file_bytes }
             } else {
-                NiftiProblem::Truncated {
-                    expected: needed as u64,
-                    found: file_bytes,
-                    cause: None,
-                }
+                NiftiProblem::Truncated { expected: needed as u64, found: file_bytes, cause: None }
             });
         }
         let skip = offset - HEADER_BYTES as u64;
@@ -125,31 +94,15 @@ impl<'a> NiftiFile<'a> {
         if skipped.as_ref().map_or(true, |&n| n < skip) {
             let found = HEADER_BYTES as u64 + skipped.as_ref().copied().unwrap_or(0);
             let cause = skipped.err().map(|e| e.to_string());
-            return Err(NiftiProblem::Truncated {
-                expected: needed as u64,
-                found,
-                cause,
-            });
+            return Err(NiftiProblem::Truncated { expected: needed as u64, found, cause });
         }
         let shape = [2, 1, 0].map(|i| usize::from(dim[i]));
         let geometry = Geometry::from_header(&header, &bytes, shape)?;
         // A slope of zero means "not scaled" by the standard; NaN is treated alike, as nibabel does.
         let (slope, intercept) = (f64::from(header.scl_slope), f64::from(header.scl_inter));
         let scaled = slope != 0.0 && slope.is_finite() && intercept.is_finite();
-        let scaling = if scaled {
-            (slope, intercept)
-        } else {
-            (1.0, 0.0)
-        };
-        Ok(Self {
-            reader,
-            geometry,
-            channels,
-            dim,
-            voxel_type,
-            scaling,
-            offset,
-        })
+        let scaling = if scaled { (slope, intercept) } else { (1.0, 0.0) };
+        Ok(Self { reader, geometry, channels, dim, voxel_type, scaling, offset })
     }
 
     /// Appends all voxels, mapped; memory grows with what is really read.
@@ -164,16 +117,12 @@ impl<'a> NiftiFile<'a> {
         let total = self.channels * self.geometry.shape.iter().product::<usize>();
         let expected = self.offset + (total * size) as u64;
         let big = self.geometry.endianness == Endianness::Big;
-        let (mut bytes, mut values) = (
-            vec![0; CHUNK_VOXELS * size],
-            Vec::with_capacity(CHUNK_VOXELS),
-        );
+        let (mut bytes, mut values) = (vec![0; CHUNK_VOXELS * size], Vec::with_capacity(CHUNK_VOXELS));
         out.reserve(total.min(1 << 24));
         while out.len() < total {
             let chunk = &mut bytes[..CHUNK_VOXELS.min(total - out.len()) * size];
             let done = self.offset + (out.len() * size) as u64;
-            read_fully(&mut self.reader, chunk, done, expected)
-                .map_err(|p| Error::nifti(path, p))?;
+            read_fully(&mut self.reader, chunk, done, expected).map_err(|p| Error::nifti(path, p))?;
             values.clear();
             self.voxel_type.decode(chunk, big, &mut values);
             out.extend(values.iter().map(|&v| map(v)));
@@ -200,11 +149,7 @@ fn read_fully(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => Some(e.to_string()),
         };
-        return Err(NiftiProblem::Truncated {
-            expected,
-            found: done + filled as u64,
-            cause,
-        });
+        return Err(NiftiProblem::Truncated { expected, found: done + filled as u64, cause });
     }
     Ok(())
 }

@@ -9,38 +9,19 @@ use super::*;
 fn raw(big: bool, dim: &[u16], code: i16, scaling: (f32, f32), voxels: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 352];
     let i16b = |v: i16| {
-        if big {
-            v.to_be_bytes()
-        } else {
-            v.to_le_bytes()
-        }
+        if big { v.to_be_bytes() } else { v.to_le_bytes() }
     };
     let f32b = |v: f32| {
-        if big {
-            v.to_be_bytes()
-        } else {
-            v.to_le_bytes()
-        }
+        if big { v.to_be_bytes() } else { v.to_le_bytes() }
     };
-    bytes[0..4].copy_from_slice(&if big {
-        348i32.to_be_bytes()
-    } else {
-        348i32.to_le_bytes()
-    });
+    bytes[0..4].copy_from_slice(&if big { 348i32.to_be_bytes() } else { 348i32.to_le_bytes() });
     bytes[40..42].copy_from_slice(&i16b(dim.len() as i16));
     for (i, &n) in dim.iter().enumerate() {
         bytes[42 + 2 * i..44 + 2 * i].copy_from_slice(&i16b(n as i16));
     }
     bytes[70..72].copy_from_slice(&i16b(code));
-    for (offset, v) in [
-        (76, 1.0),
-        (80, 0.5),
-        (84, -0.75),
-        (88, 3.0),
-        (108, 352.0),
-        (112, scaling.0),
-        (116, scaling.1),
-    ] {
+    for (offset, v) in [(76, 1.0), (80, 0.5), (84, -0.75), (88, 3.0), (108, 352.0), (112, scaling.0), (116, scaling.1)]
+    {
         bytes[offset..offset + 4].copy_from_slice(&f32b(v));
     }
     bytes[123] = 10;
@@ -68,30 +49,13 @@ fn every_voxel_type_in_both_byte_orders() {
         ($code:expr, $t:ty) => {
             for big in [false, true] {
                 let values: Vec<$t> = (0..24).map(|v| v as $t).collect();
-                let bytes: Vec<u8> = values
-                    .iter()
-                    .flat_map(|v| {
-                        if big {
-                            v.to_be_bytes()
-                        } else {
-                            v.to_le_bytes()
-                        }
-                    })
-                    .collect();
+                let bytes: Vec<u8> =
+                    values.iter().flat_map(|v| if big { v.to_be_bytes() } else { v.to_le_bytes() }).collect();
                 let file = raw(big, &[2, 3, 4], $code, (2.0, -5.0), &bytes);
                 for file in [gz(&file), file] {
                     let volume = read_bytes("image.nii.gz", &file).unwrap();
-                    assert_eq!(
-                        volume.data.shape(),
-                        [1, 4, 3, 2],
-                        "x, y, z in the file is z, y, x in the array"
-                    );
-                    assert_eq!(
-                        volume.data[[0, 3, 1, 0]],
-                        (3 * 6 + 2) as f32 * 2.0 - 5.0,
-                        "type {}, big {big}",
-                        $code
-                    );
+                    assert_eq!(volume.data.shape(), [1, 4, 3, 2], "x, y, z in the file is z, y, x in the array");
+                    assert_eq!(volume.data[[0, 3, 1, 0]], (3 * 6 + 2) as f32 * 2.0 - 5.0, "type {}, big {big}", $code);
                     assert_eq!(volume.geometry.spacing_mm, [3.0, 0.75, 0.5]);
                 }
             }
@@ -111,17 +75,9 @@ fn every_voxel_type_in_both_byte_orders() {
 
 #[test]
 fn four_dimensional_files_have_channels() {
-    let volume = read_bytes(
-        "a.nii",
-        &raw(false, &[2, 1, 1, 3], 2, (0.0, 7.0), &[1, 2, 3, 4, 5, 6]),
-    )
-    .unwrap();
+    let volume = read_bytes("a.nii", &raw(false, &[2, 1, 1, 3], 2, (0.0, 7.0), &[1, 2, 3, 4, 5, 6])).unwrap();
     assert_eq!(volume.data.shape(), [3, 1, 1, 2]);
-    assert_eq!(
-        volume.data.iter().copied().collect::<Vec<_>>(),
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-        "slope 0: unscaled"
-    );
+    assert_eq!(volume.data.iter().copied().collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "slope 0: unscaled");
 }
 
 #[test]
@@ -129,66 +85,26 @@ fn damaged_and_hostile_files_are_refused_in_one_line() {
     let good = raw(false, &[2, 3, 4], 2, (1.0, 0.0), &[0; 24]);
     let mut wrong_magic = good.clone();
     wrong_magic[344] = b'x';
-    let mut squeezed = gz(&raw(
-        false,
-        &[200, 30, 4],
-        2,
-        (1.0, 0.0),
-        &(0..24000u32)
-            .map(|v| ((v * v) >> 3) as u8)
-            .collect::<Vec<_>>(),
-    ));
+    let mut squeezed =
+        gz(&raw(false, &[200, 30, 4], 2, (1.0, 0.0), &(0..24000u32).map(|v| ((v * v) >> 3) as u8).collect::<Vec<_>>()));
     squeezed.truncate(squeezed.len() / 2);
     let nan = f32::NAN.to_le_bytes();
     let mut flat = good.clone();
     flat[88..92].fill(0);
     for (file, says) in [
         (Vec::new(), "truncated"),
-        (
-            good[..200].to_vec(),
-            "truncated or damaged: 200 of 348 bytes",
-        ),
-        (
-            good[..360].to_vec(),
-            "truncated or damaged: 360 of 376 bytes",
-        ),
+        (good[..200].to_vec(), "truncated or damaged: 200 of 348 bytes"),
+        (good[..360].to_vec(), "truncated or damaged: 360 of 376 bytes"),
         (squeezed, "truncated or damaged"),
         (wrong_magic, "not a NIfTI-1 file"),
         (b"{\"this\": \"is JSON\"}".repeat(40), "not a NIfTI-1 file"),
-        (
-            raw(
-                false,
-                &[32767, 32767, 32767, 32767],
-                64,
-                (1.0, 0.0),
-                &[0; 8],
-            ),
-            "cannot hold that",
-        ),
-        (
-            gz(&raw(true, &[32767, 32767, 32767], 16, (1.0, 0.0), &[0; 8])),
-            "cannot hold that",
-        ),
-        (
-            raw(false, &[60000, 3, 4], 2, (1.0, 0.0), &[0; 24]),
-            "between 1 and 32767",
-        ),
-        (
-            raw(false, &[2, 12], 2, (1.0, 0.0), &[0; 24]),
-            "three or four dimensions",
-        ),
-        (
-            raw(false, &[2, 3, 2, 1, 2], 2, (1.0, 0.0), &[0; 24]),
-            "no more than four",
-        ),
-        (
-            raw(false, &[1, 1, 1], 128, (1.0, 0.0), &[0; 3]),
-            "voxel type 128",
-        ),
-        (
-            raw(false, &[1, 1, 2], 16, (1.0, 0.0), &[nan, nan].concat()),
-            "2 of 2 voxels are NaN",
-        ),
+        (raw(false, &[32767, 32767, 32767, 32767], 64, (1.0, 0.0), &[0; 8]), "cannot hold that"),
+        (gz(&raw(true, &[32767, 32767, 32767], 16, (1.0, 0.0), &[0; 8])), "cannot hold that"),
+        (raw(false, &[60000, 3, 4], 2, (1.0, 0.0), &[0; 24]), "between 1 and 32767"),
+        (raw(false, &[2, 12], 2, (1.0, 0.0), &[0; 24]), "three or four dimensions"),
+        (raw(false, &[2, 3, 2, 1, 2], 2, (1.0, 0.0), &[0; 24]), "no more than four"),
+        (raw(false, &[1, 1, 1], 128, (1.0, 0.0), &[0; 3]), "voxel type 128"),
+        (raw(false, &[1, 1, 2], 16, (1.0, 0.0), &[nan, nan].concat()), "2 of 2 voxels are NaN"),
         (flat, "each must be a positive number"),
     ] {
         let message = read_bytes("case.nii", &file).unwrap_err().to_string();
@@ -197,12 +113,7 @@ fn damaged_and_hostile_files_are_refused_in_one_line() {
             "{message} / {says}"
         );
     }
-    assert!(
-        read_image("/nowhere/a.nii")
-            .unwrap_err()
-            .to_string()
-            .starts_with("/nowhere/a.nii: No such file")
-    );
+    assert!(read_image("/nowhere/a.nii").unwrap_err().to_string().starts_with("/nowhere/a.nii: No such file"));
 }
 
 #[test]
@@ -210,27 +121,10 @@ fn labels_may_be_floats_but_must_be_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("label.nii");
     let floats = |v: [f32; 3]| v.map(f32::to_le_bytes).concat();
-    fs::write(
-        &path,
-        raw(
-            false,
-            &[3, 1, 1],
-            16,
-            (1.0, 0.0),
-            &floats([0.0, 1.00001, 300.0]),
-        ),
-    )
-    .unwrap();
-    assert_eq!(
-        read_labels(&path).unwrap().data.as_slice().unwrap(),
-        [0, 1, 300]
-    );
+    fs::write(&path, raw(false, &[3, 1, 1], 16, (1.0, 0.0), &floats([0.0, 1.00001, 300.0]))).unwrap();
+    assert_eq!(read_labels(&path).unwrap().data.as_slice().unwrap(), [0, 1, 300]);
     for bad in [0.5, -1.0, 70000.0, f32::INFINITY] {
-        fs::write(
-            &path,
-            raw(false, &[3, 1, 1], 16, (1.0, 0.0), &floats([0.0, bad, 1.0])),
-        )
-        .unwrap();
+        fs::write(&path, raw(false, &[3, 1, 1], 16, (1.0, 0.0), &floats([0.0, bad, 1.0]))).unwrap();
         let message = read_labels(&path).unwrap_err().to_string();
         assert!(message.contains("label.nii: 1 "), "{message}");
     }
@@ -249,38 +143,21 @@ fn label_maps_keep_the_header_of_the_image() {
         fs::write(&from, &image).unwrap();
         let geometry = read_image(&from).unwrap().geometry;
         for top in [200, 700] {
-            let labels =
-                Array3::from_shape_fn(
-                    (4, 3, 2),
-                    |(z, y, x)| if z == 3 { top } else { (y + x) as u16 },
-                );
+            let labels = Array3::from_shape_fn((4, 3, 2), |(z, y, x)| if z == 3 { top } else { (y + x) as u16 });
             write_labels(&to, &labels.view(), &geometry).unwrap();
             let written = fs::read(&to).unwrap();
             assert_eq!(written.len(), 352 + 24 * if top > 255 { 2 } else { 1 });
             for kept in [76..108, 123..124, 148..228, 252..328] {
-                assert_eq!(
-                    written[kept.clone()],
-                    image[kept.clone()],
-                    "bytes {kept:?}, big {big}"
-                );
+                assert_eq!(written[kept.clone()], image[kept.clone()], "bytes {kept:?}, big {big}");
             }
             let back = read_labels(&to).unwrap();
-            assert_eq!(
-                (back.data, back.geometry.spacing_mm),
-                (labels, geometry.spacing_mm)
-            );
+            assert_eq!((back.data, back.geometry.spacing_mm), (labels, geometry.spacing_mm));
             // The nifti crate agrees.
             let header = ::nifti::NiftiHeader::from_file(&to).unwrap();
-            assert_eq!(
-                (header.dim().unwrap(), header.scl_slope),
-                (&[2u16, 3, 4][..], 1.0)
-            );
+            assert_eq!((header.dim().unwrap(), header.scl_slope), (&[2u16, 3, 4][..], 1.0));
         }
     }
-    let names: Vec<_> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
 }
 
@@ -288,11 +165,7 @@ fn label_maps_keep_the_header_of_the_image() {
 fn writing_checks_before_it_touches_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let geometry = Geometry::new([2, 2, 2], [1.0; 3]);
-    let wrong_shape = write_labels(
-        dir.path().join("a.nii"),
-        &Array3::zeros((2, 2, 3)).view(),
-        &geometry,
-    );
+    let wrong_shape = write_labels(dir.path().join("a.nii"), &Array3::zeros((2, 2, 3)).view(), &geometry);
     assert!(matches!(wrong_shape, Err(Error::Shape { .. })));
     let labels = Array3::zeros((2, 2, 2));
     assert!(write_labels(dir.path().join("a.png"), &labels.view(), &geometry).is_err());
@@ -335,22 +208,14 @@ fn what_fuzzing_found_is_refused_and_its_seeds_are_read() {
     let files = |folder: &str| {
         let entries = fs::read_dir(fuzz.join(folder)).unwrap();
         let files = entries.map(|entry| entry.unwrap().path());
-        files
-            .map(|path| {
-                (
-                    path.clone(),
-                    image_from_bytes(&fs::read(&path).unwrap(), &path),
-                )
-            })
-            .collect::<Vec<_>>()
+        files.map(|path| (path.clone(), image_from_bytes(&fs::read(&path).unwrap(), &path))).collect::<Vec<_>>()
     };
     for (path, image) in files("crashes/nifti") {
         let error = image.unwrap_err().to_string();
         assert!(!error.contains('\n'), "{}: {error}", path.display());
     }
-    let (absurd, sound): (Vec<_>, Vec<_>) = files("seeds/nifti")
-        .into_iter()
-        .partition(|(path, _)| path.to_string_lossy().contains("claims"));
+    let (absurd, sound): (Vec<_>, Vec<_>) =
+        files("seeds/nifti").into_iter().partition(|(path, _)| path.to_string_lossy().contains("claims"));
     for (path, image) in sound {
         assert!(image.is_ok(), "{}: {image:?}", path.display());
     }

@@ -49,13 +49,13 @@ impl VoxelType {
     pub(super) fn decode(self, bytes: &[u8], big: bool, out: &mut Vec<f64>) {
         macro_rules! decode {
             ($t:ty) => {
-                out.extend(bytes.as_chunks().0.iter().map(|&b| {
-                    (if big {
-                        <$t>::from_be_bytes(b)
-                    } else {
-                        <$t>::from_le_bytes(b)
-                    }) as f64
-                }))
+                out.extend(
+                    bytes
+                        .as_chunks()
+                        .0
+                        .iter()
+                        .map(|&b| (if big { <$t>::from_be_bytes(b) } else { <$t>::from_le_bytes(b) }) as f64),
+                )
             };
         }
         match self {

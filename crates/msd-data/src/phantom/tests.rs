@@ -18,35 +18,17 @@ fn is_a_real_dataset_with_every_label_in_every_case() {
     let dir = tempfile::tempdir().unwrap();
     write_dataset(dir.path(), &options).unwrap();
     let dataset = Dataset::open(dir.path()).unwrap();
-    assert_eq!(
-        (
-            dataset.training.len(),
-            dataset.test.len(),
-            dataset.labels.len()
-        ),
-        (6, 2, 6)
-    );
+    assert_eq!((dataset.training.len(), dataset.test.len(), dataset.labels.len()), (6, 2, 6));
     assert_eq!(dataset.modalities, ["MR1", "MR2"]);
     for case in &dataset.training {
         let (image, labels) = dataset.load_case(case).unwrap();
         assert!((image.geometry.spacing_mm[2] - 1.2).abs() < 1e-6);
         let mut counts = [0; 6];
-        labels
-            .data
-            .iter()
-            .for_each(|&l| counts[usize::from(l)] += 1);
+        labels.data.iter().for_each(|&l| counts[usize::from(l)] += 1);
         assert!(counts.iter().all(|&n| n > 30), "{} {counts:?}", case.id);
     }
-    let plan = plan(
-        &fingerprint(&dataset, Memory::unlimited()).unwrap(),
-        &dataset,
-        &PlanOptions::default(),
-    )
-    .unwrap();
-    assert!(
-        !plan.strides.is_empty() && plan.patch_size.iter().all(|&n| n >= 16),
-        "{plan:?}"
-    );
+    let plan = plan(&fingerprint(&dataset, Memory::unlimited()).unwrap(), &dataset, &PlanOptions::default()).unwrap();
+    assert!(!plan.strides.is_empty() && plan.patch_size.iter().all(|&n| n >= 16), "{plan:?}");
 }
 
 #[test]
@@ -54,72 +36,35 @@ fn brightness_alone_does_not_tell_the_labels() {
     let options = PhantomOptions::default();
     let (image, labels, _) = Anatomy::new(&options).case(&options, 0);
     let mean = |label| {
-        let values: Vec<f32> = image
-            .iter()
-            .zip(&labels)
-            .filter(|(_, l)| **l == label)
-            .map(|(v, _)| *v)
-            .collect();
+        let values: Vec<f32> = image.iter().zip(&labels).filter(|(_, l)| **l == label).map(|(v, _)| *v).collect();
         values.iter().sum::<f32>() / values.len() as f32
     };
     let [background, first, second] = [mean(0), mean(1), mean(2)];
-    assert!(
-        (first - background).abs() > 15.0,
-        "an organ can be seen: {first} {background}"
-    );
-    assert!(
-        (first - second).abs() < 15.0,
-        "its halves look alike: {first} {second}"
-    );
+    assert!((first - background).abs() > 15.0, "an organ can be seen: {first} {background}");
+    assert!((first - second).abs() < 15.0, "its halves look alike: {first} {second}");
 }
 
 #[test]
 fn equal_seeds_give_equal_files() {
-    let options = PhantomOptions {
-        num_cases: 2,
-        num_test: 0,
-        shape: [10, 12, 14],
-        ..PhantomOptions::default()
-    };
+    let options = PhantomOptions { num_cases: 2, num_test: 0, shape: [10, 12, 14], ..PhantomOptions::default() };
     let bytes = |options: &PhantomOptions| {
         let dir = tempfile::tempdir().unwrap();
         write_dataset(dir.path(), options).unwrap();
         fs::read(dir.path().join("imagesTr/phantom_001.nii.gz")).unwrap()
     };
     assert_eq!(bytes(&options), bytes(&options));
-    assert_ne!(
-        bytes(&options),
-        bytes(&PhantomOptions { seed: 2, ..options })
-    );
+    assert_ne!(bytes(&options), bytes(&PhantomOptions { seed: 2, ..options }));
 }
 
 #[test]
 fn impossible_options_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for options in [
-        PhantomOptions {
-            shape: [2, 20, 20],
-            ..PhantomOptions::default()
-        },
-        PhantomOptions {
-            spacing_mm: [0.0, 1.0, 1.0],
-            ..PhantomOptions::default()
-        },
-        PhantomOptions {
-            num_labels: 0,
-            ..PhantomOptions::default()
-        },
+        PhantomOptions { shape: [2, 20, 20], ..PhantomOptions::default() },
+        PhantomOptions { spacing_mm: [0.0, 1.0, 1.0], ..PhantomOptions::default() },
+        PhantomOptions { num_labels: 0, ..PhantomOptions::default() },
     ] {
-        assert!(
-            write_dataset(dir.path(), &options)
-                .unwrap_err()
-                .to_string()
-                .starts_with("phantom: ")
-        );
+        assert!(write_dataset(dir.path(), &options).unwrap_err().to_string().starts_with("phantom: "));
     }
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "nothing was written"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
 }

@@ -48,12 +48,7 @@ impl Topology {
         }
         kernels.push([3; 3]);
         let patch = [0, 1, 2].map(|a| (patch[a] / divisor[a]).ceil() * divisor[a]);
-        Self {
-            patch,
-            strides,
-            kernels,
-            divisor,
-        }
+        Self { patch, strides, kernels, divisor }
     }
 
     /// The patch in voxels.
@@ -80,25 +75,14 @@ fn features(stage: usize) -> f64 {
 
 /// Starts from a patch of the physical shape of a 256^3 cube of mean voxels, cut to the median case, and shortens
 /// its relatively longest edge until the estimate is within `reference`. Returns the estimate too.
-pub(crate) fn fit_to_memory(
-    spacing: [f64; 3],
-    median: [f64; 3],
-    num_labels: usize,
-    reference: f64,
-) -> (Topology, f64) {
+pub(crate) fn fit_to_memory(spacing: [f64; 3], median: [f64; 3], num_labels: usize, reference: f64) -> (Topology, f64) {
     let scale = (256f64.powi(3) * spacing.iter().product::<f64>()).cbrt();
     let initial = [0, 1, 2].map(|a| (scale / spacing[a]).round_ties_even().min(median[a]));
     let mut topology = Topology::of(spacing, initial);
     loop {
         let elements = topology.elements(num_labels);
         let relative = [0, 1, 2].map(|a| topology.patch[a] / median[a]);
-        let longest = (1..3).fold(0, |best, a| {
-            if relative[a] >= relative[best] {
-                a
-            } else {
-                best
-            }
-        });
+        let longest = (1..3).fold(0, |best, a| if relative[a] >= relative[best] { a } else { best });
         let mut patch = topology.patch;
         patch[longest] -= topology.divisor[longest];
         if elements <= reference || patch[longest] <= 0.0 {

@@ -10,8 +10,7 @@ pub(crate) fn nonzero_bounds(image: &ArrayView4<f32>) -> [Range<usize>; 3] {
     let (_, d, h, w) = image.dim();
     let slices = (0..d).into_par_iter().filter_map(|z| {
         let channels = image.axis_iter(Axis(0));
-        let in_plane =
-            channels.filter_map(|channel| bounds_of_slice(&channel.index_axis(Axis(0), z)));
+        let in_plane = channels.filter_map(|channel| bounds_of_slice(&channel.index_axis(Axis(0), z)));
         let [y, x] = in_plane.reduce(|a, b| [union(&a[0], &b[0]), union(&a[1], &b[1])])?;
         Some([z..z + 1, y, x])
     });
@@ -46,18 +45,12 @@ pub(crate) fn outside(image: &ArrayView4<f32>) -> Option<Array3<bool>> {
             (0..w).step_by(step).map(move |x| (z, y, x))
         })
     };
-    let is_zero = |(z, y, x)| {
-        image
-            .axis_iter(Axis(0))
-            .all(|channel| channel[[z, y, x]] == 0.0)
-    };
+    let is_zero = |(z, y, x)| image.axis_iter(Axis(0)).all(|channel| channel[[z, y, x]] == 0.0);
     border().find(|&at| is_zero(at))?;
 
     let mut zero = Array3::from_elem((d, h, w), true);
     for channel in image.axis_iter(Axis(0)) {
-        Zip::from(&mut zero)
-            .and(&channel)
-            .par_for_each(|zero, &v| *zero &= v == 0.0);
+        Zip::from(&mut zero).and(&channel).par_for_each(|zero, &v| *zero &= v == 0.0);
     }
     let mut outside = Array3::from_elem((d, h, w), false);
     let mut stack = Vec::new();

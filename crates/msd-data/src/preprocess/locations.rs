@@ -17,11 +17,7 @@ pub struct ClassLocations {
 ///
 /// Counts first and then finds the voxels drawn by their rank: memory is for what is kept, whatever the labels' size.
 pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
-    let counts: Vec<Vec<usize>> = labels
-        .outer_iter()
-        .into_par_iter()
-        .map(|slice| count(&slice))
-        .collect();
+    let counts: Vec<Vec<usize>> = labels.outer_iter().into_par_iter().map(|slice| count(&slice)).collect();
     let highest = counts.iter().map(Vec::len).max().unwrap_or(0);
     let label = |label: usize| {
         // Before each slice, and after the last.
@@ -35,14 +31,9 @@ pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
             let to = ranks.partition_point(|&rank| rank < before[d + 1]);
             let wanted = ranks[from..to].iter().map(|&rank| rank - before[d]);
             let slice = labels.index_axis(Axis(0), d);
-            find(&slice, label as i16, wanted)
-                .into_iter()
-                .map(move |[h, w]| [d as u32, h, w])
+            find(&slice, label as i16, wanted).into_iter().map(move |[h, w]| [d as u32, h, w])
         };
-        ClassLocations {
-            label: label as u16,
-            voxels: (0..counts.len()).flat_map(of_slice).collect(),
-        }
+        ClassLocations { label: label as u16, voxels: (0..counts.len()).flat_map(of_slice).collect() }
     };
     let found = (1..highest).into_par_iter().map(label);
     found.filter(|class| !class.voxels.is_empty()).collect()
@@ -110,21 +101,13 @@ mod tests {
             _ => 2,
         });
         let locations = class_locations(&labels.view());
-        assert_eq!(
-            locations.iter().map(|l| l.label).collect::<Vec<_>>(),
-            [2, 5]
-        );
+        assert_eq!(locations.iter().map(|l| l.label).collect::<Vec<_>>(), [2, 5]);
         assert_eq!(locations[0].voxels.len(), 10_000);
         assert_eq!(locations[1].voxels, [[29, 39, 48], [29, 39, 49]]);
         assert!(locations[0].voxels.is_sorted());
         for pair in locations[0].voxels.windows(2) {
             assert_ne!(pair[0], pair[1], "without replacement");
         }
-        assert!(
-            locations[0]
-                .voxels
-                .iter()
-                .all(|&[z, y, x]| labels[[z as usize, y as usize, x as usize]] == 2)
-        );
+        assert!(locations[0].voxels.iter().all(|&[z, y, x]| labels[[z as usize, y as usize, x as usize]] == 2));
     }
 }

@@ -72,11 +72,7 @@ impl CaseProperties {
 ///
 /// # Errors
 /// [`Error::Shape`] if image, labels and plan do not fit each other.
-pub fn preprocess(
-    image: Volume<f32>,
-    labels: Option<LabelMap>,
-    plan: &Plan,
-) -> Result<PreparedCase> {
+pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> Result<PreparedCase> {
     check(&image, labels.as_ref(), plan)?;
     let forward = plan.transpose_forward;
     let spacing_mm = forward.map(|a| image.geometry.spacing_mm[a]);
@@ -84,10 +80,7 @@ pub fn preprocess(
     let data = image.data.permuted_axes(image_axes);
     let (_, d, h, w) = data.dim();
     let crop = crop::nonzero_bounds(&data.view()).map(|b| [b.start, b.end]);
-    let mut image = cut(
-        data,
-        &[&[[0, plan.normalization.len()]], crop.as_slice()].concat(),
-    );
+    let mut image = cut(data, &[&[[0, plan.normalization.len()]], crop.as_slice()].concat());
     let outside = crop::outside(&image.view());
     let has_labels = labels.is_some();
     // Without labels only the sign matters, to tell inside from outside.
@@ -96,13 +89,11 @@ pub fn preprocess(
         None => outside.as_ref().map(|outside| Array3::zeros(outside.dim())),
     };
     if let (Some(labels), Some(outside)) = (&mut labels, outside) {
-        Zip::from(labels)
-            .and(&outside)
-            .par_for_each(|label, &outside| {
-                if outside && *label == 0 {
-                    *label = -1;
-                }
-            });
+        Zip::from(labels).and(&outside).par_for_each(|label, &outside| {
+            if outside && *label == 0 {
+                *label = -1;
+            }
+        });
     }
     for (c, mut channel) in image.outer_iter_mut().enumerate() {
         let masked = labels.as_ref().filter(|_| plan.use_mask_for_norm[c]);
@@ -127,19 +118,9 @@ pub fn preprocess(
         transpose_forward: forward,
     };
     let image = resample::resample_image(image, shape, separate);
-    let labels = labels
-        .filter(|_| has_labels)
-        .map(|labels| resample::resample_labels(labels, shape, separate));
-    let locations = labels
-        .as_ref()
-        .map(|l| locations::class_locations(&l.view()))
-        .unwrap_or_default();
-    Ok(PreparedCase {
-        image,
-        labels,
-        locations,
-        properties,
-    })
+    let labels = labels.filter(|_| has_labels).map(|labels| resample::resample_labels(labels, shape, separate));
+    let locations = labels.as_ref().map(|l| locations::class_locations(&l.view())).unwrap_or_default();
+    Ok(PreparedCase { image, labels, locations, properties })
 }
 
 /// Reads and prepares training cases, as many at a time as `memory` allows; the result is in the order of `ids`.
@@ -171,32 +152,18 @@ fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<
     let shape = &image.data.shape()[1..];
     if let Some(labels) = labels.filter(|l| l.data.shape() != shape) {
         let found = labels.data.shape().to_vec();
-        return Err(Error::Shape {
-            what: "label map",
-            found,
-            expected: shape.to_vec(),
-        });
+        return Err(Error::Shape { what: "label map", found, expected: shape.to_vec() });
     }
     let (channels, planned) = (image.data.shape()[0], plan.normalization.len());
     if channels != planned || plan.use_mask_for_norm.len() != planned {
-        return Err(Error::Shape {
-            what: "image channels",
-            found: vec![channels],
-            expected: vec![planned],
-        });
+        return Err(Error::Shape { what: "image channels", found: vec![channels], expected: vec![planned] });
     }
     Ok(())
 }
 
 /// A box of an array, in standard layout; the array itself if that is what it is.
-fn cut<T: Clone + Send + Sync, D: Dimension>(
-    array: Array<T, D>,
-    bounds: &[[usize; 2]],
-) -> Array<T, D> {
-    let whole = bounds
-        .iter()
-        .zip(array.shape())
-        .all(|([start, end], n)| *start == 0 && end == n);
+fn cut<T: Clone + Send + Sync, D: Dimension>(array: Array<T, D>, bounds: &[[usize; 2]]) -> Array<T, D> {
+    let whole = bounds.iter().zip(array.shape()).all(|([start, end], n)| *start == 0 && end == n);
     if whole && array.is_standard_layout() {
         return array;
     }

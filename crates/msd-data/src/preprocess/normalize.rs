@@ -21,16 +21,12 @@ pub(crate) fn normalize(
         Normalization::None => {}
         Normalization::RgbToUnit => channel.par_mapv_inplace(|v| v / 255.0),
         Normalization::RescaleToUnit => {
-            let (min, max) = channel
-                .iter()
-                .fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
+            let (min, max) = channel.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
             let range = (max - min).max(1e-8);
             channel.par_mapv_inplace(|v| (v - min) / range);
         }
         Normalization::Ct => {
-            let missing = || {
-                Error::Invalid("the plan has no intensity statistics for a CT channel".to_owned())
-            };
+            let missing = || Error::Invalid("the plan has no intensity statistics for a CT channel".to_owned());
             let stats = dataset.ok_or_else(missing)?;
             let (low, high) = (stats.percentile_00_5 as f32, stats.percentile_99_5 as f32);
             let (mean, std) = (stats.mean as f32, stats.std.max(1e-8) as f32);
@@ -50,9 +46,7 @@ fn z_score(channel: &mut ArrayViewMut3<f32>, masked: Option<&ArrayView3<i16>>) {
             Some(labels) => {
                 let labels = labels.index_axis(Axis(0), z);
                 let inside = slice.iter().zip(labels).filter(|(_, label)| **label >= 0);
-                inside.fold((0.0, 0), |(sum, n), (&v, _)| {
-                    (sum + of(f64::from(v)), n + 1)
-                })
+                inside.fold((0.0, 0), |(sum, n), (&v, _)| (sum + of(f64::from(v)), n + 1))
             }
         });
         let sums: Vec<(f64, usize)> = sums.collect();
@@ -81,13 +75,7 @@ mod tests {
     #[test]
     fn z_score_inside_the_mask_leaves_the_outside_alone() {
         let mut image = arr3(&[[[0.0f32, 2.0, 4.0]]]);
-        normalize(
-            &mut image.view_mut(),
-            Some(&arr3(&[[[-1i16, 0, 3]]]).view()),
-            Normalization::ZScore,
-            None,
-        )
-        .unwrap();
+        normalize(&mut image.view_mut(), Some(&arr3(&[[[-1i16, 0, 3]]]).view()), Normalization::ZScore, None).unwrap();
         assert_eq!(image, arr3(&[[[0.0, -1.0, 1.0]]]));
         let mut constant = Array3::from_elem((2, 2, 2), 7.0f32);
         normalize(&mut constant.view_mut(), None, Normalization::ZScore, None).unwrap();
@@ -114,13 +102,7 @@ mod tests {
     #[test]
     fn unit_scales() {
         let mut image = arr3(&[[[51.0f32, 102.0, 153.0]]]);
-        normalize(
-            &mut image.view_mut(),
-            None,
-            Normalization::RescaleToUnit,
-            None,
-        )
-        .unwrap();
+        normalize(&mut image.view_mut(), None, Normalization::RescaleToUnit, None).unwrap();
         assert_eq!(image, arr3(&[[[0.0, 0.5, 1.0]]]));
         let mut image = arr3(&[[[51.0f32]]]);
         normalize(&mut image.view_mut(), None, Normalization::RgbToUnit, None).unwrap();

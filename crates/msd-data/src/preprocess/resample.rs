@@ -2,15 +2,9 @@
 //! at `(i + 0.5) n_in / n_out - 0.5` of the input, edges replicate, there is no anti-aliasing. Every interpolation
 //! is separable, so images are done one axis at a time, axes that grow most last, in blocks of neighbouring lines whose
 //! arithmetic fills a vector. Labels are decided voxel by voxel from the corners around, without a map of their own.
-#![expect(
-    clippy::inline_always,
-    reason = "a block is compiled anew for each set of vectors that it is dispatched to"
-)]
+#![expect(clippy::inline_always, reason = "a block is compiled anew for each set of vectors that it is dispatched to")]
 
-use ndarray::{
-    Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Zip,
-    parallel::prelude::*,
-};
+use ndarray::{Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Zip, parallel::prelude::*};
 use pulp::{Arch, NullaryFnOnce};
 
 /// Interpolation along an axis.
@@ -23,11 +17,7 @@ enum Kernel {
 }
 
 /// round(shape spacing / target) per axis.
-pub(crate) fn resampled_shape(
-    shape: [usize; 3],
-    spacing_mm: [f64; 3],
-    target_mm: [f64; 3],
-) -> [usize; 3] {
+pub(crate) fn resampled_shape(shape: [usize; 3], spacing_mm: [f64; 3], target_mm: [f64; 3]) -> [usize; 3] {
     // At least one voxel: a slice thinner than half a target voxel would vanish.
     let along = |a: usize| (spacing_mm[a] / target_mm[a] * shape[a] as f64).round_ties_even();
     [0, 1, 2].map(|a| along(a).max(1.0) as usize)
@@ -36,10 +26,7 @@ pub(crate) fn resampled_shape(
 /// The axis to be treated on its own: its voxels are more than three times longer than the finest, in the current
 /// grid or else in the target grid, and it alone is that long.
 pub(crate) fn separate_axis(current_mm: [f64; 3], target_mm: [f64; 3]) -> Option<usize> {
-    let extremes = |mm: [f64; 3]| {
-        mm.iter()
-            .fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)))
-    };
+    let extremes = |mm: [f64; 3]| mm.iter().fold((f64::MAX, f64::MIN), |(a, b), &v| (a.min(v), b.max(v)));
     let anisotropic = |mm: &[f64; 3]| {
         let (min, max) = extremes(*mm);
         max / min > 3.0
@@ -52,11 +39,7 @@ pub(crate) fn separate_axis(current_mm: [f64; 3], target_mm: [f64; 3]) -> Option
 
 /// Resamples every channel with cubic splines, then clips it to the range it had (per slice where an axis is
 /// treated on its own). An image that has the shape already is returned as it is.
-pub(crate) fn resample_image(
-    image: Array4<f32>,
-    shape: [usize; 3],
-    separate: Option<usize>,
-) -> Array4<f32> {
+pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Option<usize>) -> Array4<f32> {
     if image.shape()[1..] == shape {
         return image;
     }
@@ -69,16 +52,12 @@ pub(crate) fn resample_image(
 
 /// Resamples labels: per label in ascending order, -1 included, voxels whose indicator interpolates to at least one
 /// half get it; where none does, 0. Across a separate axis the nearest slice's winner is taken.
-pub(crate) fn resample_labels(
-    labels: Array3<i16>,
-    shape: [usize; 3],
-    separate: Option<usize>,
-) -> Array3<i16> {
+pub(crate) fn resample_labels(labels: Array3<i16>, shape: [usize; 3], separate: Option<usize>) -> Array3<i16> {
     if labels.shape() == shape {
         return labels;
     }
-    let [z_taps, y_taps, x_taps] = [0, 1, 2]
-        .map(|axis| LabelTap::along(labels.shape()[axis], shape[axis], separate == Some(axis)));
+    let [z_taps, y_taps, x_taps] =
+        [0, 1, 2].map(|axis| LabelTap::along(labels.shape()[axis], shape[axis], separate == Some(axis)));
     let (_, height, width) = labels.dim();
     let voxels = labels.as_slice().expect("labels are in standard layout");
     let mut out = Array3::zeros(shape);
@@ -86,13 +65,8 @@ pub(crate) fn resample_labels(
     slices.for_each(|(mut slice, z)| {
         for (mut row, y) in slice.outer_iter_mut().zip(&y_taps) {
             let row = row.as_slice_mut().expect("made in standard layout");
-            let rows = [
-                (z.low, y.low),
-                (z.low, y.high),
-                (z.high, y.low),
-                (z.high, y.high),
-            ]
-            .map(|(z, y)| &voxels[(z * height + y) * width..][..width]);
+            let rows = [(z.low, y.low), (z.low, y.high), (z.high, y.low), (z.high, y.high)]
+                .map(|(z, y)| &voxels[(z * height + y) * width..][..width]);
             let alike = rows[1..].iter().all(|other| *other == rows[0]);
             if alike && width == shape[2] {
                 row.copy_from_slice(rows[0]);
@@ -101,11 +75,7 @@ pub(crate) fn resample_labels(
             for (label, x) in row.iter_mut().zip(&x_taps) {
                 let first = rows[0][x.low];
                 let uniform = |row: &&[i16]| row[x.low] == first && row[x.high] == first;
-                let all = if alike {
-                    uniform(&rows[0])
-                } else {
-                    rows.iter().all(uniform)
-                };
+                let all = if alike { uniform(&rows[0]) } else { rows.iter().all(uniform) };
                 *label = if all {
                     first
                 } else {
@@ -127,11 +97,7 @@ struct LabelTap {
 
 impl LabelTap {
     fn along(n_in: usize, n_out: usize, nearest: bool) -> Vec<Self> {
-        let only = |i| Self {
-            low: i,
-            high: i,
-            weights: [1.0, 0.0],
-        };
+        let only = |i| Self { low: i, high: i, weights: [1.0, 0.0] };
         if n_in == n_out {
             return (0..n_out).map(only).collect();
         }
@@ -139,11 +105,7 @@ impl LabelTap {
             return nearest_voxels(n_in, n_out).into_iter().map(only).collect();
         }
         let taps = Taps::new(n_in, n_out, Kernel::Linear).taps;
-        let tap = |(low, [a, b, ..]): (usize, [f64; 4])| Self {
-            low,
-            high: (low + 1).min(n_in - 1),
-            weights: [a, b],
-        };
+        let tap = |(low, [a, b, ..]): (usize, [f64; 4])| Self { low, high: (low + 1).min(n_in - 1), weights: [a, b] };
         taps.into_iter().map(tap).collect()
     }
 }
@@ -167,30 +129,16 @@ fn winner(corners: [[i16; 2]; 4], [z, y, x]: [[f64; 2]; 3]) -> i16 {
 }
 
 /// Resamples one volume linearly.
-pub(crate) fn resample_linear(
-    volume: &ArrayView3<f32>,
-    shape: [usize; 3],
-    separate: Option<usize>,
-) -> Array3<f32> {
+pub(crate) fn resample_linear(volume: &ArrayView3<f32>, shape: [usize; 3], separate: Option<usize>) -> Array3<f32> {
     let mut out = Array3::zeros(shape);
     resample_into(volume, out.view_mut(), separate, Kernel::Linear);
     out
 }
 
 /// Resamples one volume to the shape of `to`; cubic results are clipped to the input's range.
-fn resample_into(
-    from: &ArrayView3<f32>,
-    mut to: ArrayViewMut3<f32>,
-    separate: Option<usize>,
-    kernel: Kernel,
-) {
-    let (n_in, n_out) = (
-        [0, 1, 2].map(|a| from.shape()[a]),
-        [0, 1, 2].map(|a| to.shape()[a]),
-    );
-    let mut axes: Vec<usize> = (0..3)
-        .filter(|&a| Some(a) != separate && n_in[a] != n_out[a])
-        .collect();
+fn resample_into(from: &ArrayView3<f32>, mut to: ArrayViewMut3<f32>, separate: Option<usize>, kernel: Kernel) {
+    let (n_in, n_out) = ([0, 1, 2].map(|a| from.shape()[a]), [0, 1, 2].map(|a| to.shape()[a]));
+    let mut axes: Vec<usize> = (0..3).filter(|&a| Some(a) != separate && n_in[a] != n_out[a]).collect();
     // What grows most comes last: the maps between stay small.
     axes.sort_by(|&a, &b| (n_out[a] * n_in[b]).cmp(&(n_out[b] * n_in[a])));
     let clip = kernel == Kernel::Cubic && !axes.is_empty();
@@ -273,35 +221,17 @@ const TIE: f64 = 1e-12;
 const BLOCK: usize = 32;
 
 /// Resamples along one axis; the other two have equal lengths in `from` and `to`.
-fn along(
-    from: &ArrayView3<f32>,
-    to: &mut ArrayViewMut3<f32>,
-    axis: usize,
-    kernel: Kernel,
-    bounds: Option<(f32, f32)>,
-) {
+fn along(from: &ArrayView3<f32>, to: &mut ArrayViewMut3<f32>, axis: usize, kernel: Kernel, bounds: Option<(f32, f32)>) {
     let taps = Taps::new(from.shape()[axis], to.shape()[axis], kernel);
     // Blocks lie along the faster of the other axes.
     let order = [[1, 0, 2], [0, 1, 2], [0, 2, 1]][axis];
-    let (from, mut to) = (
-        from.view().permuted_axes(order),
-        to.view_mut().permuted_axes(order),
-    );
-    Zip::from(to.outer_iter_mut())
-        .and(from.outer_iter())
-        .par_for_each(|mut to, from| {
-            let blocks = to.axis_chunks_iter_mut(Axis(1), BLOCK).into_par_iter();
-            blocks
-                .zip(from.axis_chunks_iter(Axis(1), BLOCK))
-                .for_each(|(to, from)| {
-                    Arch::new().dispatch(Block {
-                        taps: &taps,
-                        from,
-                        to,
-                        bounds,
-                    });
-                });
+    let (from, mut to) = (from.view().permuted_axes(order), to.view_mut().permuted_axes(order));
+    Zip::from(to.outer_iter_mut()).and(from.outer_iter()).par_for_each(|mut to, from| {
+        let blocks = to.axis_chunks_iter_mut(Axis(1), BLOCK).into_par_iter();
+        blocks.zip(from.axis_chunks_iter(Axis(1), BLOCK)).for_each(|(to, from)| {
+            Arch::new().dispatch(Block { taps: &taps, from, to, bounds });
         });
+    });
 }
 
 /// Samples added at each end before the spline filter: SciPy's number. The filter forgets an edge by 0.27 per
@@ -336,19 +266,11 @@ impl Taps {
                 (start, [1.0 - t, t, 0.0, 0.0])
             }
         };
-        Self {
-            kernel,
-            taps: (0..n_out).map(tap).collect(),
-        }
+        Self { kernel, taps: (0..n_out).map(tap).collect() }
     }
 
     #[inline(always)]
-    fn apply(
-        &self,
-        from: &ArrayView2<f32>,
-        mut to: ArrayViewMut2<f32>,
-        bounds: Option<(f32, f32)>,
-    ) {
+    fn apply(&self, from: &ArrayView2<f32>, mut to: ArrayViewMut2<f32>, bounds: Option<(f32, f32)>) {
         let pad = if self.kernel == Kernel::Cubic { PAD } else { 1 };
         let mut lines = padded(from, pad);
         let first = match self.kernel {
@@ -412,14 +334,8 @@ fn padded(from: &ArrayView2<f32>, pad: usize) -> Vec<[f64; BLOCK]> {
     let mut lines = vec![[0.0; BLOCK]; n + 2 * pad];
     for (line, row) in lines[pad..].iter_mut().zip(from.outer_iter()) {
         match row.as_slice() {
-            Some(row) => line
-                .iter_mut()
-                .zip(row)
-                .for_each(|(to, v)| *to = f64::from(*v)),
-            None => line
-                .iter_mut()
-                .zip(row)
-                .for_each(|(to, v)| *to = f64::from(*v)),
+            Some(row) => line.iter_mut().zip(row).for_each(|(to, v)| *to = f64::from(*v)),
+            None => line.iter_mut().zip(row).for_each(|(to, v)| *to = f64::from(*v)),
         }
     }
     let (first, last) = (lines[pad], lines[pad + n - 1]);
@@ -462,9 +378,7 @@ mod tests {
 
     #[test]
     fn splines_pass_through_their_points() {
-        let lines = Array2::from_shape_fn((7, 2), |(i, b)| {
-            [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0][i] * (1.0 + b as f32)
-        });
+        let lines = Array2::from_shape_fn((7, 2), |(i, b)| [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0][i] * (1.0 + b as f32));
         let mut c = padded(&lines.view(), PAD);
         spline_coefficients(&mut c);
         for ((i, b), v) in lines.indexed_iter() {
@@ -475,9 +389,7 @@ mod tests {
 
     #[test]
     fn cubic_resampling_is_exact_on_smooth_ramps_and_never_overshoots() {
-        let ramp = Array3::from_shape_fn((24, 5, 4), |(z, y, x)| {
-            (z as f32) + 10.0 * y as f32 - x as f32
-        });
+        let ramp = Array3::from_shape_fn((24, 5, 4), |(z, y, x)| (z as f32) + 10.0 * y as f32 - x as f32);
         let resample = |volume: Array3<f32>, shape| {
             let image = volume.insert_axis(Axis(0));
             resample_image(image, shape, None).index_axis_move(Axis(0), 0)
@@ -564,26 +476,10 @@ mod tests {
 
     #[test]
     fn separate_axes() {
-        assert_eq!(
-            separate_axis([4.5, 0.8, 0.9], [1.0; 3]),
-            Some(0),
-            "current grid"
-        );
-        assert_eq!(
-            separate_axis([1.0; 3], [1.0, 1.0, 3.1]),
-            Some(2),
-            "target grid"
-        );
-        assert_eq!(
-            separate_axis([3.0, 1.0, 1.0], [1.0; 3]),
-            None,
-            "strictly more than three"
-        );
-        assert_eq!(
-            separate_axis([4.0, 4.0, 1.0], [1.0; 3]),
-            None,
-            "two equally long axes"
-        );
+        assert_eq!(separate_axis([4.5, 0.8, 0.9], [1.0; 3]), Some(0), "current grid");
+        assert_eq!(separate_axis([1.0; 3], [1.0, 1.0, 3.1]), Some(2), "target grid");
+        assert_eq!(separate_axis([3.0, 1.0, 1.0], [1.0; 3]), None, "strictly more than three");
+        assert_eq!(separate_axis([4.0, 4.0, 1.0], [1.0; 3]), None, "two equally long axes");
     }
 
     #[test]
@@ -599,9 +495,6 @@ mod tests {
         let volume = Array3::from_shape_fn((3, 2, 2), |(z, ..)| [0.0f32, 5.0, 7.0][z]);
         let finer = resample_image(volume.insert_axis(Axis(0)), [6, 2, 2], Some(0));
         let finer = finer.index_axis_move(Axis(0), 0);
-        assert_eq!(
-            finer.lanes(Axis(0)).into_iter().next().unwrap().to_vec(),
-            [0.0, 0.0, 5.0, 5.0, 7.0, 7.0]
-        );
+        assert_eq!(finer.lanes(Axis(0)).into_iter().next().unwrap().to_vec(), [0.0, 0.0, 5.0, 5.0, 7.0, 7.0]);
     }
 }

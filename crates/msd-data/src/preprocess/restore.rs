@@ -47,16 +47,10 @@ impl CaseProperties {
                 }
             };
             if logits.shape() == shape {
-                Zip::from(&mut best)
-                    .and(&mut labels)
-                    .and(logits)
-                    .for_each(keep);
+                Zip::from(&mut best).and(&mut labels).and(logits).for_each(keep);
             } else {
                 let logits = resample_linear(&logits, shape, separate);
-                Zip::from(&mut best)
-                    .and(&mut labels)
-                    .and(&logits)
-                    .for_each(keep);
+                Zip::from(&mut best).and(&mut labels).and(&logits).for_each(keep);
             }
         }
         Ok(self.paste(&labels.view()))
@@ -64,27 +58,18 @@ impl CaseProperties {
 
     fn paste(&self, cropped: &ArrayView3<u16>) -> Array3<u16> {
         let mut full = Array3::zeros(self.shape_before_cropping);
-        full.slice_each_axis_mut(|ax| {
-            Slice::from(self.crop[ax.axis.0][0]..self.crop[ax.axis.0][1])
-        })
-        .assign(cropped);
+        full.slice_each_axis_mut(|ax| Slice::from(self.crop[ax.axis.0][0]..self.crop[ax.axis.0][1])).assign(cropped);
         let mut backward = [0; 3];
         for (i, &axis) in self.transpose_forward.iter().enumerate() {
             backward[axis] = i;
         }
-        full.permuted_axes(backward)
-            .as_standard_layout()
-            .into_owned()
+        full.permuted_axes(backward).as_standard_layout().into_owned()
     }
 
     fn check_shape(&self, what: &'static str, found: &[usize]) -> Result<()> {
         if found == self.shape {
             return Ok(());
         }
-        Err(Error::Shape {
-            what,
-            found: found.to_vec(),
-            expected: self.shape.to_vec(),
-        })
+        Err(Error::Shape { what, found: found.to_vec(), expected: self.shape.to_vec() })
     }
 }

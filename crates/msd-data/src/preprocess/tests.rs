@@ -16,30 +16,15 @@ fn test_plan(spacing_mm: [f64; 3], transpose_forward: [usize; 3]) -> Plan {
 /// An organ in a box of nonzero voxels, off-centre, in a black image.
 fn organ() -> (Volume<f32>, LabelMap) {
     let geometry = Geometry::new([14, 12, 16], [1.5, 1.0, 2.0]);
-    let inside = |z: usize, y: usize, x: usize| {
-        (2..12).contains(&z) && (3..12).contains(&y) && (1..13).contains(&x)
-    };
+    let inside = |z: usize, y: usize, x: usize| (2..12).contains(&z) && (3..12).contains(&y) && (1..13).contains(&x);
     let labels = Array3::from_shape_fn((14, 12, 16), |(z, y, x)| {
         let r = (z as f64 - 7.0).powi(2) + (y as f64 - 6.0).powi(2) + (x as f64 - 5.0).powi(2);
         u16::from(r < 16.0) + u16::from(r < 4.0)
     });
     let data = Array4::from_shape_fn((1, 14, 12, 16), |(_, z, y, x)| {
-        if inside(z, y, x) {
-            10.0 + f32::from(labels[[z, y, x]]) + x as f32 * 0.1
-        } else {
-            0.0
-        }
+        if inside(z, y, x) { 10.0 + f32::from(labels[[z, y, x]]) + x as f32 * 0.1 } else { 0.0 }
     });
-    (
-        Volume {
-            data,
-            geometry: geometry.clone(),
-        },
-        LabelMap {
-            data: labels,
-            geometry,
-        },
-    )
+    (Volume { data, geometry: geometry.clone() }, LabelMap { data: labels, geometry })
 }
 
 #[test]
@@ -50,14 +35,8 @@ fn labels_come_back_to_where_they_were() {
     assert_eq!(case.image.shape(), [1, 12, 10, 9], "cropped, x first");
     assert_eq!(case.properties.shape_before_cropping, [16, 14, 12]);
     let predicted = case.labels.as_ref().unwrap().mapv(|v| v.max(0) as u16);
-    assert_eq!(
-        case.properties.restore_labels(&predicted.view()).unwrap(),
-        labels.data
-    );
-    assert_eq!(
-        case.locations.iter().map(|l| l.label).collect::<Vec<_>>(),
-        [1, 2]
-    );
+    assert_eq!(case.properties.restore_labels(&predicted.view()).unwrap(), labels.data);
+    assert_eq!(case.locations.iter().map(|l| l.label).collect::<Vec<_>>(), [1, 2]);
     let without_labels = preprocess(image, None, &plan).unwrap();
     assert_eq!(without_labels.image, case.image);
     assert!(without_labels.labels.is_none() && without_labels.locations.is_empty());
@@ -71,34 +50,18 @@ fn logits_are_resampled_back() {
     assert_eq!(case.image.shape(), [1, 15, 9, 24]);
     let truth = case.labels.as_ref().unwrap();
     let (d, h, w) = truth.dim();
-    let logits = Array4::from_shape_fn((3, d, h, w), |(k, z, y, x)| {
-        f32::from(u8::from(truth[[z, y, x]].max(0) as usize == k))
-    });
+    let logits =
+        Array4::from_shape_fn((3, d, h, w), |(k, z, y, x)| f32::from(u8::from(truth[[z, y, x]].max(0) as usize == k)));
     let back = case.properties.restore_logits(&logits.view()).unwrap();
     assert_eq!(back.shape(), labels.data.shape());
     for value in [1, 2] {
         let count = |a: &Array3<u16>| a.iter().filter(|&&v| v == value).count() as f64;
-        let both = back
-            .iter()
-            .zip(&labels.data)
-            .filter(|&(&a, &b)| a == value && b == value)
-            .count() as f64;
-        assert!(
-            2.0 * both / (count(&back) + count(&labels.data)) > 0.85,
-            "label {value}"
-        );
+        let both = back.iter().zip(&labels.data).filter(|&(&a, &b)| a == value && b == value).count() as f64;
+        assert!(2.0 * both / (count(&back) + count(&labels.data)) > 0.85, "label {value}");
     }
-    let message = case
-        .properties
-        .restore_labels(&Array3::zeros((d, h, w)).view())
-        .unwrap_err()
-        .to_string();
+    let message = case.properties.restore_labels(&Array3::zeros((d, h, w)).view()).unwrap_err().to_string();
     assert!(message.contains("restore its logits"), "{message}");
-    assert!(
-        case.properties
-            .restore_logits(&Array4::zeros((3, 1, 2, 3)).view())
-            .is_err()
-    );
+    assert!(case.properties.restore_logits(&Array4::zeros((3, 1, 2, 3)).view()).is_err());
 }
 
 #[test]
@@ -106,21 +69,8 @@ fn ill_fitting_cases_are_refused() {
     let (image, mut labels) = organ();
     let plan = test_plan([1.0; 3], [0, 1, 2]);
     labels.data = Array3::zeros((14, 12, 15));
-    let message = preprocess(image.clone(), Some(labels.clone()), &plan)
-        .unwrap_err()
-        .to_string();
-    assert_eq!(
-        message,
-        "label map: shape [14, 12, 15], expected [14, 12, 16]"
-    );
-    let two = Volume {
-        data: Array4::ones((2, 14, 12, 16)),
-        geometry: image.geometry,
-    };
-    assert!(
-        preprocess(two, None, &plan)
-            .unwrap_err()
-            .to_string()
-            .contains("image channels")
-    );
+    let message = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap_err().to_string();
+    assert_eq!(message, "label map: shape [14, 12, 15], expected [14, 12, 16]");
+    let two = Volume { data: Array4::ones((2, 14, 12, 16)), geometry: image.geometry };
+    assert!(preprocess(two, None, &plan).unwrap_err().to_string().contains("image channels"));
 }

@@ -14,16 +14,9 @@ fn case(channels: usize, shape: [usize; 3]) -> PreparedCase {
         n
     };
     PreparedCase {
-        image: Array4::from_shape_simple_fn((channels, d, h, w), || {
-            f32::from_bits(noise() & 0xbfff_ffff)
-        }),
-        labels: Some(Array3::from_shape_simple_fn((d, h, w), || {
-            (noise() >> 30) as i16 - 1
-        })),
-        locations: vec![ClassLocations {
-            label: 2,
-            voxels: vec![[0, 0, 0], [7, 8, 9]],
-        }],
+        image: Array4::from_shape_simple_fn((channels, d, h, w), || f32::from_bits(noise() & 0xbfff_ffff)),
+        labels: Some(Array3::from_shape_simple_fn((d, h, w), || (noise() >> 30) as i16 - 1)),
+        locations: vec![ClassLocations { label: 2, voxels: vec![[0, 0, 0], [7, 8, 9]] }],
         properties: CaseProperties {
             spacing_mm: [1.0; 3],
             target_spacing_mm: [1.0; 3],
@@ -69,14 +62,7 @@ fn everything_else_comes_back_and_another_key_or_a_damaged_file_is_refused() {
     let stored = StoredCase::write(&path, &case, "key").unwrap();
     assert_eq!((stored.channels(), stored.shape()), (2, [40, 9, 33]));
     assert_eq!(stored.properties(), &case.properties);
-    assert_eq!(
-        (
-            stored.num_classes(),
-            stored.num_voxels(0),
-            stored.highest_label()
-        ),
-        (1, 2, 2)
-    );
+    assert_eq!((stored.num_classes(), stored.num_voxels(0), stored.highest_label()), (1, 2, 2));
     assert_eq!(stored.voxel(0, 1).unwrap(), [7, 8, 9]);
 
     let message = StoredCase::open(&path, "other").unwrap_err().to_string();
@@ -85,10 +71,7 @@ fn everything_else_comes_back_and_another_key_or_a_damaged_file_is_refused() {
     for length in [0, 7, 100, whole.len() - 1] {
         fs::write(&path, &whole[..length]).unwrap();
         let message = StoredCase::open(&path, "key").unwrap_err().to_string();
-        assert!(
-            message.contains("not a whole prepared case"),
-            "{length}: {message}"
-        );
+        assert!(message.contains("not a whole prepared case"), "{length}: {message}");
     }
     // A damaged header is noticed when opened or when read, or changes nothing but voxels.
     for at in (0..whole.len()).step_by(61) {
@@ -105,38 +88,24 @@ fn everything_else_comes_back_and_another_key_or_a_damaged_file_is_refused() {
 fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     let dir = tempfile::tempdir().unwrap();
     let (data, folder) = (dir.path().join("data"), dir.path().join("prepared"));
-    let options = PhantomOptions {
-        num_cases: 5,
-        shape: [12, 14, 10],
-        ..PhantomOptions::default()
-    };
+    let options = PhantomOptions { num_cases: 5, shape: [12, 14, 10], ..PhantomOptions::default() };
     write_phantom(&data, &options).unwrap();
     let dataset = Dataset::open(&data).unwrap();
-    let mut plan = plan(
-        &fingerprint(&dataset, Memory::unlimited()).unwrap(),
-        &dataset,
-        &PlanOptions::default(),
-    )
-    .unwrap();
+    let mut plan =
+        plan(&fingerprint(&dataset, Memory::unlimited()).unwrap(), &dataset, &PlanOptions::default()).unwrap();
     let ids = dataset.training_ids();
     let store = |plan: &Plan, memory| store_training_cases(&dataset, &ids, plan, &folder, memory);
     let times = || {
         ids.iter()
-            .map(|id| {
-                fs::metadata(folder.join(format!("{id}.case")))
-                    .unwrap()
-                    .modified()
-                    .unwrap()
-            })
+            .map(|id| fs::metadata(folder.join(format!("{id}.case"))).unwrap().modified().unwrap())
             .collect::<Vec<_>>()
     };
 
     let message = store(&plan, Memory::bytes(1000)).unwrap_err().to_string();
     assert!(message.contains("--memory"), "{message}");
     let stored = store(&plan, Memory::unlimited()).unwrap();
-    for (stored, prepared) in stored
-        .iter()
-        .zip(crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited()).unwrap())
+    for (stored, prepared) in
+        stored.iter().zip(crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited()).unwrap())
     {
         let (image, labels) = stored.read(&stored.shape().map(|n| 0..n)).unwrap();
         assert_eq!((image, Some(labels)), (prepared.image, prepared.labels));
@@ -150,22 +119,14 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     assert_ne!(before[1], after[1], "the damaged one is made anew");
     plan.spacing_mm = [1.5; 3];
     store(&plan, Memory::unlimited()).unwrap();
-    assert!(
-        times().iter().zip(&after).all(|(a, b)| a != b),
-        "another plan"
-    );
-    let size = training_cases_bytes(&dataset, &ids, &plan)
-        .unwrap()
-        .prepared;
+    assert!(times().iter().zip(&after).all(|(a, b)| a != b), "another plan");
+    let size = training_cases_bytes(&dataset, &ids, &plan).unwrap().prepared;
     let real: usize = crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited())
         .unwrap()
         .iter()
         .map(|case| 4 * case.image.len() + 2 * case.image.len())
         .sum();
-    assert!(
-        (size as usize) >= real,
-        "{size} is an upper bound of {real}"
-    );
+    assert!((size as usize) >= real, "{size} is an upper bound of {real}");
 }
 
 /// Where the cases lie changes nothing in the batches.
@@ -178,32 +139,22 @@ fn batches_from_files_are_those_from_memory() {
         .map(|shape| {
             let mut case = case(2, shape);
             // Finite numbers: sums of patches are compared.
-            case.image
-                .mapv_inplace(|v| if v.is_finite() { v % 10.0 } else { 1.0 });
+            case.image.mapv_inplace(|v| if v.is_finite() { v % 10.0 } else { 1.0 });
             case
         })
         .collect();
-    let stored = cases.iter().enumerate().map(|(i, case)| {
-        StoredCase::write(&dir.path().join(format!("{i}.case")), case, "")
-            .unwrap()
-            .into()
-    });
-    let [files, memory]: [Vec<TrainingCase>; 2] = [
-        stored.collect(),
-        cases.iter().cloned().map(Into::into).collect(),
-    ];
+    let stored = cases
+        .iter()
+        .enumerate()
+        .map(|(i, case)| StoredCase::write(&dir.path().join(format!("{i}.case")), case, "").unwrap().into());
+    let [files, memory]: [Vec<TrainingCase>; 2] = [stored.collect(), cases.iter().cloned().map(Into::into).collect()];
     for augmentation in [Augmentation::none(), Augmentation::full()] {
         let sampler = |cases: &Vec<TrainingCase>| {
             PatchSampler::new(cases.clone(), [24, 30, 28], 3, augmentation, &[false, true]).unwrap()
         };
         let (files, memory) = (sampler(&files), sampler(&memory));
         for iteration in 0..15 {
-            let key = BatchKey {
-                seed: 1,
-                purpose: Purpose::Weights,
-                epoch: 0,
-                iteration,
-            };
+            let key = BatchKey { seed: 1, purpose: Purpose::Weights, epoch: 0, iteration };
             assert_eq!(files.batch(key).unwrap(), memory.batch(key).unwrap());
         }
     }

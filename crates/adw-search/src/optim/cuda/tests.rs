@@ -10,29 +10,15 @@ use candle_core::{Device, Tensor, Var};
 const LENGTHS: [usize; 4] = [1, 77, 3 * CHUNK + 5, CHUNK];
 
 fn numbers(index: u32, n: usize) -> Vec<f32> {
-    let stream = Stream {
-        seed: 5,
-        purpose: Purpose::Other,
-        epoch: 0,
-        iteration: 0,
-        index,
-    };
+    let stream = Stream { seed: 5, purpose: Purpose::Other, epoch: 0, iteration: 0, index };
     stream.normal().take(n).map(|x| x as f32).collect()
 }
 
 fn assert_close(what: &str, got: &EmulatedBuffer, expected: &Tensor) {
     let (got, expected) = (got.read::<f32>(), expected.to_vec1::<f32>().unwrap());
-    let error: f64 = got
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| f64::from(a - b).powi(2))
-        .sum();
+    let error: f64 = got.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
     let norm: f64 = expected.iter().map(|&b| f64::from(b).powi(2)).sum();
-    assert!(
-        error.sqrt() <= 1e-5 * norm.sqrt(),
-        "{what}: relative error {:e}",
-        (error / norm).sqrt()
-    );
+    assert!(error.sqrt() <= 1e-5 * norm.sqrt(), "{what}: relative error {:e}", (error / norm).sqrt());
 }
 
 #[test]
@@ -41,23 +27,10 @@ fn steps_and_norm() {
         return;
     }
     let rt = Emulator::new();
-    let (sgd_config, adam_config) = (
-        SgdConfig {
-            momentum: 0.9,
-            weight_decay: 0.03,
-        },
-        AdamConfig::default(),
-    );
+    let (sgd_config, adam_config) = (SgdConfig { momentum: 0.9, weight_decay: 0.03 }, AdamConfig::default());
     for is_adam in [false, true] {
-        let start: Vec<Vec<f32>> = LENGTHS
-            .iter()
-            .zip(1..)
-            .map(|(&n, i)| numbers(i, n))
-            .collect();
-        let vars: Vec<Var> = start
-            .iter()
-            .map(|v| Var::new(v.as_slice(), &Device::Cpu).unwrap())
-            .collect();
+        let start: Vec<Vec<f32>> = LENGTHS.iter().zip(1..).map(|(&n, i)| numbers(i, n)).collect();
+        let vars: Vec<Var> = start.iter().map(|v| Var::new(v.as_slice(), &Device::Cpu).unwrap()).collect();
         let named = || vars.iter().map(|v| ("a parameter", v));
         let mut cpu: Box<dyn Optimizer> = if is_adam {
             Box::new(Adam::new(named(), adam_config.clone()))
@@ -68,11 +41,7 @@ fn steps_and_norm() {
         let zeros = |n: usize| rt.upload(&vec![0f32; n]);
         let state: Vec<_> = LENGTHS.iter().map(|&n| (zeros(n), zeros(n))).collect();
         for step in 1..=3 {
-            let grads: Vec<Vec<f32>> = LENGTHS
-                .iter()
-                .zip(10 * step..)
-                .map(|(&n, i)| numbers(i, n))
-                .collect();
+            let grads: Vec<Vec<f32>> = LENGTHS.iter().zip(10 * step..).map(|(&n, i)| numbers(i, n)).collect();
             let device_grads: Vec<_> = grads.iter().map(|g| rt.upload(g)).collect();
             let slots: Vec<Slot> = (0..LENGTHS.len())
                 .map(|i| Slot {
@@ -97,36 +66,20 @@ fn steps_and_norm() {
             let norm = unsafe {
                 let norm = gradient_norm(&rt, &list, max_norm).unwrap();
                 if is_adam {
-                    adam(
-                        &rt,
-                        &list,
-                        &adam_config,
-                        step as i32,
-                        4e-2,
-                        norm.scale.address(),
-                    )
-                    .unwrap();
+                    adam(&rt, &list, &adam_config, step as i32, 4e-2, norm.scale.address()).unwrap();
                 } else {
                     sgd(&rt, &list, &sgd_config, 1e-2, norm.scale.address()).unwrap();
                 }
                 norm
             };
-            let grads: Vec<_> = grads
-                .iter()
-                .map(|g| Some(Tensor::new(g.as_slice(), &Device::Cpu).unwrap()))
-                .collect();
+            let grads: Vec<_> = grads.iter().map(|g| Some(Tensor::new(g.as_slice(), &Device::Cpu).unwrap())).collect();
             let expected = global_norm(&grads).unwrap();
             assert!((norm.norm.read::<f64>()[0] / expected - 1.0).abs() < 1e-12);
             let scale = clip_scale(expected, max_norm);
             assert!((f64::from(norm.scale.read::<f32>()[0]) / scale - 1.0).abs() < 1e-6);
-            cpu.step(&grads, if is_adam { 4e-2 } else { 1e-2 }, scale)
-                .unwrap();
+            cpu.step(&grads, if is_adam { 4e-2 } else { 1e-2 }, scale).unwrap();
             for (weight, var) in weights.iter().zip(&vars) {
-                assert_close(
-                    &format!("step {step}, Adam {is_adam}"),
-                    weight,
-                    var.as_tensor(),
-                );
+                assert_close(&format!("step {step}, Adam {is_adam}"), weight, var.as_tensor());
             }
         }
     }
@@ -144,8 +97,7 @@ fn exponential_moving_average() {
     let average = rt.upload(&numbers(1, n));
     for step in 1..=3u32 {
         let w = numbers(step + 1, n);
-        var.set(&Tensor::new(w.as_slice(), &Device::Cpu).unwrap())
-            .unwrap();
+        var.set(&Tensor::new(w.as_slice(), &Device::Cpu).unwrap()).unwrap();
         cpu.update().unwrap();
         let weight = rt.upload(&w);
         let slots = [Slot {

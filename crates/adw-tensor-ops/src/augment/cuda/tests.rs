@@ -12,11 +12,7 @@ const SIZES: [[usize; 3]; 4] = [[5, 7, 9], [1, 6, 11], [2, 3, 4], [27, 19, 31]];
 
 /// As what draws the parameters says it, plane by plane.
 fn transforms(drawn: &DrawnTransforms, masked: &[bool]) -> Vec<Transforms> {
-    let noise = drawn.noise.map(|(std, stream)| Noise {
-        std,
-        key: stream.key,
-        position: stream.position,
-    });
+    let noise = drawn.noise.map(|(std, stream)| Noise { std, key: stream.key, position: stream.position });
     let of_channel = |(c, &masked): (&ChannelTransforms, &bool)| Transforms {
         noise,
         blur: c.blur,
@@ -41,19 +37,11 @@ fn check(what: &str, samples: &[DrawnTransforms], size: [usize; 3], tolerance: f
         // A mean that is not 0: squares must not cancel.
         .map(|(i, &v)| v as f32 + if i / voxels % 2 == 1 { 3.0 } else { -0.2 })
         .collect();
-    let labels: Vec<i16> = (0..samples.len() * voxels)
-        .map(|i| [0, 1, -1, 2, 255, 0, -1][i * i % 7])
-        .collect();
-    let planes: Vec<Plane> = samples
-        .iter()
-        .flat_map(|s| transforms(s, &masked))
-        .map(|t| Plane::new(&t, size))
-        .collect();
+    let labels: Vec<i16> = (0..samples.len() * voxels).map(|i| [0, 1, -1, 2, 255, 0, -1][i * i % 7]).collect();
+    let planes: Vec<Plane> =
+        samples.iter().flat_map(|s| transforms(s, &masked)).map(|t| Plane::new(&t, size)).collect();
     let (table, x_d, labels_d) = (rt.upload(&planes), rt.upload(&x), rt.upload(&labels));
-    let (out, target) = (
-        rt.alloc(x.len() * 4).unwrap(),
-        rt.alloc(labels.len()).unwrap(),
-    );
+    let (out, target) = (rt.alloc(x.len() * 4).unwrap(), rt.alloc(labels.len()).unwrap());
     let batch = Batch {
         x: x_d.address(),
         labels: labels_d.address(),
@@ -74,17 +62,10 @@ fn check(what: &str, samples: &[DrawnTransforms], size: [usize; 3], tolerance: f
             *v = if *label < 0 { 0.0 } else { *v };
         }
         let expected: Vec<u8> = labels.iter().map(|&l| l.max(0) as u8).collect();
-        assert_eq!(
-            target[i * voxels..][..voxels],
-            expected,
-            "{what}, {size:?}: labels"
-        );
+        assert_eq!(target[i * voxels..][..voxels], expected, "{what}, {size:?}: labels");
         for (j, e) in image.iter().enumerate() {
             let got = out[i * channels * voxels + j];
-            assert!(
-                (got - e).abs() <= tolerance,
-                "{what}, {size:?}: sample {i}, element {j} is {got}, expected {e}"
-            );
+            assert!((got - e).abs() <= tolerance, "{what}, {size:?}: sample {i}, element {j} is {got}, expected {e}");
         }
     }
 }
@@ -97,10 +78,8 @@ fn noise(position: u64) -> (f32, NoiseStream) {
 /// The first sample transformed in its second channel only, the second in both.
 fn samples(channel: ChannelTransforms) -> [DrawnTransforms; 2] {
     let nothing = ChannelTransforms::default();
-    [vec![nothing, channel], vec![channel; 2]].map(|channels| DrawnTransforms {
-        channels,
-        ..DrawnTransforms::default()
-    })
+    [vec![nothing, channel], vec![channel; 2]]
+        .map(|channels| DrawnTransforms { channels, ..DrawnTransforms::default() })
 }
 
 #[test]
@@ -111,71 +90,14 @@ fn each_transform_as_on_the_cpu() {
     let none = ChannelTransforms::default();
     let cases = [
         ("nothing", none, 0.0),
-        (
-            "blur",
-            ChannelTransforms {
-                blur: Some([0.5, 0.99, 0.7]),
-                ..none
-            },
-            2e-6,
-        ),
-        (
-            "brightness",
-            ChannelTransforms {
-                brightness: Some(1.2),
-                ..none
-            },
-            0.0,
-        ),
-        (
-            "contrast",
-            ChannelTransforms {
-                contrast: Some(1.25),
-                ..none
-            },
-            2e-6,
-        ),
-        (
-            "brightness and contrast",
-            ChannelTransforms {
-                brightness: Some(0.8),
-                contrast: Some(1.25),
-                ..none
-            },
-            2e-6,
-        ),
-        (
-            "low resolution",
-            ChannelTransforms {
-                low_resolution: Some([0.5, 0.8, 0.63]),
-                ..none
-            },
-            0.0,
-        ),
-        (
-            "low resolution in-plane",
-            ChannelTransforms {
-                low_resolution: Some([1.0, 0.55, 0.55]),
-                ..none
-            },
-            0.0,
-        ),
-        (
-            "inverted gamma",
-            ChannelTransforms {
-                gamma_inverted: Some(1.4),
-                ..none
-            },
-            1e-5,
-        ),
-        (
-            "gamma",
-            ChannelTransforms {
-                gamma: Some(0.75),
-                ..none
-            },
-            1e-5,
-        ),
+        ("blur", ChannelTransforms { blur: Some([0.5, 0.99, 0.7]), ..none }, 2e-6),
+        ("brightness", ChannelTransforms { brightness: Some(1.2), ..none }, 0.0),
+        ("contrast", ChannelTransforms { contrast: Some(1.25), ..none }, 2e-6),
+        ("brightness and contrast", ChannelTransforms { brightness: Some(0.8), contrast: Some(1.25), ..none }, 2e-6),
+        ("low resolution", ChannelTransforms { low_resolution: Some([0.5, 0.8, 0.63]), ..none }, 0.0),
+        ("low resolution in-plane", ChannelTransforms { low_resolution: Some([1.0, 0.55, 0.55]), ..none }, 0.0),
+        ("inverted gamma", ChannelTransforms { gamma_inverted: Some(1.4), ..none }, 1e-5),
+        ("gamma", ChannelTransforms { gamma: Some(0.75), ..none }, 1e-5),
     ];
     for size in SIZES {
         for (what, channel, tolerance) in &cases {
@@ -232,15 +154,7 @@ fn a_batch_takes_only_the_launches_that_were_drawn() {
     let launches = |t: &[Transforms]| {
         let planes: Vec<_> = t.iter().map(|t| Plane::new(t, size)).collect();
         let a = Address(1);
-        let batch = Batch {
-            x: a,
-            labels: a,
-            out: a,
-            target: a,
-            batch: 2,
-            channels: 1,
-            size,
-        };
+        let batch = Batch { x: a, labels: a, out: a, target: a, batch: 2, channels: 1, size };
         // SAFETY: nothing runs.
         unsafe { apply(&rt, &batch, &planes, a).unwrap() };
         rt.take()
@@ -250,10 +164,7 @@ fn a_batch_takes_only_the_launches_that_were_drawn() {
     assert_eq!(recorded.total().launches, 1);
     // Images read and written in f32; labels read as i16, written as u8.
     assert_eq!(recorded.total().bytes, 2 * 960 * (4 + 4 + 2 + 1));
-    let gamma = Transforms {
-        gamma: Some(1.2),
-        ..plain
-    };
+    let gamma = Transforms { gamma: Some(1.2), ..plain };
     let recorded = launches(&[plain, gamma]);
     assert_eq!(recorded.total().launches, 4);
     // Of the one plane: read for its moments, twice read and written; a chunk's moments of 32 bytes move 1 + 2 + 2 times.

@@ -5,8 +5,7 @@
 //! along W x input channels is contiguous in the panel; the weight is filled up with zeros to whole steps.
 
 use super::{
-    Amx, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, factors, load_first, round,
-    store_first,
+    Amx, DEPTH, Line, Product, ROWS, Segment, channels, cheapest_block, factors, load_first, round, store_first,
 };
 use crate::conv3d::correlate::Correlation;
 use crate::conv3d::tile::{Rows, balanced, inside, overlap, row_blocks};
@@ -14,8 +13,7 @@ use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
 use std::arch::x86_64::{
-    __m512i, _mm512_cvtepu16_epi32, _mm512_load_si512, _mm512_or_si512, _mm512_slli_epi32,
-    _mm512_store_si512,
+    __m512i, _mm512_cvtepu16_epi32, _mm512_load_si512, _mm512_or_si512, _mm512_slli_epi32, _mm512_store_si512,
 };
 use std::ops::Range;
 
@@ -55,11 +53,7 @@ impl Weight {
                 });
             })
         };
-        Self {
-            data,
-            steps,
-            segments,
-        }
+        Self { data, steps, segments }
     }
 
     fn tile(&self, index: usize) -> *const Line {
@@ -73,13 +67,7 @@ impl Weight {
 
 /// Packs the weights of the output channels from `first` on, at most a tile of them, into lines of zeros.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_tile(
-    job: &Correlation<f32>,
-    first: usize,
-    tap_offsets: &[usize],
-    steps: usize,
-    out: &mut [Line],
-) {
+fn pack_tile(job: &Correlation<f32>, first: usize, tap_offsets: &[usize], steps: usize, out: &mut [Line]) {
     let (k, layout) = (job.k_channels(), job.layout);
     let lanes = ROWS.min(job.out_channels - first);
     let taps_w = job.axes[2].taps.len();
@@ -99,11 +87,7 @@ fn pack_tile(
             // SAFETY: 16 values, and the 64 bytes of a line, which is aligned.
             unsafe {
                 let x = _mm512_cvtepu16_epi32(round(load_first(x.as_ptr(), ROWS)));
-                let pair = if r % 2 == 1 {
-                    _mm512_slli_epi32::<16>(x)
-                } else {
-                    x
-                };
+                let pair = if r % 2 == 1 { _mm512_slli_epi32::<16>(x) } else { x };
                 let line = (&raw mut *line).cast::<__m512i>();
                 _mm512_store_si512(line, _mm512_or_si512(_mm512_load_si512(line), pair));
             }
@@ -129,12 +113,9 @@ pub(in crate::conv3d) unsafe fn run(
     let column_tiles = job.out_channels.div_ceil(ROWS);
     let pairs = column_tiles.div_ceil(2);
     let splits = 16usize.div_ceil(blocks.len()).min(pairs);
-    let tiles = balanced(pairs, pairs.div_ceil(splits))
-        .map(|pairs| pairs.start * 2..(pairs.end * 2).min(column_tiles));
-    let tasks: Vec<(&Rows, Range<usize>)> = blocks
-        .iter()
-        .flat_map(|rows| tiles.clone().map(move |t| (rows, t)))
-        .collect();
+    let tiles = balanced(pairs, pairs.div_ceil(splits)).map(|pairs| pairs.start * 2..(pairs.end * 2).min(column_tiles));
+    let tasks: Vec<(&Rows, Range<usize>)> =
+        blocks.iter().flat_map(|rows| tiles.clone().map(move |t| (rows, t))).collect();
     let moments: Vec<Option<BlockMoments<f32>>> = tasks
         .into_par_iter()
         .map_init(Scratch::default, |scratch, (rows, tiles)| {
@@ -150,9 +131,7 @@ pub(in crate::conv3d) unsafe fn run(
 fn block_rows(job: &Correlation<f32>) -> [usize; 2] {
     let [d, h, w] = &job.axes;
     let row = w.extent(w.count) * job.k_channels() * size_of::<u16>();
-    let cost = |[nd, nh]: [usize; 2]| {
-        d.count.div_ceil(nd) * h.count.div_ceil(nh) * (d.extent(nd) * h.extent(nh) + 4)
-    };
+    let cost = |[nd, nh]: [usize; 2]| d.count.div_ceil(nd) * h.count.div_ceil(nh) * (d.extent(nd) * h.extent(nh) + 4);
     let is_allowed = |[nd, nh]: [usize; 2]| {
         let fits = d.extent(nd) * h.extent(nh) * row <= PANEL_BYTES;
         let busy = job.batch * d.count.div_ceil(nd) * h.count.div_ceil(nh) >= 16;
@@ -180,11 +159,7 @@ unsafe fn run_task(
 ) -> Option<BlockMoments<f32>> {
     let [d, h, w] = &job.axes;
     let k = job.k_channels();
-    let size = [
-        d.extent(rows.d.len()),
-        h.extent(rows.h.len()),
-        w.extent(w.count),
-    ];
+    let size = [d.extent(rows.d.len()), h.extent(rows.h.len()), w.extent(w.count)];
     let first = [
         (rows.d.start * d.step) as isize + d.first_offset(),
         (rows.h.start * h.step) as isize + h.first_offset(),
@@ -195,10 +170,7 @@ unsafe fn run_task(
     let segments: Vec<Segment> = (0..d.taps.len())
         .flat_map(|td| (0..h.taps.len()).map(move |th| (td * size[1] + th) * size[2]))
         .enumerate()
-        .map(|(i, voxel)| Segment {
-            a: voxel * k * size_of::<u16>(),
-            b: i * weight.steps * ROWS * size_of::<Line>(),
-        })
+        .map(|(i, voxel)| Segment { a: voxel * k * size_of::<u16>(), b: i * weight.steps * ROWS * size_of::<Line>() })
         .collect();
     // Runs of positions: (first voxel in the plane, output row of the first position, positions, those per row).
     let mut runs = Vec::new();
@@ -251,8 +223,7 @@ unsafe fn run_task(
                             + h.output_at(rows.h.start + first_row + row))
                             * w.output;
                         for column in first..(first + len).min(w.count) {
-                            let sums =
-                                &scratch.sums[(q - p + column - first) * 2 * ROWS..][..count];
+                            let sums = &scratch.sums[(q - p + column - first) * 2 * ROWS..][..count];
                             // SAFETY: an output of this task and channels of its tiles.
                             unsafe {
                                 let voxel = out_row + w.output_at(column);
@@ -294,8 +265,7 @@ fn pack_panel<'a>(
 ) -> &'a [u16] {
     let k = job.k_channels();
     let input = job.axes.each_ref().map(|a| a.input);
-    let slack = (2 * ROWS + 1) * job.axes[2].step * k
-        + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
+    let slack = (2 * ROWS + 1) * job.axes[2].step * k + (job.axes[2].taps.len() * k).next_multiple_of(DEPTH);
     let len = size.iter().product::<usize>() * k + slack;
     panel.resize(len.div_ceil(DEPTH), Line::ZERO);
     let panel = factors(panel);
@@ -311,8 +281,7 @@ fn pack_panel<'a>(
             }
             row[..before * k].fill(0);
             row[(before + count) * k..].fill(0);
-            let voxel =
-                ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + skip;
+            let voxel = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + skip;
             for c in &channels {
                 for i in 0..count {
                     let x = round(c.read(voxel + i));

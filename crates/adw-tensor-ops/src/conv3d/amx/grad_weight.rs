@@ -15,10 +15,9 @@ use crate::conv3d::tile::{Rows, balanced, inside, overlap, row_blocks};
 use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
 use std::arch::x86_64::{
-    __m512i, _mm512_cvtepu16_epi32, _mm512_load_si512, _mm512_mask_storeu_epi32,
-    _mm512_maskz_expand_epi32, _mm512_or_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_slli_epi32, _mm512_store_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _mm512_cvtepu16_epi32, _mm512_load_si512, _mm512_mask_storeu_epi32, _mm512_maskz_expand_epi32,
+    _mm512_or_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_store_si512,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::ops::Range;
 
@@ -54,9 +53,7 @@ pub(in crate::conv3d) fn run(amx: Amx, job: &GradWeight<f32>) -> Vec<f32> {
         rows_are_outputs: true,
     };
     let blocks = row_blocks(job.batch, [od, oh], block_rows(job));
-    let groups = (PARTIAL_BYTES / (partials.len() * size_of::<f32>()))
-        .clamp(1, LEAST_TASKS)
-        .min(blocks.len());
+    let groups = (PARTIAL_BYTES / (partials.len() * size_of::<f32>())).clamp(1, LEAST_TASKS).min(blocks.len());
     let row_pairs = co.div_ceil(2 * ROWS);
     let splits = LEAST_TASKS.div_ceil(groups).min(row_pairs);
     let mut tasks = Vec::new();
@@ -72,16 +69,13 @@ pub(in crate::conv3d) fn run(amx: Amx, job: &GradWeight<f32>) -> Vec<f32> {
     let sums = unsafe {
         filled(num_sums / ROWS, |out: SharedOut<Sums>| {
             let out: SharedOut<f32> = out.cast();
-            tasks.into_par_iter().for_each_init(
-                Scratch::default,
-                |scratch, (group, blocks_of, rows)| {
-                    let sums = out.ptr().wrapping_add(group * partials.len());
-                    for (i, block) in blocks[blocks_of].iter().enumerate() {
-                        // `amx` says that the processor has all that this is compiled for.
-                        add_block(amx, job, block, &rows, &partials, sums, i > 0, scratch);
-                    }
-                },
-            );
+            tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (group, blocks_of, rows)| {
+                let sums = out.ptr().wrapping_add(group * partials.len());
+                for (i, block) in blocks[blocks_of].iter().enumerate() {
+                    // `amx` says that the processor has all that this is compiled for.
+                    add_block(amx, job, block, &rows, &partials, sums, i > 0, scratch);
+                }
+            });
         })
     };
     // SAFETY: whole lines of sums, as many as were made.
@@ -94,12 +88,9 @@ fn block_rows(job: &GradWeight<f32>) -> [usize; 2] {
     let [od, oh, ow] = job.output;
     let (ci, co) = (job.in_channels(), job.grad_output.channels);
     let width = ow + kw - 1;
-    let bytes =
-        |[nd, nh]: [usize; 2]| 2 * width * (2 * (nd + kd - 1) * (nh + kh - 1) * ci + nd * nh * co);
+    let bytes = |[nd, nh]: [usize; 2]| 2 * width * (2 * (nd + kd - 1) * (nh + kh - 1) * ci + nd * nh * co);
     // Blocks overlap, and every block's sums are read and written.
-    let cost = |[nd, nh]: [usize; 2]| {
-        od.div_ceil(nd) * oh.div_ceil(nh) * ((nd + kd - 1) * (nh + kh - 1) + 16)
-    };
+    let cost = |[nd, nh]: [usize; 2]| od.div_ceil(nd) * oh.div_ceil(nh) * ((nd + kd - 1) * (nh + kh - 1) + 16);
     cheapest_block([od, oh], |block| bytes(block) <= BLOCK_BYTES, cost)
 }
 
@@ -157,18 +148,13 @@ unsafe fn add_block(
     if steps >= PIECE {
         for d in 0..nd {
             for piece in balanced(steps, PIECE) {
-                segments.push(Segment {
-                    a: (d * steps + piece.start) * LINE,
-                    b: (d * plane + piece.start * ROWS) * LINE,
-                });
+                segments
+                    .push(Segment { a: (d * steps + piece.start) * LINE, b: (d * plane + piece.start * ROWS) * LINE });
                 pieces.push((segments.len() - 1..segments.len(), piece.len()));
             }
         }
     } else {
-        segments.extend((0..nd).map(|d| Segment {
-            a: d * steps * LINE,
-            b: d * plane * LINE,
-        }));
+        segments.extend((0..nd).map(|d| Segment { a: d * steps * LINE, b: d * plane * LINE }));
         pieces.extend(balanced(nd, PIECE / steps).map(|planes| (planes, steps)));
     }
 
@@ -178,9 +164,8 @@ unsafe fn add_block(
         for column in (0..column_tiles).step_by(2) {
             for (i, (segments_of, steps)) in pieces.iter().enumerate() {
                 for &(tap, line) in &taps {
-                    let at = (tap * partials.row_pitch + rows.start + row * ROWS)
-                        * partials.column_pitch
-                        + column * ROWS;
+                    let at =
+                        (tap * partials.row_pitch + rows.start + row * ROWS) * partials.column_pitch + column * ROWS;
                     // SAFETY: the gradient has whole steps in every plane; the input has lines up to the last step of the
                     // last tap; the sums' rows and columns are filled up to whole tiles.
                     unsafe {
@@ -214,36 +199,16 @@ fn line_of(position: usize, pitch: usize) -> usize {
 
 /// Copies a block's input in pairs of positions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn pack_input(
-    job: &GradWeight<f32>,
-    block: &Rows,
-    size: [usize; 3],
-    plane: usize,
-    pitch: usize,
-    out: &mut Vec<Line>,
-) {
+fn pack_input(job: &GradWeight<f32>, block: &Rows, size: [usize; 3], plane: usize, pitch: usize, out: &mut Vec<Line>) {
     out.resize(job.in_channels().div_ceil(ROWS) * 2 * pitch, Line::ZERO);
     let [pd, ph, pw] = job.geometry.padding.map(|p| p as isize);
     for c in channels(job.sources, block.batch_idx) {
         let tile = c.lanes.first / ROWS;
         for d in 0..size[0] {
-            let first = [
-                (block.d.start + d) as isize - pd,
-                block.h.start as isize - ph,
-                -pw,
-            ];
+            let first = [(block.d.start + d) as isize - pd, block.h.start as isize - ph, -pw];
             let out = &mut out[tile * 2 * pitch + d * plane..];
             let rows = [size[1], size[2]];
-            pack_pairs(
-                &c,
-                block.batch_idx,
-                job.input,
-                first,
-                rows,
-                2 * plane,
-                pitch,
-                out,
-            );
+            pack_pairs(&c, block.batch_idx, job.input, first, rows, 2 * plane, pitch, out);
         }
     }
 }
@@ -275,16 +240,7 @@ fn pack_grad(
             let first = [(block.d.start + d) as isize, block.h.start as isize, 0];
             let size = [nh, width];
             let (end, pairs) = (steps * DEPTH, &mut scratch.pairs);
-            pack_pairs(
-                &c,
-                block.batch_idx,
-                job.output,
-                first,
-                size,
-                end,
-                pairs_pitch,
-                pairs,
-            );
+            pack_pairs(&c, block.batch_idx, job.output, first, size, end, pairs_pitch, pairs);
             let even = &pairs[line_of(0, pairs_pitch)..];
             for (step, lines) in even.chunks_exact(ROWS).take(steps).enumerate() {
                 let mut x = [_mm512_setzero_si512(); ROWS];

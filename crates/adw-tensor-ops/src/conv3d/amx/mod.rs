@@ -21,8 +21,7 @@ pub(super) mod grad_weight;
 use crate::conv3d::tile::{Lanes, Source, lanes_of};
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid_count, __m256i, __m512, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh,
-    _mm512_maskz_loadu_ps,
+    __cpuid_count, __m256i, __m512, _mm256_mask_storeu_epi16, _mm512_cvtneps_pbh, _mm512_maskz_loadu_ps,
 };
 use std::mem::{offset_of, transmute};
 use std::sync::OnceLock;
@@ -70,13 +69,7 @@ impl Amx {
         let mut rows = [0; 16];
         row_bytes[..8].fill(64);
         rows[..8].fill(ROWS as u8);
-        let configuration = Configuration {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes,
-            rows,
-        };
+        let configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
         // SAFETY: an `Amx` exists only where the unit does and may be used; the 64 bytes are as its manual has them.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly));
@@ -92,13 +85,7 @@ fn permitted() -> bool {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         // SAFETY: a request with two numbers.
-        unsafe {
-            libc::syscall(
-                libc::SYS_arch_prctl,
-                ARCH_REQ_XCOMP_PERM,
-                XFEATURE_XTILEDATA,
-            ) == 0
-        }
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
     #[cfg(not(target_os = "linux"))]
     {
@@ -281,10 +268,7 @@ fn cheapest_block(
     cost: impl Fn([usize; 2]) -> usize,
 ) -> [usize; 2] {
     let blocks = (1..=d).flat_map(|nd| (1..=h).map(move |nh| [nd, nh]));
-    blocks
-        .filter(|&block| is_allowed(block))
-        .min_by_key(|&block| cost(block))
-        .unwrap_or([1, 1])
+    blocks.filter(|&block| is_allowed(block)).min_by_key(|&block| cost(block)).unwrap_or([1, 1])
 }
 
 /// 16 values, rounded to the nearest bf16.
@@ -335,30 +319,18 @@ fn channels<'a>(sources: &'a [Source<'a, f32>], batch_idx: usize) -> Vec<Channel
             if len == 0 {
                 continue;
             }
-            let lanes = Lanes {
-                first_of_source: whole.first_of_source + skip,
-                first: whole.first + skip,
-                len,
-                ..whole
-            };
+            let lanes =
+                Lanes { first_of_source: whole.first_of_source + skip, first: whole.first + skip, len, ..whole };
             let source = &sources[lanes.source];
             let norm = source.norm.map(|norm| {
                 let i = batch_idx * source.channels + lanes.first_of_source;
                 let (scale, shift) = (&norm.scale[i..][..len], &norm.shift[i..][..len]);
                 // SAFETY: the slices are that long.
                 unsafe {
-                    (
-                        load_first(scale.as_ptr(), len),
-                        load_first(shift.as_ptr(), len),
-                        _mm512_set1_ps(norm.slope),
-                    )
+                    (load_first(scale.as_ptr(), len), load_first(shift.as_ptr(), len), _mm512_set1_ps(norm.slope))
                 }
             });
-            all.push(Channels {
-                source,
-                lanes,
-                norm,
-            });
+            all.push(Channels { source, lanes, norm });
         }
     }
     all
@@ -372,11 +344,7 @@ impl Channels<'_> {
         use std::arch::x86_64::{
             _CMP_GT_OQ, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_mask_mul_ps, _mm512_setzero_ps,
         };
-        let Lanes {
-            first_of_source,
-            len,
-            ..
-        } = self.lanes;
+        let Lanes { first_of_source, len, .. } = self.lanes;
         let values = &self.source.data[voxel * self.source.channels + first_of_source..][..len];
         // SAFETY: the slice is that long.
         let x = unsafe { load_first(values.as_ptr(), len) };

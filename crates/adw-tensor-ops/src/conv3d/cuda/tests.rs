@@ -27,28 +27,13 @@ const fn case(
     stride: [usize; 3],
     padding: [usize; 3],
 ) -> Case {
-    let geometry = Conv3dGeometry {
-        kernel,
-        stride,
-        padding,
-    };
-    Case {
-        batch,
-        ci,
-        co,
-        size,
-        geometry,
-    }
+    let geometry = Conv3dGeometry { kernel, stride, padding };
+    Case { batch, ci, co, size, geometry }
 }
 
 impl Case {
     fn layer(&self, element: ElementType) -> Layer {
-        Layer {
-            batch: self.batch,
-            size: self.size,
-            geometry: self.geometry,
-            element,
-        }
+        Layer { batch: self.batch, size: self.size, geometry: self.geometry, element }
     }
 }
 
@@ -78,14 +63,7 @@ struct Maps {
 }
 
 impl Maps {
-    fn new(
-        rt: &Emulator,
-        seed: u32,
-        batch: usize,
-        size: [usize; 3],
-        channels: &[usize],
-        element: ElementType,
-    ) -> Self {
+    fn new(rt: &Emulator, seed: u32, batch: usize, size: [usize; 3], channels: &[usize], element: ElementType) -> Self {
         let mut maps = Self {
             cpu: Vec::new(),
             cpu_norms: Vec::new(),
@@ -100,13 +78,9 @@ impl Maps {
             let parameter = |seed| tensor(&values(seed, c, ElementType::F32), &[c]);
             let moments = norm_act::moments(&map).unwrap();
             let gamma = (parameter(seed + 1) + 2.0).unwrap();
-            let norm = NormAct::default()
-                .coefficients(&moments, &gamma, &parameter(seed + 2), None)
-                .unwrap();
-            let vector =
-                |t: &Tensor| rt.upload(&t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-            maps.device_norms
-                .push((vector(&norm.scale), vector(&norm.shift)));
+            let norm = NormAct::default().coefficients(&moments, &gamma, &parameter(seed + 2), None).unwrap();
+            let vector = |t: &Tensor| rt.upload(&t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            maps.device_norms.push((vector(&norm.scale), vector(&norm.shift)));
             maps.device.push(upload(rt, element, &x));
             maps.cpu.push(map);
             maps.cpu_norms.push(norm);
@@ -117,12 +91,7 @@ impl Maps {
     /// The first as it is, others (or all, if asked) normalised.
     fn inputs(&self, norm_all: bool) -> Vec<Input<'_>> {
         let norms = self.cpu.iter().zip(&self.cpu_norms).enumerate();
-        norms
-            .map(|(i, (map, norm))| Input {
-                map,
-                norm: (norm_all || i > 0).then_some(norm),
-            })
-            .collect()
+        norms.map(|(i, (map, norm))| Input { map, norm: (norm_all || i > 0).then_some(norm) }).collect()
     }
 
     fn sources(&self, norm_all: bool) -> Vec<SourceMap> {
@@ -159,11 +128,7 @@ struct WeightPair {
 
 fn weights(rt: &Emulator, shape: &[usize], element: ElementType) -> WeightPair {
     let values = values(99, shape.iter().product(), element);
-    WeightPair {
-        cpu: tensor(&values, shape),
-        device: rt.upload(&values),
-        values,
-    }
+    WeightPair { cpu: tensor(&values, shape), device: rt.upload(&values), values }
 }
 
 #[test]
@@ -178,46 +143,17 @@ fn forward_with_moments() {
         let output = case.geometry.output_size("test", case.size).unwrap();
         let n = case.batch * output.iter().product::<usize>() * case.co;
         for norm_all in [false, true] {
-            let (y, m) = conv3d::forward(
-                &maps.inputs(norm_all),
-                &w.cpu,
-                case.geometry,
-                Precision::Full,
-            )
-            .unwrap();
+            let (y, m) = conv3d::forward(&maps.inputs(norm_all), &w.cpu, case.geometry, Precision::Full).unwrap();
             let out = rt.alloc(n * element.size()).unwrap();
-            let packed = Weights {
-                data: w.device.address(),
-                co: case.co,
-                ci,
-            };
+            let packed = Weights { data: w.device.address(), co: case.co, ci };
             let ones = rt.upload(&vec![1.0f32; case.co]);
-            let affine = norm_act::cuda::Affine {
-                gamma: ones.address(),
-                beta: ones.address(),
-                gate: None,
-            };
+            let affine = norm_act::cuda::Affine { gamma: ones.address(), beta: ones.address(), gate: None };
             // SAFETY: the buffers have the sizes of the shapes.
             let coefficients = unsafe {
-                let partial = forward(
-                    &rt,
-                    &case.layer(element),
-                    &maps.sources(norm_all),
-                    &packed,
-                    out.address(),
-                    true,
-                )
-                .unwrap()
-                .unwrap();
-                norm_act::cuda::coefficients(
-                    &rt,
-                    &partial,
-                    &affine,
-                    NormAct::default(),
-                    case.batch,
-                    case.co,
-                )
-                .unwrap()
+                let partial = forward(&rt, &case.layer(element), &maps.sources(norm_all), &packed, out.address(), true)
+                    .unwrap()
+                    .unwrap();
+                norm_act::cuda::coefficients(&rt, &partial, &affine, NormAct::default(), case.batch, case.co).unwrap()
             };
             compare(&format!("{what}: y"), &out, element, &y, tolerance(element));
             compare(
@@ -248,11 +184,7 @@ fn gradients() {
         let x = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
         let g = Maps::new(&rt, 50, case.batch, output, &[case.co], element);
         let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
-        let packed = Weights {
-            data: w.device.address(),
-            co: case.co,
-            ci,
-        };
+        let packed = Weights { data: w.device.address(), co: case.co, ci };
         let mut first = 0;
         for &c in case.ci {
             let wanted = first..first + c;
@@ -266,50 +198,23 @@ fn gradients() {
                 Precision::Full,
             )
             .unwrap();
-            let out = rt
-                .alloc(case.batch * case.size.iter().product::<usize>() * c * element.size())
-                .unwrap();
+            let out = rt.alloc(case.batch * case.size.iter().product::<usize>() * c * element.size()).unwrap();
             // SAFETY: the buffers have the sizes of the shapes.
             unsafe {
                 let source = g.sources(false)[0];
-                grad_input(
-                    &rt,
-                    &case.layer(element),
-                    source,
-                    &packed,
-                    wanted,
-                    out.address(),
-                )
-                .unwrap();
+                grad_input(&rt, &case.layer(element), source, &packed, wanted, out.address()).unwrap();
             }
-            compare(
-                &format!("{what}: grad x"),
-                &out,
-                element,
-                &expected,
-                tolerance(element),
-            );
+            compare(&format!("{what}: grad x"), &out, element, &expected, tolerance(element));
         }
-        let expected = conv3d::grad_weight(
-            &x.inputs(true),
-            g.inputs(false)[0],
-            case.geometry,
-            Precision::Full,
-        )
-        .unwrap();
+        let expected =
+            conv3d::grad_weight(&x.inputs(true), g.inputs(false)[0], case.geometry, Precision::Full).unwrap();
         let out = rt.alloc(w.values.len() * 4).unwrap();
         // SAFETY: the buffers have the sizes of the shapes.
         unsafe {
             let (maps, grad) = (x.sources(true), g.sources(false)[0]);
             grad_weight(&rt, &case.layer(element), &maps, grad, out.address()).unwrap();
         }
-        compare(
-            &format!("{what}: grad w"),
-            &out,
-            ElementType::F32,
-            &expected,
-            tolerance(element),
-        );
+        compare(&format!("{what}: grad w"), &out, ElementType::F32, &expected, tolerance(element));
     });
 }
 
@@ -319,38 +224,22 @@ fn transposed_convolution() {
     if !emulated::is_available("transposed_convolution") {
         return;
     }
-    for (batch, ci, co, size, stride) in [
-        (2, 24, 16, [2, 3, 5], [2, 2, 2]),
-        (1, 40, 56, [3, 2, 3], [1, 2, 2]),
-        (1, 5, 3, [3, 1, 4], [2, 1, 3]),
-    ] {
+    for (batch, ci, co, size, stride) in
+        [(2, 24, 16, [2, 3, 5], [2, 2, 2]), (1, 40, 56, [3, 2, 3], [1, 2, 2]), (1, 5, 3, [3, 1, 4], [2, 1, 3])]
+    {
         for element in [ElementType::F32, ElementType::Bf16] {
             let rt = Emulator::new();
             let up = [0, 1, 2].map(|i| size[i] * stride[i]);
             let geometry = Conv3dGeometry::non_overlapping(stride);
-            let layer = Layer {
-                batch,
-                size: up,
-                geometry,
-                element,
-            };
+            let layer = Layer { batch, size: up, geometry, element };
             let x = Maps::new(&rt, 1, batch, size, &[ci], element);
             let g = Maps::new(&rt, 50, batch, up, &[co], element);
             let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], element);
-            let packed = Weights {
-                data: w.device.address(),
-                co: ci,
-                ci: co,
-            };
+            let packed = Weights { data: w.device.address(), co: ci, ci: co };
             let alloc = |size: [usize; 3], c: usize| {
-                rt.alloc(batch * size.iter().product::<usize>() * c * element.size())
-                    .unwrap()
+                rt.alloc(batch * size.iter().product::<usize>() * c * element.size()).unwrap()
             };
-            let (y, gx, gw) = (
-                alloc(up, co),
-                alloc(size, ci),
-                rt.alloc(w.values.len() * 4).unwrap(),
-            );
+            let (y, gx, gw) = (alloc(up, co), alloc(size, ci), rt.alloc(w.values.len() * 4).unwrap());
             // SAFETY: the buffers have the sizes of the shapes.
             unsafe {
                 let (x, g) = (x.sources(true)[0], g.sources(false)[0]);
@@ -360,20 +249,8 @@ fn transposed_convolution() {
             }
             let (x, g) = (x.inputs(true)[0], g.inputs(false)[0].map);
             let t = tolerance(element);
-            compare(
-                "y",
-                &y,
-                element,
-                &conv_transpose3d::forward(x, &w.cpu).unwrap(),
-                t,
-            );
-            compare(
-                "grad x",
-                &gx,
-                element,
-                &conv_transpose3d::grad_input(g, &w.cpu).unwrap(),
-                t,
-            );
+            compare("y", &y, element, &conv_transpose3d::forward(x, &w.cpu).unwrap(), t);
+            compare("grad x", &gx, element, &conv_transpose3d::grad_input(g, &w.cpu).unwrap(), t);
             let expected = conv_transpose3d::grad_weight(x, g, stride).unwrap();
             compare("grad w", &gw, ElementType::F32, &expected, t);
         }
@@ -399,8 +276,7 @@ fn operands_of_a_library() {
             let expected = Tensor::cat(&parts, 4).unwrap();
             let sources = maps.sources(norm_all);
             // SAFETY: the maps have the sizes of the shapes.
-            let got =
-                unsafe { operands::plain(&rt, &sources, case.batch, voxels, element).unwrap() };
+            let got = unsafe { operands::plain(&rt, &sources, case.batch, voxels, element).unwrap() };
             match (&got.memory, &sources[..]) {
                 (Some(memory), _) => {
                     compare(what, memory, element, &expected, tolerance(element));
@@ -412,11 +288,7 @@ fn operands_of_a_library() {
 
         let [kd, kh, kw] = case.geometry.kernel;
         let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
-        let all = Weights {
-            data: w.device.address(),
-            co: case.co,
-            ci,
-        };
+        let all = Weights { data: w.device.address(), co: case.co, ci };
         for wanted in [0..ci, ci / 2..ci] {
             // SAFETY: the weights have the sizes of the shapes.
             let filter = unsafe { operands::filter(&rt, &all, taps, &wanted, element).unwrap() };
@@ -458,18 +330,9 @@ fn work_of(
         })
         .collect();
     let ci = channels.iter().map(|c| c.0).sum();
-    let weights = Weights {
-        data: Address(1),
-        co,
-        ci,
-    };
+    let weights = Weights { data: Address(1), co, ci };
     let (grad, a) = (SourceMap::plain(Address(1), co), Address(1));
-    let layer = Layer {
-        batch,
-        size,
-        geometry,
-        element,
-    };
+    let layer = Layer { batch, size, geometry, element };
     // SAFETY: nothing runs.
     unsafe {
         forward(&rt, &layer, &maps, &weights, a, true).unwrap();
@@ -481,33 +344,18 @@ fn work_of(
 
 fn assert_work(recorder: &Recorder, kernel: &str, launches: u64, bytes: u64, operations: u64) {
     let r = recorder.records()[kernel];
-    assert_eq!(
-        (r.launches, r.bytes, r.operations),
-        (launches, bytes, operations),
-        "{kernel}"
-    );
+    assert_eq!((r.launches, r.bytes, r.operations), (launches, bytes, operations), "{kernel}");
 }
 
 #[test]
 fn work_equals_numbers_by_hand() {
     // Two maps of 192 voxels (16 channels, normalised, and 8) and two samples; outputs of 4 x 3 x 4 = 48 voxels.
-    let geometry = Conv3dGeometry {
-        kernel: [3; 3],
-        stride: [1, 2, 2],
-        padding: [1; 3],
-    };
+    let geometry = Conv3dGeometry { kernel: [3; 3], stride: [1, 2, 2], padding: [1; 3] };
     let maps = 2 * 192 * 24 * 2 + 2 * 16 * 8;
     let weights = 27 * 24 * 12;
     let output = 2 * 48 * 12 * 2;
     let products = 2 * weights * 48 * 2;
-    let work = work_of(
-        &[(16, true), (8, false)],
-        12,
-        2,
-        [4, 6, 8],
-        geometry,
-        ElementType::Bf16,
-    );
+    let work = work_of(&[(16, true), (8, false)], 12, 2, [4, 6, 8], geometry, ElementType::Bf16);
     // All 48 outputs fit one box: moments of 12 channels and a count per sample.
     let moments = 2 * (12 * 2 + 1) * 4;
     let forward = maps + weights * 2 + output + moments;
@@ -516,67 +364,31 @@ fn work_equals_numbers_by_hand() {
     // reaches all outputs, the odd one the other two, which reach them all. Each class reads the gradient and its taps,
     // 3 (1 + 2) (1 + 2) = 27 in all, for half of the positions along each strided axis: 48 per sample.
     let grad_input = 4 * output + weights * 2 + 2 * 192 * 24 * 2;
-    assert_work(
-        &work,
-        "conv_correlate_bf16_n16",
-        1 + 4,
-        forward + grad_input,
-        2 * products,
-    );
+    assert_work(&work, "conv_correlate_bf16_n16", 1 + 4, forward + grad_input, 2 * products);
     let floor = work.records()["conv_correlate_bf16_n16"].floor_seconds;
     assert!((floor - (forward + grad_input) as f64 / 3e12).abs() < 1e-15);
     // Two shares, one for each box; one part, as 27 taps fill a block.
-    assert_work(
-        &work,
-        "conv_grad_weight_bf16",
-        1,
-        maps + output + 2 * weights * 4,
-        products,
-    );
-    assert_work(
-        &work,
-        "conv_grad_weight_finish",
-        1,
-        3 * weights * 4,
-        2 * weights,
-    );
+    assert_work(&work, "conv_grad_weight_bf16", 1, maps + output + 2 * weights * 4, products);
+    assert_work(&work, "conv_grad_weight_finish", 1, 3 * weights * 4, 2 * weights);
     // Forward: 24 x 12 channels padded to 32 x 16; backward: 12 x 24 to 32 x 32.
-    assert_work(
-        &work,
-        "conv_pack_bf16",
-        2,
-        2 * weights * 4 + 27 * (32 * 16 + 32 * 32) * 2,
-        0,
-    );
+    assert_work(&work, "conv_pack_bf16", 2, 2 * weights * 4 + 27 * (32 * 16 + 32 * 32) * 2, 0);
 }
 
 /// A kernel smaller than its stride reads one voxel in eight, and leaves seven classes of the gradient without taps.
 #[test]
 fn voxels_that_no_tap_reaches_are_no_work() {
-    let geometry = Conv3dGeometry {
-        kernel: [1; 3],
-        stride: [2; 3],
-        padding: [0; 3],
-    };
+    let geometry = Conv3dGeometry { kernel: [1; 3], stride: [2; 3], padding: [0; 3] };
     let work = work_of(&[(4, false)], 4, 1, [5; 3], geometry, ElementType::F32);
     let (map, weights, moments) = (27 * 4 * 4, 16 * 4, (2 * 4 + 1) * 4);
     let forward = map + weights + map + moments;
     let grad_input = map + weights + 125 * 4 * 4;
-    assert_work(
-        &work,
-        "conv_correlate_f32_n16",
-        1 + 8,
-        forward + grad_input,
-        2 * 2 * 16 * 27,
-    );
+    assert_work(&work, "conv_correlate_f32_n16", 1 + 8, forward + grad_input, 2 * 2 * 16 * 27);
 }
 
 /// Shares fill the multiprocessors as long as their sums are not more work than that saves.
 #[test]
 fn shares_of_the_weight_gradient() {
-    let bf16 = |blocks, boxes, ci: usize, co: usize| {
-        splits(blocks, boxes, 128, 27 * ci * co * 4, ElementType::Bf16)
-    };
+    let bf16 = |blocks, boxes, ci: usize, co: usize| splits(blocks, boxes, 128, 27 * ci * co * 4, ElementType::Bf16);
     // 48 to 48 channels on the finest maps: a block for each multiprocessor, no more sums than that.
     assert_eq!(bf16(3, 6300, 48, 48), 44);
     // 384 to 384 on the coarsest: 192 blocks take two rounds, shares of half as many boxes three.
@@ -616,25 +428,9 @@ fn shared_memory_of_real_layers() {
             ([1, 1, 1], [1, 1, 1]),
             ([8, 1, 1], [4, 1, 1]),
         ] {
-            let geometry = Conv3dGeometry {
-                kernel,
-                stride,
-                padding: kernel.map(|k| k / 2),
-            };
-            let layer = Layer {
-                batch: 1,
-                size,
-                geometry,
-                element,
-            };
-            for (ci, co) in [
-                (1, 48),
-                (48, 48),
-                (96, 48),
-                (48, 96),
-                (768, 384),
-                (384, 768),
-            ] {
+            let geometry = Conv3dGeometry { kernel, stride, padding: kernel.map(|k| k / 2) };
+            let layer = Layer { batch: 1, size, geometry, element };
+            for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
                 let most = MostShared::default();
                 let weights = Weights { data: a, co, ci };
                 let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
@@ -646,10 +442,7 @@ fn shared_memory_of_real_layers() {
                     grad_weight(&&most, &layer, &[map], grad, a).unwrap();
                 }
                 let most = most.0.get() as usize;
-                assert!(
-                    most > 0 && most <= MOST_SHARED,
-                    "{element:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}"
-                );
+                assert!(most > 0 && most <= MOST_SHARED, "{element:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}");
             }
         }
     }

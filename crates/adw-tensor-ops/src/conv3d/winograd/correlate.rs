@@ -1,8 +1,8 @@
 //! Forward pass and input gradient.
 
 use super::{
-    Block, InputTransform, PLANE, Tiling, load_up_to, output_transform, pack_panel, pays,
-    store_up_to, tile_len, transform_tiles,
+    Block, InputTransform, PLANE, Tiling, load_up_to, output_transform, pack_panel, pays, store_up_to, tile_len,
+    transform_tiles,
 };
 use crate::conv3d::correlate::{Axis, Correlation, PackedWeight, WeightForm};
 use crate::conv3d::tile::{Lanes, Operands, Segment, balanced, lanes_of, max_rows, run_tile};
@@ -44,25 +44,14 @@ pub(in crate::conv3d) unsafe fn run<T: Element>(
     // Layers with few voxels and many channels are split by channel as well.
     let splits = 16usize.div_ceil(blocks.len()).min(packed.blocks.len());
     let channels = balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits));
-    let tasks: Vec<(&Block, Range<usize>)> = blocks
-        .iter()
-        .flat_map(|b| channels.clone().map(move |c| (b, c)))
-        .collect();
+    let tasks: Vec<(&Block, Range<usize>)> =
+        blocks.iter().flat_map(|b| channels.clone().map(move |c| (b, c))).collect();
     let moments: Vec<Vec<BlockMoments<T>>> = tasks
         .into_par_iter()
         .map_init(Scratch::default, |scratch, (block, channels)| {
             dispatch(
                 job.means.set,
-                RunBlock {
-                    job,
-                    tiling: &tiling,
-                    packed: &packed,
-                    block,
-                    channels,
-                    out,
-                    with_moments,
-                    scratch,
-                },
+                RunBlock { job, tiling: &tiling, packed: &packed, block, channels, out, with_moments, scratch },
             )
         })
         .collect();
@@ -80,11 +69,7 @@ impl<T: Element> Kernel<T> for TransformWeight<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) {
-        let planes = if self.frequencies.len() * 9 == self.taps.len() * PLANE {
-            1
-        } else {
-            3
-        };
+        let planes = if self.frequencies.len() * 9 == self.taps.len() * PLANE { 1 } else { 3 };
         let lanes = self.taps.len() / (planes * 9);
         debug_assert_eq!(lanes % S::LANES, 0, "rows are whole vectors");
         let zero = S::splat(T::ZERO);
@@ -110,11 +95,7 @@ impl<T: Element> Kernel<T> for TransformWeight<'_, T> {
             for f in 0..PLANE {
                 let along = [depth[0][f], depth[1][f], depth[2][f]];
                 let along = weight_transform::<S>(along);
-                let along = if planes == 1 {
-                    &[depth[0][f]][..]
-                } else {
-                    &along[..]
-                };
+                let along = if planes == 1 { &[depth[0][f]][..] } else { &along[..] };
                 for (d, &x) in along.iter().enumerate() {
                     let row = &mut self.frequencies[(d * PLANE + f) * lanes + lane..][..S::LANES];
                     // SAFETY: the slice is one vector long.
@@ -143,11 +124,7 @@ struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self {
-            panel: Vec::new(),
-            inputs: Vec::new(),
-            products: Vec::new(),
-        }
+        Self { panel: Vec::new(), inputs: Vec::new(), products: Vec::new() }
     }
 }
 
@@ -168,16 +145,7 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) -> Self::Output {
-        let Self {
-            job,
-            tiling,
-            packed,
-            block,
-            channels,
-            out,
-            with_moments,
-            scratch,
-        } = self;
+        let Self { job, tiling, packed, block, channels, out, with_moments, scratch } = self;
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
         let channel_blocks = &packed.blocks[channels];
@@ -187,8 +155,7 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         let num_tiles = block.num_tiles();
 
         let lanes = lanes_of(job.sources, S::LANES);
-        let origin = [0, 1, 2]
-            .map(|i| (block.tiles[i].start * tiling.tile[i]) as isize + job.axes[i].first_offset());
+        let origin = [0, 1, 2].map(|i| (block.tiles[i].start * tiling.tile[i]) as isize + job.axes[i].first_offset());
         let panel = pack_panel::<S>(
             &mut scratch.panel,
             job.sources,
@@ -282,21 +249,11 @@ impl<T: Element> Kernel<T> for RunBlock<'_, T> {
         let rows = od.clone().flat_map(|qd| {
             oh.clone().map(move |qh| {
                 let row = (block.batch_idx * d.output + qd) * h.output + qh;
-                out.ptr()
-                    .cast_const()
-                    .wrapping_add((row * w.output + ow.start) * job.out_channels + first_channel)
+                out.ptr().cast_const().wrapping_add((row * w.output + ow.start) * job.out_channels + first_channel)
             })
         });
         // SAFETY: this task has just written these channels of these rows.
-        vec![unsafe {
-            block_moments(
-                rows,
-                ow.len(),
-                job.out_channels,
-                first_channel..end_channel,
-                block.batch_idx,
-            )
-        }]
+        vec![unsafe { block_moments(rows, ow.len(), job.out_channels, first_channel..end_channel, block.batch_idx) }]
     }
 }
 
@@ -342,15 +299,11 @@ unsafe fn add_outputs<S: Simd>(
                         }
                         let mut half = [[zero; 4]; 2];
                         for j in 0..4 {
-                            let column =
-                                output_transform::<S>([m[0][j], m[1][j], m[2][j], m[3][j]]);
+                            let column = output_transform::<S>([m[0][j], m[1][j], m[2][j], m[3][j]]);
                             half[0][j] = column[0];
                             half[1][j] = column[1];
                         }
-                        let y = [
-                            output_transform::<S>(half[0]),
-                            output_transform::<S>(half[1]),
-                        ];
+                        let y = [output_transform::<S>(half[0]), output_transform::<S>(half[1])];
                         for plane in 0..planes {
                             if shares[plane] == 0.0 {
                                 continue;
@@ -360,17 +313,12 @@ unsafe fn add_outputs<S: Simd>(
                             let share = S::splat(S::Elem::from_f64(shares[plane]));
                             for i in 0..rows {
                                 let voxel =
-                                    ((block.batch_idx * size[0] + qd + plane) * size[1] + qh + i)
-                                        * size[2]
-                                        + qw;
+                                    ((block.batch_idx * size[0] + qd + plane) * size[1] + qh + i) * size[2] + qw;
                                 for j in 0..columns {
                                     let p = out.add((voxel + j) * pitch + c);
                                     let y = y[i][j];
-                                    let sum = if is_first {
-                                        y
-                                    } else {
-                                        S::mul_add(y, share, load_up_to::<S>(p, lanes))
-                                    };
+                                    let sum =
+                                        if is_first { y } else { S::mul_add(y, share, load_up_to::<S>(p, lanes)) };
                                     store_up_to::<S>(p, sum, lanes);
                                 }
                             }

@@ -4,14 +4,9 @@
 //! once, at the end. Blocks are split into a number of groups that depends on the shape alone, each with its own partial
 //! sum, so the bits do not depend on the number of threads.
 
-use super::{
-    Block, InputTransform, OutputAdjoint, PLANE, Tiling, pack_panel, pays, tile_len,
-    transform_tiles,
-};
+use super::{Block, InputTransform, OutputAdjoint, PLANE, Tiling, pack_panel, pays, tile_len, transform_tiles};
 use crate::conv3d::grad_weight::GradWeight;
-use crate::conv3d::tile::{
-    Operands, Segment, balanced, lanes_of, max_rows, max_vectors, run_tile, vector_shape,
-};
+use crate::conv3d::tile::{Operands, Segment, balanced, lanes_of, max_rows, max_vectors, run_tile, vector_shape};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, Kernel, Simd, dispatch};
 use candle_core::WithDType;
@@ -43,22 +38,12 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     let tiling = Tiling::new(job.geometry.kernel[0], job.output);
     let (ci, co) = (job.in_channels(), job.grad_output.channels);
     let lanes = vector_shape::<T>(job.means.set).lanes;
-    let shape = Shape {
-        ci,
-        co_padded: co.next_multiple_of(lanes),
-        frequencies: tiling.num_frequencies(),
-    };
+    let shape = Shape { ci, co_padded: co.next_multiple_of(lanes), frequencies: tiling.num_frequencies() };
     let blocks = tiling.blocks(job.batch, tiling.block::<T>(ci, co));
     let sum_bytes = shape.sum_len() * size_of::<T>();
-    let groups = (PARTIAL_BYTES / sum_bytes)
-        .clamp(1, LEAST_TASKS)
-        .min(blocks.len());
+    let groups = (PARTIAL_BYTES / sum_bytes).clamp(1, LEAST_TASKS).min(blocks.len());
     let depths = tiling.depth.len();
-    let depth_splits = if groups * 2 < LEAST_TASKS || sum_bytes > TASK_BYTES {
-        depths
-    } else {
-        1
-    };
+    let depth_splits = if groups * 2 < LEAST_TASKS || sum_bytes > TASK_BYTES { depths } else { 1 };
     let num_lanes = lanes_of(job.sources, lanes).len();
     let row_splits = LEAST_TASKS.div_ceil(groups * depth_splits).min(num_lanes);
     let mut tasks = Vec::new();
@@ -74,22 +59,19 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
     // writes them.
     let partials = unsafe {
         filled(num_groups * shape.sum_len(), |out: SharedOut<T>| {
-            tasks.into_par_iter().for_each_init(
-                Scratch::default,
-                |scratch, (group, blocks_of, depths, rows)| {
-                    let task = SumBlocks {
-                        job,
-                        tiling: &tiling,
-                        shape,
-                        blocks: &blocks[blocks_of],
-                        depths,
-                        rows,
-                        sums: out.ptr().wrapping_add(group * shape.sum_len()),
-                        scratch,
-                    };
-                    dispatch(job.means.set, task);
-                },
-            );
+            tasks.into_par_iter().for_each_init(Scratch::default, |scratch, (group, blocks_of, depths, rows)| {
+                let task = SumBlocks {
+                    job,
+                    tiling: &tiling,
+                    shape,
+                    blocks: &blocks[blocks_of],
+                    depths,
+                    rows,
+                    sums: out.ptr().wrapping_add(group * shape.sum_len()),
+                    scratch,
+                };
+                dispatch(job.means.set, task);
+            });
         })
     };
     let taps = job.geometry.kernel.iter().product::<usize>();
@@ -101,13 +83,7 @@ pub(in crate::conv3d) fn run<T: Element>(job: &GradWeight<T>) -> Vec<T> {
                 |(sum, by_tap), ci_idx| {
                     sum.resize(shape.frequencies * shape.co_padded, T::ZERO);
                     by_tap.resize(taps * shape.co_padded, T::ZERO);
-                    let reduce = Reduce {
-                        partials: &partials,
-                        shape,
-                        ci_idx,
-                        sum,
-                        by_tap,
-                    };
+                    let reduce = Reduce { partials: &partials, shape, ci_idx, sum, by_tap };
                     dispatch(job.means.set, reduce);
                     for co_idx in 0..co {
                         let dst = out.ptr().add((co_idx * ci + ci_idx) * taps);
@@ -144,12 +120,7 @@ struct Scratch<T> {
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self {
-            panel: Vec::new(),
-            inputs: Vec::new(),
-            grads: Vec::new(),
-            grad_panel: Vec::new(),
-        }
+        Self { panel: Vec::new(), inputs: Vec::new(), grads: Vec::new(), grad_panel: Vec::new() }
     }
 }
 
@@ -172,16 +143,7 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) {
-        let Self {
-            job,
-            tiling,
-            shape,
-            blocks,
-            depths,
-            rows,
-            sums,
-            scratch,
-        } = self;
+        let Self { job, tiling, shape, blocks, depths, rows, sums, scratch } = self;
         let inputs = lanes_of(job.sources, S::LANES);
         let inputs = &inputs[rows];
         let grads = lanes_of(&[job.grad_output], S::LANES);
@@ -211,11 +173,7 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
             let room = |vectors: usize| vectors * block.num_tiles() * tile_len;
             scratch.inputs.resize(room(inputs.len()), T::ZERO);
             scratch.grads.resize(room(grads.len()), T::ZERO);
-            let all_tiles = [Segment {
-                a: 0,
-                b: 0,
-                len: block.num_tiles(),
-            }];
+            let all_tiles = [Segment { a: 0, b: 0, len: block.num_tiles() }];
             for depth_idx in depths.clone() {
                 let depth = &tiling.depth[depth_idx];
                 // SAFETY: panels and buffers were made for this block.
@@ -321,9 +279,7 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
                     *row = weight_transform_adjoint::<S>([at(h, 0), at(h, 1), at(h, 2), at(h, 3)]);
                 }
                 for w in 0..3 {
-                    let column = weight_transform_adjoint::<S>([
-                        rows[0][w], rows[1][w], rows[2][w], rows[3][w],
-                    ]);
+                    let column = weight_transform_adjoint::<S>([rows[0][w], rows[1][w], rows[2][w], rows[3][w]]);
                     for h in 0..3 {
                         plane[h][w] = column[h];
                     }
@@ -331,17 +287,9 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
             }
             for h in 0..3 {
                 for w in 0..3 {
-                    let along = weight_transform_adjoint::<S>([
-                        plane[0][h][w],
-                        plane[1][h][w],
-                        plane[2][h][w],
-                        plane[3][h][w],
-                    ]);
-                    let along = if depths == 1 {
-                        &[plane[0][h][w]][..]
-                    } else {
-                        &along[..]
-                    };
+                    let along =
+                        weight_transform_adjoint::<S>([plane[0][h][w], plane[1][h][w], plane[2][h][w], plane[3][h][w]]);
+                    let along = if depths == 1 { &[plane[0][h][w]][..] } else { &along[..] };
                     for (d, &x) in along.iter().enumerate() {
                         let row = ((d * 3 + h) * 3 + w) * co_padded + lane;
                         let row = &mut self.by_tap[row..][..S::LANES];

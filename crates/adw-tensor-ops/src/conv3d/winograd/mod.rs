@@ -46,34 +46,22 @@ struct DepthFrequency {
 impl DepthFrequency {
     /// How it reads a tile of the input: a row of `B^T`.
     fn input<T: Element>(&self) -> DepthRead<T> {
-        DepthRead {
-            first: self.first,
-            second: (self.sign != 0.0).then(|| (self.second, T::from_f64(self.sign))),
-        }
+        DepthRead { first: self.first, second: (self.sign != 0.0).then(|| (self.second, T::from_f64(self.sign))) }
     }
 
     /// How it reads a tile of the output's gradient: a row of `A`.
     fn grad_output<T: Element>(&self) -> DepthRead<T> {
         match self.outputs {
-            [first, second] if first != 0.0 => DepthRead {
-                first: 0,
-                second: (second != 0.0).then(|| (1, T::from_f64(second))),
-            },
-            _ => DepthRead {
-                first: 1,
-                second: None,
-            },
+            [first, second] if first != 0.0 => {
+                DepthRead { first: 0, second: (second != 0.0).then(|| (1, T::from_f64(second))) }
+            }
+            _ => DepthRead { first: 1, second: None },
         }
     }
 }
 
 const fn frequency(first: usize, second: usize, sign: f64, outputs: [f64; 2]) -> DepthFrequency {
-    DepthFrequency {
-        first,
-        second,
-        sign,
-        outputs,
-    }
+    DepthFrequency { first, second, sign, outputs }
 }
 
 /// The first that reaches an output does so with a share of 1, which the output transform relies on.
@@ -130,17 +118,9 @@ struct Tiling {
 
 impl Tiling {
     fn new(depth_taps: usize, outputs: [usize; 3]) -> Self {
-        let (depth, tile, reach) = if depth_taps == 3 {
-            (DEPTH_3, [2; 3], [4; 3])
-        } else {
-            (DEPTH_1, [1, 2, 2], [1, 4, 4])
-        };
-        Self {
-            depth,
-            tile,
-            reach,
-            tiles: [0, 1, 2].map(|i| outputs[i].div_ceil(tile[i])),
-        }
+        let (depth, tile, reach) =
+            if depth_taps == 3 { (DEPTH_3, [2; 3], [4; 3]) } else { (DEPTH_1, [1, 2, 2], [1, 4, 4]) };
+        Self { depth, tile, reach, tiles: [0, 1, 2].map(|i| outputs[i].div_ceil(tile[i])) }
     }
 
     fn num_frequencies(&self) -> usize {
@@ -188,10 +168,7 @@ impl Tiling {
             for d in ranges(0) {
                 for h in ranges(1) {
                     for w in ranges(2) {
-                        blocks.push(Block {
-                            batch_idx,
-                            tiles: [d.clone(), h.clone(), w],
-                        });
+                        blocks.push(Block { batch_idx, tiles: [d.clone(), h.clone(), w] });
                     }
                 }
             }
@@ -237,12 +214,7 @@ struct InputTransform;
 impl AxisTransform<4> for InputTransform {
     #[inline(always)]
     fn apply<S: Simd>(x: [S::Vector; 4]) -> [S::Vector; 4] {
-        [
-            S::sub(x[0], x[2]),
-            S::add(x[1], x[2]),
-            S::sub(x[2], x[1]),
-            S::sub(x[3], x[1]),
-        ]
+        [S::sub(x[0], x[2]), S::add(x[1], x[2]), S::sub(x[2], x[1]), S::sub(x[3], x[1])]
     }
 }
 
@@ -259,10 +231,7 @@ impl AxisTransform<2> for OutputAdjoint {
 /// `A^T m`
 #[inline(always)]
 fn output_transform<S: Simd>(m: [S::Vector; 4]) -> [S::Vector; 2] {
-    [
-        S::add(S::add(m[0], m[1]), m[2]),
-        S::add(S::sub(m[1], m[2]), m[3]),
-    ]
+    [S::add(S::add(m[0], m[1]), m[2]), S::add(S::sub(m[1], m[2]), m[3])]
 }
 
 /// A zero-padded copy of the part of maps that a block's tiles read: `[vector of channels][D][H][W][lane]`.
@@ -300,14 +269,11 @@ fn pack_panel<S: Simd>(
                 row[(before + count) * S::LANES..].fill(S::Elem::ZERO);
                 let source = &sources[lanes.source];
                 let n = source.channels;
-                let voxel = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize)
-                    * input[2]
-                    + skip;
+                let voxel = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + skip;
                 let map = &source.data[voxel * n..(voxel + count) * n];
                 let norm = source.norm.map(|of| {
                     let at = batch_idx * n + lanes.first_of_source;
-                    let (scale, shift) =
-                        (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
+                    let (scale, shift) = (&of.scale[at..][..lanes.len], &of.shift[at..][..lanes.len]);
                     (scale.as_ptr(), shift.as_ptr(), of.slope)
                 });
                 // SAFETY: `count` voxels of the map from `voxel` on, of which `len` channels from `first_of_source` on are
@@ -320,10 +286,7 @@ fn pack_panel<S: Simd>(
             }
         }
     }
-    Panel {
-        data: buffer.as_ptr(),
-        size,
-    }
+    Panel { data: buffer.as_ptr(), size }
 }
 
 /// Copies `len` lanes of `count` voxels, `pitch` elements apart, to vectors in a row, normalised by `(scale, shift, slope)`.
@@ -368,13 +331,7 @@ unsafe fn copy_lanes<S: Simd>(
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const S::Elem, n: usize) -> S::Vector {
     // SAFETY: as the caller vouches.
-    unsafe {
-        if n == S::LANES {
-            S::load(p)
-        } else {
-            S::load_first(p, n)
-        }
-    }
+    unsafe { if n == S::LANES { S::load(p) } else { S::load_first(p, n) } }
 }
 
 /// Writes the first `n <= LANES` elements, by a plain store if that is all of them.

@@ -18,26 +18,13 @@ fn noise_softmax_gates_and_their_gradients() {
     let (channels, tau) = (39, 1.7);
     for noisy in [true, false] {
         let rt = Emulator::new();
-        let pass = Pass {
-            seed: 0x1234_5678_9abc_def0,
-            epoch: 3,
-            iteration: 41,
-            noisy,
-            tau,
-        };
-        let (alpha, beta) = (
-            values(1, 5, ElementType::F32),
-            values(2, 3, ElementType::F32),
-        );
+        let pass = Pass { seed: 0x1234_5678_9abc_def0, epoch: 3, iteration: 41, noisy, tau };
+        let (alpha, beta) = (values(1, 5, ElementType::F32), values(2, 3, ElementType::F32));
         let grad_gate = values(3, channels, ElementType::F32);
-        let dots: Vec<Vec<f32>> = (0..3)
-            .map(|i| values(10 + i, channels, ElementType::F32))
-            .collect();
+        let dots: Vec<Vec<f32>> = (0..3).map(|i| values(10 + i, channels, ElementType::F32)).collect();
         let alloc = |n: usize| rt.alloc(4 * n).unwrap();
-        let (p_width, p_depth, gates, g_alpha, g_beta) =
-            (alloc(5), alloc(3), alloc(channels), alloc(5), alloc(3));
-        let (alpha_d, beta_d, grad_gate_d) =
-            (rt.upload(&alpha), rt.upload(&beta), rt.upload(&grad_gate));
+        let (p_width, p_depth, gates, g_alpha, g_beta) = (alloc(5), alloc(3), alloc(channels), alloc(5), alloc(3));
+        let (alpha_d, beta_d, grad_gate_d) = (rt.upload(&alpha), rt.upload(&beta), rt.upload(&grad_gate));
         let dots_d: Vec<_> = dots.iter().map(|d| rt.upload(d)).collect();
         let mut width = Softmax {
             logits: alpha_d.address(),
@@ -73,19 +60,9 @@ fn noise_softmax_gates_and_their_gradients() {
         }
 
         let noise = |purpose, index, n| {
-            let stream = Stream {
-                seed: pass.seed,
-                purpose,
-                epoch: pass.epoch,
-                iteration: pass.iteration,
-                index,
-            };
+            let stream = Stream { seed: pass.seed, purpose, epoch: pass.epoch, iteration: pass.iteration, index };
             let noise = gumbel_softmax::noise(stream, n, DType::F32, &Device::Cpu).unwrap();
-            if noisy {
-                noise
-            } else {
-                noise.zeros_like().unwrap()
-            }
+            if noisy { noise } else { noise.zeros_like().unwrap() }
         };
         let alpha = Var::from_tensor(&tensor(&alpha, &[5])).unwrap();
         let beta = Var::from_tensor(&tensor(&beta, &[3])).unwrap();
@@ -95,14 +72,8 @@ fn noise_softmax_gates_and_their_gradients() {
         let masks = width_mask::masks(&sizes, channels, DType::F32, &Device::Cpu).unwrap();
         let gate = width_mask::gate(&p, &masks).unwrap();
         let sums: Vec<f32> = dots.iter().map(|d| d.iter().sum()).collect();
-        let loss = ((&gate * tensor(&grad_gate, &[channels]))
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            + (&h * Tensor::new(sums, &Device::Cpu).unwrap())
-                .unwrap()
-                .sum_all()
-                .unwrap())
+        let loss = ((&gate * tensor(&grad_gate, &[channels])).unwrap().sum_all().unwrap()
+            + (&h * Tensor::new(sums, &Device::Cpu).unwrap()).unwrap().sum_all().unwrap())
         .unwrap();
         let grads = loss.backward().unwrap();
         for (what, got, expected) in [

@@ -19,15 +19,10 @@ fn loss_and_gradients_of_all_scales() {
         (5, true, ElementType::F32),
     ] {
         let rt = Emulator::new();
-        let config = DiceCe {
-            batch_dice,
-            ..DiceCe::default()
-        };
+        let config = DiceCe { batch_dice, ..DiceCe::default() };
         let sizes = [[18, 17, 15], [9, 8, 5], [3, 4, 2], [2, 2, 1]];
         let voxels: usize = sizes[0].iter().product();
-        let labels: Vec<u8> = (0..batch * voxels)
-            .map(|i| (i * i / 3 % 7 % classes) as u8)
-            .collect();
+        let labels: Vec<u8> = (0..batch * voxels).map(|i| (i * i / 3 % 7 % classes) as u8).collect();
         let [d, h, w] = sizes[0];
         let target = Tensor::from_slice(&labels, (batch, d, h, w), &Device::Cpu).unwrap();
         let weights = deep_supervision_weights(4);
@@ -37,15 +32,8 @@ fn loss_and_gradients_of_all_scales() {
                 values(seed, n, element).iter().map(|x| 4.0 * x).collect()
             })
             .collect();
-        let device: Vec<_> = logits
-            .iter()
-            .map(|x| {
-                (
-                    upload(&rt, element, x),
-                    rt.alloc(x.len() * element.size()).unwrap(),
-                )
-            })
-            .collect();
+        let device: Vec<_> =
+            logits.iter().map(|x| (upload(&rt, element, x), rt.alloc(x.len() * element.size()).unwrap())).collect();
         let labels = rt.upload(&labels);
         let scales: Vec<_> = (0..3)
             .map(|i| Scale {
@@ -55,14 +43,9 @@ fn loss_and_gradients_of_all_scales() {
                 weight: weights[i],
             })
             .collect();
-        let finest = Target {
-            data: labels.address(),
-            size: sizes[0],
-        };
+        let finest = Target { data: labels.address(), size: sizes[0] };
         // SAFETY: the buffers have the sizes of the scales.
-        let got = unsafe {
-            loss_and_gradients(&rt, config, &scales, finest, batch, classes, element).unwrap()
-        };
+        let got = unsafe { loss_and_gradients(&rt, config, &scales, finest, batch, classes, element).unwrap() };
         let losses = got.loss.read::<f32>();
         assert_eq!(got.status.read::<u32>(), [0; 3]);
         for i in 0..3 {
@@ -77,13 +60,7 @@ fn loss_and_gradients_of_all_scales() {
                 losses[i],
                 expected.loss
             );
-            compare(
-                &what,
-                &device[i].1,
-                element,
-                &expected.grad_logits,
-                tolerance(element),
-            );
+            compare(&what, &device[i].1, element, &expected.grad_logits, tolerance(element));
         }
     }
 }
@@ -96,28 +73,9 @@ fn labels_without_a_class_are_reported() {
     let rt = Emulator::new();
     let (logits, grad) = (rt.upload(&[0f32; 24]), rt.alloc(96).unwrap());
     let labels = rt.upload(&[0u8, 1, 2, 0, 200, 1, 9, 0]);
-    let scale = Scale {
-        logits: logits.address(),
-        grad: grad.address(),
-        size: [2; 3],
-        weight: 1.0,
-    };
-    let target = Target {
-        data: labels.address(),
-        size: [2; 3],
-    };
+    let scale = Scale { logits: logits.address(), grad: grad.address(), size: [2; 3], weight: 1.0 };
+    let target = Target { data: labels.address(), size: [2; 3] };
     // SAFETY: eight voxels of three classes.
-    let got = unsafe {
-        loss_and_gradients(
-            &rt,
-            DiceCe::default(),
-            &[scale],
-            target,
-            1,
-            3,
-            ElementType::F32,
-        )
-        .unwrap()
-    };
+    let got = unsafe { loss_and_gradients(&rt, DiceCe::default(), &[scale], target, 1, 3, ElementType::F32).unwrap() };
     assert_eq!(got.status.read::<u32>(), [201]);
 }

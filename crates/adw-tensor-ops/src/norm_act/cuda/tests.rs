@@ -9,13 +9,8 @@ use adw_cuda::work::{Dry, Machine, Recording};
 use candle_core::Tensor;
 
 /// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
-const SHAPES: [(usize, [usize; 3], usize); 5] = [
-    (2, [3, 5, 7], 5),
-    (1, [9, 8, 7], 48),
-    (3, [2, 3, 11], 33),
-    (2, [9, 11, 13], 16),
-    (1, [1, 1, 3], 72),
-];
+const SHAPES: [(usize, [usize; 3], usize); 5] =
+    [(2, [3, 5, 7], 5), (1, [9, 8, 7], 48), (3, [2, 3, 11], 33), (2, [9, 11, 13], 16), (1, [1, 1, 3], 72)];
 
 struct Case {
     element: ElementType,
@@ -28,20 +23,11 @@ struct Case {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    let gates = [
-        None,
-        Some(GatePosition::PreNorm),
-        Some(GatePosition::PostNorm),
-    ];
+    let gates = [None, Some(GatePosition::PreNorm), Some(GatePosition::PostNorm)];
     let all = SHAPES.into_iter().flat_map(move |s| gates.map(|g| (s, g)));
     all.flat_map(|((batch, [d, h, w], channels), position)| {
         [ElementType::F32, ElementType::Bf16].map(|element| {
-            let shape = MapShape {
-                batch,
-                voxels: d * h * w,
-                channels,
-                element,
-            };
+            let shape = MapShape { batch, voxels: d * h * w, channels, element };
             let mut y = values(1, shape.len(), element);
             // A large mean in some channels: squares must not cancel.
             for (i, y) in y.iter_mut().enumerate() {
@@ -49,12 +35,7 @@ fn cases() -> impl Iterator<Item = Case> {
                     *y += 4.0;
                 }
             }
-            let positive = |seed| {
-                values(seed, channels, ElementType::F32)
-                    .iter()
-                    .map(|x| 0.75 + 0.5 * x)
-                    .collect()
-            };
+            let positive = |seed| values(seed, channels, ElementType::F32).iter().map(|x| 0.75 + 0.5 * x).collect();
             Case {
                 element,
                 shape,
@@ -62,10 +43,7 @@ fn cases() -> impl Iterator<Item = Case> {
                 // What bf16 holds of it.
                 y: match element {
                     ElementType::F32 => y,
-                    ElementType::Bf16 => y
-                        .iter()
-                        .map(|&y| half::bf16::from_f32(y).to_f32())
-                        .collect(),
+                    ElementType::Bf16 => y.iter().map(|&y| half::bf16::from_f32(y).to_f32()).collect(),
                 },
                 gamma: positive(2),
                 beta: values(3, channels, ElementType::F32),
@@ -89,28 +67,17 @@ struct Pair {
 
 impl Case {
     fn gate_tensor(&self) -> Option<(Tensor, GatePosition)> {
-        self.gate
-            .as_ref()
-            .map(|(g, p)| (tensor(g, &[self.shape.channels]), *p))
+        self.gate.as_ref().map(|(g, p)| (tensor(g, &[self.shape.channels]), *p))
     }
 
     fn pair(&self) -> Pair {
         let (rt, config, c) = (Emulator::new(), NormAct::default(), self.shape.channels);
         let y_cpu = tensor(&self.y, &self.dims);
         let gate_cpu = self.gate_tensor();
-        let gate_cpu = gate_cpu.as_ref().map(|(factor, position)| Gate {
-            factor,
-            position: *position,
-        });
+        let gate_cpu = gate_cpu.as_ref().map(|(factor, position)| Gate { factor, position: *position });
         let moments_cpu = norm_act::moments(&y_cpu).unwrap();
-        let cpu = config
-            .coefficients(
-                &moments_cpu,
-                &tensor(&self.gamma, &[c]),
-                &tensor(&self.beta, &[c]),
-                gate_cpu,
-            )
-            .unwrap();
+        let cpu =
+            config.coefficients(&moments_cpu, &tensor(&self.gamma, &[c]), &tensor(&self.beta, &[c]), gate_cpu).unwrap();
         let y = upload(&rt, self.element, &self.y);
         let (gamma, beta) = (rt.upload(&self.gamma), rt.upload(&self.beta));
         let gate = self.gate.as_ref().map(|(g, p)| (rt.upload(g), *p));
@@ -124,16 +91,7 @@ impl Case {
             let partial = moments(&rt, y.address(), &self.shape).unwrap();
             coefficients(&rt, &partial, &affine, config, self.shape.batch, c).unwrap()
         };
-        Pair {
-            rt,
-            y_cpu,
-            cpu,
-            y,
-            gamma,
-            beta,
-            gate,
-            device,
-        }
+        Pair { rt, y_cpu, cpu, y, gamma, beta, gate, device }
     }
 }
 
@@ -144,13 +102,7 @@ fn coefficients_of_a_map() {
     }
     for case in cases() {
         let p = case.pair();
-        let what = |name: &str| {
-            format!(
-                "{name} of {:?}, {:?}",
-                case.shape,
-                case.gate.as_ref().map(|g| g.1)
-            )
-        };
+        let what = |name: &str| format!("{name} of {:?}, {:?}", case.shape, case.gate.as_ref().map(|g| g.1));
         for (name, buffer, expected) in [
             ("mean", &p.device.mean, &p.cpu.mean),
             ("variance", &p.device.variance, &p.cpu.variance),
@@ -176,28 +128,15 @@ fn weighted_sums() {
             let out = p.rt.alloc(case.shape.bytes()).unwrap();
             // One map in several places is enough: which is read where is a matter of addresses. The second is the
             // gradient's place in other tests.
-            let maps: Vec<_> = (0..n)
-                .map(|l| {
-                    (
-                        p.y.address(),
-                        &p.device,
-                        device_weights.address().offset(4 * l),
-                    )
-                })
-                .collect();
+            let maps: Vec<_> =
+                (0..n).map(|l| (p.y.address(), &p.device, device_weights.address().offset(4 * l))).collect();
             // SAFETY: all buffers have the sizes of `shape`.
             unsafe { weighted_sum(&p.rt, &maps, &case.shape, out.address()).unwrap() };
             let cpu: Vec<_> = (0..n).map(|_| (&p.y_cpu, &p.cpu)).collect();
             let weights = tensor(&weights[..n], &[n]);
             let expected = norm_act::weighted_sum(&cpu, Some(&weights)).unwrap();
             let what = format!("sum of {n} maps {:?}", case.shape);
-            compare(
-                &what,
-                &out,
-                case.element,
-                &expected,
-                tolerance(case.element),
-            );
+            compare(&what, &out, case.element, &expected, tolerance(case.element));
         }
     }
 }
@@ -214,10 +153,7 @@ fn backward_of_a_map() {
         let weight = 0.37f32;
         let device_weight = p.rt.upload(&[weight]);
         for (has_outer, has_direct) in [(true, true), (true, false), (false, true)] {
-            let (outer, direct) = (
-                upload(&p.rt, case.element, &g1),
-                upload(&p.rt, case.element, &g2),
-            );
+            let (outer, direct) = (upload(&p.rt, case.element, &g1), upload(&p.rt, case.element, &g2));
             let out = p.rt.alloc(case.shape.bytes()).unwrap();
             let affine = Affine {
                 gamma: p.gamma.address(),
@@ -230,16 +166,7 @@ fn backward_of_a_map() {
             };
             // SAFETY: all buffers have the sizes of `shape`.
             let got = unsafe {
-                backward(
-                    &p.rt,
-                    p.y.address(),
-                    &p.device,
-                    &affine,
-                    grad,
-                    &case.shape,
-                    out.address(),
-                )
-                .unwrap()
+                backward(&p.rt, p.y.address(), &p.device, &affine, grad, &case.shape, out.address()).unwrap()
             };
             let (outer_cpu, direct_cpu) = (tensor(&g1, &case.dims), tensor(&g2, &case.dims));
             let gate = case.gate_tensor();
@@ -248,60 +175,24 @@ fn backward_of_a_map() {
                 &p.cpu,
                 &tensor(&case.gamma, &[c]),
                 &tensor(&case.beta, &[c]),
-                gate.as_ref().map(|(factor, position)| Gate {
-                    factor,
-                    position: *position,
-                }),
+                gate.as_ref().map(|(factor, position)| Gate { factor, position: *position }),
                 has_outer.then_some((&outer_cpu, &tensor(&[weight], &[1]))),
                 has_direct.then_some(&direct_cpu),
             )
             .unwrap();
-            let what = |name: &str| {
-                format!(
-                    "{name} of {:?}, outer {has_outer}, direct {has_direct}",
-                    case.shape
-                )
-            };
-            compare(
-                &what("grad y"),
-                &out,
-                case.element,
-                &expected.y,
-                tolerance(case.element),
-            );
+            let what = |name: &str| format!("{name} of {:?}, outer {has_outer}, direct {has_direct}", case.shape);
+            compare(&what("grad y"), &out, case.element, &expected.y, tolerance(case.element));
             // Sums of many terms that cancel: rounding of single terms shows, so the tolerance is that of the sums.
-            compare(
-                &what("grad gamma"),
-                &got.gamma,
-                ElementType::F32,
-                &expected.gamma,
-                1e-5,
-            );
-            compare(
-                &what("grad beta"),
-                &got.beta,
-                ElementType::F32,
-                &expected.beta,
-                1e-5,
-            );
+            compare(&what("grad gamma"), &got.gamma, ElementType::F32, &expected.gamma, 1e-5);
+            compare(&what("grad beta"), &got.beta, ElementType::F32, &expected.beta, 1e-5);
             if let (Some(got), Some(expected)) = (&got.gate, &expected.gate) {
                 compare(&what("grad gate"), got, ElementType::F32, expected, 1e-5);
             }
             if has_outer {
-                let dot: f64 = got
-                    .outer_dot
-                    .read::<f32>()
-                    .iter()
-                    .map(|&d| f64::from(d))
-                    .sum();
-                let scale: f64 =
-                    g1.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt() * (n as f64).sqrt();
+                let dot: f64 = got.outer_dot.read::<f32>().iter().map(|&d| f64::from(d)).sum();
+                let scale: f64 = g1.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt() * (n as f64).sqrt();
                 let expected = f64s(&expected.weight)[0];
-                assert!(
-                    (dot - expected).abs() < 1e-5 * scale,
-                    "{}: {dot}, expected {expected}",
-                    what("grad weight"),
-                );
+                assert!((dot - expected).abs() < 1e-5 * scale, "{}: {dot}, expected {expected}", what("grad weight"),);
             }
         }
     }
@@ -309,43 +200,15 @@ fn backward_of_a_map() {
 
 #[test]
 fn work_of_the_backward_pass_equals_numbers_by_hand() {
-    let shape = MapShape {
-        batch: 2,
-        voxels: 300,
-        channels: 16,
-        element: ElementType::F32,
-    };
+    let shape = MapShape { batch: 2, voxels: 300, channels: 16, element: ElementType::F32 };
     let a = Address(1);
-    let affine = Affine {
-        gamma: a,
-        beta: a,
-        gate: Some((a, GatePosition::PreNorm)),
-    };
-    let coefficients = Coefficients {
-        mean: a,
-        variance: a,
-        scale: a,
-        shift: a,
-        config: NormAct::default(),
-    };
+    let affine = Affine { gamma: a, beta: a, gate: Some((a, GatePosition::PreNorm)) };
+    let coefficients = Coefficients { mean: a, variance: a, scale: a, shift: a, config: NormAct::default() };
     // A map of 2 x 300 x 16 f32; a vector per sample and channel; two chunks of at most 256 voxels, three sums each.
     let (map, vector, partial, channel) = (38_400, 128, 2 * 2 * 3 * 16 * 4, 64);
-    for (grad, maps_read) in [
-        (
-            GradOutput {
-                outer: Some((a, a)),
-                direct: Some(a),
-            },
-            3,
-        ),
-        (
-            GradOutput {
-                outer: None,
-                direct: Some(a),
-            },
-            2,
-        ),
-    ] {
+    for (grad, maps_read) in
+        [(GradOutput { outer: Some((a, a)), direct: Some(a) }, 3), (GradOutput { outer: None, direct: Some(a) }, 2)]
+    {
         let rt = Recording::new(Dry, Machine::H100);
         // SAFETY: nothing runs.
         unsafe { backward(&rt, a, &coefficients, &affine, grad, &shape, a).unwrap() };
@@ -354,17 +217,8 @@ fn work_of_the_backward_pass_equals_numbers_by_hand() {
             let r = work.records()[kernel];
             (r.launches, r.bytes, r.operations)
         };
-        assert_eq!(
-            of("norm_grad_sums_f32"),
-            (1, maps_read * map + 3 * vector + partial, 12 * 9600)
-        );
-        assert_eq!(
-            of("norm_grad_finish"),
-            (1, partial + 3 * vector + 7 * channel, 192)
-        );
-        assert_eq!(
-            of("norm_grad_input_f32"),
-            (1, (maps_read + 1) * map + 5 * vector, 10 * 9600)
-        );
+        assert_eq!(of("norm_grad_sums_f32"), (1, maps_read * map + 3 * vector + partial, 12 * 9600));
+        assert_eq!(of("norm_grad_finish"), (1, partial + 3 * vector + 7 * channel, 192));
+        assert_eq!(of("norm_grad_input_f32"), (1, (maps_read + 1) * map + 5 * vector, 10 * 9600));
     }
 }
