@@ -192,7 +192,7 @@ fn backward_of_a_map() {
                 let dot: f64 = got.outer_dot.read::<f32>().iter().map(|&d| f64::from(d)).sum();
                 let scale: f64 = g1.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt() * (n as f64).sqrt();
                 let expected = f64s(&expected.weight)[0];
-                assert!((dot - expected).abs() < 1e-5 * scale, "{}: {dot}, expected {expected}", what("grad weight"),);
+                assert!((dot - expected).abs() < 1e-5 * scale, "{}: {dot}, expected {expected}", what("grad weight"));
             }
         }
     }
