@@ -1,0 +1,15 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod file_kind;
+mod lock;
+mod new_file;
+mod new_folder;
+mod temporary;
+
+pub use file_kind::open_regular;
+pub use lock::{Lock, lock_with_timeout};
+pub use new_file::{NewFile, write_atomic, write_bytes};
+pub use new_folder::NewFolder;
+pub use temporary::remove_stale;

@@ -1,0 +1,64 @@
+//! Locks between processes.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::file_kind::{existing, not_regular, without_waiting};
+
+/// Interval between two attempts.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A lock, held until it is dropped. The system releases it however the process ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Locks `path` for one process: an existing folder (on Unix), or a file, created empty if absent.
+///
+/// A `timeout` above zero matters even where no other process is expected: the system takes a moment to release the locks
+/// of a killed process, and a run that is resumed at once would meet those of its predecessor.
+///
+/// ```
+/// use std::time::Duration;
+/// let path = std::env::temp_dir().join("adw-files-doc.lock");
+/// let lock = adw_files::lock_with_timeout(&path, Duration::from_secs(1))?;
+/// let second = adw_files::lock_with_timeout(&path, Duration::ZERO);
+/// assert_eq!(second.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+/// # drop(lock);
+/// # std::io::Result::Ok(())
+/// ```
+///
+/// # Errors
+/// `WouldBlock` if the lock is held elsewhere for all of `timeout`; `InvalidInput` for a link, device, pipe or socket;
+/// the system's error, also that of a file system without locks.
+pub fn lock_with_timeout(path: &Path, timeout: Duration) -> io::Result<Lock> {
+    let file = open(path)?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) if start.elapsed() < timeout => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "is in use by another process"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let found = existing(path)?;
+    if let Some(found) = &found
+        && !found.is_file()
+        && !found.is_dir()
+    {
+        return Err(not_regular(found.file_type()));
+    }
+    if found.is_some_and(|found| found.is_dir()) {
+        return File::open(path);
+    }
+    without_waiting(OpenOptions::new().write(true).create(true).truncate(false)).open(path)
+}

@@ -1,0 +1,80 @@
+//! Folders that appear with all their content or not at all.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::file_kind::existing;
+use crate::temporary::{create_beside, sync_folder, sync_parent};
+
+/// A folder under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed with its
+/// content.
+///
+/// ```
+/// let parent = std::env::temp_dir();
+/// # let _ = std::fs::remove_dir_all(parent.join("adw-files-doc"));
+/// let folder = adw_files::NewFolder::create(&parent.join("adw-files-doc"))?;
+/// adw_files::write_bytes(&folder.path().join("a.txt"), b"whole")?;
+/// folder.commit()?;
+/// assert_eq!(std::fs::read(parent.join("adw-files-doc/a.txt"))?, b"whole");
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Debug)]
+pub struct NewFolder {
+    temporary: PathBuf,
+    target: PathBuf,
+    /// Marks the folder as held by this process. None on systems that do not open folders.
+    _lock: Option<File>,
+    committed: bool,
+}
+
+impl NewFolder {
+    /// Starts an empty folder that will become `target`, whose parent must exist.
+    ///
+    /// # Errors
+    /// `InvalidInput` if `target` has no name of its own (`.`, `..`); `AlreadyExists` if it exists and is no empty folder;
+    /// the system's error.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        check_absent_or_empty(target)?;
+        let (temporary, lock) = create_beside(target, |path| {
+            fs::create_dir(path)?;
+            Ok(File::open(path).ok())
+        })?;
+        Ok(Self { temporary, target: target.to_path_buf(), _lock: lock, committed: false })
+    }
+
+    /// Path of the folder before [`Self::commit`].
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Gives the folder its name and waits until that is on the disk. Files in it must have been synced by their writers,
+    /// as [`crate::write_atomic`] does.
+    ///
+    /// # Errors
+    /// The system's error, also if the name is taken by now.
+    pub fn commit(mut self) -> io::Result<()> {
+        sync_folder(&self.temporary)?;
+        // Replaces an empty folder, and only that.
+        fs::rename(&self.temporary, &self.target)?;
+        self.committed = true;
+        sync_parent(&self.target)
+    }
+}
+
+fn check_absent_or_empty(target: &Path) -> io::Result<()> {
+    let Some(found) = existing(target)? else { return Ok(()) };
+    if found.is_dir() && fs::read_dir(target)?.next().is_none() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not an empty folder"))
+}
+
+impl Drop for NewFolder {
+    fn drop(&mut self) {
+        if !self.committed {
+            // The caller has a more important error to report, and `remove_stale` removes what stays.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}

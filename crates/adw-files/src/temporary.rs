@@ -1,0 +1,139 @@
+//! Names and locks of files and folders under construction: `.NAME.PID-N.adw-tmp`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const ENDING: &str = ".adw-tmp";
+
+/// Bytes of the target's name that a temporary name keeps: file systems allow 255 in all.
+const KEPT_NAME_BYTES: usize = 180;
+
+/// Candidate names tried before giving up. Others are taken only by what earlier processes with the same id left.
+const MAX_ATTEMPTS: usize = 1000;
+
+/// Creates a temporary file or folder beside `target` by `create`, which must fail with `AlreadyExists` for a name that is
+/// taken and may return no handle where the system opens no folders. Returns its path and the handle, locked where the file
+/// system has locks.
+pub(crate) fn create_beside(
+    target: &Path,
+    create: impl Fn(&Path) -> io::Result<Option<File>>,
+) -> io::Result<(PathBuf, Option<File>)> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "is not the name of a file");
+    let name = target.file_name().ok_or_else(invalid)?;
+    for _ in 0..MAX_ATTEMPTS {
+        let path = target.with_file_name(temporary_name(name, COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let handle = match create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            created => created?,
+        };
+        // Between creation and lock, `remove_stale` of another process may take it for a leftover. An error other than
+        // `WouldBlock` comes from a file system without locks, where `remove_stale` removes nothing.
+        let lost = handle.as_ref().is_some_and(|handle| matches!(handle.try_lock(), Err(TryLockError::WouldBlock)));
+        if !lost && path.exists() {
+            return Ok((path, handle));
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "has too many temporary files beside it"))
+}
+
+fn temporary_name(name: &OsStr, n: u64) -> OsString {
+    let mut temporary = OsString::from(".");
+    if name.len() <= KEPT_NAME_BYTES {
+        temporary.push(name);
+    } else {
+        let name = name.to_string_lossy();
+        temporary.push(&name[..name.floor_char_boundary(KEPT_NAME_BYTES)]);
+    }
+    temporary.push(format!(".{}-{n}{ENDING}", std::process::id()));
+    temporary
+}
+
+/// Recognises `.NAME.PID-N.adw-tmp`.
+fn is_temporary_name(name: &OsStr) -> bool {
+    let numbers = || {
+        let name = name.as_encoded_bytes().strip_prefix(b".")?.strip_suffix(ENDING.as_bytes())?;
+        let numbers = str::from_utf8(&name[name.iter().rposition(|&b| b == b'.')? + 1..]).ok()?;
+        let (pid, n) = numbers.split_once('-')?;
+        Some((pid.parse::<u32>().ok()?, n.parse::<u64>().ok()?))
+    };
+    numbers().is_some()
+}
+
+/// Removes the temporary files and folders directly in `folder` that no live process holds; returns their number. A folder
+/// that does not exist holds none.
+///
+/// # Errors
+/// The system's error if the folder cannot be read or a leftover cannot be removed.
+pub fn remove_stale(folder: &Path) -> io::Result<usize> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if !is_temporary_name(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        // Gone or renamed meanwhile, or on a system that opens no folders.
+        let Ok(handle) = File::open(&path) else { continue };
+        if handle.try_lock().is_err() {
+            continue;
+        }
+        let result = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match result {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(removed)
+}
+
+/// Syncs the folder that `path` lies in, which makes a rename in it durable.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_folder(parent)
+}
+
+/// Syncs the names in a folder. Does nothing where folders cannot be opened (Windows) or synced (some network file systems).
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(folder)?.sync_all() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_recognised_and_fit_into_a_file_system() {
+        for name in ["a.nii.gz", ".hidden", &"ü".repeat(127), "x"] {
+            let temporary = temporary_name(OsStr::new(name), u64::MAX);
+            assert!(temporary.len() <= 255 && is_temporary_name(&temporary), "{temporary:?}");
+        }
+        for name in ["a.adw-tmp", ".a.adw-tmp", ".a.1.adw-tmp", ".a.x-1.adw-tmp", "a.1-1.adw-tmp", ".a.1-1.tmp"] {
+            assert!(!is_temporary_name(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_need_not_be_utf8() {
+        use std::os::unix::ffi::OsStrExt;
+        let temporary = temporary_name(OsStr::from_bytes(b"\xff\xfe.nii"), 3);
+        assert!(temporary.as_bytes().starts_with(b".\xff\xfe.nii."));
+        assert!(is_temporary_name(&temporary));
+    }
+}
