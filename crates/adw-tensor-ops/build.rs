@@ -2,7 +2,6 @@
 
 fn main() {
     adw_cuda_build::kernels(&[
-        "src/augment/augment.cu",
         "src/conv3d/conv3d.cu",
         "src/gumbel_softmax/gumbel_softmax.cu",
         "src/loss/loss.cu",

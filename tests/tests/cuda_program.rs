@@ -128,96 +128,32 @@ fn a_device_that_is_missing_or_full() {
     assert!(outcome.stderr.contains("of the CUDA device"), "{outcome:?}");
 }
 
-/// Convolutions are measured once; then the table says who does them.
-#[cfg(feature = "cudnn")]
 #[test]
-fn convolutions_are_chosen_by_a_table_that_lasts() {
-    let dir = tempfile::tempdir().unwrap();
-    let cache = dir.path().join("cache");
-    let step = |arguments: &[&str], cache: &Path| {
+fn convolutions_run_on_the_chosen_implementation() {
+    let step = |arguments: &[&str]| {
         Adw::new(["bench", "step", "--device", "cuda:0", "--batch", "1"])
             .args(["--max-width", "6", "--patch", "8", "8", "8"])
             .args(["--repeats", "1", "--warmup", "0", "--kernels"])
             .args(arguments)
-            .env("XDG_CACHE_HOME", cache.display())
-            .succeed()
     };
-    let outcome = step(&[], &cache);
-    assert!(outcome.stderr.contains("timing convolutions"), "{outcome:?}");
-    let mut tables = cli_support::names(&cache.join("adw"));
-    tables.retain(|name| !name.contains(".lock"));
-    assert_eq!(tables.len(), 1, "{tables:?}");
-    let table = cache.join("adw").join(&tables[0]);
-    let measured = json(&table);
-    assert_eq!(measured["device"], "the host, emulated");
-    let passes = measured["microseconds"].as_object().unwrap();
-    for pass in ["Forward", "GradInput", "GradWeight"] {
-        assert!(passes.keys().any(|k| k.starts_with(pass)), "{passes:?}");
+    let cudnn = ["--convolutions", "cudnn"];
+    let fails = |variable: Option<&str>, code: i32, words: &str| {
+        let variables = variable.map(|name| (name, 1));
+        let outcome = variables.into_iter().fold(step(&cudnn), |adw, (name, value)| adw.env(name, value)).run();
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        assert!(outcome.stderr.contains(words), "{outcome:?}");
+    };
+    if !adw_cuda::device::has_cudnn() {
+        return fails(None, 2, "built without cuDNN");
     }
-    for (work, times) in passes {
-        let ways: Vec<_> = times.as_object().unwrap().keys().collect();
-        let gradient = work.starts_with("Grad");
-        let expected = if gradient { &["cudnn 1", "own"][..] } else { &["cudnn 0", "cudnn 1", "own"] };
-        assert_eq!(ways, expected, "{work}");
-    }
-    // The second time nothing is measured.
-    let before = fs::read(&table).unwrap();
-    let outcome = step(&[], &cache);
-    assert!(!outcome.stderr.contains("timing"), "{outcome:?}");
-    assert_eq!(before, fs::read(&table).unwrap());
-
-    // What the table says is done, and what is asked for comes first.
-    let set = |fastest: &str| {
-        let mut changed = measured.clone();
-        for times in changed["microseconds"].as_object_mut().unwrap().values_mut() {
-            *times = serde_json::json!({"own": 2.0, "cudnn 1": 2.0});
-            times[fastest] = 1.0.into();
-        }
-        fs::write(&table, changed.to_string()).unwrap();
+    let kernels = |arguments: &[&str]| {
+        let output = step(arguments).succeed().stdout;
+        ["conv_correlate", "cudnn_forward", "cudnn_grad_input", "cudnn_grad_weight"].map(|k| output.contains(k))
     };
-    let by = |arguments: &[&str]| {
-        let output = step(arguments, &cache).stdout;
-        ["conv_correlate", "cudnn_forward"].map(|kernel| output.contains(kernel))
-    };
-    set("own");
-    assert_eq!(by(&[]), [true, false]);
-    assert_eq!(by(&["--convolutions", "cudnn"]), [false, true]);
-    set("cudnn 1");
-    assert_eq!(by(&[]), [false, true]);
-    assert_eq!(by(&["--convolutions", "own"]), [true, false]);
+    assert_eq!(kernels(&[]), [true, false, false, false]);
+    assert_eq!(kernels(&["--convolutions", "own"]), [true, false, false, false]);
+    assert_eq!(kernels(&cudnn), [false, true, true, true]);
 
-    // A way that is not there any more does not count.
-    set("cudnn 7");
-    assert_eq!(by(&[]), [true, false]);
-
-    // No place for the table, no cuDNN, or one that fails: a warning, and on it goes.
-    set("cudnn 1");
-    let warns = |variable: Option<&str>, cache: &Path, arguments: &[&str], warning: &str| {
-        let mut adw = Adw::new(["bench", "step", "--device", "cuda:0", "--batch", "1"])
-            .args(["--max-width", "6", "--patch", "8", "8", "8"])
-            .args(["--repeats", "1", "--warmup", "0"])
-            .args(arguments)
-            .env("XDG_CACHE_HOME", cache.display());
-        if let Some(variable) = variable {
-            adw = adw.env(variable, 1);
-        }
-        let outcome = adw.succeed();
-        assert!(outcome.stderr.contains(warning), "{outcome:?}");
-    };
-    let file = dir.path().join("file");
-    fs::write(&file, "").unwrap();
-    warns(None, &file, &[], "cannot be written");
-    let (missing, fails) = ("ADW_EMULATED_CUDNN_MISSING", "ADW_EMULATED_CUDNN_FAILS");
-    warns(Some(missing), &cache, &[], "cuDNN cannot be used");
-    warns(Some(fails), &cache, &[], "CUDNN_STATUS_NOT_SUPPORTED; from now on by own");
-    let both = "from now on by cudnn 0";
-    warns(Some(fails), &cache, &["--convolutions", "cudnn"], both);
-    // Measured without success: own kernels.
-    let empty = dir.path().join("empty");
-    warns(Some(fails), &empty, &[], "timing convolutions");
-    let measured = json(&empty.join("adw").join(&tables[0]));
-    for times in measured["microseconds"].as_object().unwrap().values() {
-        let ways: Vec<_> = times.as_object().unwrap().keys().collect();
-        assert_eq!(ways, ["own"]);
-    }
+    fails(Some("ADW_EMULATED_CUDNN_MISSING"), 2, "cuDNN cannot be used");
+    fails(Some("ADW_EMULATED_CUDNN_FAILS"), 1, "CUDNN_STATUS_NOT_SUPPORTED");
 }

@@ -39,15 +39,13 @@ pub(crate) enum Command {
     Bench(Bench),
 }
 
-/// Who does convolutions on a CUDA device.
+/// Implementation of convolutions on a CUDA device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Convolutions {
-    /// Whoever was faster for the shape when it was met for the first time
-    #[default]
-    Measured,
     /// The program's own kernels
+    #[default]
     Own,
-    /// cuDNN
+    /// cuDNN's first deterministic algorithm for each shape; own kernels where it has none
     Cudnn,
 }
 
@@ -60,7 +58,7 @@ pub(crate) struct Process {
     /// auto, cpu or cuda:N; CUDA in builds with it
     #[arg(long, default_value = "auto")]
     pub(crate) device: String,
-    /// On a CUDA device, in builds with cuDNN: by whom convolutions are done
+    /// Implementation of convolutions on a CUDA device; cudnn in builds with cuDNN
     #[arg(long, value_enum, default_value_t)]
     pub(crate) convolutions: Convolutions,
     /// Machine-readable lines on stdout, nothing else

@@ -1,15 +1,15 @@
 //! The device and the threads a command runs on.
 
+use adw_cuda::device::{ConvolutionBackend, CudaRuntime, has_cuda, has_cudnn, info, open};
 use adw_supernet::Precision;
 use anyhow::{Context, Result};
 use candle_core::Device;
 
-#[cfg(feature = "cuda")]
-use crate::report::progress::note;
 use crate::{
     args::{Convolutions, Process},
     failure::bad_input,
     memory,
+    report::progress::note,
 };
 
 /// Sets the number of threads and opens the device, for a command that runs networks.
@@ -36,31 +36,24 @@ pub(crate) fn set_up_host(process: &Process) -> Result<()> {
     set_threads(process)
 }
 
-/// By whom convolutions are done from now on.
+/// Sets the implementation of convolutions.
 ///
 /// # Errors
-/// cuDNN is asked for in a build without it.
-#[cfg(feature = "cudnn")]
-#[expect(clippy::unnecessary_wraps, reason = "the twin of the one without cuDNN")]
-fn set_convolutions(how: Convolutions, device: &Device) -> Result<()> {
-    use adw_cuda::{convolutions, device::CudaRuntime};
-    if let Device::Cuda(device) = device {
-        let how = match how {
-            Convolutions::Measured => convolutions::Convolutions::Measured,
-            Convolutions::Own => convolutions::Convolutions::Own,
-            Convolutions::Cudnn => convolutions::Convolutions::Cudnn,
-        };
-        CudaRuntime::of(device).set_convolutions(how, note);
-    }
-    Ok(())
-}
-
-#[cfg(not(feature = "cudnn"))]
-fn set_convolutions(how: Convolutions, _: &Device) -> Result<()> {
-    if how == Convolutions::Cudnn {
+/// cuDNN in a build without it, or where it cannot be started.
+fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
+    if choice == Convolutions::Cudnn && !has_cudnn() {
         bad_input!(
             "--convolutions cudnn: this program was built without cuDNN; leave it out, or build it with --features cudnn"
         );
+    }
+    if let Device::Cuda(device) = device {
+        let backend = match choice {
+            Convolutions::Own => ConvolutionBackend::Own,
+            Convolutions::Cudnn => ConvolutionBackend::Cudnn,
+        };
+        if let Err(error) = CudaRuntime::of(device)?.set_convolutions(backend) {
+            bad_input!("--convolutions cudnn: {error}");
+        }
     }
     Ok(())
 }
@@ -108,28 +101,31 @@ fn wish(name: &str) -> Result<Wish> {
     let Some(ordinal) = ordinal else {
         bad_input!("--device {name}: expected auto, cpu or cuda:N");
     };
-    if cfg!(not(feature = "cuda")) {
+    if !has_cuda() {
         bad_input!("--device {name}: this program was built without CUDA; take cpu, or build it with --features cuda");
     }
     Ok(Wish::Cuda(ordinal))
 }
 
-/// In a build with CUDA, says what was taken and why.
+/// First CUDA device, or the host; a build with CUDA prints which, and why.
 fn automatic() -> Device {
-    #[cfg(feature = "cuda")]
-    match adw_cuda::device::open(0) {
+    if !has_cuda() {
+        return Device::Cpu;
+    }
+    match open(0) {
         Ok(device) => {
             note(&format!("device: {}, the first there is", describe(&device)));
-            return device;
+            device
         }
-        Err(error) => note(&format!("device: cpu, for there is no other ({error})")),
+        Err(error) => {
+            note(&format!("device: cpu, for there is no other ({error})"));
+            Device::Cpu
+        }
     }
-    Device::Cpu
 }
 
-#[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Device> {
-    match adw_cuda::device::open(ordinal) {
+    match open(ordinal) {
         Ok(device) => {
             note(&format!("device: {}", describe(&device)));
             Ok(device)
@@ -138,23 +134,15 @@ fn cuda(ordinal: usize) -> Result<Device> {
     }
 }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda(_: usize) -> Result<Device> {
-    unreachable!("refused when the wish was read")
-}
-
-#[cfg(feature = "cuda")]
+/// Name and memory of a device, for a person.
 fn describe(device: &Device) -> String {
-    let Device::Cuda(cuda) = device else {
-        return name(device);
-    };
-    match adw_cuda::device::describe(cuda) {
-        Ok((model, free, total)) => {
+    match device {
+        Device::Cuda(cuda) if let Ok(info) = info(cuda) => {
             let gb = |bytes: usize| bytes as f64 / 1e9;
-            let free = format!("{:.1} of {:.1} GB free", gb(free), gb(total));
-            format!("{}, {model} ({free})", name(device))
+            let free = format!("{:.1} of {:.1} GB free", gb(info.free_bytes), gb(info.total_bytes));
+            format!("{}, {} ({free})", name(device), info.name)
         }
-        Err(_) => name(device),
+        _ => name(device),
     }
 }
 
@@ -166,33 +154,27 @@ pub(crate) fn name(device: &Device) -> String {
     }
 }
 
-/// What a CUDA device has left; none for the host.
+/// Free memory of a CUDA device; `None` for the host.
 pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device {
-        return adw_cuda::device::describe(cuda).ok().map(|d| d.1 as u64);
+    match device {
+        Device::Cuda(cuda) => info(cuda).ok().map(|info| info.free_bytes as u64),
+        _ => None,
     }
-    let _ = device;
-    None
 }
 
-/// Begins to count the most memory of a CUDA device anew.
-pub(crate) fn forget_peak(device: &Device) {
-    #[cfg(feature = "cuda")]
+/// Starts a new count of a CUDA device's peak memory.
+pub(crate) fn reset_peak_memory(device: &Device) {
     if let Device::Cuda(cuda) = device {
-        adw_cuda::device::forget_peak(cuda);
+        adw_cuda::device::reset_peak_memory(cuda);
     }
-    let _ = device;
 }
 
-/// The most memory that was held so far: of a CUDA device its own, of the host this process's.
+/// Most memory that was held so far: a CUDA device's own, or this process's on the host.
 pub(crate) fn peak_bytes(device: &Device) -> Option<u64> {
-    #[cfg(feature = "cuda")]
-    if let Device::Cuda(cuda) = device {
-        return adw_cuda::device::peak_bytes(cuda);
+    match device {
+        Device::Cuda(cuda) => adw_cuda::device::peak_bytes(cuda),
+        _ => memory::peak_bytes(),
     }
-    let _ = device;
-    memory::peak_bytes()
 }
 
 #[cfg(test)]
@@ -207,7 +189,7 @@ mod tests {
             let message = wish(nonsense).unwrap_err().to_string();
             assert!(message.contains("expected auto, cpu or cuda:N"), "{message}");
         }
-        if cfg!(feature = "cuda") {
+        if has_cuda() {
             assert_eq!(wish("cuda").unwrap(), Wish::Cuda(0));
             assert_eq!(wish("cuda:3").unwrap(), Wish::Cuda(3));
         } else {

@@ -3,12 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use adw_search::{Batch, BatchSource, BoxError, Part, Request, Requests};
-#[cfg(feature = "cuda")]
-use adw_tensor_ops::augment::{Noise, Transforms};
 use candle_core::{Device, Tensor};
-#[cfg(feature = "cuda")]
-use msd_data::augment::DrawnTransforms;
-use msd_data::{Augmentation, BatchKey, DrawnBatch, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
+use msd_data::{Augmentation, BatchKey, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
 
 /// Batches waiting to be fetched, at most.
 pub(crate) const QUEUE: usize = 4;
@@ -26,9 +22,7 @@ pub(crate) struct PatchSource {
     seed: u64,
     num_threads: usize,
     /// Each batch with its key, to check that batches are asked for in the order announced.
-    loader: Option<Loader<(BatchKey, Sampled)>>,
-    /// Where intensities are augmented.
-    device: Device,
+    loader: Option<Loader<(BatchKey, SampledBatch)>>,
 }
 
 /// What is the same for all parts.
@@ -57,70 +51,8 @@ impl PatchSource {
             let sampler = PatchSampler::new(cases, plan.patch_size, batch_size, augmentation, &plan.use_mask_for_norm)?;
             samplers.insert(part, sampler);
         }
-        Ok(Self {
-            samplers: Arc::new(samplers),
-            seed,
-            num_threads: num_loader_threads(device),
-            loader: None,
-            device: device.clone(),
-        })
+        Ok(Self { samplers: Arc::new(samplers), seed, num_threads: num_loader_threads(device), loader: None })
     }
-}
-
-/// A batch as the loader's threads leave it.
-enum Sampled {
-    Ready(SampledBatch),
-    /// All but the spatial transforms is left to a CUDA device.
-    Drawn(DrawnBatch),
-}
-
-impl PatchSource {
-    fn to_batch(&self, sampled: Sampled) -> Result<Batch, BoxError> {
-        match sampled {
-            Sampled::Ready(sampled) => Ok(to_batch(sampled)?),
-            Sampled::Drawn(drawn) => self.transform(&drawn),
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn transform(&self, drawn: &DrawnBatch) -> Result<Batch, BoxError> {
-        let Device::Cuda(device) = &self.device else {
-            unreachable!("batches are drawn for a CUDA device");
-        };
-        // All parts have the channels of one plan.
-        let masked = self.samplers.values().next().map(PatchSampler::masked_channels);
-        let transforms: Vec<_> =
-            drawn.transforms.iter().flat_map(|sample| transforms(sample, masked.unwrap_or_default())).collect();
-        let (x, target) =
-            adw_tensor_ops::augment::on_device::apply(device, &drawn.x, &drawn.labels, drawn.x_shape, &transforms)?;
-        Ok(Batch { x, target })
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    #[expect(clippy::unused_self, reason = "the twin of the one with CUDA")]
-    fn transform(&self, _: &DrawnBatch) -> Result<Batch, BoxError> {
-        unreachable!("no CUDA device is opened by a program without CUDA");
-    }
-}
-
-/// What was drawn for a sample, as the device takes it: per channel.
-#[cfg(feature = "cuda")]
-fn transforms(drawn: &DrawnTransforms, masked: &[bool]) -> Vec<Transforms> {
-    let noise = drawn.noise.map(|(std, stream)| Noise { std, key: stream.key, position: stream.position });
-    let channels = drawn.channels.iter().zip(masked);
-    channels
-        .map(|(c, &masked)| Transforms {
-            noise,
-            blur: c.blur,
-            brightness: c.brightness,
-            contrast: c.contrast,
-            low_resolution: c.low_resolution,
-            gamma_inverted: c.gamma_inverted,
-            gamma: c.gamma,
-            masked,
-            mirror: drawn.mirror,
-        })
-        .collect()
 }
 
 /// In the host's memory; the network takes it to its device.
@@ -136,10 +68,8 @@ impl BatchSource for PatchSource {
     fn announce(&mut self, requests: Requests) -> Result<(), BoxError> {
         let (seed, samplers) = (self.seed, Arc::clone(&self.samplers));
         let keys = requests.map(move |request| key(request, seed));
-        let on_device = self.device.is_cuda();
         let make = move |key: BatchKey| match samplers.iter().find(|(part, _)| purpose(**part) == key.purpose) {
-            Some((_, sampler)) if on_device => Ok((key, Sampled::Drawn(sampler.drawn_batch(key)?))),
-            Some((_, sampler)) => Ok((key, Sampled::Ready(sampler.batch(key)?))),
+            Some((_, sampler)) => Ok((key, sampler.batch(key)?)),
             None => Err(msd_data::Error::Invalid(format!("no cases for {key:?}"))),
         };
         self.loader = Some(Loader::with_maker(make, keys, self.num_threads, QUEUE));
@@ -154,7 +84,7 @@ impl BatchSource for PatchSource {
         if made_for != key(request, self.seed) {
             return Err(format!("{request} was asked for when {made_for:?} was due").into());
         }
-        self.to_batch(sampled)
+        Ok(to_batch(sampled)?)
     }
 }
 

@@ -14,15 +14,16 @@ use libloading::Library;
 
 use adw_cuda_build::HEADERS;
 
-use crate::{Address, Buffer, Error, Launch, Module, Params, Result, Runtime, bytes_of};
+use crate::launch::{Address, Buffer, Error, Launch, Module, Params, Result, Runtime};
 
 /// Bytes before and after a buffer that no kernel may change.
 const GUARD: usize = 256;
 const GUARD_BYTE: u8 = 0xA5;
-/// What fresh buffers hold: not-a-number in every element type, so that what was never written shows.
+/// Byte that fills fresh buffers: not-a-number in every element type, so that elements never written are seen.
 const POISON: u8 = 0xFF;
 
-/// What `ADW_KERNEL` makes of a kernel on the host: argument and configuration in, an error message or null out.
+/// Function that `ADW_KERNEL` makes of a kernel on the host: takes argument and configuration, returns an error message or
+/// null.
 type Kernel = unsafe extern "C" fn(*const c_void, *const u32) -> *const c_char;
 
 /// Runs kernels on the host, one thread at a time.
@@ -82,7 +83,7 @@ impl Buffer for EmulatedBuffer {
 }
 
 impl EmulatedBuffer {
-    /// What it holds.
+    /// Copy of the contents.
     ///
     /// # Panics
     /// If a kernel wrote outside it, or `T` does not fit its length.
@@ -156,11 +157,13 @@ impl Runtime for Emulator {
             )));
         }
         let library = library(launch.module)?;
-        let params = bytes_of(&launch.params);
+        let bytes = std::ptr::from_ref(&launch.params).cast::<u8>();
+        // SAFETY: `Params` guarantees plain initialised memory.
+        let params = unsafe { std::slice::from_raw_parts(bytes, size_of::<P>()) };
         let run = |order: u32| {
             let [x, y, z] = launch.grid;
             let config = [x, y, z, launch.threads, launch.shared, order, params.len() as u32];
-            // SAFETY: `ADW_KERNEL` defines every kernel with this signature; the caller vouches for the addresses.
+            // SAFETY: `ADW_KERNEL` defines every kernel with this signature; the caller guarantees the addresses.
             let error = unsafe {
                 let kernel = library.get::<Kernel>(launch.kernel).map_err(|e| fail(e.to_string()))?;
                 kernel(params.as_ptr().cast(), config.as_ptr())
@@ -187,12 +190,12 @@ impl Runtime for Emulator {
     }
 }
 
-/// The compiler's name.
+/// Name of the compiler.
 fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "c++".into())
 }
 
-/// Whether kernels can be emulated here. If not, says so on stderr, so that a test that returns early is seen to.
+/// Returns true if kernels can be emulated here. If not, writes so to stderr, so that a test that returns early is noticed.
 pub fn is_available(test: &str) -> bool {
     let found = Command::new(compiler()).arg("--version").output();
     let there = found.is_ok_and(|o| o.status.success());
@@ -220,7 +223,7 @@ fn library(module: Module) -> Result<Arc<Library>> {
     Ok(library)
 }
 
-/// The shared library of a module, compiled unless one of the same text is there.
+/// Shared library of a module, compiled unless one of the same text is there.
 fn compiled(module: Module) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (module.source, HEADERS, compiler()).hash(&mut hasher);
@@ -257,7 +260,7 @@ fn compiled(module: Module) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Beside the running program, in the target folder.
+/// Folder of compiled kernels, in the target folder beside the running program.
 fn folder() -> Result<PathBuf> {
     let program = std::env::current_exe().map_err(|e| Error::Unavailable(e.to_string()))?;
     let target = program.ancestors().find(|p| p.join(".fingerprint").is_dir());

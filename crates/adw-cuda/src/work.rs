@@ -1,10 +1,7 @@
-//! What launches cannot do without: bytes moved and operations, and from them the least time each can take.
+//! Work of launches that no implementation avoids: bytes moved, operations, and the least time they take.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
-
-use crate::{Address, Launch, Params, Result, Runtime};
 
 /// The work of one launch that no implementation of it avoids.
 ///
@@ -26,7 +23,7 @@ pub struct Work {
     pub bytes: u64,
     /// Floating-point operations.
     pub operations: u64,
-    /// Whether the operations are products on tensor cores.
+    /// True if the operations are products on tensor cores.
     pub tensor_cores: bool,
 }
 
@@ -36,13 +33,13 @@ impl Work {
         Self { bytes: bytes as u64, operations: operations as u64, tensor_cores: false }
     }
 
-    /// The same work, its products on tensor cores if `tensor_cores`.
+    /// The same work with its products on tensor cores if `tensor_cores` is true.
     #[must_use]
     pub fn on_tensor_cores(self, tensor_cores: bool) -> Self {
         Self { tensor_cores, ..self }
     }
 
-    /// The least time it takes, in seconds: `max(bytes / bandwidth, operations / peak)`.
+    /// Least time of the work in seconds: `max(bytes / bandwidth, operations / peak)`.
     ///
     /// ```
     /// use adw_cuda::work::{Machine, Work};
@@ -57,7 +54,7 @@ impl Work {
     }
 }
 
-/// What a device reaches at best, as measured with long copies and large products; less than its data sheet says.
+/// Rates that a device reaches with long copies and large products; less than its data sheet says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
     /// Bytes per second between memory and the chip.
@@ -76,7 +73,7 @@ impl Machine {
 /// The work of all launches of one kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Record {
-    /// How many there were.
+    /// Number of launches.
     pub launches: u64,
     /// Sum of [`Work::bytes`].
     pub bytes: u64,
@@ -98,12 +95,12 @@ impl Record {
 /// Sums the work of launches, kernel by kernel.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    machine: Machine,
+    pub(crate) machine: Machine,
     records: BTreeMap<&'static str, Record>,
 }
 
 impl Recorder {
-    /// Nothing recorded yet; floors are those of `machine`.
+    /// A recorder without records; floors are those of `machine`.
     pub fn new(machine: Machine) -> Self {
         Self { machine, records: BTreeMap::new() }
     }
@@ -118,12 +115,12 @@ impl Recorder {
         });
     }
 
-    /// What was recorded, by the kernels' names.
+    /// Records by the kernels' names.
     pub fn records(&self) -> &BTreeMap<&'static str, Record> {
         &self.records
     }
 
-    /// All kernels together.
+    /// Sum over all kernels.
     pub fn total(&self) -> Record {
         self.records.values().fold(Record::default(), |mut total, r| {
             total.add(r);
@@ -131,7 +128,7 @@ impl Recorder {
         })
     }
 
-    /// A table, the largest floor first, and the total in the last row.
+    /// Markdown table with a row per kernel, the largest floor first, and the total in the last row.
     ///
     /// ```
     /// use adw_cuda::work::{Machine, Recorder, Work};
@@ -155,76 +152,6 @@ impl Recorder {
             );
         }
         table
-    }
-}
-
-/// A runtime that records what is launched on another.
-pub struct Recording<R> {
-    runtime: R,
-    recorder: Mutex<Recorder>,
-}
-
-impl<R: Runtime> Recording<R> {
-    /// Launches on `runtime`; floors are those of `machine`.
-    pub fn new(runtime: R, machine: Machine) -> Self {
-        Self { runtime, recorder: Mutex::new(Recorder::new(machine)) }
-    }
-
-    /// What it launches on.
-    pub fn runtime(&self) -> &R {
-        &self.runtime
-    }
-
-    /// What was recorded since the last call; recording begins anew.
-    pub fn take(&self) -> Recorder {
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let empty = Recorder::new(recorder.machine);
-        std::mem::replace(&mut *recorder, empty)
-    }
-}
-
-impl<R: Runtime> Runtime for Recording<R> {
-    type Buffer = R::Buffer;
-
-    fn alloc(&self, bytes: usize) -> Result<R::Buffer> {
-        self.runtime.alloc(bytes)
-    }
-
-    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
-        // SAFETY: as the caller vouches.
-        unsafe { self.runtime.launch(launch)? };
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        recorder.record(launch.kernel, &launch.work);
-        Ok(())
-    }
-}
-
-impl<R: Runtime> Runtime for &R {
-    type Buffer = R::Buffer;
-
-    fn alloc(&self, bytes: usize) -> Result<R::Buffer> {
-        (**self).alloc(bytes)
-    }
-
-    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
-        // SAFETY: as the caller vouches.
-        unsafe { (**self).launch(launch) }
-    }
-}
-
-/// A runtime without memory that runs nothing: within a [`Recording`] it tells the work of ops of any size anywhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Dry;
-
-impl Runtime for Dry {
-    type Buffer = Address;
-
-    fn alloc(&self, _: usize) -> Result<Address> {
-        Ok(Address::NONE)
-    }
-
-    unsafe fn launch<P: Params>(&self, _: &Launch<P>) -> Result<()> {
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::process::{Command, Output};
 
-use adw_cuda::device::{CudaRuntime, describe, open};
+use adw_cuda::device::{CudaRuntime, DeviceInfo, info, open};
 use adw_cuda::{Buffer, Error, Runtime};
 use candle_core::{CudaDevice, D, DType, Device, Result, Tensor};
 
@@ -27,7 +27,7 @@ fn cuda(device: &Device) -> &CudaDevice {
 }
 
 fn is_emulated() -> bool {
-    describe(cuda(&device())).is_ok_and(|d| d.0 == "the host, emulated")
+    info(cuda(&device())).is_ok_and(|d| d.name == "the host, emulated")
 }
 
 /// Runs `part` of a test in a process of its own that finds these variables set; none on a GPU.
@@ -59,8 +59,8 @@ fn numbers(n: usize) -> Vec<f32> {
 #[test]
 fn cuda_device_opens_and_says_what_it_is() {
     let device = device();
-    let (name, free, total) = describe(cuda(&device)).unwrap();
-    assert!(!name.is_empty() && free <= total && total > 0, "{name}");
+    let DeviceInfo { name, free_bytes, total_bytes } = info(cuda(&device)).unwrap();
+    assert!(!name.is_empty() && free_bytes <= total_bytes && total_bytes > 0, "{name}");
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn cuda_views_casts_and_arithmetic_are_the_hosts() -> Result<()> {
 #[test]
 fn cuda_out_of_memory_is_an_error_and_the_device_goes_on() {
     let device = device();
-    let runtime = CudaRuntime::of(cuda(&device));
-    let (_, _, total) = describe(cuda(&device)).unwrap();
+    let runtime = CudaRuntime::of(cuda(&device)).unwrap();
+    let total = info(cuda(&device)).unwrap().total_bytes;
     match runtime.alloc(total + 1).err() {
         Some(Error::OutOfMemory { bytes, total: all, .. }) => {
             assert_eq!((bytes, all), (total + 1, total));
@@ -170,10 +170,10 @@ fn cuda_machine_without_devices() {
 fn cuda_memory_of_this_size() {
     if part().is_some() {
         let device = device();
-        let runtime = CudaRuntime::of(cuda(&device));
+        let runtime = CudaRuntime::of(cuda(&device)).unwrap();
         let held = runtime.alloc(600).unwrap();
-        let (_, free, total) = describe(cuda(&device)).unwrap();
-        assert_eq!((free, total), (400, 1000));
+        let found = info(cuda(&device)).unwrap();
+        assert_eq!((found.free_bytes, found.total_bytes), (400, 1000));
         assert!(runtime.alloc(600).is_err());
         drop(held);
         runtime.alloc(600).unwrap();
@@ -194,7 +194,7 @@ fn cuda_device_that_is_lost() {
         let y = (&x + &x).unwrap();
         assert!((&x * &y).is_err(), "the second launch");
         assert!(y.to_vec1::<f32>().is_err(), "a copy after it");
-        assert!(CudaRuntime::of(cuda(&device)).alloc(4).is_err());
+        assert!(CudaRuntime::of(cuda(&device)).unwrap().alloc(4).is_err());
         return;
     }
     if let Some(output) = in_child("cuda_device_that_is_lost", "", &[(FAIL_AT, "2")]) {
@@ -235,7 +235,7 @@ fn cuda_launches_that_are_only_counted() {
 fn cuda_memory_is_guarded() {
     if let Some(part) = part() {
         let device = device();
-        let runtime = CudaRuntime::of(cuda(&device));
+        let runtime = CudaRuntime::of(cuda(&device)).unwrap();
         let buffer = runtime.alloc(100).unwrap();
         let begin = buffer.address().0 as *mut u8;
         // SAFETY: within the guards, and within memory that lies idle.

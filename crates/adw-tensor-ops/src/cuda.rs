@@ -4,8 +4,7 @@
 use adw_cuda::Module;
 
 /// Every kernel source of this crate.
-pub const MODULES: [Module; 5] = [
-    crate::augment::cuda::MODULE,
+pub const MODULES: [Module; 4] = [
     crate::conv3d::cuda::MODULE,
     crate::norm_act::cuda::MODULE,
     crate::gumbel_softmax::cuda::MODULE,

@@ -6,7 +6,6 @@
 )]
 
 pub mod allocation;
-pub mod augment;
 pub mod conv3d;
 pub mod conv_transpose3d;
 pub mod cuda;

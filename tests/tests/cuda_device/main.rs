@@ -9,26 +9,27 @@
 mod networks;
 mod ops;
 
+use adw_cuda::device::{ConvolutionBackend, CudaRuntime};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{DType, Device, Tensor};
 
-/// `cudnn`: convolutions are cuDNN's. Else they are those of adw-tensor-ops.
-#[cfg(feature = "cudnn")]
-const CONVOLUTIONS: &str = "ADW_TEST_CONVOLUTIONS";
+/// Implementation of convolutions that the tests run on, from the environment: `own` (default) or `cudnn`.
+fn convolution_backend() -> ConvolutionBackend {
+    const VARIABLE: &str = "ADW_TEST_CONVOLUTIONS";
+    match std::env::var(VARIABLE).as_deref() {
+        Ok("cudnn") => ConvolutionBackend::Cudnn,
+        Ok("own") | Err(_) => ConvolutionBackend::Own,
+        Ok(other) => panic!("{VARIABLE}={other}: expected own or cudnn"),
+    }
+}
 
 fn device() -> Device {
     static OPEN: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
     OPEN.get_or_init(|| {
         let device = adw_cuda::device::open(0).expect("these tests need a CUDA device");
-        #[cfg(feature = "cudnn")]
         if let Device::Cuda(cuda) = &device {
-            use adw_cuda::{convolutions::Convolutions, device::CudaRuntime};
-            let how = match std::env::var(CONVOLUTIONS).as_deref() {
-                Ok("cudnn") => Convolutions::Cudnn,
-                Ok("own") | Err(_) => Convolutions::Own,
-                Ok(other) => panic!("{CONVOLUTIONS}={other}: expected own or cudnn"),
-            };
-            CudaRuntime::of(cuda).set_convolutions(how, |what| eprintln!("{what}"));
+            let runtime = CudaRuntime::of(cuda).unwrap();
+            runtime.set_convolutions(convolution_backend()).unwrap();
         }
         device
     })

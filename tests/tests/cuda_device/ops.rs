@@ -1,14 +1,14 @@
 //! Op by op.
 
+use adw_cuda::device::{ConvolutionBackend, CudaRuntime};
+use adw_cuda::work::{Machine, Recorder};
 use adw_tensor_ops::loss::{DiceCe, deep_supervision_loss, dice_ce};
 use adw_tensor_ops::norm_act::{Gate, GatePosition, Moments, NormAct};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d, conv3d, gumbel_softmax, norm_act};
 use candle_core::{DType, Device, Tensor, Var};
 
-#[cfg(feature = "cudnn")]
-use crate::CONVOLUTIONS;
-use crate::{close, device, flat, labels, numbers};
+use crate::{close, convolution_backend, device, flat, labels, numbers};
 
 /// Relative L2 error in f32, and in bf16.
 const OP: f64 = 1e-5;
@@ -154,16 +154,12 @@ fn convolutions_in_bf16() {
             ]
         };
         let expected = run(&f32, &weight);
-        #[cfg(feature = "cudnn")]
         record(true);
         let got = run(&there, &there(&weight));
-        #[cfg(feature = "cudnn")]
-        {
-            let launched = record(false);
-            let asked = std::env::var(CONVOLUTIONS).as_deref() == Ok("cudnn");
-            for kernel in ["cudnn_forward", "cudnn_grad_input", "cudnn_grad_weight"] {
-                assert_eq!(launched.contains(&kernel), asked, "{kernel}: {launched:?}");
-            }
+        let launched = record(false);
+        for kernel in ["cudnn_forward", "cudnn_grad_input", "cudnn_grad_weight"] {
+            let expected = convolution_backend() == ConvolutionBackend::Cudnn;
+            assert_eq!(launched.contains(&kernel), expected, "{kernel}: {launched:?}");
         }
         for (i, name) in ["y", "normalised y", "gradient of x", "gradient of w"].into_iter().enumerate() {
             let what = format!("{name}, {ci:?} to {co}, {kernel:?}, {stride:?}");
@@ -172,16 +168,13 @@ fn convolutions_in_bf16() {
     }
 }
 
-/// Begins to record launches on the device, or ends it: their kernels.
-#[cfg(feature = "cudnn")]
+/// Begins to record launches on the device, or ends it and returns the kernels.
 fn record(begin: bool) -> Vec<&'static str> {
-    use adw_cuda::device::CudaRuntime;
-    use adw_cuda::work::{Machine, Recorder};
     let Device::Cuda(cuda) = device() else {
         unreachable!("it is a CUDA device");
     };
     let recorder = begin.then(|| Recorder::new(Machine::H100));
-    let recorded = CudaRuntime::of(&cuda).record(recorder);
+    let recorded = CudaRuntime::of(&cuda).unwrap().record(recorder);
     let kernels = recorded.map(|r| r.records().keys().copied().collect());
     kernels.unwrap_or_default()
 }
@@ -328,68 +321,6 @@ fn softmaxes_with_the_noise_of_the_host() {
         (0..16).map(|c| p.iter().zip(&widths).filter(|(_, w)| **w > c).map(|(p, _)| p).sum()).collect();
     let gate = Tensor::new(gate, &Device::Cpu).unwrap();
     close("gate", got[0].gate.as_ref().unwrap(), &gate, OP);
-}
-
-#[test]
-fn augmentation_with_the_numbers_of_the_host() {
-    use adw_tensor_ops::augment::{Noise, Transforms, on_device};
-    use msd_data::augment::{ChannelTransforms, DrawnTransforms, NoiseStream};
-    let (shape, size) = ([2, 1, 6, 9, 10], [6, 9, 10]);
-    let voxels: usize = size.iter().product();
-    let x: Vec<f32> = flat(&numbers(1, &[2 * voxels])).iter().map(|v| *v as f32).collect();
-    let labels: Vec<i16> = (0..2 * voxels).map(|i| [0, 1, -1, 2][i * i % 4]).collect();
-    let drawn = [
-        DrawnTransforms {
-            noise: Some((0.1, NoiseStream { key: std::array::from_fn(|i| i as u8), position: 40 })),
-            channels: vec![ChannelTransforms {
-                blur: Some([0.6, 0.9, 0.5]),
-                brightness: Some(1.2),
-                ..ChannelTransforms::default()
-            }],
-            mirror: [true, false, true],
-        },
-        DrawnTransforms {
-            noise: None,
-            channels: vec![ChannelTransforms {
-                contrast: Some(0.8),
-                low_resolution: Some([0.6, 0.7, 0.8]),
-                gamma_inverted: Some(1.3),
-                gamma: Some(0.8),
-                ..ChannelTransforms::default()
-            }],
-            mirror: [false, true, false],
-        },
-    ];
-    let transforms: Vec<Transforms> = drawn
-        .iter()
-        .map(|d| {
-            let c = &d.channels[0];
-            Transforms {
-                noise: d.noise.map(|(std, stream)| Noise { std, key: stream.key, position: stream.position }),
-                blur: c.blur,
-                brightness: c.brightness,
-                contrast: c.contrast,
-                low_resolution: c.low_resolution,
-                gamma_inverted: c.gamma_inverted,
-                gamma: c.gamma,
-                masked: false,
-                mirror: d.mirror,
-            }
-        })
-        .collect();
-    let Device::Cuda(cuda) = device() else {
-        unreachable!("it is a CUDA device");
-    };
-    let (got, target) = on_device::apply(&cuda, &x, &labels, shape, &transforms).unwrap();
-    let (mut expected, mut expected_labels) = (x, labels);
-    for (i, d) in drawn.iter().enumerate() {
-        let part = i * voxels..(i + 1) * voxels;
-        d.apply(&mut expected[part.clone()], &mut expected_labels[part], size);
-    }
-    let expected = Tensor::from_vec(expected, &shape, &Device::Cpu).unwrap();
-    close("image", &got, &expected, OP);
-    let expected: Vec<f64> = expected_labels.iter().map(|&l| f64::from(l.max(0))).collect();
-    assert_eq!(flat(&target), expected);
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 use std::time::Instant;
 
+use adw_cuda::{
+    device::CudaRuntime,
+    work::{Machine, Recorder},
+};
 use adw_search::{ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step, weight_step};
 use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
 use adw_tensor_ops::InstructionSet;
@@ -66,7 +70,6 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     }
     let mut seconds = Map::new();
     let mut peak_bytes = None;
-    #[cfg(feature = "cuda")]
     let mut tables = Vec::new();
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
     for pass in [Pass::Inference, Pass::Weights, Pass::Arch] {
@@ -90,11 +93,10 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         for _ in 0..args.warmup {
             work()?;
         }
-        device::forget_peak(&device);
+        device::reset_peak_memory(&device);
         let median = median_seconds(args.repeats, &mut work)?;
         peak_bytes = peak_bytes.max(device::peak_bytes(&device));
         seconds.insert(pass.key().into(), json!(median));
-        #[cfg(feature = "cuda")]
         if args.kernels {
             tables.push((pass.key(), kernel_floors(&device, &mut work)?));
         }
@@ -105,24 +107,18 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
     report(args, seconds, peak_bytes, &device);
-    #[cfg(feature = "cuda")]
     for (pass, table) in tables {
         say(&format!("\n{pass}, floors of an H100:\n\n{table}"));
     }
     Ok(())
 }
 
-/// A table of the launches of `work`.
-#[cfg(feature = "cuda")]
+/// Table of the launches of `work` on a CUDA device.
 fn kernel_floors(device: &Device, work: &mut impl FnMut() -> Result<()>) -> Result<String> {
-    use adw_cuda::{
-        device::CudaRuntime,
-        work::{Machine, Recorder},
-    };
     let Device::Cuda(cuda) = device else {
         return Ok(String::new());
     };
-    let rt = CudaRuntime::of(cuda);
+    let rt = CudaRuntime::of(cuda)?;
     rt.record(Some(Recorder::new(Machine::H100)));
     let done = work();
     let recorded = rt.record(None);

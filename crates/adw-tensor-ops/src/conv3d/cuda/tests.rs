@@ -6,7 +6,8 @@ use crate::conv3d::{self, Input, Precision, operands};
 use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
 use crate::norm_act::{self, NormAct, NormCoefficients};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
-use adw_cuda::work::{Dry, Machine, Recorder, Recording};
+use adw_cuda::recording::{Dry, Recording};
+use adw_cuda::work::{Machine, Recorder};
 use candle_core::Tensor;
 
 struct Case {

@@ -5,7 +5,8 @@ use crate::cuda::ElementType;
 use crate::cuda::testing::{compare, f64s, tensor, tolerance, upload, values};
 use crate::norm_act::{self, Gate, NormCoefficients};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
-use adw_cuda::work::{Dry, Machine, Recording};
+use adw_cuda::recording::{Dry, Recording};
+use adw_cuda::work::Machine;
 use candle_core::Tensor;
 
 /// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
