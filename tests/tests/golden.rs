@@ -10,7 +10,7 @@ use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    BlockNoise, Gradients, GumbelSample, MaskPosition, Noise, NoiseKey, Role, SearchSpace, Supernet, SupernetConfig,
+    BlockNoise, GatePosition, Gradients, GumbelSample, Noise, NoiseKey, Role, SearchSpace, Supernet, SupernetConfig,
 };
 use adw_tensor_ops::loss::{DiceCe, dice_ce};
 use adw_tensor_ops::philox::{Purpose, Stream};
@@ -68,8 +68,8 @@ impl Golden {
             max_depth: self.number("max_depth", 3.0) as usize,
             cap_stage: self.number("cap_stage", 3.0) as usize,
             mask: match self.metadata.get("mask").map(|m| m.as_str().unwrap()) {
-                None | Some("pre_norm") => MaskPosition::PreNorm,
-                Some("post_norm") => MaskPosition::PostNorm,
+                None | Some("pre_norm") => GatePosition::PreNorm,
+                Some("post_norm") => GatePosition::PostNorm,
                 Some(other) => panic!("mask {other}"),
             },
             space: SearchSpace::Joint,
@@ -114,7 +114,7 @@ fn flat(t: &Tensor) -> Vec<f64> {
 /// Relative L2 errors of one file in one precision.
 struct Report {
     dtype: DType,
-    mask: MaskPosition,
+    mask: GatePosition,
     worst: (f64, String),
     worst_alpha: f64,
     failures: Vec<String>,
@@ -127,7 +127,7 @@ impl Report {
         let difference = got.iter().zip(expected).map(|(g, e)| (g - e).powi(2)).sum::<f64>().sqrt();
         let error = if norm == 0.0 { difference } else { difference / norm };
         let loose = self.dtype == DType::F32
-            && self.mask == MaskPosition::PreNorm
+            && self.mask == GatePosition::PreNorm
             && name.starts_with("grad.")
             && name.ends_with("alpha");
         let tolerance = match self.dtype {
@@ -261,7 +261,7 @@ fn golden_cases() {
 /// The published gate hardly acts: the same net, noise and batch, the gate in front of and behind the normalisation.
 #[test]
 fn golden_alpha_gradient_is_real_behind_the_normalisation() {
-    let norm = |mask: MaskPosition| {
+    let norm = |mask: GatePosition| {
         let config = SupernetConfig {
             in_channels: 1,
             num_classes: 3,
@@ -285,7 +285,7 @@ fn golden_alpha_gradient_is_real_behind_the_normalisation() {
         let alphas = net.parameters().iter().zip(&gradients).filter(|(p, _)| p.name.ends_with("alpha"));
         alphas.flat_map(|(_, g)| flat(g.as_ref().unwrap())).map(|g| g * g).sum::<f64>().sqrt()
     };
-    let (pre, post) = (norm(MaskPosition::PreNorm), norm(MaskPosition::PostNorm));
+    let (pre, post) = (norm(GatePosition::PreNorm), norm(GatePosition::PostNorm));
     println!("alpha gradient: pre_norm {pre:.2e}, post_norm {post:.2e}, ratio {:.0}", post / pre);
     assert!(post > 100.0 * pre, "pre_norm {pre:e}, post_norm {post:e}");
 }

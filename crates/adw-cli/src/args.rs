@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use adw_supernet::MaskPosition;
+use adw_supernet::GatePosition;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
@@ -333,7 +333,7 @@ impl Mask {
     }
 }
 
-impl From<Mask> for MaskPosition {
+impl From<Mask> for GatePosition {
     fn from(mask: Mask) -> Self {
         match mask {
             Mask::PreNorm => Self::PreNorm,

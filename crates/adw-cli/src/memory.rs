@@ -2,8 +2,7 @@
 
 use std::{fs, path::Path};
 
-use adw_supernet::Precision;
-use adw_supernet::{Architecture, SupernetConfig};
+use adw_supernet::{Architecture, Precision};
 use anyhow::Result;
 use candle_core::Device;
 use msd_data::{Memory, Plan};
@@ -34,7 +33,7 @@ const BACKWARD: u64 = 2;
 const COPIES: u64 = 4;
 
 impl Need {
-    /// For training `architecture` (for a search: [`largest`]) on batches of `plan`'s patches.
+    /// For training `architecture` (for a search: the [largest](adw_supernet::SupernetConfig::largest) of its space) on batches of `plan`'s patches.
     pub(crate) fn of(
         architecture: &Architecture,
         plan: &Plan,
@@ -62,16 +61,6 @@ impl Need {
     fn total(self) -> u64 {
         self.activations.saturating_add(self.parameters).saturating_add(self.data)
     }
-}
-
-/// The largest network of a search space: what the supernet computes in each pass.
-///
-/// # Errors
-/// The configuration makes no network.
-pub(crate) fn largest(config: &SupernetConfig) -> Result<Architecture> {
-    let blocks = (0..config.num_blocks()).map(|block| vec![config.block_max_width(block); config.max_depth]).collect();
-    let (strides, kernels) = (config.strides.clone(), config.kernels.clone());
-    Ok(Architecture::new(config.in_channels, config.num_classes, strides, kernels, blocks)?)
 }
 
 /// What `--memory` allows, else what the system has available; an unknown system has enough.

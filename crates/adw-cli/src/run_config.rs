@@ -6,7 +6,7 @@ use std::{
 };
 
 use adw_search::{RetrainConfig, SearchConfig, config::check_available};
-use adw_supernet::{MaskPosition, Precision, SearchSpace};
+use adw_supernet::{GatePosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::Augmentation;
@@ -46,7 +46,7 @@ pub(crate) struct NetworkConfig {
     pub(crate) max_width: usize,
     pub(crate) cap_stage: usize,
     pub(crate) max_depth: usize,
-    pub(crate) mask: MaskPosition,
+    pub(crate) mask: GatePosition,
     pub(crate) space: SearchSpace,
 }
 
@@ -303,7 +303,7 @@ mod tests {
         let retrain = RetrainConfig { seed: 7, ..RetrainConfig::paper() };
         assert_eq!(paper.retrain, RetrainConfig { checkpoint_every_iterations: every, ..retrain });
         assert_eq!((paper.network.max_width, paper.network.max_depth), (48, 3));
-        assert_eq!(paper.network.mask, MaskPosition::PreNorm);
+        assert_eq!(paper.network.mask, GatePosition::PreNorm);
     }
 
     #[test]

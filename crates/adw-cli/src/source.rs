@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use adw_search::{Batch, BatchSource, BoxError, Part, Request, Requests};
+use adw_search::{Batch, BatchRequest, BatchRequests, BatchSource, BoxError, Part};
 use candle_core::{Device, Tensor};
 use msd_data::{Augmentation, BatchKey, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
 
@@ -65,7 +65,7 @@ fn to_batch(sampled: SampledBatch) -> candle_core::Result<Batch> {
 }
 
 impl BatchSource for PatchSource {
-    fn announce(&mut self, requests: Requests) -> Result<(), BoxError> {
+    fn announce(&mut self, requests: BatchRequests) -> Result<(), BoxError> {
         let (seed, samplers) = (self.seed, Arc::clone(&self.samplers));
         let keys = requests.map(move |request| key(request, seed));
         let make = move |key: BatchKey| match samplers.iter().find(|(part, _)| purpose(**part) == key.purpose) {
@@ -76,7 +76,7 @@ impl BatchSource for PatchSource {
         Ok(())
     }
 
-    fn batch(&mut self, request: Request) -> Result<Batch, BoxError> {
+    fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError> {
         let Some(made) = self.loader.as_mut().and_then(Iterator::next) else {
             return Err(format!("{request} was not announced").into());
         };
@@ -102,7 +102,7 @@ fn purpose(part: Part) -> Purpose {
     }
 }
 
-fn key(request: Request, seed: u64) -> BatchKey {
+fn key(request: BatchRequest, seed: u64) -> BatchKey {
     BatchKey {
         seed,
         purpose: purpose(request.part),
@@ -116,8 +116,8 @@ fn key(request: Request, seed: u64) -> BatchKey {
 mod tests {
     use super::*;
 
-    fn request(part: Part, epoch: usize, iteration: usize) -> Request {
-        Request { part, epoch, iteration }
+    fn request(part: Part, epoch: usize, iteration: usize) -> BatchRequest {
+        BatchRequest { part, epoch, iteration }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub enum Part {
 /// The key of one batch. A source returns the same batch for the same key, whatever was asked before: this is what
 /// makes a resumed run equal to an unbroken one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Request {
+pub struct BatchRequest {
     /// Which cases.
     pub part: Part,
     /// Epoch, from 0.
@@ -44,14 +44,14 @@ pub struct Request {
     pub iteration: usize,
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for BatchRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "({:?}, epoch {}, iteration {})", self.part, self.epoch, self.iteration)
     }
 }
 
-/// Requests in the order in which they will be made; owned, so that a loader thread can walk ahead of the training.
-pub type Requests = Box<dyn Iterator<Item = Request> + Send>;
+/// BatchRequests in the order in which they will be made; owned, so that a loader thread can walk ahead of the training.
+pub type BatchRequests = Box<dyn Iterator<Item = BatchRequest> + Send>;
 
 /// Supplies batches.
 ///
@@ -60,14 +60,14 @@ pub type Requests = Box<dyn Iterator<Item = Request> + Send>;
 /// iterator to its loader; one that does not ignores it.
 ///
 /// ```
-/// use adw_search::{Batch, BatchSource, BoxError, Request};
+/// use adw_search::{Batch, BatchSource, BoxError, BatchRequest};
 /// use candle_core::{DType, Device, Tensor};
 ///
 /// /// Every batch is zeros.
 /// struct Zeros;
 ///
 /// impl BatchSource for Zeros {
-///     fn batch(&mut self, _: Request) -> Result<Batch, BoxError> {
+///     fn batch(&mut self, _: BatchRequest) -> Result<Batch, BoxError> {
 ///         Ok(Batch {
 ///             x: Tensor::zeros((2, 1, 8, 8, 8), DType::F32, &Device::Cpu)?,
 ///             target: Tensor::zeros((2, 8, 8, 8), DType::U8, &Device::Cpu)?,
@@ -77,11 +77,11 @@ pub type Requests = Box<dyn Iterator<Item = Request> + Send>;
 /// ```
 pub trait BatchSource {
     /// Learns the order of all coming requests.
-    fn announce(&mut self, requests: Requests) -> Result<(), BoxError> {
+    fn announce(&mut self, requests: BatchRequests) -> Result<(), BoxError> {
         drop(requests);
         Ok(())
     }
 
     /// The batch of `request`: a function of `request` alone.
-    fn batch(&mut self, request: Request) -> Result<Batch, BoxError>;
+    fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError>;
 }

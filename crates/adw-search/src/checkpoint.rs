@@ -21,9 +21,9 @@ pub(crate) struct Position {
 
 /// Running means of the epoch under way, by name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Means(BTreeMap<String, (f64, u64)>);
+pub(crate) struct RunningMeans(BTreeMap<String, (f64, u64)>);
 
-impl Means {
+impl RunningMeans {
     pub(crate) fn add(&mut self, values: &[(&'static str, f64)]) {
         for (name, value) in values {
             let (sum, count) = self.0.entry((*name).to_owned()).or_default();
@@ -42,14 +42,14 @@ impl Means {
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) position: Position,
-    pub(crate) means: Means,
+    pub(crate) means: RunningMeans,
     pub(crate) tensors: NamedTensors,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Progress {
     position: Position,
-    means: Means,
+    means: RunningMeans,
 }
 
 impl Checkpoint {
@@ -107,7 +107,7 @@ mod tests {
     use serde_json::json;
 
     fn example() -> Checkpoint {
-        let mut means = Means::default();
+        let mut means = RunningMeans::default();
         means.add(&[("loss", 0.1), ("norm", 1.0 / 3.0)]);
         means.add(&[("loss", 0.2)]);
         let w = Tensor::new(&[0.1f32, -3.0], &Device::Cpu).unwrap();

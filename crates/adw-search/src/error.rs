@@ -67,7 +67,7 @@ pub enum Error {
     #[error("batch {request}: {source}")]
     Batch {
         /// Which batch was asked for.
-        request: crate::Request,
+        request: crate::BatchRequest,
         /// What the source said.
         source: BoxError,
     },

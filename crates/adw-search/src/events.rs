@@ -1,5 +1,6 @@
-//! What a search or training tells its caller while it runs, and what the caller answers.
+//! Events that a search or training reports while it runs.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Something happened; `R` is the history row of the run, [`crate::SearchRow`] or [`crate::RetrainRow`].
@@ -40,17 +41,14 @@ pub struct IterationReport {
     pub values: Vec<(&'static str, f64)>,
 }
 
-/// The caller's answer to an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Reaction {
-    /// Go on.
-    #[default]
-    Continue,
+/// Way in which a callback ends a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
     /// Write a checkpoint, then end with [`crate::Error::Stopped`]: for an interrupt by the user.
-    SaveAndStop,
-    /// End at once with [`crate::Error::Stopped`], as if killed.
-    Stop,
+    AfterSaving,
+    /// End with [`crate::Error::Stopped`] without a checkpoint, as a killed process would.
+    Immediately,
 }
 
-/// The caller's ear.
-pub type OnEvent<'a, R> = dyn FnMut(&Event<'_, R>) -> Reaction + 'a;
+/// Callback for the events of a run, which continues it or stops it.
+pub type OnEvent<'a, R> = dyn FnMut(&Event<'_, R>) -> ControlFlow<Stop> + 'a;

@@ -12,6 +12,7 @@ mod dice;
 mod error;
 mod events;
 pub mod infer;
+mod loop_schedule;
 mod model_file;
 pub mod optim;
 mod parameters;
@@ -23,7 +24,7 @@ mod search;
 mod tensor_file;
 mod training_loop;
 
-pub use batch::{Batch, BatchSource, BoxError, Part, Request, Requests};
+pub use batch::{Batch, BatchRequest, BatchRequests, BatchSource, BoxError, Part};
 pub use bilevel::{
     BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step, bilevel_step, weight_step,
 };
@@ -31,7 +32,7 @@ pub use budget::CostPenalty;
 pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
-pub use events::{Event, IterationReport, OnEvent, Reaction};
+pub use events::{Event, IterationReport, OnEvent, Stop};
 pub use model_file::ModelFile;
 pub use patient_lock::lock_patiently;
 pub use retrain::{RetrainRow, Trained, retrain};

@@ -8,10 +8,11 @@ use crate::checkpoint::Position;
 use crate::config::{self, RetrainConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
+use crate::loop_schedule::LoopSchedule;
 use crate::optim::{Ema, Optimizer};
 use crate::parameters::{self, Groups};
 use crate::run_files::{RunFiles, RunOptions};
-use crate::training_loop::{self, Agenda, NextBatch, Summary, Task};
+use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
 
 /// One epoch of a training, a line of `history.jsonl`.
@@ -81,9 +82,9 @@ pub fn retrain(
         optimizer: config.optimizer.build(named()),
         ema: config.ema.clone().map(|ema| Ema::new(named(), ema)).transpose()?,
     };
-    let agenda = Agenda {
+    let schedule = LoopSchedule {
         epochs: config.epochs,
-        iterations: config.iterations_per_epoch,
+        iterations_per_epoch: config.iterations_per_epoch,
         warmup_epochs: 0,
         warmup_parts: vec![],
         parts: vec![Part::Train],
@@ -92,7 +93,7 @@ pub fn retrain(
         save_every_epochs: config.checkpoint_every_epochs,
         save_every_iterations: config.checkpoint_every_iterations,
     };
-    training_loop::run(&mut task, &agenda, &files, checkpoint, source, on_event)?;
+    training_loop::run(&mut task, &schedule, &files, checkpoint, source, on_event)?;
     let last_weights = parameters::values(net.parameters())?;
     if let Some(ema) = &task.ema {
         ema.store_in_parameters()?;
@@ -122,7 +123,7 @@ impl RetrainTask<'_> {
     }
 }
 
-impl Task for RetrainTask<'_> {
+impl TrainingTask for RetrainTask<'_> {
     type Row = RetrainRow;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
@@ -151,7 +152,7 @@ impl Task for RetrainTask<'_> {
         }
     }
 
-    fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<RetrainRow> {
+    fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<RetrainRow> {
         Ok(RetrainRow {
             epoch,
             lr: self.lr(Position { epoch, iteration: 0 }),

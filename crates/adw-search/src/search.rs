@@ -9,9 +9,10 @@ use crate::checkpoint::Position;
 use crate::config::{self, ArchBatches, Budget, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
+use crate::loop_schedule::LoopSchedule;
 use crate::parameters::{self, Groups};
 use crate::run_files::{RunFiles, RunOptions};
-use crate::training_loop::{self, Agenda, NextBatch, Summary, Task};
+use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
 
 /// Whether alpha and beta are being updated.
@@ -101,7 +102,7 @@ pub fn search(
         penalty: penalty(net, patch, config)?,
         optimizers: BilevelOptimizers::new(net, config),
     };
-    training_loop::run(&mut task, &agenda(config), &files, checkpoint, source, on_event)?;
+    training_loop::run(&mut task, &schedule(config), &files, checkpoint, source, on_event)?;
     let mut architecture = net.architecture()?;
     let cost = architecture.cost(patch);
     let about = |key: &str, value: serde_json::Value| (key.to_owned(), value);
@@ -129,15 +130,15 @@ fn determining(config: &SearchConfig) -> SearchConfig {
     SearchConfig { checkpoint_every_epochs: 1, checkpoint_every_iterations: 0, ..config.clone() }
 }
 
-fn agenda(config: &SearchConfig) -> Agenda {
+fn schedule(config: &SearchConfig) -> LoopSchedule {
     let half = match config.weights_on {
         Half::A => Part::TrainA,
         Half::B => Part::TrainB,
     };
     let a_is_used = config.weights_on == Half::A || config.arch_batches == ArchBatches::AAndB;
-    Agenda {
+    LoopSchedule {
         epochs: config.epochs,
-        iterations: config.iterations_per_epoch,
+        iterations_per_epoch: config.iterations_per_epoch,
         warmup_epochs: config.warmup_epochs,
         warmup_parts: vec![half],
         parts: if a_is_used { vec![Part::TrainA, Part::TrainB] } else { vec![Part::TrainB] },
@@ -154,7 +155,7 @@ fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<O
     };
     let budget = match cost.budget {
         Budget::Absolute(budget) => budget,
-        Budget::Fraction(f) => f * largest(net.config())?.cost(patch).get(cost.unit) as f64,
+        Budget::Fraction(f) => f * net.config().largest()?.cost(patch).get(cost.unit) as f64,
     };
     Ok(Some(CostPenalty { unit: cost.unit, weight: cost.weight, budget, patch }))
 }
@@ -182,19 +183,6 @@ impl SearchTask<'_> {
     }
 }
 
-/// The largest network of the space.
-fn largest(c: &SupernetConfig) -> Result<Architecture> {
-    Ok(Architecture::uniform(
-        c.in_channels,
-        c.num_classes,
-        c.strides.clone(),
-        c.kernels.clone(),
-        c.max_width,
-        c.max_depth,
-        c.cap_stage,
-    )?)
-}
-
 /// Mean entropy of distributions, each in units of its largest possible: 1 for uniform, 0 for decided; none where there
 /// is nothing to choose.
 fn mean_entropy<'a>(distributions: impl Iterator<Item = &'a Vec<f64>>) -> Option<f64> {
@@ -207,7 +195,7 @@ fn mean_entropy<'a>(distributions: impl Iterator<Item = &'a Vec<f64>>) -> Option
     (count > 0).then(|| entropies.iter().sum::<f64>() / count as f64)
 }
 
-impl Task for SearchTask<'_> {
+impl TrainingTask for SearchTask<'_> {
     type Row = SearchRow;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
@@ -261,7 +249,7 @@ impl Task for SearchTask<'_> {
         Ok(counts)
     }
 
-    fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<SearchRow> {
+    fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<SearchRow> {
         let tau = self.tau(epoch);
         let architecture = self.net.architecture()?;
         let preferences = self.net.preferences()?;

@@ -6,9 +6,11 @@ mod cubes;
 use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
-use adw_search::{Error, Event, Part, Phase, Reaction, RetrainRow, RunOptions, SearchRow, Trained, retrain, search};
+use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
 use adw_supernet::{Architecture, CostUnit, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
 use candle_core::{DType, Device};
+use std::ops::ControlFlow;
+
 use cubes::{Cubes, PATCH, supernet_config};
 
 fn search_config() -> SearchConfig {
@@ -60,13 +62,12 @@ fn bits(parameters: &[Parameter], role: Option<Role>) -> Vec<(String, Vec<u32>)>
     of_role.map(|p| (p.name.clone(), bits(p))).collect()
 }
 
-/// Runs a search; the `stop`th event is answered with `reaction`.
+/// Runs a search, which ends early in the given way at the event of that number, from 1.
 fn run_search(
     net: &mut Supernet,
     config: &SearchConfig,
     options: &RunOptions,
-    stop: usize,
-    reaction: Reaction,
+    stop: Option<(usize, Stop)>,
 ) -> Result<(Architecture, Vec<SearchRow>), Error> {
     let (mut rows, mut events) = (vec![], 0);
     let mut on_event = |event: &Event<'_, SearchRow>| {
@@ -74,7 +75,10 @@ fn run_search(
             rows.push((*row).clone());
         }
         events += 1;
-        if events == stop { reaction } else { Reaction::Continue }
+        match stop {
+            Some((at, stop)) if at == events => ControlFlow::Break(stop),
+            _ => ControlFlow::Continue(()),
+        }
     };
     let architecture = search(net, PATCH, config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((architecture, rows))
@@ -84,8 +88,7 @@ fn run_retrain(
     net: &mut Unet,
     config: &RetrainConfig,
     options: &RunOptions,
-    stop: usize,
-    reaction: Reaction,
+    stop: Option<(usize, Stop)>,
 ) -> Result<(Trained, Vec<RetrainRow>), Error> {
     let (mut rows, mut events) = (vec![], 0);
     let mut on_event = |event: &Event<'_, RetrainRow>| {
@@ -93,7 +96,10 @@ fn run_retrain(
             rows.push((*row).clone());
         }
         events += 1;
-        if events == stop { reaction } else { Reaction::Continue }
+        match stop {
+            Some((at, stop)) if at == events => ControlFlow::Break(stop),
+            _ => ControlFlow::Continue(()),
+        }
     };
     let trained = retrain(net, config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((trained, rows))
@@ -122,21 +128,17 @@ fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = supernet();
-    let (architecture, rows) =
-        run_search(&mut whole, &search_config(), &options(&whole_dir, false), 0, Reaction::Continue).unwrap();
+    let (architecture, rows) = run_search(&mut whole, &search_config(), &options(&whole_dir, false), None).unwrap();
     assert_eq!(rows.len(), 3);
-    for (stop, reaction) in
-        [(3, Reaction::Stop), (8, Reaction::Stop), (10, Reaction::SaveAndStop), (13, Reaction::Stop)]
-    {
+    for stop in [(3, Stop::Immediately), (8, Stop::Immediately), (10, Stop::AfterSaving), (13, Stop::Immediately)] {
         let dir = tempfile::tempdir().unwrap();
-        let stopped = run_search(&mut supernet(), &search_config(), &options(&dir, false), stop, reaction);
-        assert!(matches!(stopped, Err(Error::Stopped { .. })), "event {stop}");
+        let stopped = run_search(&mut supernet(), &search_config(), &options(&dir, false), Some(stop));
+        assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stop:?}");
         let mut resumed = supernet();
-        let (again, _) =
-            run_search(&mut resumed, &search_config(), &options(&dir, true), 0, Reaction::Continue).unwrap();
-        assert_eq!(again, architecture, "event {stop}");
-        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "event {stop}");
-        assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
+        let (again, _) = run_search(&mut resumed, &search_config(), &options(&dir, true), None).unwrap();
+        assert_eq!(again, architecture, "{stop:?}");
+        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "{stop:?}");
+        assert_eq!(history(&dir), history(&whole_dir), "{stop:?}");
     }
 }
 
@@ -144,17 +146,15 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
 fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = unet();
-    run_retrain(&mut whole, &retrain_config(), &options(&whole_dir, false), 0, Reaction::Continue).unwrap();
-    for (stop, reaction) in
-        [(4, Reaction::Stop), (7, Reaction::SaveAndStop), (12, Reaction::Stop), (17, Reaction::Stop)]
-    {
+    run_retrain(&mut whole, &retrain_config(), &options(&whole_dir, false), None).unwrap();
+    for stop in [(4, Stop::Immediately), (7, Stop::AfterSaving), (12, Stop::Immediately), (17, Stop::Immediately)] {
         let dir = tempfile::tempdir().unwrap();
-        let stopped = run_retrain(&mut unet(), &retrain_config(), &options(&dir, false), stop, reaction);
-        assert!(matches!(stopped, Err(Error::Stopped { .. })), "event {stop}");
+        let stopped = run_retrain(&mut unet(), &retrain_config(), &options(&dir, false), Some(stop));
+        assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stop:?}");
         let mut resumed = unet();
-        run_retrain(&mut resumed, &retrain_config(), &options(&dir, true), 0, Reaction::Continue).unwrap();
-        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "event {stop}");
-        assert_eq!(history(&dir), history(&whole_dir), "event {stop}");
+        run_retrain(&mut resumed, &retrain_config(), &options(&dir, true), None).unwrap();
+        assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "{stop:?}");
+        assert_eq!(history(&dir), history(&whole_dir), "{stop:?}");
     }
 }
 
@@ -165,7 +165,7 @@ fn the_same_seed_gives_the_same_bits_on_any_number_of_threads_and_another_seed_d
         pool.install(|| {
             let mut net = supernet();
             let config = SearchConfig { seed, ..search_config() };
-            run_search(&mut net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+            run_search(&mut net, &config, &RunOptions::default(), None).unwrap();
             bits(net.parameters(), None)
         })
     };
@@ -181,7 +181,7 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
     let before = bits(net.parameters(), Some(Role::Architecture));
     let weights = bits(net.parameters(), Some(Role::Weight));
     let warmup = SearchConfig { epochs: 1, ..search_config() };
-    let (_, rows) = run_search(&mut net, &warmup, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (_, rows) = run_search(&mut net, &warmup, &RunOptions::default(), None).unwrap();
     assert_eq!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_ne!(bits(net.parameters(), Some(Role::Weight)), weights);
     assert_eq!(rows[0].phase, Phase::Warmup);
@@ -189,7 +189,7 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
     assert!((rows[0].width_entropy.unwrap() - 1.0).abs() < 1e-6, "alpha starts uniform");
 
     let b_only = SearchConfig { warmup_epochs: 0, arch_batches: ArchBatches::BOnly, weights_on: Half::B, ..warmup };
-    let (architecture, rows) = run_search(&mut net, &b_only, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (architecture, rows) = run_search(&mut net, &b_only, &RunOptions::default(), None).unwrap();
     assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
     assert_eq!(rows[0].phase, Phase::Search);
     assert!(rows[0].arch_loss_a.is_none() && rows[0].arch_loss_b.is_some());
@@ -209,11 +209,10 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
             cost,
             ..search_config()
         };
-        let quiet = (RunOptions::default(), 0, Reaction::Continue);
-        let (_, mut rows) = run_search(&mut supernet(), &config, &quiet.0, quiet.1, quiet.2).unwrap();
+        let (_, mut rows) = run_search(&mut supernet(), &config, &RunOptions::default(), None).unwrap();
         rows.swap_remove(1)
     };
-    let largest = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
+    let largest = supernet_config().largest().unwrap();
     let budget = (0.25 * largest.cost(PATCH).macs as f64) as u64;
     let free = search(None);
     assert!(free.cost > budget, "the test needs a budget that binds: {free:?}");
@@ -235,7 +234,7 @@ fn training_learns_the_problem_and_delivers_the_average() {
         lr: LearningRate { peak: 3e-2, ..retrain_config().lr },
         ..retrain_config()
     };
-    let (trained, rows) = run_retrain(&mut net, &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (trained, rows) = run_retrain(&mut net, &config, &RunOptions::default(), None).unwrap();
     let (first, last) = (&rows[0], &rows[3]);
     assert!(last.loss.unwrap() < first.loss.unwrap() - 0.3, "{first:?} {last:?}");
     assert!(last.mean_dice.unwrap() > 0.8, "{last:?}");
@@ -250,32 +249,32 @@ fn training_learns_the_problem_and_delivers_the_average() {
 #[test]
 fn a_search_learns_the_problem_too() {
     let config = SearchConfig { epochs: 3, iterations_per_epoch: 25, ..search_config() };
-    let (_, rows) = run_search(&mut supernet(), &config, &RunOptions::default(), 0, Reaction::Continue).unwrap();
+    let (_, rows) = run_search(&mut supernet(), &config, &RunOptions::default(), None).unwrap();
     assert!(rows[2].loss.unwrap() < rows[0].loss.unwrap() - 0.7, "{rows:?}");
 }
 
 #[test]
 fn a_checkpoint_of_another_network_or_configuration_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    run_search(&mut supernet(), &search_config(), &options(&dir, false), 0, Reaction::Continue).unwrap();
+    run_search(&mut supernet(), &search_config(), &options(&dir, false), None).unwrap();
     let changed = SearchConfig { arch_lr: 0.1, ..search_config() };
-    let error = run_search(&mut supernet(), &changed, &options(&dir, true), 0, Reaction::Continue).unwrap_err();
+    let error = run_search(&mut supernet(), &changed, &options(&dir, true), None).unwrap_err();
     assert!(error.to_string().contains("settings.config.arch_lr: 0.05 in the checkpoint, 0.1 now"), "{error}");
     // How often checkpoints are written changes nothing else.
     let often = SearchConfig { checkpoint_every_iterations: 1, ..search_config() };
-    run_search(&mut supernet(), &often, &options(&dir, true), 0, Reaction::Continue).unwrap();
+    run_search(&mut supernet(), &often, &options(&dir, true), None).unwrap();
 }
 
 #[test]
 fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_them() {
     let mut source = Cubes::new(1);
-    let mut ignore = |_: &Event<'_, SearchRow>| Reaction::Continue;
+    let mut ignore = |_: &Event<'_, SearchRow>| ControlFlow::Continue(());
     let (mut net, options) = (supernet(), RunOptions::default());
     search(&mut net, PATCH, &search_config(), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(source.asked, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
 
     let mut source = Cubes::new(1);
-    let mut ignore = |_: &Event<'_, RetrainRow>| Reaction::Continue;
+    let mut ignore = |_: &Event<'_, RetrainRow>| ControlFlow::Continue(());
     let with = |validation_batches| RetrainConfig { epochs: 1, validation_batches, ..retrain_config() };
     let (mut one, mut other) = (unet(), unet());
     retrain(&mut one, &with(1), &options, &mut source, &mut ignore).unwrap();
@@ -293,16 +292,16 @@ fn wide() -> Supernet {
 #[test]
 fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_had() {
     let with = |precision| SearchConfig { precision, ..search_config() };
-    let run = |precision, options: &RunOptions, stop| {
+    let run = |precision, options: &RunOptions, stop: Option<(usize, Stop)>| {
         let mut net = wide();
-        run_search(&mut net, &with(precision), options, stop, Reaction::Stop)?;
+        run_search(&mut net, &with(precision), options, stop)?;
         Ok::<_, Error>(bits(net.parameters(), None))
     };
     let nowhere = RunOptions::default();
-    let (full, bf16) = (run(Precision::Full, &nowhere, 0), run(Precision::Bf16, &nowhere, 0));
+    let (full, bf16) = (run(Precision::Full, &nowhere, None), run(Precision::Bf16, &nowhere, None));
     if !Precision::Bf16.is_available() {
         let dir = tempfile::tempdir().unwrap();
-        let error = run(Precision::Bf16, &options(&dir, false), 0).unwrap_err();
+        let error = run(Precision::Bf16, &options(&dir, false), None).unwrap_err();
         assert!(error.to_string().starts_with("precision = bf16: expected full"), "{error}");
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
         return;
@@ -311,17 +310,17 @@ fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_h
     assert_ne!(bf16, full.unwrap(), "the setting reaches the layers");
     for threads in [1, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let again = pool.install(|| run(Precision::Bf16, &nowhere, 0)).unwrap();
+        let again = pool.install(|| run(Precision::Bf16, &nowhere, None)).unwrap();
         assert_eq!(again, bf16, "{threads} threads");
     }
 
     let dir = tempfile::tempdir().unwrap();
-    let stopped = run(Precision::Bf16, &options(&dir, false), 9);
+    let stopped = run(Precision::Bf16, &options(&dir, false), Some((9, Stop::Immediately)));
     assert!(matches!(stopped, Err(Error::Stopped { .. })));
-    let error = run(Precision::Full, &options(&dir, true), 0).unwrap_err();
+    let error = run(Precision::Full, &options(&dir, true), None).unwrap_err();
     let difference = "settings.config.precision: \"bf16\" in the checkpoint, \"full\" now";
     assert!(error.to_string().contains(difference), "{error}");
-    assert_eq!(run(Precision::Bf16, &options(&dir, true), 0).unwrap(), bf16);
+    assert_eq!(run(Precision::Bf16, &options(&dir, true), None).unwrap(), bf16);
 }
 
 #[test]
@@ -339,8 +338,7 @@ fn a_training_in_bf16_learns_the_problem() {
             precision,
             ..retrain_config()
         };
-        let quiet = RunOptions::default();
-        run_retrain(&mut net, &config, &quiet, 0, Reaction::Continue).unwrap().1
+        run_retrain(&mut net, &config, &RunOptions::default(), None).unwrap().1
     };
     let (full, bf16) = (train(Precision::Full), train(Precision::Bf16));
     assert_ne!(full[0].loss, bf16[0].loss, "the setting reaches the layers");

@@ -1,7 +1,7 @@
 //! The result of a search: the depth of every block and the width of every layer, as a file.
 
 use crate::error::{Error, Result};
-use crate::space::{check_plan, stage_max_width, stage_of_block, stage_sizes};
+use crate::stages::{check_plan, stage_max_width, stage_of_block, stage_sizes};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;

@@ -10,7 +10,8 @@
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::parameters::Gradients;
-use crate::space::{stage_of_block, stage_sizes, width_options};
+use crate::space::width_options;
+use crate::stages::{stage_of_block, stage_sizes};
 use crate::supernet::{GumbelSample, Supernet};
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};

@@ -7,6 +7,7 @@ mod error;
 mod network;
 mod parameters;
 mod space;
+mod stages;
 mod supernet;
 mod unet;
 
@@ -14,10 +15,12 @@ mod unet;
 mod tests;
 
 pub use adw_tensor_ops::conv3d::Precision;
+pub use adw_tensor_ops::norm_act::GatePosition;
 pub use architecture::{Architecture, FORMAT, widths_line};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};
 pub use parameters::{Gradients, Parameter, Role};
-pub use space::{MaskPosition, NUM_WIDTHS, SearchSpace, SupernetConfig, stage_max_width, width_options};
+pub use space::{NUM_WIDTHS, SearchSpace, SupernetConfig, width_options};
+pub use stages::stage_max_width;
 pub use supernet::{BlockNoise, BlockPreference, GumbelSample, Noise, NoiseKey, Supernet};
 pub use unet::Unet;

@@ -113,7 +113,7 @@ impl Network {
         let mut blocks = Vec::new();
         let (mut ups, mut heads) = (Vec::new(), Vec::new());
         for (i, layer_widths) in widths.blocks.iter().enumerate() {
-            let stage = crate::space::stage_of_block(poolings, i);
+            let stage = crate::stages::stage_of_block(poolings, i);
             let mut c_in = match i {
                 0 => in_channels,
                 _ if i <= poolings => out_width(i - 1),

@@ -1,20 +1,13 @@
 //! The search space: which networks there are to choose from.
 
+use crate::architecture::Architecture;
 use crate::error::{Error, Result};
+use crate::stages::{check_plan, stage_max_width, stage_of_block};
+use adw_tensor_ops::norm_act::GatePosition;
 use serde::{Deserialize, Serialize};
 
 /// Candidate widths per layer.
 pub const NUM_WIDTHS: usize = 5;
-
-/// Where the width gate stands relative to the instance normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MaskPosition {
-    /// In front of it: the published method. The normalisation undoes most of the gate.
-    PreNorm,
-    /// Behind it: masked channels are zero and gradients are real.
-    PostNorm,
-}
 
 /// What the search decides; the paper's ablation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,14 +52,9 @@ pub struct SupernetConfig {
     /// Last stage at which widths double. Paper: 3.
     pub cap_stage: usize,
     /// Position of the width gate. Paper: `pre_norm`.
-    pub mask: MaskPosition,
+    pub mask: GatePosition,
     /// What is searched. Paper: both.
     pub space: SearchSpace,
-}
-
-/// The greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
-pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
-    max_width.saturating_mul(1 << stage.min(cap_stage).min(32))
 }
 
 /// The candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
@@ -99,8 +87,21 @@ impl SupernetConfig {
         stage_max_width(self.max_width, self.stage_of_block(block), self.cap_stage)
     }
 
+    /// The largest network of the space: every block of `max_depth` layers, every layer of its stage's greatest width.
+    /// A pass of the supernet computes as much as a pass of this network.
+    ///
     /// # Errors
-    /// If no supernet can be built from these values; the message says which and why.
+    /// If these values make no network.
+    pub fn largest(&self) -> Result<Architecture> {
+        let blocks = (0..self.num_blocks()).map(|i| vec![self.block_max_width(i); self.max_depth]).collect();
+        let (strides, kernels) = (self.strides.clone(), self.kernels.clone());
+        Architecture::new(self.in_channels, self.num_classes, strides, kernels, blocks)
+    }
+
+    /// Refuses values that make no supernet.
+    ///
+    /// # Errors
+    /// A message that names the first wrong value and the right ones.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Config(message));
         check_plan(self.in_channels, self.num_classes, &self.strides, &self.kernels).map_err(Error::Config)?;
@@ -125,50 +126,4 @@ impl SupernetConfig {
         }
         Ok(())
     }
-}
-
-pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
-    if block <= poolings { block } else { 2 * poolings - block }
-}
-
-/// Size of the maps of every stage, fine to coarse.
-pub(crate) fn stage_sizes(strides: &[[usize; 3]], patch: [usize; 3]) -> Vec<[usize; 3]> {
-    let mut sizes = vec![patch];
-    for stride in strides {
-        let finer = sizes[sizes.len() - 1];
-        sizes.push([0, 1, 2].map(|axis| finer[axis].div_ceil(stride[axis].max(1))));
-    }
-    sizes
-}
-
-/// What supernet and discrete network demand of their geometry.
-pub(crate) fn check_plan(
-    in_channels: usize,
-    num_classes: usize,
-    strides: &[[usize; 3]],
-    kernels: &[[usize; 3]],
-) -> std::result::Result<(), String> {
-    if in_channels == 0 {
-        return Err("in_channels is 0, expected at least 1".into());
-    }
-    if !(2..=255).contains(&num_classes) {
-        return Err(format!("num_classes is {num_classes}, expected 2 to 255 (background included)"));
-    }
-    if strides.is_empty() {
-        return Err("strides is empty, expected at least one pooling".into());
-    }
-    if kernels.len() != strides.len() + 1 {
-        return Err(format!(
-            "{} kernels for {} strides, expected one more kernel than strides",
-            kernels.len(),
-            strides.len()
-        ));
-    }
-    if let Some(s) = strides.iter().find(|s| s.contains(&0)) {
-        return Err(format!("stride {s:?}, expected at least 1 on every axis"));
-    }
-    if let Some(k) = kernels.iter().find(|k| k.iter().any(|k| k % 2 == 0)) {
-        return Err(format!("kernel {k:?}, expected odd numbers"));
-    }
-    Ok(())
 }

@@ -12,11 +12,10 @@ use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::network::{Choice, ChoiceGradient, Choices, Network, Widths, vector_f64};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
-use crate::space::{MaskPosition, NUM_WIDTHS, SupernetConfig, width_options};
+use crate::space::{NUM_WIDTHS, SupernetConfig, width_options};
 use adw_tensor_ops::conv3d::Precision;
 use adw_tensor_ops::gumbel_softmax::{self, gumbel_softmax};
 use adw_tensor_ops::loss::DiceCe;
-use adw_tensor_ops::norm_act::GatePosition;
 use adw_tensor_ops::philox::{Purpose, Stream};
 use adw_tensor_ops::width_mask;
 use candle_core::{DType, Device, Tensor};
@@ -243,20 +242,13 @@ impl Supernet {
             .collect()
     }
 
-    fn position(&self) -> GatePosition {
-        match self.config.mask {
-            MaskPosition::PreNorm => GatePosition::PreNorm,
-            MaskPosition::PostNorm => GatePosition::PostNorm,
-        }
-    }
-
     /// The choices of a pass, and what the gradients by alpha and beta come from.
     fn choices(&self, sample: &GumbelSample) -> Result<(Choices, Origin)> {
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(_), Noise::Zero | Noise::Keyed(_)) = (&self.device, &sample.noise) {
             let chosen = on_device::Chosen::new(self, sample)?;
             let blocks = chosen.blocks(self);
-            let position = self.position();
+            let position = self.config.mask;
             return Ok((Choices { position, blocks }, Origin::Kernel(chosen)));
         }
         let blocks: Vec<Choice> = (self.probabilities(sample)?.iter().zip(&self.masks))
@@ -275,7 +267,7 @@ impl Supernet {
                 })
             })
             .collect::<Result<_>>()?;
-        let choices = Choices { position: self.position(), blocks: there };
+        let choices = Choices { position: self.config.mask, blocks: there };
         Ok((choices, Origin::Graph(blocks)))
     }
 

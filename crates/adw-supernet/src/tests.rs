@@ -12,7 +12,7 @@ fn config(space: SearchSpace) -> SupernetConfig {
         max_width: 6,
         max_depth: 2,
         cap_stage: 1,
-        mask: MaskPosition::PostNorm,
+        mask: GatePosition::PostNorm,
         space,
     }
 }
@@ -64,7 +64,7 @@ fn check_gradients(parameters: &[Parameter], gradients: &Gradients, loss: impl F
 
 #[test]
 fn gradients_of_the_supernet() {
-    for mask in [MaskPosition::PostNorm, MaskPosition::PreNorm] {
+    for mask in [GatePosition::PostNorm, GatePosition::PreNorm] {
         let net =
             Supernet::new(SupernetConfig { mask, ..config(SearchSpace::Joint) }, 1, DType::F64, &Device::Cpu).unwrap();
         shake(net.parameters());

@@ -5,7 +5,7 @@ use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    Architecture, CostUnit, GumbelSample, MaskPosition, Noise, NoiseKey, Precision, Role, SearchSpace, Supernet,
+    Architecture, CostUnit, GatePosition, GumbelSample, Noise, NoiseKey, Precision, Role, SearchSpace, Supernet,
     SupernetConfig, Unet,
 };
 use candle_core::{DType, Device, Tensor, Var};
@@ -15,7 +15,7 @@ use crate::{close, device, flat, labels, numbers};
 /// Relative L2 error of what one op or two leave.
 const OP: f64 = 1e-5;
 
-fn config(mask: MaskPosition, anisotropic: bool) -> SupernetConfig {
+fn config(mask: GatePosition, anisotropic: bool) -> SupernetConfig {
     SupernetConfig {
         in_channels: 1,
         num_classes: 3,
@@ -53,7 +53,7 @@ const KEY: NoiseKey = NoiseKey { seed: 11, epoch: 2, iteration: 5, pass: 1 };
 
 #[test]
 fn a_pass_of_the_supernet() {
-    for (mask, anisotropic) in [(MaskPosition::PreNorm, false), (MaskPosition::PostNorm, true)] {
+    for (mask, anisotropic) in [(GatePosition::PreNorm, false), (GatePosition::PostNorm, true)] {
         let [cpu, cuda] = pair(&config(mask, anisotropic));
         let (sample, batch) = (cpu.sample(KEY, 0.7).unwrap(), batch(1, SMALL));
         let expected = cpu.forward(&batch.x, &sample).unwrap();
@@ -75,7 +75,7 @@ fn a_pass_of_the_supernet() {
                     match (got, expected) {
                         // Under pre_norm the gradient of alpha is what eps leaves over: f32 loses 1-2 % of it.
                         (Some(got), Some(expected)) => {
-                            let alpha = mask == MaskPosition::PreNorm && p.name.ends_with("alpha");
+                            let alpha = mask == GatePosition::PreNorm && p.name.ends_with("alpha");
                             close(&what, got, expected, if alpha { 5e-2 } else { 2e-4 });
                         }
                         (None, None) => {}
@@ -92,7 +92,7 @@ fn a_pass_of_the_supernet() {
 /// an error of sqrt(p). So gradients are held to their direction and length here; ops one by one are held to 2e-2 below.
 #[test]
 fn a_pass_in_bf16() {
-    let [cpu, mut cuda] = pair(&config(MaskPosition::PostNorm, false));
+    let [cpu, mut cuda] = pair(&config(GatePosition::PostNorm, false));
     cuda.set_precision(Precision::Bf16);
     let (sample, batch) = (cpu.sample(KEY, 0.7).unwrap(), batch(1, [8, 16, 16]));
     let expected = cpu.predict(&batch.x, &sample).unwrap();
@@ -120,7 +120,7 @@ fn a_pass_in_bf16() {
 
 #[test]
 fn a_bilevel_step() {
-    let [cpu, cuda] = pair(&config(MaskPosition::PostNorm, false));
+    let [cpu, cuda] = pair(&config(GatePosition::PostNorm, false));
     let search = SearchConfig::paper();
     let penalty = CostPenalty { unit: CostUnit::Macs, weight: 0.1, budget: 1e6, patch: [4, 8, 8] };
     let reports = [&cpu, &cuda].map(|net| {

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-use adw_search::{ModelFile, Part, Reaction, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
+use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
@@ -231,7 +232,7 @@ impl Job<'_> {
         let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
         let trained = retrain(&mut net, &settings.retrain, &options, &mut source, &mut |event| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
-            Reaction::Continue
+            ControlFlow::Continue(())
         });
         drop(reporter);
         let info = model::info(&run.plan, &settings, run.fold)?;

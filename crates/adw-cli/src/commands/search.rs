@@ -1,8 +1,8 @@
 //! `adw search`: find the architecture.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
-use adw_search::{ArchBatches, Part, Reaction, RunOptions, SearchRow, search};
+use adw_search::{ArchBatches, Part, RunOptions, SearchRow, search};
 use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
 use candle_core::DType;
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     network.check()?;
     let patch = run.plan.patch_size;
     let split = run.splits.fold(fold)?.clone();
-    let largest = memory::largest(&network)?;
+    let largest = network.largest()?;
     let batch_size = settings.search.batch_size;
     let need = memory::Need::of(&largest, &run.plan, batch_size, settings.search.precision, &device);
     let left = memory::check(need, patch, batch_size, &args.process, &device)?;
@@ -92,7 +92,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let mut reporter = training::Reporter::new("search", work, args.process.json);
     let found = search(&mut net, patch, &settings.search, &options, &mut source, &mut |event| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
-        Reaction::Continue
+        ControlFlow::Continue(())
     });
     drop(reporter);
     let mut architecture = found?;

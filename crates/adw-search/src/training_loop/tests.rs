@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::optim::{Optimizer, OptimizerConfig, SgdConfig};
-use crate::{BoxError, Requests, RunOptions};
+use crate::{BatchRequests, BoxError, Part, RunOptions};
 
 /// Minimises (w - x)^2 where x is drawn per request; small enough to run hundreds of times.
 struct Point {
@@ -23,7 +23,7 @@ impl Point {
     }
 }
 
-impl Task for Point {
+impl TrainingTask for Point {
     type Row = Value;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
@@ -47,7 +47,7 @@ impl Task for Point {
         Ok(counts)
     }
 
-    fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<Value> {
+    fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<Value> {
         assert!(summary.wall_s >= 0.0);
         Ok(json!({"epoch": epoch, "loss": summary.means.get("loss"), "dice": summary.dice, "bits": self.bits()}))
     }
@@ -67,18 +67,18 @@ impl Task for Point {
 /// Checks that requests come in the announced order.
 #[derive(Default)]
 struct Source {
-    announced: Option<Requests>,
-    asked: Vec<Request>,
+    announced: Option<BatchRequests>,
+    asked: Vec<BatchRequest>,
     fails_at: Option<usize>,
 }
 
 impl BatchSource for Source {
-    fn announce(&mut self, requests: Requests) -> Result<(), BoxError> {
+    fn announce(&mut self, requests: BatchRequests) -> Result<(), BoxError> {
         self.announced = Some(requests);
         Ok(())
     }
 
-    fn batch(&mut self, request: Request) -> Result<Batch, BoxError> {
+    fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError> {
         if self.fails_at == Some(self.asked.len()) {
             return Err("hippocampus_007.nii.gz: truncated".into());
         }
@@ -91,10 +91,10 @@ impl BatchSource for Source {
     }
 }
 
-fn agenda() -> Agenda {
-    Agenda {
+fn schedule() -> LoopSchedule {
+    LoopSchedule {
         epochs: 4,
-        iterations: 5,
+        iterations_per_epoch: 5,
         warmup_epochs: 1,
         warmup_parts: vec![Part::TrainA],
         parts: vec![Part::TrainA, Part::TrainB],
@@ -105,16 +105,16 @@ fn agenda() -> Agenda {
     }
 }
 
-/// Runs until the `stop`th event, which is answered with `reaction`.
-fn go(point: &mut Point, options: &RunOptions, stop: usize, reaction: Reaction) -> (Result<()>, usize) {
+/// Runs until the `stop_at`th (0: to the end) event, which is answered with `stop`.
+fn go(point: &mut Point, options: &RunOptions, stop_at: usize, stop: Stop) -> (Result<()>, usize) {
     let (files, checkpoint) = RunFiles::open(options, &json!({"lr": 0.05}), &Device::Cpu).unwrap();
     let mut events = 0;
     let mut on_event = |_: &Event<'_, Value>| {
         events += 1;
-        if events == stop { reaction } else { Reaction::Continue }
+        if events == stop_at { ControlFlow::Break(stop) } else { ControlFlow::Continue(()) }
     };
     let mut source = Source::default();
-    let result = run(point, &agenda(), &files, checkpoint, &mut source, &mut on_event);
+    let result = run(point, &schedule(), &files, checkpoint, &mut source, &mut on_event);
     if result.is_ok() {
         assert_eq!(source.announced.unwrap().next(), None, "everything announced was asked for");
     }
@@ -133,22 +133,22 @@ fn history(dir: &tempfile::TempDir) -> String {
 fn stopping_at_any_event_and_resuming_gives_the_bits_of_an_unbroken_run() {
     let whole_dir = tempfile::tempdir().unwrap();
     let mut whole = Point::new();
-    let (result, events) = go(&mut whole, &options(&whole_dir, false), 0, Reaction::Continue);
+    let (result, events) = go(&mut whole, &options(&whole_dir, false), 0, Stop::Immediately);
     result.unwrap();
     assert_eq!(history(&whole_dir).lines().count(), 4);
-    for (reaction, step) in [(Reaction::Stop, 1), (Reaction::SaveAndStop, 4)] {
-        for stop in (1..=events).step_by(step) {
+    for (stop, step) in [(Stop::Immediately, 1), (Stop::AfterSaving, 4)] {
+        for stop_at in (1..=events).step_by(step) {
             let dir = tempfile::tempdir().unwrap();
-            let (result, _) = go(&mut Point::new(), &options(&dir, false), stop, reaction);
-            if stop < events - 1 {
-                assert!(matches!(result, Err(Error::Stopped { .. })), "event {stop} of {events}: {result:?}");
+            let (result, _) = go(&mut Point::new(), &options(&dir, false), stop_at, stop);
+            if stop_at < events - 1 {
+                assert!(matches!(result, Err(Error::Stopped { .. })), "event {stop_at} of {events}: {result:?}");
             }
             // Stopped again soon after, then to the end.
-            let _ = go(&mut Point::new(), &options(&dir, true), 3, reaction);
+            let _ = go(&mut Point::new(), &options(&dir, true), 3, stop);
             let mut resumed = Point::new();
-            go(&mut resumed, &options(&dir, true), 0, reaction).0.unwrap();
-            assert_eq!(resumed.bits(), whole.bits(), "{reaction:?} at event {stop}");
-            assert_eq!(history(&dir), history(&whole_dir), "{reaction:?} at event {stop}");
+            go(&mut resumed, &options(&dir, true), 0, stop).0.unwrap();
+            assert_eq!(resumed.bits(), whole.bits(), "{stop:?} at event {stop_at}");
+            assert_eq!(history(&dir), history(&whole_dir), "{stop:?} at event {stop_at}");
         }
     }
 }
@@ -157,10 +157,10 @@ fn stopping_at_any_event_and_resuming_gives_the_bits_of_an_unbroken_run() {
 fn a_finished_run_resumes_to_its_result_without_work() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Point::new();
-    go(&mut first, &options(&dir, false), 0, Reaction::Continue).0.unwrap();
+    go(&mut first, &options(&dir, false), 0, Stop::Immediately).0.unwrap();
     let before = history(&dir);
     let mut again = Point::new();
-    let (result, events) = go(&mut again, &options(&dir, true), 0, Reaction::Continue);
+    let (result, events) = go(&mut again, &options(&dir, true), 0, Stop::Immediately);
     result.unwrap();
     assert_eq!((events, again.bits(), history(&dir)), (1, first.bits(), before));
 }
@@ -169,11 +169,11 @@ fn a_finished_run_resumes_to_its_result_without_work() {
 fn a_half_written_row_is_dropped_and_a_missing_one_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut whole = Point::new();
-    go(&mut whole, &options(&dir, false), 0, Reaction::Continue).0.unwrap();
+    go(&mut whole, &options(&dir, false), 0, Stop::Immediately).0.unwrap();
     let expected = history(&dir);
     let path = dir.path().join("history.jsonl");
     std::fs::write(&path, format!("{expected}{{\"epoch\": 4, \"lo")).unwrap();
-    go(&mut Point::new(), &options(&dir, true), 0, Reaction::Continue).0.unwrap();
+    go(&mut Point::new(), &options(&dir, true), 0, Stop::Immediately).0.unwrap();
     assert_eq!(history(&dir), expected);
     std::fs::write(&path, &expected[..expected.len() - 5]).unwrap();
     let error = RunFiles::open(&options(&dir, true), &json!({"lr": 0.05}), &Device::Cpu).unwrap_err();
@@ -183,7 +183,7 @@ fn a_half_written_row_is_dropped_and_a_missing_one_is_an_error() {
 #[test]
 fn a_folder_with_a_run_is_not_overwritten_and_another_runs_checkpoint_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    go(&mut Point::new(), &options(&dir, false), 0, Reaction::Continue).0.unwrap();
+    go(&mut Point::new(), &options(&dir, false), 0, Stop::Immediately).0.unwrap();
     let open = |options: &RunOptions, lr: f64| RunFiles::open(options, &json!({"lr": lr}), &Device::Cpu).unwrap_err();
     let error = open(&options(&dir, false), 0.05);
     assert!(matches!(&error, Error::AlreadyStarted { path } if path.ends_with("latest.safetensors")), "{error}");
@@ -210,8 +210,8 @@ fn a_folder_serves_one_run_at_a_time() {
 fn batches_are_asked_for_by_phase_and_a_failing_source_is_named() {
     let mut source = Source::default();
     let (files, _) = RunFiles::open(&RunOptions::default(), &json!({}), &Device::Cpu).unwrap();
-    let mut ignore = |_: &Event<'_, Value>| Reaction::Continue;
-    run(&mut Point::new(), &agenda(), &files, None, &mut source, &mut ignore).unwrap();
+    let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
+    run(&mut Point::new(), &schedule(), &files, None, &mut source, &mut ignore).unwrap();
     let of = |epoch| source.asked.iter().filter(move |r| r.epoch == epoch).map(|r| r.part);
     assert_eq!(of(0).filter(|p| *p == Part::TrainB).count(), 0, "none of B in the warm-up");
     assert_eq!(of(1).filter(|p| *p == Part::TrainB).count(), 5);
@@ -219,14 +219,14 @@ fn batches_are_asked_for_by_phase_and_a_failing_source_is_named() {
     assert!(source.asked.iter().all(|r| r.part != Part::Validation));
 
     let mut failing = Source { fails_at: Some(8), ..Source::default() };
-    let error = run(&mut Point::new(), &agenda(), &files, None, &mut failing, &mut ignore).unwrap_err();
+    let error = run(&mut Point::new(), &schedule(), &files, None, &mut failing, &mut ignore).unwrap_err();
     assert_eq!(error.to_string(), "batch (TrainB, epoch 1, iteration 0): hippocampus_007.nii.gz: truncated");
 }
 
 #[test]
 fn a_diverged_run_ends_before_it_is_saved() {
     struct Diverging(Point);
-    impl Task for Diverging {
+    impl TrainingTask for Diverging {
         type Row = Value;
         fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
             let mut report = self.0.iterate(at, batches)?;
@@ -238,7 +238,7 @@ fn a_diverged_run_ends_before_it_is_saved() {
         fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
             self.0.validate(epoch, next)
         }
-        fn row(&mut self, epoch: usize, summary: Summary<'_>) -> Result<Value> {
+        fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<Value> {
             self.0.row(epoch, summary)
         }
         fn state(&self) -> Result<NamedTensors> {
@@ -250,8 +250,8 @@ fn a_diverged_run_ends_before_it_is_saved() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (files, _) = RunFiles::open(&options(&dir, false), &json!({}), &Device::Cpu).unwrap();
-    let mut ignore = |_: &Event<'_, Value>| Reaction::Continue;
-    let error = run(&mut Diverging(Point::new()), &agenda(), &files, None, &mut Source::default(), &mut ignore);
+    let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
+    let error = run(&mut Diverging(Point::new()), &schedule(), &files, None, &mut Source::default(), &mut ignore);
     let message = error.unwrap_err().to_string();
     assert!(message.starts_with("epoch 0, iteration 2: grad_norm is NaN"), "{message}");
     assert!(!dir.path().join("checkpoint/latest.safetensors").exists());

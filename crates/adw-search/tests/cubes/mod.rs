@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use adw_search::{Batch, BatchSource, BoxError, Part, Request};
-use adw_supernet::{MaskPosition, SearchSpace, SupernetConfig};
+use adw_search::{Batch, BatchRequest, BatchSource, BoxError, Part};
+use adw_supernet::{GatePosition, SearchSpace, SupernetConfig};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{Device, Tensor};
 
@@ -19,7 +19,7 @@ pub(crate) fn supernet_config() -> SupernetConfig {
         max_width: 6,
         max_depth: 2,
         cap_stage: 3,
-        mask: MaskPosition::PostNorm,
+        mask: GatePosition::PostNorm,
         space: SearchSpace::Joint,
     }
 }
@@ -37,7 +37,7 @@ impl Cubes {
 }
 
 impl BatchSource for Cubes {
-    fn batch(&mut self, request: Request) -> Result<Batch, BoxError> {
+    fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError> {
         self.asked.insert(request.part);
         let part = match request.part {
             Part::TrainA => 1,

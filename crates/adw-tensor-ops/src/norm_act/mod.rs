@@ -33,6 +33,7 @@ use adw_cuda::device::CudaRuntime;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor, WithDType};
 use cpu::{GradOutput, Normalised};
+use serde::{Deserialize, Serialize};
 
 /// Mean and population variance of a map, per sample and channel. On a CUDA device they are left as those of parts of the
 /// map, which the [coefficients](NormAct::coefficients) are computed from without a pass in between.
@@ -62,12 +63,15 @@ impl Moments {
     }
 }
 
-/// Where the width gate stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Position of the width gate relative to the instance normalisation; `pre_norm` and `post_norm` in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum GatePosition {
-    /// In front of the normalisation, as published: see the head of this module for how little it does there.
+    /// In front of the normalisation, as published. The normalisation undoes the gate but for its eps, see the head of
+    /// this module.
     PreNorm,
-    /// Behind the normalisation: a gate of 0 makes the channel exactly zero.
+    /// Behind the normalisation: a gate of 0 makes the channel exactly zero, and the gate's gradient is of the size of
+    /// the other gradients.
     PostNorm,
 }
 

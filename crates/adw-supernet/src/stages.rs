@@ -1,0 +1,56 @@
+//! Stages of a U-Net: the resolutions that its poolings lead through, 0 the finest.
+
+/// The greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
+pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
+    max_width.saturating_mul(1 << stage.min(cap_stage).min(32))
+}
+
+/// Stage of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.
+pub(crate) fn stage_of_block(poolings: usize, block: usize) -> usize {
+    if block <= poolings { block } else { 2 * poolings - block }
+}
+
+/// Size of the maps of every stage, fine to coarse.
+pub(crate) fn stage_sizes(strides: &[[usize; 3]], patch: [usize; 3]) -> Vec<[usize; 3]> {
+    let mut sizes = vec![patch];
+    for stride in strides {
+        let finer = sizes[sizes.len() - 1];
+        sizes.push([0, 1, 2].map(|axis| finer[axis].div_ceil(stride[axis].max(1))));
+    }
+    sizes
+}
+
+/// Checks the values that a supernet and a discrete network share.
+///
+/// # Errors
+/// A message that names the first wrong value and the right ones.
+pub(crate) fn check_plan(
+    in_channels: usize,
+    num_classes: usize,
+    strides: &[[usize; 3]],
+    kernels: &[[usize; 3]],
+) -> std::result::Result<(), String> {
+    if in_channels == 0 {
+        return Err("in_channels is 0, expected at least 1".into());
+    }
+    if !(2..=255).contains(&num_classes) {
+        return Err(format!("num_classes is {num_classes}, expected 2 to 255 (background included)"));
+    }
+    if strides.is_empty() {
+        return Err("strides is empty, expected at least one pooling".into());
+    }
+    if kernels.len() != strides.len() + 1 {
+        return Err(format!(
+            "{} kernels for {} strides, expected one more kernel than strides",
+            kernels.len(),
+            strides.len()
+        ));
+    }
+    if let Some(s) = strides.iter().find(|s| s.contains(&0)) {
+        return Err(format!("stride {s:?}, expected at least 1 on every axis"));
+    }
+    if let Some(k) = kernels.iter().find(|k| k.iter().any(|k| k % 2 == 0)) {
+        return Err(format!("kernel {k:?}, expected odd numbers"));
+    }
+    Ok(())
+}
