@@ -6,6 +6,8 @@
 )]
 
 pub mod allocation;
+mod autograd;
+mod backend;
 pub mod conv3d;
 pub mod conv_transpose3d;
 pub mod cuda;
@@ -19,6 +21,7 @@ pub mod norm_act;
 mod on_device;
 pub mod peak;
 pub mod philox;
+mod precision;
 mod raw_output;
 mod simd;
 mod storage;
@@ -32,4 +35,5 @@ pub use error::{Error, Result};
 pub use geometry::Conv3dGeometry;
 pub use gumbel_softmax::gumbel_softmax;
 pub use norm_act::norm_act;
+pub use precision::Precision;
 pub use simd::InstructionSet;

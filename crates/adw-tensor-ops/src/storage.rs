@@ -2,7 +2,31 @@
 
 use crate::error::{Error, Result};
 use candle_core::backend::BackendStorage;
+use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, Device, Layout, Shape, Storage, StorageRef, Tensor, WithDType};
+
+/// Result of a kernel: storage and shape of a tensor that does not exist yet, on any device.
+pub(crate) struct Computed {
+    pub(crate) storage: Storage,
+    pub(crate) shape: Shape,
+}
+
+impl Computed {
+    /// A result in the host's memory, which takes over `data` without copying it.
+    ///
+    /// # Panics
+    /// If `data` has another number of elements than `shape`.
+    pub(crate) fn on_host<T: WithDType>(data: Vec<T>, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        assert_eq!(data.len(), shape.elem_count(), "elements of {shape:?}");
+        Self { storage: Storage::Cpu(T::to_cpu_storage_owned(data)), shape }
+    }
+
+    /// The result as a tensor without gradient.
+    pub(crate) fn into_tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
+    }
+}
 
 /// A contiguous tensor, locked for reading.
 pub(crate) struct Reader<'a> {

@@ -1,4 +1,7 @@
+use super::cpu::{forward_cpu, grad_input_cpu};
+use super::tile::Source;
 use super::*;
+use crate::simd::{Element, InstructionSet};
 use crate::testing::{assert_close, finite_difference, numbers};
 use candle_core::{Device, Var};
 

@@ -6,13 +6,13 @@
 #[cfg(test)]
 mod tests;
 
+use crate::autograd::record2;
 use crate::conv3d::{self, Input, Precision};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
-use crate::storage::{cpu_slice, with_element};
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, WithDType};
+use crate::storage::Computed;
+use candle_core::Tensor;
 
 fn stride_of(op: &'static str, weight: &Tensor) -> Result<[usize; 3]> {
     match *weight.dims() {
@@ -38,6 +38,11 @@ fn upsampled(size: [usize; 3], stride: [usize; 3]) -> [usize; 3] {
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
+    Ok(compute(x, weight)?.into_tensor())
+}
+
+/// Checks the arguments of [`forward`] and runs its kernel.
+fn compute(x: Input, weight: &Tensor) -> Result<Computed> {
     const OP: &str = "conv_transpose3d";
     let stride = stride_of(OP, weight)?;
     let (_, size, ci) = map_dims(OP, "x", x.map)?;
@@ -46,14 +51,8 @@ pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
         let expected = format!("[{ci}, Cout, sD, sH, sW]");
         return Err(Error::Shape { op: OP, what: "weight", got: weight.shape().clone(), expected });
     }
-    conv3d::grad_input(
-        x,
-        weight,
-        Conv3dGeometry::non_overlapping(stride),
-        upsampled(size, stride),
-        0..co,
-        Precision::Full,
-    )
+    let geometry = Conv3dGeometry::non_overlapping(stride);
+    conv3d::compute_grad_input(x, weight, geometry, upsampled(size, stride), 0..co, Precision::Full)
 }
 
 /// The gradient of [`forward`] for its input: `[B, D, H, W, Cin]`.
@@ -92,97 +91,16 @@ pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result
 /// `[B, Cout, D sD, H sH, W sW]`. The same as PyTorch's `conv_transpose3d` with stride = kernel size.
 ///
 /// # Errors
-/// If shapes or element types (f32 or f64, CPU) do not fit together.
+/// If shapes or element types do not fit together.
 pub fn conv_transpose3d(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    stride_of("conv_transpose3d", weight)?;
-    let x = channels_last("conv_transpose3d", x)?;
-    num_elements("conv_transpose3d", "weight", weight.dims())?;
-    channels_first(&x.apply_op2(&weight.contiguous()?, ConvTranspose3d)?)
-}
-
-struct ConvTranspose3d;
-
-/// Stride, output size and output channels.
-fn op_shapes(x: &Layout, weight: &Layout) -> Result<([usize; 3], [usize; 3], usize)> {
-    let (_, d, h, w, ci) = x.shape().dims5()?;
-    let (wi, co, sd, sh, sw) = weight.shape().dims5()?;
-    if wi != ci {
-        return Err(Error::Shape {
-            op: "conv_transpose3d",
-            what: "weight",
-            got: weight.shape().clone(),
-            expected: format!("[{ci}, Cout, sD, sH, sW]"),
-        });
-    }
-    let stride = [sd, sh, sw];
-    Ok((stride, upsampled([d, h, w], stride), co))
-}
-
-impl CustomOp2 for ConvTranspose3d {
-    fn name(&self) -> &'static str {
-        "conv_transpose3d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        const OP: &str = "conv_transpose3d";
-        let (b, d, h, w, ci) = x_layout.shape().dims5()?;
-        let size = [d, h, w];
-        let (stride, out, co) = op_shapes(x_layout, weight_layout)?;
-        let storage = with_element!(OP, x, T => {
-            let source = conv3d::tile::Source { data: cpu_slice::<T>(OP, x, x_layout)?, channels: ci, norm: None };
-            let y = conv3d::grad_input_cpu(
-                conv3d::Means::best(),
-                &[source],
-                b,
-                size,
-                cpu_slice::<T>(OP, weight, weight_layout)?,
-                co,
-                Conv3dGeometry::non_overlapping(stride),
-                out,
-                0..co,
-            );
-            Ok(T::to_cpu_storage_owned(y))
-        })?;
-        Ok((storage, (b, out[0], out[1], out[2], co).into()))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &candle_core::CudaStorage,
-        x_layout: &Layout,
-        weight: &candle_core::CudaStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        let (stride, out, co) = op_shapes(x_layout, weight_layout)?;
-        let geometry = Conv3dGeometry::non_overlapping(stride);
-        let y = conv3d::on_device::op(
-            conv3d::on_device::Op::ConvTranspose3d,
-            x,
-            x_layout,
-            weight,
-            weight_layout,
-            geometry,
-            out,
-        )?;
-        Ok((y, (x_layout.dims()[0], out[0], out[1], out[2], co).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad_y: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad_y = grad_y.contiguous()?;
-        let stride = stride_of("conv_transpose3d", weight)?;
-        Ok((Some(grad_input(&grad_y, weight)?), Some(grad_weight(x.into(), &grad_y, stride)?)))
-    }
+    const OP: &str = "conv_transpose3d";
+    let stride = stride_of(OP, weight)?;
+    let x = channels_last(OP, x)?;
+    num_elements(OP, "weight", weight.dims())?;
+    let weight = weight.contiguous()?;
+    let y = compute(Input::from(&x), &weight)?;
+    let y = record2(OP, [&x, &weight], y, move |[x, weight], grad_y| {
+        Ok([grad_input(grad_y, weight)?, grad_weight(x.into(), grad_y, stride)?])
+    })?;
+    channels_first(&y)
 }

@@ -44,8 +44,8 @@ pub struct Moments(pub(crate) MomentsData);
 pub(crate) enum MomentsData {
     /// `[B, C]` each.
     Joined { mean: Tensor, variance: Tensor },
-    #[cfg(feature = "cuda")]
-    Partial(on_device::Partial),
+    /// Of parts of a map: `values [B, parts, C, 2]` (mean, sum of squared deviations) and voxel `counts [B, parts]`.
+    Partial { values: Tensor, counts: Tensor },
 }
 
 impl Moments {
@@ -57,8 +57,7 @@ impl Moments {
     pub fn mean_and_variance(&self) -> Option<(&Tensor, &Tensor)> {
         match &self.0 {
             MomentsData::Joined { mean, variance } => Some((mean, variance)),
-            #[cfg(feature = "cuda")]
-            MomentsData::Partial(_) => None,
+            MomentsData::Partial { .. } => None,
         }
     }
 }
@@ -188,10 +187,7 @@ impl NormAct {
         }
         let (means, variances) = match &moments.0 {
             MomentsData::Joined { mean, variance } => (mean, variance),
-            #[cfg(feature = "cuda")]
-            MomentsData::Partial(partial) => {
-                return on_device::coefficients(partial, *self, gamma, beta, gate);
-            }
+            MomentsData::Partial { .. } => return Err(Error::Device { op: OP }),
         };
         let (batch, channels) = means.dims2()?;
         let (gamma, beta) = (vector_f64("gamma", gamma, channels)?, vector_f64("beta", beta, channels)?);
