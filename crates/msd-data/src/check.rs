@@ -1,4 +1,4 @@
-//! Everything that is wrong with a dataset, at once: for a person who has to repair it.
+//! All problems of a dataset at once, for the person who repairs it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,22 +13,22 @@ use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::split::NUM_FOLDS;
 
-/// How bad a problem is.
+/// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// The dataset cannot be used like this.
     Error,
-    /// It can, but somebody should look.
+    /// The dataset can be used, but a person should look at it.
     Warning,
 }
 
-/// One thing that is wrong, in one line.
+/// A problem of a dataset, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// How bad.
+    /// Severity.
     pub severity: Severity,
-    /// Which file, what it says, what would be right.
+    /// The file, its fault, and a remedy.
     pub message: String,
 }
 
@@ -150,7 +150,7 @@ fn constant_channels(path: &Path, image: &crate::nifti::Volume<f32>) -> Vec<Prob
     constant.map(|(c, _)| warning(format!("{}: every voxel of channel {c} is the same", path.display()))).collect()
 }
 
-/// The largest distance between equal corners of two grids of one shape; `None` if a header holds no numbers.
+/// Largest distance between equal corners of two grids of one shape; `None` if a header has values that are no numbers.
 fn displacement_mm(a: &Geometry, b: &Geometry) -> Option<f64> {
     let [z, y, x] = a.shape.map(|n| (n - 1) as f64);
     let (a, b) = (a.affine(), b.affine());

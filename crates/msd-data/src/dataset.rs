@@ -19,7 +19,7 @@ use description::{Description, Files};
 /// A dataset whose files exist.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
-    /// The folder that holds `dataset.json`.
+    /// Folder that holds `dataset.json`.
     pub root: PathBuf,
     /// The folder's name if it looks like `Task04_Hippocampus` or `Dataset004_Hippocampus`, else the `name` in
     /// `dataset.json`.
@@ -34,36 +34,36 @@ pub struct Dataset {
     pub test: Vec<TestCase>,
 }
 
-/// A label value and what it means.
+/// A label and its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Label {
-    /// The value in label maps.
+    /// Value in label maps.
     pub value: u16,
-    /// The name in `dataset.json`.
+    /// Name in `dataset.json`.
     pub name: String,
 }
 
 /// A labelled case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
-    /// The file name without `.nii.gz` (and, with a file per channel, without `_0000`).
+    /// File name without `.nii.gz` (and, with a file per channel, without `_0000`).
     pub id: String,
-    /// The image: one file with all channels, or one file per channel in the order of the modalities.
+    /// Files of the image: one with all channels, or one per channel in the order of the modalities.
     pub image: Vec<PathBuf>,
-    /// The label map.
+    /// File of the label map.
     pub label: PathBuf,
 }
 
 /// A case without labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestCase {
-    /// As [`Case::id`].
+    /// Name of the case, formed like [`Case::id`].
     pub id: String,
-    /// As [`Case::image`].
+    /// Files of the image, like [`Case::image`].
     pub image: Vec<PathBuf>,
 }
 
-/// A file that `dataset.json` lists, without the `./` that the decathlon puts in front.
+/// Path of a file that `dataset.json` lists, without the `./` that the decathlon puts in front.
 fn listed(dir: &Path, file: impl AsRef<Path>) -> PathBuf {
     dir.join(file).components().collect()
 }
@@ -88,13 +88,13 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Every file that `dataset.json` lists.
+    /// All files that `dataset.json` lists.
     pub(crate) fn listed_files(&self) -> impl Iterator<Item = &PathBuf> {
         let training = self.training.iter().flat_map(|case| case.image.iter().chain([&case.label]));
         training.chain(self.test.iter().flat_map(|case| &case.image))
     }
 
-    /// What `dataset.json` says, whether its files exist or not.
+    /// Reads `dataset.json` without checking that its files exist.
     pub(crate) fn parse(dir: &Path) -> Result<Self> {
         let path = dir.join("dataset.json");
         if !path.is_file() {
@@ -104,8 +104,8 @@ impl Dataset {
         Self::from_json(dir, &text)
     }
 
-    /// What a `dataset.json` in `dir` of this text says, whether the files it lists exist or not. With the layout of
-    /// nnU-Net v2, the folders are looked at to find the cases.
+    /// Parses `text` as the `dataset.json` of `dir`, without checking that its files exist. In the layout of nnU-Net v2, cases
+    /// are found in the folders.
     ///
     /// # Errors
     /// [`Error::Json`], [`Error::DatasetJson`], [`Error::Io`].
@@ -124,12 +124,12 @@ impl Dataset {
         Ok(Self { root: dir.to_path_buf(), name: dataset_name(dir, &json.name), modalities, labels, training, test })
     }
 
-    /// Ids of the training cases, sorted.
+    /// Sorted ids of the training cases.
     pub fn training_ids(&self) -> Vec<String> {
         self.training.iter().map(|case| case.id.clone()).collect()
     }
 
-    /// The training case called `id`.
+    /// Finds the training case called `id`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is none.
@@ -138,7 +138,7 @@ impl Dataset {
         found.ok_or_else(|| Error::Invalid(format!("{}: no training case is called {id}", self.root.display())))
     }
 
-    /// The training cases called `ids`, in their order.
+    /// Finds the training cases called `ids`, in their order.
     ///
     /// # Errors
     /// As [`Self::training_case`].
@@ -233,7 +233,7 @@ fn check_same_grid(image: (&Path, &Geometry), label: (&Path, &Geometry)) -> Resu
     Ok(())
 }
 
-/// The NIfTI files in a folder, `.nii` and `.nii.gz`, in the order of their names; hidden ones are left out.
+/// Lists the NIfTI files in a folder, `.nii` and `.nii.gz`, in the order of their names; hidden files are left out.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be read.
@@ -250,7 +250,7 @@ pub fn nifti_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The file name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files.
+/// File name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files.
 pub fn case_id(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     if name.starts_with('.') {
@@ -259,6 +259,7 @@ pub fn case_id(path: &Path) -> Option<String> {
     Some(name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii")).unwrap_or(name).to_owned())
 }
 
+/// The folder's name if it is numbered as the decathlon or nnU-Net do, else the name in `dataset.json`.
 fn dataset_name(dir: &Path, json_name: &str) -> String {
     let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
     let folder = resolved.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,13 +1,12 @@
-//! What can be wrong with a dataset, a file or a request. Every message is one line that names the file and the
-//! value, and says what would be right.
+//! Errors of this crate. Every message is one line that names the file and the value, and says what would be right.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The result of everything in this crate that can fail.
+/// Result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong. The causes are part of the message, so `{error}` alone says everything.
+/// Error of this crate. The message contains its causes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +15,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// Error of the operating system.
         cause: io::Error,
     },
     /// A JSON file does not parse.
@@ -24,7 +23,7 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// Line, column and what was expected there.
+        /// Position and expectation of the parser.
         cause: serde_json::Error,
     },
     /// The folder holds no dataset.
@@ -32,7 +31,7 @@ pub enum Error {
         "{path}: no dataset.json here; a dataset in Medical Segmentation Decathlon or nnU-Net v2 layout has one, beside imagesTr and labelsTr"
     )]
     NotADataset {
-        /// The folder that was asked for.
+        /// The folder.
         path: PathBuf,
     },
     /// `dataset.json` parses but says something impossible.
@@ -40,7 +39,7 @@ pub enum Error {
     DatasetJson {
         /// The file.
         path: PathBuf,
-        /// What it says and what would be right.
+        /// The faulty entry and a remedy.
         problem: String,
     },
     /// `dataset.json` lists files that are not there.
@@ -50,7 +49,7 @@ pub enum Error {
         listed_in: String,
         /// The first missing file.
         path: PathBuf,
-        /// How many further listed files are missing.
+        /// Number of further listed files that are missing.
         others: usize,
     },
     /// A NIfTI file cannot be read.
@@ -58,7 +57,7 @@ pub enum Error {
     Nifti {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: NiftiProblem,
     },
     /// Voxels are NaN or infinite.
@@ -102,7 +101,7 @@ pub enum Error {
         path: PathBuf,
         /// Channels in the file.
         found: usize,
-        /// One per modality, or one where each channel has a file.
+        /// Number of modalities, or 1 where each channel has a file.
         expected: usize,
     },
     /// A label map holds a value that `dataset.json` does not name.
@@ -112,7 +111,7 @@ pub enum Error {
         path: PathBuf,
         /// The value.
         value: u16,
-        /// How many voxels have it.
+        /// Number of voxels that have it.
         voxels: usize,
         /// The values that are named, as text.
         known: String,
@@ -123,16 +122,26 @@ pub enum Error {
         /// Number of cases given.
         found: usize,
     },
-    /// No voxel of the whole dataset is labelled.
+    /// The dataset has no labelled voxel.
     #[error("{dataset}: no voxel of any label map is foreground, so there is nothing to learn")]
     NoForeground {
         /// Name of the dataset.
         dataset: String,
     },
+    /// An item of work alone exceeds the memory that may be used.
+    #[error("{what}: needs about {:.2} GB of memory to be prepared, but {:.2} GB may be used: allow more, or plan for larger voxels", *.needed as f64 / 1e9, *.limit as f64 / 1e9)]
+    Memory {
+        /// File of the case and the sizes that decide.
+        what: String,
+        /// Estimate in bytes.
+        needed: u64,
+        /// Limit in bytes.
+        limit: u64,
+    },
     /// Arrays that should fit each other do not.
     #[error("{what}: shape {found:?}, expected {expected:?}")]
     Shape {
-        /// Which array.
+        /// Name of the array.
         what: &'static str,
         /// Its shape.
         found: Vec<usize>,
@@ -147,7 +156,7 @@ pub enum Error {
     Evaluation {
         /// The folder of predictions or references.
         folder: String,
-        /// Which files, and what was expected.
+        /// The files and the expectation.
         problem: String,
     },
     /// A loader's worker panicked.
@@ -158,7 +167,7 @@ pub enum Error {
     },
 }
 
-/// What is wrong with a NIfTI file.
+/// Fault of a NIfTI file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NiftiProblem {
@@ -180,7 +189,7 @@ pub enum NiftiProblem {
         expected: u64,
         /// Bytes that were there.
         found: u64,
-        /// What the decompressor said.
+        /// Error of the decompressor.
         cause: Option<String>,
     },
     /// The header claims more voxels than the file can hold.
@@ -191,12 +200,12 @@ pub enum NiftiProblem {
         /// The size of the file.
         file_bytes: u64,
     },
-    /// Not the number of dimensions we can use.
+    /// An unsupported number of dimensions.
     #[error("dimensions {dim:?} (x, y, z, ...); expected {expected}")]
     Dimensions {
         /// The dimensions in the header.
         dim: Vec<u16>,
-        /// What was expected.
+        /// Dimensions that would be right.
         expected: &'static str,
     },
     /// A voxel type without a single real value.
@@ -216,12 +225,12 @@ pub enum NiftiProblem {
     /// A label map with a value that is no label.
     #[error("{count} voxels are no label values (e.g. {example}); labels are whole numbers from 0 to 65535")]
     NotALabel {
-        /// How many.
+        /// Number of such voxels.
         count: usize,
-        /// One of them.
+        /// Value of one of them.
         example: f64,
     },
-    /// Anything else in the header.
+    /// Another fault of the header.
     #[error("unusable header: {0}")]
     Header(String),
 }

@@ -1,10 +1,10 @@
-//! What a dataset looks like: shapes, voxel sizes and the intensities of its foreground.
+//! Shapes, voxel sizes and foreground intensities of a dataset.
 
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
-use crate::memory::Memory;
+use crate::memory::{CaseBytes, Memory};
 use crate::nifti::read_geometry;
 use crate::preprocess::crop::nonzero_bounds;
 
@@ -34,9 +34,9 @@ pub struct IntensityStatistics {
     pub min: f64,
     /// Largest value.
     pub max: f64,
-    /// The value that 0.5 % of the voxels do not exceed.
+    /// Value that 0.5 % of the voxels do not exceed.
     pub percentile_00_5: f64,
-    /// The value that 99.5 % of the voxels do not exceed.
+    /// Value that 99.5 % of the voxels do not exceed.
     pub percentile_99_5: f64,
 }
 
@@ -60,7 +60,7 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
         Ok(voxels * (4 * dataset.modalities.len() as u64 + 2 + 4))
     };
     // In order of the cases, so sums and the first error do not depend on threads.
-    let cases = memory.each(&dataset.training, need, |case| look_at(dataset, case))?;
+    let cases = memory.each(&dataset.training, CaseBytes::name, need, |case| look_at(dataset, case))?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()
@@ -78,19 +78,19 @@ struct CaseFacts {
     spacing_mm: [f64; 3],
     shape_after_crop: [usize; 3],
     relative_size: f64,
-    /// Per channel.
+    /// Intensities per channel.
     foreground: Vec<Foreground>,
 }
 
-/// One channel of one case.
+/// Foreground intensities of a channel of a case.
 struct Foreground {
     mean: f64,
     variance: f64,
-    /// At most `MAX_SAMPLES` values, sorted.
+    /// Values in ascending order, at most `MAX_SAMPLES`.
     sorted: Vec<f32>,
 }
 
-/// Values kept per case and channel for the percentiles; organs with more voxels are thinned regularly. Bounds
+/// Number of values kept per case and channel for the percentiles; organs with more voxels are thinned regularly. Bounds
 /// memory to some 100 MB for the largest task of the decathlon while moving a percentile by far less than noise.
 const MAX_SAMPLES: usize = 200_000;
 
@@ -125,7 +125,7 @@ impl Foreground {
     }
 }
 
-/// Statistics of the mixture of all cases with foreground, in equal parts; `None` if there is none.
+/// Computes the statistics of the mixture of all cases with foreground, in equal parts; `None` if there is none.
 fn pool<'a>(cases: impl Iterator<Item = &'a Foreground>) -> Option<IntensityStatistics> {
     let cases: Vec<_> = cases.filter(|case| !case.sorted.is_empty()).collect();
     let n = cases.len() as f64;
@@ -157,7 +157,7 @@ fn pool<'a>(cases: impl Iterator<Item = &'a Foreground>) -> Option<IntensityStat
     })
 }
 
-/// The `q`-th percentile with linear interpolation between ranks, as NumPy's default; sorts `values`.
+/// Computes the `q`-th percentile with linear interpolation between ranks, as NumPy's default; sorts `values`.
 ///
 /// # Panics
 /// On an empty slice.

@@ -1,4 +1,4 @@
-//! Where voxels lie: sizes in millimetres and the NIfTI header needed to write the same grid again.
+//! Position of voxels in space, and the NIfTI header needed to write the same grid again.
 
 use nifti::{Endianness, NiftiHeader};
 
@@ -24,7 +24,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// An axis-aligned grid with its origin at voxel 0.
+    /// Builds an axis-aligned grid with its origin at voxel 0.
     ///
     /// ```
     /// let geometry = msd_data::Geometry::new([36, 50, 35], [1.0, 1.0, 1.0]);
@@ -42,8 +42,8 @@ impl Geometry {
         geometry
     }
 
-    /// Where voxels lie in the scanner, rows x, y, z: millimetres = `affine` (i, j, k, 1) with i along x. The sform if
-    /// the file has one, else the qform, else the voxel sizes alone.
+    /// Matrix from voxel indices to millimetres in the scanner, rows x, y, z: `affine` (i, j, k, 1) with i along the file's
+    /// first axis. The sform if the file has one, else the qform, else the voxel sizes alone.
     pub fn affine(&self) -> [[f64; 4]; 3] {
         let [dz, dy, dx] = self.spacing_mm;
         if self.i16_at(254) > 0 {

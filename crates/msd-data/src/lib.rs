@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod atomic_file;
 pub mod augment;
 pub mod check;
 pub mod dataset;
 mod error;
 mod fingerprint;
 mod geometry;
+mod json_file;
 pub mod loader;
 mod memory;
 pub mod metrics;
@@ -24,7 +24,6 @@ pub mod store;
 mod training_case;
 
 pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, write_labels};
-pub use atomic_file::write_atomically;
 pub use augment::Augmentation;
 pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};

@@ -1,4 +1,4 @@
-//! Batches prepared ahead by threads, in the order they were asked for.
+//! Batches prepared ahead by threads, in the order of their keys.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use crate::error::{Error, Result};
 use crate::sampler::{BatchKey, PatchSampler, SampledBatch};
 
-/// An iterator over the batches of a sequence of keys. Which thread prepares a batch, and when, changes nothing in
-/// it; at most `queue` batches wait to be fetched. The first error or panic of a worker is returned in its batch's
+/// Iterator over the batches of a sequence of keys. A batch does not depend on the thread that prepares it or on the time;
+/// at most `queue` batches wait to be fetched. The first error or panic of a worker is returned in its batch's
 /// place and ends the sequence. Dropping the loader stops its threads.
 ///
 /// ```no_run
@@ -32,26 +32,28 @@ pub struct Loader<T = SampledBatch> {
 }
 
 struct Shared<T> {
-    state: Mutex<State<T>>,
+    queue: Mutex<LoaderQueue<T>>,
     changed: Condvar,
     make: Box<dyn Fn(BatchKey) -> Result<T> + Send + Sync>,
-    queue: usize,
+    /// Batches that may wait to be fetched.
+    capacity: usize,
 }
 
-struct State<T> {
+/// Batches under way.
+struct LoaderQueue<T> {
     keys: Box<dyn Iterator<Item = BatchKey> + Send>,
     /// Index that the next key gets.
     started: usize,
-    /// Batches before this were fetched.
+    /// Number of batches that were fetched.
     fetched: usize,
-    /// No key will come any more.
+    /// Set when no further batch will be started.
     ended: bool,
     ready: BTreeMap<usize, Result<T>>,
 }
 
 impl Loader<SampledBatch> {
-    /// Starts `num_threads` threads that prepare the batches of `keys`. With 0 threads each batch is prepared when it
-    /// is asked for.
+    /// Starts `num_threads` threads that prepare the batches of `keys`. With 0 threads each batch is prepared in
+    /// [`Iterator::next`].
     pub fn new(
         sampler: Arc<PatchSampler>,
         keys: impl IntoIterator<Item = BatchKey, IntoIter: Send + 'static>,
@@ -63,7 +65,7 @@ impl Loader<SampledBatch> {
 }
 
 impl<T: Send + 'static> Loader<T> {
-    /// As [`Loader::new`], with any function from a key to a batch.
+    /// Starts a loader of any batches, each made from its key by `make`; the other arguments are those of [`Loader::new`].
     pub fn with_maker(
         make: impl Fn(BatchKey) -> Result<T> + Send + Sync + 'static,
         keys: impl IntoIterator<Item = BatchKey, IntoIter: Send + 'static>,
@@ -71,12 +73,12 @@ impl<T: Send + 'static> Loader<T> {
         queue: usize,
     ) -> Self {
         let keys = Box::new(keys.into_iter());
-        let state = State { keys, started: 0, fetched: 0, ended: false, ready: BTreeMap::new() };
+        let batches = LoaderQueue { keys, started: 0, fetched: 0, ended: false, ready: BTreeMap::new() };
         let shared = Arc::new(Shared {
-            state: Mutex::new(state),
+            queue: Mutex::new(batches),
             changed: Condvar::new(),
             make: Box::new(make),
-            queue: queue.max(1),
+            capacity: queue.max(1),
         });
         let work = |_| {
             let shared = Arc::clone(&shared);
@@ -88,41 +90,42 @@ impl<T: Send + 'static> Loader<T> {
 }
 
 impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, LoaderQueue<T>> {
         // Batches are made outside the lock and their panics are caught, so a poisoned lock has whole content.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prepares one batch; false if there is none left. Waits for room in the queue if `bounded`.
+    /// Prepares one batch and returns true, or false if none is left. Waits for room in the queue if `bounded`.
     fn work(&self, bounded: bool) -> bool {
-        let mut state = self.lock();
-        while bounded && !state.ended && state.started >= state.fetched + self.queue {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
+        while bounded && !queue.ended && queue.started >= queue.fetched + self.capacity {
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
-        // The iterator of keys is a caller's code and may panic as well.
-        let next_key = AssertUnwindSafe(|| if state.ended { None } else { state.keys.next() });
+        // The iterator over keys is foreign code and may panic as well.
+        let next_key = AssertUnwindSafe(|| if queue.ended { None } else { queue.keys.next() });
         let key = match catch_unwind(next_key) {
             Ok(None) => {
-                state.ended = true;
+                queue.ended = true;
                 self.changed.notify_all();
                 return false;
             }
             Ok(Some(key)) => Ok(key),
             Err(panic) => Err(panic),
         };
-        let index = state.started;
-        state.started += 1;
-        drop(state);
+        let index = queue.started;
+        queue.started += 1;
+        drop(queue);
         let made = key.and_then(|key| catch_unwind(AssertUnwindSafe(|| (self.make)(key))));
         let result = made.unwrap_or_else(|panic| Err(Error::WorkerPanic { message: message(panic.as_ref()) }));
-        let mut state = self.lock();
-        state.ended |= result.is_err();
-        state.ready.insert(index, result);
+        let mut queue = self.lock();
+        queue.ended |= result.is_err();
+        queue.ready.insert(index, result);
         self.changed.notify_all();
         true
     }
 }
 
+/// Text of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
@@ -135,24 +138,24 @@ impl<T> Iterator for Loader<T> {
         if self.threads.is_empty() {
             self.shared.work(false);
         }
-        let mut state = self.shared.lock();
+        let mut queue = self.shared.lock();
         loop {
-            if let Some(result) = state.ready.remove(&self.next) {
+            if let Some(result) = queue.ready.remove(&self.next) {
                 self.next += 1;
-                state.fetched = self.next;
+                queue.fetched = self.next;
                 if result.is_err() {
                     // Later batches may exist, but the sequence is over.
-                    state.ended = true;
-                    state.started = self.next;
-                    state.ready.clear();
+                    queue.ended = true;
+                    queue.started = self.next;
+                    queue.ready.clear();
                 }
                 self.shared.changed.notify_all();
                 return Some(result);
             }
-            if state.ended && self.next >= state.started {
+            if queue.ended && self.next >= queue.started {
                 return None;
             }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            queue = self.shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

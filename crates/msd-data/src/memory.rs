@@ -5,17 +5,18 @@ use std::thread;
 
 use crate::dataset::Case;
 use crate::error::{Error, Result};
+use crate::geometry::Geometry;
 use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::resampled_shape;
 
-/// How much memory work on cases may take at once.
+/// Limit on the memory that work on cases takes at once.
 ///
 /// ```
 /// use msd_data::Memory;
-/// let squares = Memory::bytes(8).each(&[1u64, 2, 3], |n| Ok(*n), |n| Ok(n * n))?;
-/// assert_eq!(squares, [1, 4, 9]);
-/// assert!(Memory::bytes(2).each(&[1u64, 2, 3], |n| Ok(*n), |n| Ok(n * n)).is_err());
+/// let squares = |memory: Memory| memory.each(&[1u64, 2, 3], |n| n.to_string(), |n| Ok(*n), |n| Ok(n * n));
+/// assert_eq!(squares(Memory::bytes(8))?, [1, 4, 9]);
+/// assert!(squares(Memory::bytes(2)).unwrap_err().to_string().starts_with("3: needs about"));
 /// # Ok::<(), msd_data::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +25,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// No limit: as many cases at once as there are threads.
+    /// Unlimited memory: as many cases at once as there are threads.
     pub fn unlimited() -> Self {
         Self { limit: u64::MAX }
     }
 
-    /// At most so many bytes, as far as they can be told beforehand.
+    /// At most `limit` bytes, by estimates made before the work.
     pub fn bytes(limit: u64) -> Self {
         Self { limit }
     }
@@ -39,44 +40,45 @@ impl Memory {
         self.limit
     }
 
-    /// What is left once so many bytes are in use.
+    /// The limit reduced by `bytes` that are in use.
     #[must_use]
     pub fn less(self, bytes: u64) -> Self {
         Self::bytes(self.limit.saturating_sub(bytes))
     }
 
-    /// Whether so many bytes fit.
+    /// Returns true if `bytes` do not exceed the limit.
     pub fn holds(self, bytes: u64) -> bool {
         bytes <= self.limit
     }
 
-    /// `work` on each item, at once as many as there are threads and as their `need`s in bytes allow; results in the
-    /// order of the items.
+    /// Calls `work` on each item, in as many threads as there are processors and as the items' `need`s in bytes allow.
+    /// Results are in the order of the items; `name` is the item's name in errors.
     ///
     /// # Errors
-    /// The first error in the order of the items, of `need` or `work`; [`Error::Invalid`] if one item needs more than
-    /// all there is. No further item is begun after an error.
+    /// The first error in the order of the items, of `need` or `work`; [`Error::Memory`] if an item alone exceeds the limit.
+    /// No further item is begun after an error.
     pub fn each<I: Sync, T: Send>(
         self,
         items: &[I],
+        name: impl Fn(&I) -> String + Sync,
         need: impl Fn(&I) -> Result<u64> + Sync,
         work: impl Fn(&I) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let state = Mutex::new(State {
+        let queue = Mutex::new(WorkQueue {
             next: 0,
             free: self.limit,
             failed: false,
             results: items.iter().map(|_| None).collect(),
         });
         let changed = Condvar::new();
-        let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
         let worker = || {
             let mut guard = lock();
             while guard.next < items.len() && !guard.failed {
                 let i = guard.next;
                 guard.next += 1;
                 drop(guard);
-                let needed = need(&items[i]).and_then(|bytes| self.check(bytes));
+                let needed = need(&items[i]).and_then(|bytes| self.check(bytes, || name(&items[i])));
                 guard = lock();
                 let bytes = match needed {
                     Ok(bytes) => bytes,
@@ -106,36 +108,28 @@ impl Memory {
                 scope.spawn(worker);
             }
         });
-        let results = state.into_inner().unwrap_or_else(PoisonError::into_inner).results;
+        let results = queue.into_inner().unwrap_or_else(PoisonError::into_inner).results;
         results.into_iter().flatten().collect()
     }
 
-    fn check(self, bytes: u64) -> Result<u64> {
-        if bytes <= self.limit {
-            return Ok(bytes);
-        }
-        let gb = |bytes: u64| bytes as f64 / 1e9;
-        Err(Error::Invalid(format!(
-            "one case needs about {:.2} GB to be prepared, but {:.2} GB may be used: raise --memory or plan for larger \
-             voxels",
-            gb(bytes),
-            gb(self.limit)
-        )))
+    fn check(self, needed: u64, name: impl Fn() -> String) -> Result<u64> {
+        if self.holds(needed) { Ok(needed) } else { Err(Error::Memory { what: name(), needed, limit: self.limit }) }
     }
 }
 
-struct State<T> {
+/// Items in progress.
+struct WorkQueue<T> {
     next: usize,
     free: u64,
     failed: bool,
     results: Vec<Option<Result<T>>>,
 }
 
-/// Bytes that a case takes, by the header of its image; upper bounds, since what is cropped away is not known beforehand.
+/// Memory that a case takes, estimated from the header of its image. Upper bounds: cropping only reduces it.
 pub(crate) struct CaseBytes {
-    /// Once prepared: f32 voxels of each channel and i16 labels.
+    /// Bytes once it is prepared: f32 voxels of each channel and i16 labels.
     pub(crate) prepared: u64,
-    /// While it is read and prepared: twice the larger of the volumes before and after (`examples/large_case.rs`
+    /// Bytes while it is read and prepared: twice the larger of the volumes before and after (`examples/large_case.rs`
     /// measures 1.7 to 2.1 times its image, labels included).
     pub(crate) preparing: u64,
 }
@@ -146,12 +140,24 @@ impl CaseBytes {
         let forward = plan.transpose_forward;
         let shape = forward.map(|a| geometry.shape[a]);
         let spacing_mm = forward.map(|a| geometry.spacing_mm[a]);
+        // In floating point, which saturates where an absurd voxel size leads to an absurd number of voxels.
         let bytes = |shape: [usize; 3]| {
-            let per_voxel = 4 * plan.modalities.len() as u64 + 2;
-            per_voxel * shape.iter().map(|&n| n as u64).product::<u64>()
+            let per_voxel = (4 * plan.modalities.len() + 2) as f64;
+            per_voxel * shape.iter().map(|&n| n as f64).product::<f64>()
         };
         let prepared = bytes(resampled_shape(shape, spacing_mm, plan.spacing_mm));
-        Ok(Self { prepared, preparing: 2 * prepared.max(bytes(shape)) })
+        Ok(Self { prepared: prepared as u64, preparing: (2.0 * prepared.max(bytes(shape))) as u64 })
+    }
+
+    /// Names a case in an error about memory: its file and the sizes that decide.
+    pub(crate) fn name(case: &Case) -> String {
+        let file = case.image[0].display();
+        match read_geometry(&case.image[0]) {
+            Ok((Geometry { shape: [z, y, x], spacing_mm: [dz, dy, dx], .. }, _)) => {
+                format!("{file} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)")
+            }
+            Err(_) => file.to_string(),
+        }
     }
 }
 
@@ -172,7 +178,7 @@ mod tests {
             now.fetch_sub(*n, SeqCst);
             Ok(*n)
         };
-        assert_eq!(Memory::bytes(10).each(&items, |n| Ok(*n), work).unwrap(), items);
+        assert_eq!(Memory::bytes(10).each(&items, u64::to_string, |n| Ok(*n), work).unwrap(), items);
         assert!(most.load(SeqCst) <= 10, "{most:?}");
 
         let begun = AtomicU64::new(0);
@@ -181,10 +187,10 @@ mod tests {
             if *n == 3 { Err(Error::Invalid("three".to_owned())) } else { Ok(()) }
         };
         let many: Vec<u64> = (0..1000).collect();
-        let error = Memory::bytes(1).each(&many, |_| Ok(1), fail_at_3).unwrap_err();
+        let error = Memory::bytes(1).each(&many, u64::to_string, |_| Ok(1), fail_at_3).unwrap_err();
         assert_eq!(error.to_string(), "three");
         assert!(begun.load(SeqCst) < 1000);
-        let error = Memory::bytes(5).each(&[4u64, 6], |n| Ok(*n), |_| Ok(())).unwrap_err();
-        assert!(error.to_string().contains("raise --memory"), "{error}");
+        let error = Memory::bytes(5).each(&[4u64, 6], u64::to_string, |n| Ok(*n), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with("6: needs about"), "{error}");
     }
 }

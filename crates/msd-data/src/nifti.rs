@@ -15,7 +15,6 @@ use flate2::write::GzEncoder;
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4};
 use nifti::Endianness;
 
-use crate::atomic_file::write_atomically;
 use crate::error::{Error, NiftiProblem, Result};
 use crate::geometry::{Geometry, HEADER_BYTES};
 
@@ -52,10 +51,10 @@ pub fn read_image(path: impl AsRef<Path>) -> Result<Volume<f32>> {
     image(NiftiFile::open(path)?, path)
 }
 
-/// As [`read_image`] from the bytes of a file, compressed or not; errors call it `path`.
+/// Reads an image like [`read_image`], from the bytes of a file, compressed or not. Errors call it `path`.
 ///
 /// # Errors
-/// As [`read_image`].
+/// Those of [`read_image`].
 pub fn image_from_bytes(bytes: &[u8], path: impl AsRef<Path>) -> Result<Volume<f32>> {
     let path = path.as_ref();
     image(NiftiFile::of(bytes, bytes.len() as u64, path)?, path)
@@ -81,16 +80,16 @@ fn image(mut file: NiftiFile<'_>, path: &Path) -> Result<Volume<f32>> {
 /// Reads a label map of any integer or float type. Values within 1e-4 of a whole number count as that number.
 ///
 /// # Errors
-/// As [`read_image`]; [`NiftiProblem::NotALabel`] if a value is negative, fractional or above 65535.
+/// Those of [`read_image`]; [`NiftiProblem::NotALabel`] if a value is negative, fractional or above 65535.
 pub fn read_labels(path: impl AsRef<Path>) -> Result<LabelMap> {
     let path = path.as_ref();
     labels(NiftiFile::open(path)?, path)
 }
 
-/// As [`read_labels`] from the bytes of a file, compressed or not; errors call it `path`.
+/// Reads a label map like [`read_labels`], from the bytes of a file, compressed or not. Errors call it `path`.
 ///
 /// # Errors
-/// As [`read_labels`].
+/// Those of [`read_labels`].
 pub fn labels_from_bytes(bytes: &[u8], path: impl AsRef<Path>) -> Result<LabelMap> {
     let path = path.as_ref();
     labels(NiftiFile::of(bytes, bytes.len() as u64, path)?, path)
@@ -129,7 +128,7 @@ fn labels(mut file: NiftiFile<'_>, path: &Path) -> Result<LabelMap> {
 /// Reads only the header: the grid and the number of channels.
 ///
 /// # Errors
-/// As [`read_image`], except that the voxels are not looked at.
+/// Those of [`read_image`] that concern the header.
 pub fn read_geometry(path: impl AsRef<Path>) -> Result<(Geometry, usize)> {
     let file = NiftiFile::open(path.as_ref())?;
     Ok((file.geometry, file.channels))
@@ -156,7 +155,7 @@ pub fn write_labels(path: impl AsRef<Path>, labels: &ArrayView3<u16>, geometry: 
 /// Writes an image as f32, 3D for one channel, else 4D. The file appears whole or not at all.
 ///
 /// # Errors
-/// As [`write_labels`].
+/// Those of [`write_labels`].
 pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &Geometry) -> Result<()> {
     check_shape("image", &image.shape()[1..], geometry)?;
     let big = geometry.endianness == Endianness::Big;
@@ -188,17 +187,18 @@ fn write_file<T>(
         encode(voxel, &mut bytes);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if name.ends_with(".nii.gz") {
-        write_atomically(path, |file| {
+    let written = if name.ends_with(".nii.gz") {
+        adw_files::write_atomic(path, |file| {
             let mut encoder = GzEncoder::new(file, level);
             encoder.write_all(&bytes)?;
             encoder.finish().map(|_| ())
         })
     } else if name.ends_with(".nii") {
-        write_atomically(path, |file| file.write_all(&bytes))
+        adw_files::write_bytes(path, &bytes)
     } else {
-        Err(Error::nifti(path, NiftiProblem::Extension))
-    }
+        return Err(Error::nifti(path, NiftiProblem::Extension));
+    };
+    written.map_err(Error::io(path))
 }
 
 #[cfg(test)]

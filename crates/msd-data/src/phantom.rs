@@ -3,7 +3,7 @@
 //! Structures are curved ellipsoids, bent further by a smooth random deformation. They come in pairs, alternately *adjacent* (one
 //! organ cut in two, like the anterior and posterior hippocampus) and *nested* (a core in a shell, like a tumour in
 //! an organ). The two halves of an adjacent pair are equally bright, and blobs of the same brightness are strewn
-//! about without label, so intensity alone does not tell the labels: place and shape do. The images have partial
+//! about without label, so labels follow from place and shape, not from intensity alone. The images have partial
 //! volume blur, a bias field and noise.
 
 use std::f32::consts::TAU;
@@ -15,35 +15,35 @@ use rand::{Rng, RngExt};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file::write_atomically;
 use crate::augment::{add_noise, blur};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
+use crate::json_file;
 use crate::nifti::{write_image, write_labels};
 use crate::random::{Purpose, rng};
 
-/// What to generate.
+/// Size and content of a synthetic dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PhantomOptions {
-    /// Labelled cases.
+    /// Number of labelled cases.
     pub num_cases: usize,
-    /// Test cases; their labels go to `labelsTs`, which is not part of the MSD layout, to score predictions with.
+    /// Number of test cases; their labels go to `labelsTs`, which is not part of the MSD layout, to score predictions with.
     pub num_test: usize,
     /// Typical shape, voxels along z, y, x; cases vary by a tenth.
     pub shape: [usize; 3],
     /// Voxel size along z, y, x, millimetres.
     pub spacing_mm: [f64; 3],
-    /// Labels besides the background.
+    /// Number of labels besides the background.
     pub num_labels: usize,
-    /// Image channels.
+    /// Number of image channels.
     pub num_modalities: usize,
-    /// Equal seeds give equal files.
+    /// Seed of all random numbers; equal seeds give equal files.
     pub seed: u64,
 }
 
 impl Default for PhantomOptions {
-    /// 20 cases much like the hippocampus task: two adjacent labels at 1 mm.
+    /// A dataset of 20 cases much like the hippocampus task: two adjacent labels at 1 mm.
     fn default() -> Self {
         Self {
             num_cases: 20,
@@ -110,7 +110,7 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         "training": training.collect::<Vec<_>>(),
         "test": (options.num_cases..total).map(|i| image("Ts", i)).collect::<Vec<_>>(),
     });
-    write_atomically(&dir.join("dataset.json"), |file| Ok(serde_json::to_writer_pretty(file, &json)?))
+    json_file::save(&dir.join("dataset.json"), &json)
 }
 
 fn file_name(case: usize) -> String {
@@ -135,14 +135,14 @@ fn check(options: &PhantomOptions) -> Result<()> {
 /// A point or extent in the unit cube -1..1, z, y, x.
 type Point = [f32; 3];
 
-/// What all cases share.
+/// Properties that all cases share.
 struct Anatomy {
     organs: Vec<Organ>,
-    /// Per modality: the brightness of tissue, then of each label.
+    /// Brightness of tissue and then of each label, per modality.
     brightness: Vec<Vec<f32>>,
 }
 
-/// One ellipsoid, curved if it has parts, and how its voxels are labelled.
+/// An ellipsoid, curved if it has parts, and the labels of its voxels.
 #[derive(Clone, Copy)]
 struct Organ {
     centre: Point,
@@ -233,14 +233,14 @@ impl Anatomy {
 }
 
 impl Organ {
-    /// Another individual's: moved and resized by some percent.
+    /// Moves and resizes the organ by some percent, as between individuals.
     fn vary(&self, rng: &mut impl Rng) -> Self {
         let centre = self.centre.map(|c| c + rng.random_range(-0.07..0.07));
         let radii = self.radii.map(|r| r * rng.random_range(0.85..1.15));
         Self { centre, radii, ..*self }
     }
 
-    /// A small ball as bright as one of `organs`, without a label of its own.
+    /// Draws a small ball as bright as one of `organs`.
     fn blob(organs: &[Self], rng: &mut impl Rng) -> Self {
         let like = organs[rng.random_range(0..organs.len())];
         let radius = like.radii[2] * rng.random_range(0.4..0.8);
@@ -263,11 +263,11 @@ impl Organ {
     }
 }
 
-/// A smooth random vector field: a few long sine waves.
+/// Smooth random vector field: a sum of a few long sine waves.
 struct Waves(Vec<(Point, f32, Point)>);
 
 impl Waves {
-    /// Each wave has up to `amplitude` and `frequency` half-periods across the volume.
+    /// Draws waves of at most `amplitude` and `frequency` half-periods across the volume.
     fn new(amplitude: f32, frequency: f32, rng: &mut impl Rng) -> Self {
         let wave = |_| {
             let direction = [0; 3].map(|_| rng.random_range(-frequency..frequency) * TAU / 4.0);

@@ -3,21 +3,20 @@
 //! Source: nnU-Net v2 (Isensee et al., Nature Methods 2021), `ExperimentPlanner`. All triples of a [`Plan`] are in
 //! network order: z, y, x moved so that the coarsest axis comes first ([`Plan::transpose_forward`]).
 
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file::write_atomically;
 use crate::dataset::{Dataset, Label};
 use crate::error::{Error, Result};
 use crate::fingerprint::{Fingerprint, IntensityStatistics, percentile};
+use crate::json_file;
 
 mod topology;
 
 use topology::{Topology, fit_to_memory};
 
-/// Everything the data decide about training.
+/// Parameters of training that follow from the data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -39,21 +38,21 @@ pub struct Plan {
     pub strides: Vec<[usize; 3]>,
     /// Kernel of each stage; P + 1 entries, the last for the bottleneck.
     pub kernels: Vec<[usize; 3]>,
-    /// How each channel is normalised.
+    /// Normalisation of each channel.
     pub normalization: Vec<Normalization>,
-    /// Whether each channel's statistics and normalisation leave out the region outside the nonzero mask.
+    /// True for channels whose statistics and normalisation leave out the region outside the nonzero mask.
     pub use_mask_for_norm: Vec<bool>,
     /// Foreground intensities of each channel.
     pub intensity: Vec<IntensityStatistics>,
-    /// Whether Dice is summed over the batch before it is averaged.
+    /// Sums Dice over the batch before it is averaged.
     pub batch_dice: bool,
     /// Axis `i` of the network is axis `transpose_forward[i]` of the file's z, y, x.
     pub transpose_forward: [usize; 3],
-    /// The inverse of `transpose_forward`.
+    /// Inverse of `transpose_forward`.
     pub transpose_backward: [usize; 3],
 }
 
-/// How intensities of a channel are brought to a common scale.
+/// Normalisation of a channel's intensities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalization {
@@ -71,8 +70,8 @@ pub enum Normalization {
 }
 
 impl Normalization {
-    /// What nnU-Net does for a channel of this name: `CT`, `noNorm`, `rescale_to_0_1`, `rgb_to_0_1` in any case, and
-    /// z-score for every other name.
+    /// Chooses as nnU-Net does by the channel's name: `CT`, `noNorm`, `rescale_to_0_1`, `rgb_to_0_1` in any case, and z-score
+    /// for every other name.
     pub fn for_modality(name: &str) -> Self {
         match name.to_lowercase().as_str() {
             "ct" => Self::Ct,
@@ -84,7 +83,7 @@ impl Normalization {
     }
 }
 
-/// What a user may decide instead of the planner.
+/// Values that a user may choose instead of the planner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlanOptions {
@@ -150,8 +149,7 @@ impl Plan {
     /// # Errors
     /// [`Error::Io`], [`Error::Json`].
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        serde_json::from_str(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
+        json_file::load(path)
     }
 
     /// Writes a `plan.json`, whole or not at all.
@@ -159,11 +157,11 @@ impl Plan {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+        json_file::save(path, self)
     }
 }
 
-/// What follows from the spacing: the network's shape and its batch.
+/// Shape of the network and its batch, as they follow from the spacing.
 struct NetworkPlan {
     topology: Topology,
     batch_size: usize,
@@ -186,8 +184,8 @@ impl NetworkPlan {
     }
 }
 
-/// Whether nnU-Net would also plan a `3d_lowres`: the full-resolution patch sees less than a quarter of a case, and
-/// coarsening until a patch sees that much saves at least half of the voxels. Decides `batch_dice`.
+/// Returns true if nnU-Net would also plan a `3d_lowres`: the full-resolution patch covers less than a quarter of a case, and
+/// coarsening until it covers that much saves at least half of the voxels. Decides `batch_dice`.
 fn low_resolution_exists(
     full_spacing: [f64; 3],
     full_median: [f64; 3],
@@ -225,7 +223,7 @@ fn check(fingerprint: &Fingerprint, options: &PlanOptions) -> Result<()> {
     Ok(())
 }
 
-/// The median voxel size, except along an axis that is much coarser *and* much shorter than the others: there the
+/// Chooses the median voxel size, except along an axis that is much coarser *and* much shorter than the others: there the
 /// 10th percentile, so that most cases are not thinned further.
 fn target_spacing(fingerprint: &Fingerprint) -> [f64; 3] {
     let along = |axis: usize| fingerprint.spacings.iter().map(|mm| mm[axis]).collect::<Vec<_>>();

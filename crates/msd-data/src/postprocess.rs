@@ -1,33 +1,32 @@
-//! Removing all but the largest connected component, where cross-validation shows that it helps.
+//! Removal of all but the largest connected component, where cross-validation shows that it helps.
 //!
 //! nnU-Net's rule: first the union of all foreground, accepted if the mean Dice over labels rises and no label's
 //! falls; then, with several labels, each label by itself, accepted if its own mean Dice rises.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file::write_atomically;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::json_file;
 use crate::metrics::dice;
 use crate::metrics::report::matched_files;
 use crate::nifti::read_labels;
 
-/// What keeps its largest component only.
+/// Voxels that are reduced to their largest component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Structure {
-    /// All labels above 0 taken together.
+    /// Voxels of all labels above 0 together.
     Foreground,
-    /// One label.
+    /// Voxels of a single label.
     Label(u16),
 }
 
-/// Steps that are applied to every prediction, in order.
+/// Steps applied to every prediction, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Postprocessing {
@@ -35,10 +34,10 @@ pub struct Postprocessing {
     pub keep_largest: Vec<Structure>,
 }
 
-/// What [`Postprocessing::find`] found.
+/// Result of [`Postprocessing::find`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FoundPostprocessing {
-    /// The steps that help; there may be none.
+    /// Steps that raise Dice; may be empty.
     pub postprocessing: Postprocessing,
     /// Mean Dice of each label before and after them.
     pub dice: BTreeMap<u16, [f64; 2]>,
@@ -107,8 +106,7 @@ impl Postprocessing {
     /// # Errors
     /// [`Error::Io`], [`Error::Json`].
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        serde_json::from_str(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
+        json_file::load(path)
     }
 
     /// Writes a `postprocessing.json`, whole or not at all.
@@ -116,11 +114,11 @@ impl Postprocessing {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+        json_file::save(path, self)
     }
 }
 
-/// The labels above 0 that occur in any of the files.
+/// Labels above 0 that occur in any of the files.
 fn labels_in(files: &[(PathBuf, PathBuf)]) -> Result<BTreeSet<u16>> {
     let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> { Ok(read_labels(path)?.data.into_iter().collect()) };
     let both = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<BTreeSet<u16>> {

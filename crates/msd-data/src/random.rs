@@ -3,7 +3,7 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// What numbers are drawn for. Different purposes never share numbers; the values are part of what a seed means.
+/// Use of random numbers. Different purposes never share numbers; the values are part of a seed's meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -16,13 +16,13 @@ pub enum Purpose {
     Architecture = 3,
     /// Batches to validate on.
     Validation = 4,
-    /// Which foreground voxels of a case are remembered.
+    /// Foreground voxels of a case that are kept.
     Locations = 5,
     /// Phantoms.
     Phantom = 6,
 }
 
-/// The generator for one (seed, purpose, epoch, iteration, index): a `ChaCha8` stream whose 256-bit key is these
+/// Returns the generator for one (seed, purpose, epoch, iteration, index): a `ChaCha8` stream whose 256-bit key is these
 /// numbers side by side, so distinct arguments give independent streams and no draw depends on another's.
 pub(crate) fn rng(seed: u64, purpose: Purpose, epoch: u64, iteration: u64, index: u32) -> ChaCha8Rng {
     let mut key = [0; 32];

@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::random::{Purpose, rng};
 use crate::training_case::TrainingCase;
 
-/// Names one batch. Equal keys give equal batches, whatever was drawn before, on any thread.
+/// Name of a batch. Equal keys give equal batches, whatever was drawn before, on any thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BatchKey {
     /// The run's seed.
     pub seed: u64,
-    /// What the batch is for.
+    /// Use of the batch.
     pub purpose: Purpose,
     /// Epoch.
     pub epoch: u64,
@@ -22,7 +22,7 @@ pub struct BatchKey {
     pub iteration: u64,
 }
 
-/// A batch in memory order, ready to become tensors.
+/// A batch of patches in memory order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampledBatch {
     /// Images, `[B, C, D, H, W]`.
@@ -33,13 +33,13 @@ pub struct SampledBatch {
     pub x_shape: [usize; 5],
     /// Shape of `target`.
     pub target_shape: [usize; 4],
-    /// For each sample the index of its case.
+    /// Index of each sample's case.
     pub cases: Vec<usize>,
 }
 
-/// A batch whose patches are rotated and scaled but not yet transformed otherwise, and what was drawn for that: for devices
-/// that transform batches themselves. Transformed with [`DrawnTransforms::apply`], cleared outside
-/// ([`PatchSampler::masked_channels`]) and with 0 for labels below, it is the [`SampledBatch`] of the same key.
+/// A batch whose patches are rotated and scaled only, with the transforms that remain, for devices that transform batches
+/// themselves. Transformed with [`DrawnTransforms::apply`], cleared outside the image
+/// ([`PatchSampler::masked_channels`]) and with 0 for negative labels, it equals the [`SampledBatch`] of the same key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DrawnBatch {
     /// Images, `[B, C, D, H, W]`.
@@ -48,33 +48,34 @@ pub struct DrawnBatch {
     pub labels: Vec<i16>,
     /// Shape of `x`.
     pub x_shape: [usize; 5],
-    /// For each sample what is to be done to it.
+    /// Remaining transforms of each sample.
     pub transforms: Vec<DrawnTransforms>,
-    /// For each sample the index of its case.
+    /// Index of each sample's case.
     pub cases: Vec<usize>,
 }
 
-/// Draws augmented patches from labelled cases, as nnU-Net's data loader: cases uniformly with replacement, the last
-/// third of each batch centred on foreground, patches that may reach beyond the image (padded with 0 and background).
+/// Sampler of augmented patches of labelled cases, with the rules of nnU-Net's data loader: cases uniformly with
+/// replacement, the last third of each batch centred on foreground, patches that may reach beyond the image (padded with 0
+/// and background).
 #[derive(Debug, Clone)]
 pub struct PatchSampler {
     cases: Vec<TrainingCase>,
     patch_size: [usize; 3],
     batch_size: usize,
     augmentation: Augmentation,
-    /// Channels that are 0 outside the nonzero mask ([`crate::Plan::use_mask_for_norm`]).
+    /// True for channels that are 0 outside the nonzero mask ([`crate::Plan::use_mask_for_norm`]).
     masked_channels: Vec<bool>,
     /// Part of a batch whose patches must show foreground.
     forced_foreground: f64,
 }
 
 thread_local! {
-    /// Memory of the last patch: taking megabytes from the system and giving them back costs more than filling them.
+    /// Memory of the last patch, to be used again: allocating megabytes costs more than filling them.
     static SPARE: Cell<Patch> = Cell::default();
 }
 
 impl PatchSampler {
-    /// A sampler over `cases`. `masked_channels` is [`crate::Plan::use_mask_for_norm`].
+    /// Builds a sampler over `cases`, where `masked_channels` is [`crate::Plan::use_mask_for_norm`].
     ///
     /// # Errors
     /// [`Error::Invalid`] without cases, for a case without labels or with a label above 255, for an empty patch or
@@ -110,17 +111,17 @@ impl PatchSampler {
         Ok(Self { cases, patch_size, batch_size, augmentation, masked_channels, forced_foreground: 0.33 })
     }
 
-    /// The sampler with another part of each batch (0 to 1, by default nnU-Net's 0.33) that must show foreground.
-    /// Of `batch_size` samples the last are forced, from round(`batch_size` (1 - `part`)) on.
+    /// Sets the part of each batch (0 to 1, by default nnU-Net's 0.33) that must show foreground: the samples from
+    /// round(`batch_size` (1 - `part`)) on.
     #[must_use]
     pub fn with_forced_foreground(self, part: f64) -> Self {
         Self { forced_foreground: part.clamp(0.0, 1.0), ..self }
     }
 
-    /// The batch named by `key`.
+    /// Draws the batch named by `key`.
     ///
     /// # Errors
-    /// Those of reading a stored case; none for cases in memory.
+    /// Those of [`crate::StoredCase::read`]; none for cases in memory.
     pub fn batch(&self, key: BatchKey) -> Result<SampledBatch> {
         let [d, h, w] = self.patch_size;
         let (b, c) = (self.batch_size, self.masked_channels.len());
@@ -134,7 +135,7 @@ impl PatchSampler {
         for sample in 0..b {
             let (case, patch) = self.sample(key, sample)?;
             batch.x.extend_from_slice(&patch.image);
-            // -1, outside of the image or its nonzero region, has served its purpose.
+            // -1 marks the outside of the image or of its nonzero region, which the loss counts as background.
             batch.target.extend(patch.labels.iter().map(|&label| label.max(0) as u8));
             batch.cases.push(case);
             SPARE.set(patch);
@@ -142,7 +143,7 @@ impl PatchSampler {
         Ok(batch)
     }
 
-    /// The batch named by `key`, with all but the spatial transforms left to be done.
+    /// Draws the batch named by `key` with its spatial transforms only.
     ///
     /// # Errors
     /// As [`PatchSampler::batch`].
@@ -167,7 +168,7 @@ impl PatchSampler {
         Ok(batch)
     }
 
-    /// Channels that are set to 0 where the label is -1, after all transforms.
+    /// True for channels that are set to 0 where the label is -1, after all transforms.
     pub fn masked_channels(&self) -> &[bool] {
         &self.masked_channels
     }
@@ -179,7 +180,7 @@ impl PatchSampler {
         Ok((case, patch))
     }
 
-    /// A patch after its spatial transform, and what follows.
+    /// Draws a case and its patch after the spatial transform, and the transforms that follow.
     fn draw(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch, DrawnTransforms)> {
         let rng = &mut rng(key.seed, key.purpose, key.epoch, key.iteration, sample as u32);
         let case_idx = rng.random_range(0..self.cases.len());

@@ -1,4 +1,4 @@
-//! Which cases train and which validate.
+//! Splits of cases into training and validation.
 
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -74,8 +74,8 @@ pub fn halves(train: &[String], seed: u64) -> (Vec<String>, Vec<String>) {
     (a, b)
 }
 
-/// The Mersenne twister as NumPy's legacy `RandomState` seeds and reads it. Used for the folds only, to agree with
-/// nnU-Net; everything else draws from counter-based generators.
+/// Mersenne twister as NumPy's legacy `RandomState` seeds and reads it. Only the folds use it, to agree with nnU-Net; all
+/// else draws from counter-based generators.
 struct Mt19937 {
     state: [u32; 624],
     next: usize,
@@ -108,7 +108,7 @@ impl Mt19937 {
         y ^ (y >> 18)
     }
 
-    /// Uniform in 0..=max: mask to the bit length of `max`, reject what is above.
+    /// Draws uniformly from 0..=max: masks to the bit length of `max` and rejects values above.
     fn up_to(&mut self, max: u32) -> u32 {
         let mask = u32::MAX >> max.leading_zeros();
         loop {

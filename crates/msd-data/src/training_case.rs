@@ -10,12 +10,12 @@ use crate::error::{Error, Result};
 use crate::preprocess::PreparedCase;
 use crate::store::StoredCase;
 
-/// A labelled case, wherever it is kept. Patches drawn from either are the same.
+/// A prepared, labelled case, in memory or in a file. Equal cases give equal patches in either form.
 #[derive(Debug, Clone)]
 pub enum TrainingCase {
-    /// In memory.
+    /// Kept in memory.
     InMemory(Arc<PreparedCase>),
-    /// In a file; patches read what they need.
+    /// Kept in a file, of which patches read the chunks they need.
     Stored(Arc<StoredCase>),
 }
 
@@ -37,15 +37,15 @@ impl From<StoredCase> for TrainingCase {
     }
 }
 
-/// A part of a case, at least what was asked for as far as the case reaches.
-pub(crate) struct Region<'a> {
-    /// `[C, D, H, W]`
+/// A box of a case: the requested voxels as far as the case reaches, or more.
+pub(crate) struct CaseRegion<'a> {
+    /// Voxels, `[C, D, H, W]`.
     pub(crate) image: Cow<'a, [f32]>,
-    /// `[D, H, W]`
+    /// Labels, `[D, H, W]`.
     pub(crate) labels: Cow<'a, [i16]>,
     pub(crate) channels: usize,
     pub(crate) shape: [usize; 3],
-    /// Its first voxel in the case.
+    /// First voxel of the box in the case.
     pub(crate) origin: [usize; 3],
 }
 
@@ -61,6 +61,7 @@ impl TrainingCase {
         }
     }
 
+    /// Image channels.
     pub(crate) fn channels(&self) -> usize {
         match self {
             Self::InMemory(case) => case.image.dim().0,
@@ -68,10 +69,10 @@ impl TrainingCase {
         }
     }
 
-    /// Whether patches can be drawn from it.
+    /// Checks that patches can be drawn from the case.
     ///
     /// # Errors
-    /// No labels, labels of another shape or above 255.
+    /// [`Error::Invalid`] without labels or for a label above 255; [`Error::Shape`] for labels of another shape.
     pub(crate) fn check(&self) -> Result<()> {
         let highest = match self {
             Self::InMemory(case) => {
@@ -96,7 +97,8 @@ impl TrainingCase {
         Ok(())
     }
 
-    /// A voxel of a label drawn uniformly among those present.
+    /// Draws a voxel: first its label, uniformly among those present, then one of that label's voxels. None without
+    /// foreground.
     pub(crate) fn foreground_voxel(&self, rng: &mut impl rand::Rng) -> Result<Option<[u32; 3]>> {
         let classes = match self {
             Self::InMemory(case) => case.locations.len(),
@@ -118,11 +120,11 @@ impl TrainingCase {
         }
     }
 
-    /// The voxels in the box from `start` of `size`, which may reach beyond the case.
-    pub(crate) fn region(&self, start: [isize; 3], size: [usize; 3]) -> Result<Region<'_>> {
+    /// Reads the box of `size` voxels from `start` on, which may reach beyond the case.
+    pub(crate) fn region(&self, start: [isize; 3], size: [usize; 3]) -> Result<CaseRegion<'_>> {
         let channels = self.channels();
         match self {
-            Self::InMemory(case) => Ok(Region {
+            Self::InMemory(case) => Ok(CaseRegion {
                 image: case.image.as_slice().expect("prepared in standard layout").into(),
                 labels: case
                     .labels
@@ -142,7 +144,7 @@ impl TrainingCase {
                 });
                 let origin = part.clone().map(|range: Range<usize>| range.start);
                 let (image, labels) = case.read(&part)?;
-                Ok(Region {
+                Ok(CaseRegion {
                     image: image.into_raw_vec_and_offset().0.into(),
                     labels: labels.into_raw_vec_and_offset().0.into(),
                     channels,

@@ -11,7 +11,7 @@ use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, 
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{EvaluationOptions, Report, evaluate_folder, write_atomically, write_labels};
+use msd_data::{EvaluationOptions, Report, evaluate_folder, write_labels};
 use serde_json::json;
 
 use crate::{
@@ -249,8 +249,7 @@ impl Job<'_> {
         self.architecture.save(&architecture_in(directory))?;
         let config = run_config::render(&run.facts, &run.config)?;
         let path = config_path(directory);
-        write_atomically(&path, |file| std::io::Write::write_all(file, config.as_bytes()))?;
-        Ok(())
+        adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Segments the validation cases as new images, one file each, and scores the files.

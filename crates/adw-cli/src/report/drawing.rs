@@ -2,12 +2,11 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::Write as _,
     path::Path,
 };
 
 use adw_supernet::Architecture;
-use msd_data::write_atomically;
+use anyhow::Context;
 
 /// Pixels of the widest layer, of a layer's least width, and of the gaps between things.
 const WIDEST: f64 = 84.0;
@@ -39,9 +38,9 @@ const STYLE: &str = r##"<style>
 ///
 /// # Errors
 /// The disk is full or read-only.
-pub(crate) fn save(architecture: &Architecture, patch: [usize; 3], path: &Path) -> msd_data::Result<()> {
+pub(crate) fn save(architecture: &Architecture, patch: [usize; 3], path: &Path) -> anyhow::Result<()> {
     let picture = svg(architecture, patch);
-    write_atomically(path, |file| file.write_all(picture.as_bytes()))
+    adw_files::write_bytes(path, picture.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// An SVG picture: a rectangle per layer, as wide as it has channels (which stand above it) and as high as its stage is

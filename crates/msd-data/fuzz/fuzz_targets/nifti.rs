@@ -29,9 +29,8 @@ fuzz_target!(|bytes: &[u8]| {
     let (slope, inter) = (f64::from(f32_at(112)), f64::from(f32_at(116)));
     let scaled = slope != 0.0 && slope.is_finite() && inter.is_finite();
     let (code, start) = (i16_at(70), f32_at(108) as usize);
-    let [c, z, y, x] = [3, 2, 1, 0].map(|axis| {
-        if axis < i16_at(40) as usize { i16_at(42 + 2 * axis) as usize } else { 1 }
-    });
+    let [c, z, y, x] =
+        [3, 2, 1, 0].map(|axis| if axis < i16_at(40) as usize { i16_at(42 + 2 * axis) as usize } else { 1 });
     assert_eq!(image.data.shape(), [c, z, y, x]);
     for (i, v) in image.data.iter().enumerate() {
         macro_rules! raw {
@@ -42,8 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
                 }
             };
         }
-        let raw =
-            raw!(2 u8, 4 i16, 8 i32, 16 f32, 64 f64, 256 i8, 512 u16, 768 u32, 1024 i64, 1280 u64);
+        let raw = raw!(2 u8, 4 i16, 8 i32, 16 f32, 64 f64, 256 i8, 512 u16, 768 u32, 1024 i64, 1280 u64);
         let expected = if scaled { raw * slope + inter } else { raw };
         assert_eq!(*v, expected as f32, "voxel {i}");
     }

@@ -1,4 +1,4 @@
-//! What was drawn for one patch: every transform after the spatial one as numbers, so that they can be applied elsewhere.
+//! Parameters of a patch's transforms after the spatial one, as drawn at random, and their application.
 
 use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
@@ -7,7 +7,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::intensity::{self, BrightnessAndContrast, Gamma};
 use super::{Augmentation, Patch, filter, spatial};
 
-/// Gaussian noise: its standard deviation and where its random numbers begin.
+/// Position of the random numbers of Gaussian noise in a generator's stream.
 ///
 /// Element `e` of the image `[C, D, H, W]` belongs to pair `i = e mod 64` of block `k = e / 128`. With `w(n)` the 32-bit word
 /// `position + 128 k + n` of the `ChaCha8` stream of `key` (stream 0), `u = (w(i) >> 8) / 2^24 + 2^-25` and
@@ -40,16 +40,16 @@ impl NoiseStream {
     }
 }
 
-/// What happens to one channel, in this order; absent: nothing.
+/// Transforms of a channel, applied in this order; None leaves it as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ChannelTransforms {
     /// Standard deviations of a Gaussian blur along D, H, W, in voxels.
     pub blur: Option<[f32; 3]>,
-    /// A factor of intensities.
+    /// Factor of intensities.
     pub brightness: Option<f32>,
-    /// A factor of deviations from the mean; the result stays within the old range.
+    /// Factor of deviations from the mean; the result stays within the range before it.
     pub contrast: Option<f32>,
-    /// Down to this part of the resolution along D, H, W (nearest voxels) and up again (linearly).
+    /// Part of the resolution along D, H, W that is left: nearest voxels on the way down, linear interpolation up again.
     pub low_resolution: Option<[f32; 3]>,
     /// Exponent of a gamma correction of the negative, mean and deviation kept.
     pub gamma_inverted: Option<f32>,
@@ -57,7 +57,7 @@ pub struct ChannelTransforms {
     pub gamma: Option<f32>,
 }
 
-/// All transforms of one patch after the spatial one, as drawn.
+/// Transforms of a patch after the spatial one.
 ///
 /// ```
 /// use msd_data::augment::{ChannelTransforms, DrawnTransforms};
@@ -72,16 +72,16 @@ pub struct ChannelTransforms {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DrawnTransforms {
-    /// Standard deviation and random numbers of additive noise.
+    /// Additive noise: standard deviation and random numbers.
     pub noise: Option<(f32, NoiseStream)>,
-    /// One per channel.
+    /// Transforms of each channel.
     pub channels: Vec<ChannelTransforms>,
     /// Axes that are reversed: D, H, W.
     pub mirror: [bool; 3],
 }
 
 impl Augmentation {
-    /// Draws everything after the spatial transform for a patch of this shape.
+    /// Draws the transforms after the spatial one for a patch of this shape.
     pub(crate) fn draw(&self, shape: [usize; 3], num_channels: usize, rng: &mut ChaCha8Rng) -> DrawnTransforms {
         let mut noise = None;
         if rng.random_bool(self.noise) {
@@ -125,7 +125,7 @@ impl Augmentation {
     }
 }
 
-/// A factor below or above 1 with equal probability.
+/// Draws a factor below or above 1 with equal probability.
 fn around_one(low: f32, high: f32, rng: &mut impl Rng) -> f32 {
     if rng.random_bool(0.5) { rng.random_range(low..1.0) } else { rng.random_range(1.0..high) }
 }
@@ -134,7 +134,7 @@ impl DrawnTransforms {
     /// Transforms an image `[C, D, H, W]` and its labels `[D, H, W]` in place. `shape` is D, H, W.
     ///
     /// # Panics
-    /// If the lengths do not fit the shape and the number of channels.
+    /// On lengths that do not fit the shape and the number of channels.
     pub fn apply(&self, image: &mut [f32], labels: &mut [i16], shape: [usize; 3]) {
         let voxels: usize = shape.iter().product();
         assert_eq!(

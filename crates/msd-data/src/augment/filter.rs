@@ -1,7 +1,7 @@
 //! Separable linear filters of one channel: blur and loss of resolution.
 
-/// For each output sample of an axis: input samples and their weights.
-type Taps = Vec<Vec<(usize, f32)>>;
+/// Input samples and their weights, for each output sample of an axis.
+type FilterTaps = Vec<Vec<(usize, f32)>>;
 
 /// Gaussian blur with `sigma` voxels along each axis; kernels reach about 3 sigma, edges are mirrored.
 pub(crate) fn blur(channel: &mut [f32], shape: [usize; 3], sigma: [f32; 3]) {
@@ -12,14 +12,14 @@ pub(crate) fn blur(channel: &mut [f32], shape: [usize; 3], sigma: [f32; 3]) {
         let gauss = |k: isize| (-0.5 * (k as f32 / sigma[axis]).powi(2)).exp();
         let sum: f32 = (-reach..=reach).map(gauss).sum();
         let n = shape[axis];
-        let taps: Taps =
+        let taps: FilterTaps =
             (0..n).map(|i| (-reach..=reach).map(|k| (mirrored(i as isize + k, n), gauss(k) / sum)).collect()).collect();
         values = along(&values, shape, axis, &taps);
     }
     channel.copy_from_slice(&values);
 }
 
-/// Takes the nearest voxels of a grid of round(size scale) and interpolates linearly back to the old grid.
+/// Samples the nearest voxels on a grid of round(size scale) and interpolates linearly back to the old grid.
 pub(crate) fn low_resolution(channel: &mut [f32], shape: [usize; 3], scale: [f32; 3]) {
     let mut values = channel.to_vec();
     for axis in 0..3 {
@@ -29,7 +29,7 @@ pub(crate) fn low_resolution(channel: &mut [f32], shape: [usize; 3], scale: [f32
             continue;
         }
         let nearest = |i: usize| ((i as f32 + 0.5) * n as f32 / coarse as f32) as usize;
-        let taps: Taps = (0..n)
+        let taps: FilterTaps = (0..n)
             .map(|i| {
                 let x = ((i as f32 + 0.5) * coarse as f32 / n as f32 - 0.5).clamp(0.0, (coarse - 1) as f32);
                 let (low, t) = (x as usize, x.fract());
@@ -52,7 +52,8 @@ fn mirrored(i: isize, n: usize) -> usize {
     i.min(period - i) as usize
 }
 
-fn along(values: &[f32], shape: [usize; 3], axis: usize, taps: &Taps) -> Vec<f32> {
+/// Filters a volume along one axis.
+fn along(values: &[f32], shape: [usize; 3], axis: usize, taps: &FilterTaps) -> Vec<f32> {
     let inner: usize = shape[axis + 1..].iter().product();
     let block = shape[axis] * inner;
     let mut out = vec![0.0; values.len()];

@@ -1,4 +1,4 @@
-//! Transforms of one voxel at a time. `channel` is one channel of a patch.
+//! Transforms of intensities. `channel` is a channel of a patch.
 
 #![expect(
     clippy::inline_always,
@@ -12,7 +12,7 @@ use rand::Rng;
 
 use super::vector_math::{log2, moments, power, sin_cos_turns};
 
-/// Adds normally distributed noise of standard deviation `std` (Box-Muller).
+/// Adds normally distributed noise of standard deviation `std`, by the method of Box and Muller.
 pub(crate) fn add_noise(image: &mut [f32], std: f32, rng: &mut impl Rng) {
     for block in image.chunks_mut(2 * PAIRS) {
         let mut bytes = [0; 8 * PAIRS];
@@ -21,11 +21,12 @@ pub(crate) fn add_noise(image: &mut [f32], std: f32, rng: &mut impl Rng) {
     }
 }
 
-/// Pairs of numbers that are made at once.
+/// Number of pairs of noise values that are made at once.
 const PAIRS: usize = 64;
-/// Elements whose noise is made at once, of one random word each.
+/// Number of elements whose noise is made at once, each from a random word.
 pub(super) const NOISE_BLOCK: usize = 2 * PAIRS;
 
+/// Addition of noise to a block, from random bytes.
 struct AddNoise<'a> {
     block: &'a mut [f32],
     std: f32,
@@ -54,8 +55,7 @@ impl NullaryFnOnce for AddNoise<'_> {
     }
 }
 
-/// Brightness, then contrast, each a factor if it was drawn, in one sweep: x b, then (x - mean) c + mean within the
-/// old range.
+/// Brightness x b, then contrast (x - mean) c + mean within the range before it, each if it was drawn.
 pub(crate) struct BrightnessAndContrast<'a> {
     pub(crate) channel: &'a mut [f32],
     pub(crate) brightness: Option<f32>,
@@ -81,8 +81,8 @@ impl NullaryFnOnce for BrightnessAndContrast<'_> {
     }
 }
 
-/// ((x - min) / range)^g range + min, then shifted and scaled to the old mean and standard deviation; of the negative
-/// image if `inverted`.
+/// Gamma correction ((x - min) / range)^g range + min, then shifted and scaled to the mean and standard deviation before it;
+/// of the negative image if `inverted`.
 pub(crate) struct Gamma<'a> {
     pub(crate) channel: &'a mut [f32],
     pub(crate) g: f32,

@@ -18,7 +18,7 @@ pub(crate) use filter::blur;
 pub(crate) use intensity::add_noise;
 pub(crate) use spatial::SpatialTransform;
 
-/// How often each transform is applied to a patch; each has its own coin.
+/// Probability with which each transform is applied to a patch, independently of the others.
 ///
 /// ```
 /// use msd_data::Augmentation;
@@ -51,7 +51,7 @@ pub struct Augmentation {
 }
 
 impl Augmentation {
-    /// Plain patches, for validation.
+    /// No transform, for validation.
     pub fn none() -> Self {
         Self {
             rotation: 0.0,
@@ -67,13 +67,14 @@ impl Augmentation {
         }
     }
 
-    /// What costs next to nothing: mirroring, brightness, contrast, gamma and noise, as often as nnU-Net.
+    /// Transforms that cost next to nothing (mirroring, brightness, contrast, gamma and noise), with nnU-Net's
+    /// probabilities.
     pub fn light() -> Self {
         let full = Self::full();
         Self { rotation: 0.0, scaling: 0.0, blur: 0.0, low_resolution: 0.0, ..full }
     }
 
-    /// nnU-Net's list and probabilities.
+    /// All of nnU-Net's transforms with its probabilities.
     pub fn full() -> Self {
         Self {
             rotation: 0.2,
@@ -89,7 +90,7 @@ impl Augmentation {
         }
     }
 
-    /// The preset called `none`, `light` or `full`.
+    /// Returns the preset called `none`, `light` or `full`.
     ///
     /// # Errors
     /// [`Error::Invalid`] for another name.
@@ -102,6 +103,7 @@ impl Augmentation {
         }
     }
 
+    /// Checks that every probability is from 0 to 1.
     pub(crate) fn check(&self) -> Result<()> {
         for (name, p) in [
             ("rotation", self.rotation),
@@ -122,7 +124,7 @@ impl Augmentation {
         Ok(())
     }
 
-    /// Voxels of the image that a patch can need once rotated and scaled; the patch itself if it never is.
+    /// Shape of the part of an image that a patch is made of: larger than the patch if it may be rotated or scaled.
     pub(crate) fn enlarged_patch(&self, patch: [usize; 3]) -> [usize; 3] {
         if self.rotation == 0.0 && self.scaling == 0.0 { patch } else { spatial::enlarged(patch) }
     }
@@ -131,15 +133,15 @@ impl Augmentation {
 /// An image patch and its labels while they are being transformed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Patch {
-    /// `[C, D, H, W]`
+    /// Voxels, `[C, D, H, W]`.
     pub(crate) image: Vec<f32>,
-    /// `[D, H, W]`; -1 outside the image or its nonzero region.
+    /// Labels, `[D, H, W]`; -1 outside the image or its nonzero region.
     pub(crate) labels: Vec<i16>,
     pub(crate) shape: [usize; 3],
 }
 
 impl Patch {
-    /// Sets the channels that are marked to 0 where the label is -1, as they were before noise and gamma.
+    /// Sets the masked channels to 0 where the label is negative, as they were before noise and gamma.
     pub(crate) fn clear_outside(&mut self, masked_channels: &[bool]) {
         let Self { image, labels, .. } = self;
         let channels = image.chunks_exact_mut(labels.len()).zip(masked_channels);

@@ -1,10 +1,10 @@
-//! Elementary functions as plain arithmetic, so that a loop over them fills the vectors of the processor. Everything is
-//! inlined into its caller, to be compiled for the instructions of the caller.
-#![expect(clippy::inline_always, reason = "to be compiled for the vectors of the caller")]
+//! Elementary functions as plain arithmetic, so that a loop over them fills the vectors of the processor. Each is inlined
+//! and thereby compiled for the instruction set of the loop.
+#![expect(clippy::inline_always, reason = "compiled for the instruction set of the loop around it")]
 
 use std::f32::consts::{FRAC_PI_2, LN_2, LOG2_E, SQRT_2};
 
-/// log2(x) for normal x > 0, to about 1e-7 of its value or, near 1, of x - 1.
+/// Computes log2(x) for normal x > 0, to about 1e-7 of its value or, near 1, of x - 1.
 ///
 /// x = 2^e m with m in [1/sqrt 2, sqrt 2); ln m = 2 artanh(y), y = (m - 1) / (m + 1), of which the series is cut after
 /// y^9 / 9 (below 2e-8).
@@ -20,7 +20,7 @@ pub(super) fn log2(x: f32) -> f32 {
     e as f32 + 2.0 * LOG2_E * y * series
 }
 
-/// 2^z for z in [-126, 127], to about 1e-7; below, about 2^-126.
+/// Computes 2^z for z in [-126, 127], to about 1e-7; below, about 2^-126.
 #[inline(always)]
 pub(super) fn exp2(z: f32) -> f32 {
     let z = z.max(-126.0);
@@ -34,7 +34,7 @@ pub(super) fn exp2(z: f32) -> f32 {
     series * f32::from_bits(((whole as i32 + 127) << 23) as u32)
 }
 
-/// x^g for x in [0, 1] and g > 0; 0 for x = 0.
+/// Computes x^g for x in [0, 1] and g > 0; 0 for x = 0.
 #[inline(always)]
 pub(super) fn power(x: f32, g: f32) -> f32 {
     let tiny = f32::MIN_POSITIVE;
@@ -42,7 +42,7 @@ pub(super) fn power(x: f32, g: f32) -> f32 {
     if x < tiny { 0.0 } else { value }
 }
 
-/// sin and cos of 2 pi u for u in [0, 1), to about 1e-7.
+/// Computes the sine and cosine of 2 pi u for u in [0, 1), to about 1e-7.
 ///
 /// u = q / 4 + r with r in [-1/8, 1/8], where the series of both are short.
 #[inline(always)]
@@ -59,9 +59,9 @@ pub(super) fn sin_cos_turns(u: f32) -> (f32, f32) {
     (sin_sign * a, cos_sign * b)
 }
 
-/// Sum of squares about it, mean, extremes: what contrast and gamma need of a channel.
+/// Mean, deviation and extremes of a channel.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moments {
+pub(super) struct IntensityMoments {
     pub(super) mean: f32,
     /// Sample standard deviation.
     pub(super) std: f32,
@@ -69,12 +69,13 @@ pub(super) struct Moments {
     pub(super) max: f32,
 }
 
-/// Sums taken side by side; their number decides the order of additions, never the processor.
+/// Number of sums taken side by side. It decides the order of additions, whatever the processor's vectors.
 pub(super) const LANES: usize = 16;
 
-/// One pass over a channel, in f64 about its first value; the order of sums depends on the length alone.
+/// Computes the moments of a channel in one pass, in f64 about its first value. The order of additions depends on the
+/// length alone.
 #[inline(always)]
-pub(super) fn moments(values: &[f32]) -> Moments {
+pub(super) fn moments(values: &[f32]) -> IntensityMoments {
     let shift = values.first().copied().unwrap_or(0.0);
     let (mut sum, mut squares) = ([0.0f64; LANES], [0.0f64; LANES]);
     let (mut min, mut max) = ([shift; LANES], [shift; LANES]);
@@ -94,7 +95,7 @@ pub(super) fn moments(values: &[f32]) -> Moments {
     let n = values.len().max(1) as f64;
     let (sum, squares): (f64, f64) = (sum.iter().sum(), squares.iter().sum());
     let variance = (squares - sum * sum / n).max(0.0) / (n - 1.0).max(1.0);
-    Moments {
+    IntensityMoments {
         mean: (f64::from(shift) + sum / n) as f32,
         std: variance.sqrt() as f32,
         min: min.into_iter().fold(shift, f32::min),

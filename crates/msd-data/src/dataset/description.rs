@@ -1,4 +1,4 @@
-//! What the text of a `dataset.json` says, in either layout.
+//! The text of a `dataset.json`, in either layout.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Case, Label, TestCase, case_id, listed};
 use crate::error::{Error, Result};
 
-/// `dataset.json`.
+/// Content of `dataset.json`.
 #[derive(Deserialize)]
 pub(super) struct Description {
     #[serde(default)]
@@ -61,7 +61,7 @@ pub(super) struct Files {
 }
 
 impl Description {
-    /// Names of the channels in their order.
+    /// Names of the channels, in their order.
     pub(super) fn modalities(&self) -> std::result::Result<Vec<String>, String> {
         match &self.channel_names {
             Some(names) => numbered("channel_names", names),
@@ -69,7 +69,7 @@ impl Description {
         }
     }
 
-    /// The labels by ascending value.
+    /// Labels by ascending value.
     pub(super) fn labels(&self) -> std::result::Result<Vec<Label>, String> {
         let names = if self.labels.values().all(Value::is_string) {
             let names = self.labels.iter();
@@ -89,7 +89,7 @@ impl Description {
         Ok(labels.collect())
     }
 
-    /// The files of every case.
+    /// Files of every case.
     pub(super) fn files(&self, dir: &Path, num_channels: usize) -> Result<Files> {
         let mut files = match (&self.channel_names, &self.dataset) {
             (None, _) => self.listed(dir),
@@ -117,7 +117,7 @@ impl Description {
         Ok(files)
     }
 
-    /// The decathlon: what `training` and `test` list.
+    /// Cases of the decathlon's layout, which lists them under `training` and `test`.
     fn listed(&self, dir: &Path) -> Files {
         let training = self.training.iter().filter_map(|entry| {
             Some(Case {
@@ -133,7 +133,7 @@ impl Description {
         Files { training: training.collect(), test: test.collect() }
     }
 
-    /// nnU-Net v2: what lies in the folders.
+    /// Cases of nnU-Net v2's layout, which finds them in the folders.
     fn found(&self, dir: &Path, num_channels: usize) -> Result<Files> {
         let ending = self.file_ending.as_str();
         if ![".nii", ".nii.gz"].contains(&ending) {
@@ -163,7 +163,7 @@ impl Description {
     }
 }
 
-/// The ids of the files `ID_0000.nii.gz`, `ID_0001.nii.gz`, ... in a folder, sorted.
+/// Sorted ids of the files `ID_0000.nii.gz`, `ID_0001.nii.gz`, ... in a folder.
 fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -188,14 +188,14 @@ fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String
     Ok(ids)
 }
 
-/// `CASE` and 1 of `CASE_0001`, nnU-Net's way to name the file of a channel.
+/// Splits nnU-Net's name for the file of a channel: `CASE_0001` into `CASE` and 1.
 pub fn channel_of(stem: &str) -> Option<(&str, usize)> {
     let (id, number) = stem.rsplit_once('_')?;
     let is_number = number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit());
     is_number.then(|| Some((id, number.parse().ok()?)))?
 }
 
-/// The values of `{"0": a, "1": b, ...}` in the order of their keys, which must be 0, 1, 2, ...
+/// Values of `{"0": a, "1": b, ...}` in the order of their keys, which must be 0, 1, 2, ...
 fn numbered(what: &str, map: &BTreeMap<String, String>) -> std::result::Result<Vec<String>, String> {
     if map.is_empty() {
         return Err(format!("{what} is empty; expected {{\"0\": ..., \"1\": ...}}"));
@@ -207,7 +207,7 @@ fn numbered(what: &str, map: &BTreeMap<String, String>) -> std::result::Result<V
     })
 }
 
-/// The keys of `{"background": 0, "liver": 1, ...}` in the order of their values, which must be 0, 1, 2, ...
+/// Keys of `{"background": 0, "liver": 1, ...}` in the order of their values, which must be 0, 1, 2, ...
 fn named(map: &BTreeMap<String, Value>) -> std::result::Result<Vec<String>, String> {
     if let Some((name, _)) = map.iter().find(|(_, value)| value.is_array()) {
         return Err(format!(

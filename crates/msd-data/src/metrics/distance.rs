@@ -2,7 +2,7 @@
 
 use ndarray::{Array3, ArrayViewMut1, Axis};
 
-/// For every voxel the distance in millimetres to the nearest `true` one; infinite if there is none.
+/// Computes the distance in millimetres from every voxel to the nearest `true` one; infinite if there is none.
 pub(crate) fn distance_mm(sites: &Array3<bool>, spacing_mm: [f64; 3]) -> Array3<f64> {
     let mut squared = sites.mapv(|site| if site { 0.0 } else { f64::INFINITY });
     let mut envelope = Envelope::default();
@@ -15,16 +15,17 @@ pub(crate) fn distance_mm(sites: &Array3<bool>, spacing_mm: [f64; 3]) -> Array3<
     squared.mapv_into(f64::sqrt)
 }
 
-/// The lower envelope of the parabolas f(q) + (x - q)^2.
+/// Lower envelope of the parabolas f(q) + (x - q)^2.
 #[derive(Default)]
 struct Envelope {
     /// Position and height of each parabola's vertex.
     vertices: Vec<(f64, f64)>,
-    /// Where each parabola begins to be the lowest.
+    /// Position from which each parabola is the lowest.
     from: Vec<f64>,
 }
 
 impl Envelope {
+    /// Replaces the values f of a line by min over q of f(q) + (x - q)^2.
     fn transform(&mut self, mut line: ArrayViewMut1<f64>, spacing: f64) {
         self.vertices.clear();
         self.from.clear();

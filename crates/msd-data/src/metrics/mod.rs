@@ -1,4 +1,4 @@
-//! How well a segmentation matches its reference: overlap and surface distances, in the image's own grid.
+//! Agreement of a segmentation with its reference: overlap and surface distances, in the image's own grid.
 //!
 //! | metric | both empty | one empty |
 //! |---|---|---|
@@ -20,27 +20,27 @@ pub use surface::{SurfaceDistances, hd95_mm, nsd, surface_distances};
 
 use crate::error::{Error, Result};
 
-/// Voxels of one label by agreement.
+/// Numbers of voxels of a label by agreement of prediction and reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Overlap {
-    /// In both.
+    /// Voxels in both.
     pub true_positives: u64,
-    /// In the prediction only.
+    /// Voxels in the prediction only.
     pub false_positives: u64,
-    /// In the reference only.
+    /// Voxels in the reference only.
     pub false_negatives: u64,
-    /// In neither.
+    /// Voxels in neither.
     pub true_negatives: u64,
 }
 
 impl Overlap {
-    /// 2 TP / (2 TP + FP + FN)
+    /// Dice coefficient 2 TP / (2 TP + FP + FN); NaN without voxels.
     pub fn dice(&self) -> f64 {
         let tp = 2.0 * self.true_positives as f64;
         tp / (tp + (self.false_positives + self.false_negatives) as f64)
     }
 
-    /// TP / (TP + FP + FN)
+    /// Intersection over union TP / (TP + FP + FN); NaN without voxels.
     pub fn iou(&self) -> f64 {
         let tp = self.true_positives as f64;
         tp / (tp + (self.false_positives + self.false_negatives) as f64)
@@ -69,7 +69,7 @@ pub fn overlap(prediction: &ArrayView3<u16>, reference: &ArrayView3<u16>, label:
     Ok(Overlap { true_positives, false_positives, false_negatives, true_negatives })
 }
 
-/// Dice of one label: [`overlap`] and [`Overlap::dice`].
+/// Computes the Dice coefficient of `label` ([`Overlap::dice`]); both maps are `[z, y, x]`.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes differ.

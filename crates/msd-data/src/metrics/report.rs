@@ -1,4 +1,4 @@
-//! A folder of predictions against a folder of references.
+//! Reports on folders of predictions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,20 +7,20 @@ use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{overlap, surface_distances};
-use crate::atomic_file::write_atomically;
 use crate::dataset::{case_id, nifti_files};
 use crate::error::{Error, Result};
+use crate::json_file;
 use crate::nifti::{LabelMap, read_labels};
 
-/// How to evaluate.
+/// Options of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvaluationOptions {
     /// Labels to report; by default every value above 0 that occurs anywhere.
     pub labels: Option<Vec<u16>>,
     /// Tolerance of the normalised surface Dice, millimetres.
     pub tolerance_mm: f64,
-    /// Whether a reference without a prediction is an error; by default it is listed in the report, so that the
-    /// predictions of one fold can be held against all labels.
+    /// Makes a reference without a prediction an error. By default it is listed in the report, so that the predictions of one
+    /// fold can be compared with a folder of all labels.
     pub require_all: bool,
 }
 
@@ -33,10 +33,10 @@ impl Default for EvaluationOptions {
 /// Metrics of one label in one case. In JSON, NaN and infinity are `null`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LabelMetrics {
-    /// 2 TP / (2 TP + FP + FN)
+    /// Dice coefficient, 2 TP / (2 TP + FP + FN).
     #[serde(rename = "Dice", deserialize_with = "nan_if_null")]
     pub dice: f64,
-    /// TP / (TP + FP + FN)
+    /// Intersection over union, TP / (TP + FP + FN).
     #[serde(rename = "IoU", deserialize_with = "nan_if_null")]
     pub iou: f64,
     /// 95 % Hausdorff distance, millimetres.
@@ -66,11 +66,11 @@ pub struct LabelMetrics {
 /// Metrics of one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaseReport {
-    /// The prediction.
+    /// File of the prediction.
     pub prediction_file: PathBuf,
-    /// The reference.
+    /// File of the reference.
     pub reference_file: PathBuf,
-    /// By label.
+    /// Metrics by label.
     pub metrics: BTreeMap<u16, LabelMetrics>,
 }
 
@@ -89,23 +89,23 @@ pub struct MeanMetrics {
     /// Mean over the cases where it is a number.
     #[serde(rename = "NSD", deserialize_with = "nan_if_null")]
     pub nsd: f64,
-    /// Cases where only one of prediction and reference has the label, so that no distance exists.
+    /// Number of cases where only one of prediction and reference has the label, so that no distance exists.
     #[serde(rename = "HD95_infinite")]
     pub hd95_infinite: usize,
 }
 
-/// The result of [`evaluate_folder`]. The JSON is nnU-Net's `summary.json` with HD95 and NSD added.
+/// Result of [`evaluate_folder`]. The JSON is nnU-Net's `summary.json` with HD95 and NSD added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Plain mean over the labels of their means: NaN if one label occurs nowhere.
     pub foreground_mean: MeanMetrics,
-    /// By label.
+    /// Metrics by label.
     pub mean: BTreeMap<u16, MeanMetrics>,
-    /// By case, sorted by file name.
+    /// Metrics by case, sorted by file name.
     pub metric_per_case: Vec<CaseReport>,
     /// Tolerance of the normalised surface Dice, millimetres.
     pub nsd_tolerance_mm: f64,
-    /// References that have no prediction.
+    /// Ids of references that have no prediction.
     pub references_without_prediction: Vec<String>,
 }
 
@@ -115,7 +115,7 @@ impl Report {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomically(path, |file| Ok(serde_json::to_writer_pretty(file, self)?))
+        json_file::save(path, self)
     }
 }
 
@@ -157,11 +157,13 @@ pub fn evaluate_folder(predictions: &Path, references: &Path, options: &Evaluati
     })
 }
 
-/// One case, with what holds for labels that neither map has.
+/// A compared case.
 struct Compared {
     prediction_file: PathBuf,
     reference_file: PathBuf,
+    /// Metrics of the labels that occur.
     metrics: BTreeMap<u16, LabelMetrics>,
+    /// Metrics of every other label.
     absent: LabelMetrics,
 }
 
@@ -274,13 +276,13 @@ pub(crate) fn matched_files(predictions: &Path, references: &Path) -> Result<Mat
     Ok(MatchedFiles { pairs, missing: known.into_keys().collect() })
 }
 
-/// NIfTI files by case id.
+/// Finds the NIfTI files of a folder by case id.
 fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let files = nifti_files(folder)?.into_iter();
     Ok(files.filter_map(|path| Some((case_id(&path)?, path))).collect())
 }
 
-/// The first names and how many more.
+/// Lists the first names and the number of the others.
 fn list(names: &[impl AsRef<str>]) -> String {
     let shown = names.iter().take(5).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(5);

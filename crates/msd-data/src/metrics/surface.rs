@@ -17,14 +17,14 @@ use crate::fingerprint::percentile;
 /// Distances between the surfaces of one label in a prediction and its reference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SurfaceDistances {
-    /// For every surface voxel of the prediction, millimetres to the reference's surface.
+    /// Millimetres from every surface voxel of the prediction to the reference's surface.
     pub prediction_to_reference_mm: Vec<f64>,
-    /// For every surface voxel of the reference, millimetres to the prediction's surface.
+    /// Millimetres from every surface voxel of the reference to the prediction's surface.
     pub reference_to_prediction_mm: Vec<f64>,
 }
 
 impl SurfaceDistances {
-    /// The 95 % Hausdorff distance: the larger of the two 95th percentiles (linear between ranks). NaN if both
+    /// 95 % Hausdorff distance: the larger of the two 95th percentiles (linear between ranks). NaN if both
     /// surfaces are empty, infinite if one is.
     pub fn hd95_mm(&self) -> f64 {
         let (a, b) = (&self.prediction_to_reference_mm, &self.reference_to_prediction_mm);
@@ -35,8 +35,8 @@ impl SurfaceDistances {
         }
     }
 
-    /// The normalised surface Dice: the part of both surfaces that lies within `tolerance_mm` of the other. NaN if
-    /// both are empty.
+    /// Normalised surface Dice: the part of both surfaces that lies within `tolerance_mm` of the other. NaN if both are
+    /// empty.
     pub fn nsd(&self, tolerance_mm: f64) -> f64 {
         let both = || self.prediction_to_reference_mm.iter().chain(&self.reference_to_prediction_mm);
         both().filter(|&&mm| mm <= tolerance_mm).count() as f64 / both().count() as f64
@@ -66,7 +66,7 @@ pub fn surface_distances(
     Ok(SurfaceDistances { prediction_to_reference_mm: towards(&a, &b), reference_to_prediction_mm: towards(&b, &a) })
 }
 
-/// [`surface_distances`] and [`SurfaceDistances::hd95_mm`].
+/// Computes the 95 % Hausdorff distance of `label` in millimetres ([`SurfaceDistances::hd95_mm`]).
 ///
 /// # Errors
 /// [`crate::Error::Shape`] if the shapes differ.
@@ -79,7 +79,7 @@ pub fn hd95_mm(
     Ok(surface_distances(prediction, reference, label, spacing_mm)?.hd95_mm())
 }
 
-/// [`surface_distances`] and [`SurfaceDistances::nsd`].
+/// Computes the normalised surface Dice of `label` ([`SurfaceDistances::nsd`]).
 ///
 /// # Errors
 /// [`crate::Error::Shape`] if the shapes differ.
@@ -93,7 +93,7 @@ pub fn nsd(
     Ok(surface_distances(prediction, reference, label, spacing_mm)?.nsd(tolerance_mm))
 }
 
-/// The box around `label` in either map.
+/// Smallest box that holds `label` in both maps; none if neither has it.
 fn bounds(a: &ArrayView3<u16>, b: &ArrayView3<u16>, label: u16) -> Option<[Range<usize>; 3]> {
     let mut bounds: Option<[Range<usize>; 3]> = None;
     for (((z, y, x), &a), &b) in a.indexed_iter().zip(b) {
@@ -106,6 +106,7 @@ fn bounds(a: &ArrayView3<u16>, b: &ArrayView3<u16>, label: u16) -> Option<[Range
     bounds
 }
 
+/// Marks the surface voxels of `label` within `bounds`.
 fn surface(map: &ArrayView3<u16>, label: u16, bounds: &[Range<usize>; 3]) -> Array3<bool> {
     let shape = bounds.each_ref().map(ExactSizeIterator::len);
     Array3::from_shape_fn(shape, |(z, y, x)| {

@@ -13,7 +13,7 @@ pub(crate) struct Topology {
     divisor: [f64; 3],
 }
 
-/// No axis is pooled below this edge length.
+/// Shortest edge that pooling may leave.
 const MIN_EDGE: f64 = 4.0;
 
 impl Topology {

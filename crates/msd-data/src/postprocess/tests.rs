@@ -1,3 +1,5 @@
+use std::fs;
+
 use ndarray::arr3;
 
 use super::*;

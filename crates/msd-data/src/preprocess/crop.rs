@@ -1,11 +1,10 @@
-//! The nonzero region of an image.
+//! Nonzero region of an image.
 
 use std::ops::Range;
 
 use ndarray::{Array3, ArrayView2, ArrayView4, Axis, Zip, parallel::prelude::*};
 
-/// The smallest box around the voxels where any channel is not 0, half-open; the whole grid if there are none.
-/// `[C, z, y, x]`.
+/// Smallest box, half-open, around the voxels of `[C, z, y, x]` where any channel is not 0; the whole grid if there are none.
 pub(crate) fn nonzero_bounds(image: &ArrayView4<f32>) -> [Range<usize>; 3] {
     let (_, d, h, w) = image.dim();
     let slices = (0..d).into_par_iter().filter_map(|z| {
@@ -31,10 +30,10 @@ fn bounds_of_slice(slice: &ArrayView2<f32>) -> Option<[Range<usize>; 2]> {
     rows.reduce(|a, b| [union(&a[0], &b[0]), union(&a[1], &b[1])])
 }
 
-/// Where every channel is 0 and a 6-connected path of such voxels leads to the border: beyond what was imaged. Zeros
-/// in holes are not. `[C, z, y, x]` to `[z, y, x]`; none if no voxel is outside.
+/// Marks the voxels outside the imaged region of `[C, z, y, x]`: those where every channel is 0 and a 6-connected path of
+/// such voxels leads to the border. Zeros in holes are inside. None if no voxel is outside.
 ///
-/// Of an image cut to its nonzero box this is the same as before the cut, since what was cut off is all outside.
+/// An image cut to its nonzero box gives the same marks as the whole one, since all that was cut off is outside.
 pub(crate) fn outside(image: &ArrayView4<f32>) -> Option<Array3<bool>> {
     let (_, d, h, w) = image.dim();
     let border = || {

@@ -1,10 +1,10 @@
-//! Where the foreground lies, for patches that must show some.
+//! Foreground voxels of a case, for patches that must show some.
 
 use ndarray::{ArrayView2, ArrayView3, Axis, parallel::prelude::*};
 
 use crate::random::{Purpose, rng};
 
-/// Voxels of one label.
+/// Voxels of a label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassLocations {
     /// The label.
@@ -13,9 +13,9 @@ pub struct ClassLocations {
     pub voxels: Vec<[u32; 3]>,
 }
 
-/// The voxels of every label above 0 that occurs, by ascending label.
+/// Finds voxels of every label above 0 that occurs, by ascending label.
 ///
-/// Counts first and then finds the voxels drawn by their rank: memory is for what is kept, whatever the labels' size.
+/// Counts first and then finds the drawn voxels by their rank, so that memory does not grow with the labels' size.
 pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
     let counts: Vec<Vec<usize>> = labels.outer_iter().into_par_iter().map(|slice| count(&slice)).collect();
     let highest = counts.iter().map(Vec::len).max().unwrap_or(0);
@@ -39,7 +39,7 @@ pub(crate) fn class_locations(labels: &ArrayView3<i16>) -> Vec<ClassLocations> {
     found.filter(|class| !class.voxels.is_empty()).collect()
 }
 
-/// Voxels of each label from 0 on.
+/// Counts the voxels of each label above 0; entry 0 stays 0.
 fn count(slice: &ArrayView2<i16>) -> Vec<usize> {
     let mut counts = vec![0; 1];
     for &label in slice.iter().filter(|&&label| label > 0) {
@@ -52,8 +52,8 @@ fn count(slice: &ArrayView2<i16>) -> Vec<usize> {
     counts
 }
 
-/// The ranks to keep of `n` voxels, ascending: the same in every run, as in nnU-Net, whose seed here is 1234; which
-/// ones differs from nnU-Net.
+/// Draws the ranks of the voxels to keep of `n`, ascending. They are the same in every run, as in nnU-Net, whose seed is
+/// 1234; the drawn ranks differ from nnU-Net's.
 fn draw(n: usize, label: usize) -> Vec<usize> {
     let kept = n.min(10_000).max(n.div_ceil(100));
     if kept == n {
@@ -65,7 +65,7 @@ fn draw(n: usize, label: usize) -> Vec<usize> {
     ranks
 }
 
-/// Indices of the `wanted`-th voxels of a label in a slice.
+/// Finds the indices of the voxels of a label in a slice whose ranks are `wanted`.
 fn find(slice: &ArrayView2<i16>, label: i16, wanted: impl Iterator<Item = usize>) -> Vec<[u32; 2]> {
     let mut wanted = wanted.peekable();
     let (mut rank, mut found) = (0, Vec::new());

@@ -1,4 +1,4 @@
-//! From a case as it lies on disk to what a network sees, and back.
+//! Preparation of a case for a network, and the way back to the image's grid.
 //!
 //! The order is nnU-Net's: transpose, crop to the nonzero region, normalise, resample. Normalising comes first, so
 //! its statistics are those of the scanner's own voxels.
@@ -29,13 +29,13 @@ pub struct PreparedCase {
     pub image: Array4<f32>,
     /// Labels, `[D, H, W]`; -1 where nothing is labelled and every channel was 0.
     pub labels: Option<Array3<i16>>,
-    /// For every label above 0 that occurs: where.
+    /// Voxels of every label above 0 that occurs.
     pub locations: Vec<ClassLocations>,
-    /// What is needed to bring a prediction back to the image's grid.
+    /// Cropping and resampling, needed to bring a prediction back to the image's grid.
     pub properties: CaseProperties,
 }
 
-/// How a case was cropped and resampled; undone by [`CaseProperties::restore_labels`] and
+/// Cropping and resampling of a case, undone by [`CaseProperties::restore_labels`] and
 /// [`CaseProperties::restore_logits`]. Triples are in network order unless noted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaseProperties {
@@ -45,7 +45,7 @@ pub struct CaseProperties {
     pub target_spacing_mm: [f64; 3],
     /// Shape of the image.
     pub shape_before_cropping: [usize; 3],
-    /// The part that was kept, first voxel and one past the last, per axis.
+    /// Kept part: first voxel and one past the last, per axis.
     pub crop: [[usize; 2]; 3],
     /// Shape after resampling: that of [`PreparedCase::image`].
     pub shape: [usize; 3],
@@ -54,7 +54,7 @@ pub struct CaseProperties {
 }
 
 impl CaseProperties {
-    /// Shape of the part that was kept, before resampling.
+    /// Shape of the kept part, before resampling.
     pub fn shape_after_cropping(&self) -> [usize; 3] {
         self.crop.map(|[start, end]| end - start)
     }
@@ -67,8 +67,8 @@ impl CaseProperties {
 /// interpolation of each label's indicator. Cases whose voxels are more than three times longer along one axis are
 /// resampled in-plane, and nearest-neighbour across.
 ///
-/// Takes what it prepares, so that the largest cases are in memory as seldom as possible: at most about three times
-/// the larger of the volumes before and after, its labels included.
+/// Takes its arguments by value, so that few copies of the largest cases exist at once: at most about three times the larger
+/// of the volumes before and after, labels included.
 ///
 /// # Errors
 /// [`Error::Shape`] if image, labels and plan do not fit each other.
@@ -83,7 +83,7 @@ pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> 
     let mut image = cut(data, &[&[[0, plan.normalization.len()]], crop.as_slice()].concat());
     let outside = crop::outside(&image.view());
     let has_labels = labels.is_some();
-    // Without labels only the sign matters, to tell inside from outside.
+    // Without labels only the sign matters, which separates inside from outside.
     let mut labels = match labels {
         Some(labels) => Some(as_signed(cut(labels.data.permuted_axes(forward), &crop))),
         None => outside.as_ref().map(|outside| Array3::zeros(outside.dim())),
@@ -125,11 +125,11 @@ pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> 
 
 /// Reads and prepares training cases, as many at a time as `memory` allows; the result is in the order of `ids`.
 ///
-/// The limit is for the work; what is prepared stays in memory besides (see [`crate::training_cases_bytes`], and
-/// [`crate::store_training_cases`] for what does not fit).
+/// The limit is for the work; prepared cases stay in memory besides (see [`crate::training_cases_bytes`], and
+/// [`crate::store_training_cases`] for cases that do not fit).
 ///
 /// # Errors
-/// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`]; [`Error::Invalid`] for a case that
+/// The first error in the order of `ids`, of [`Dataset::load_case`] or [`preprocess`]; [`Error::Memory`] for a case that
 /// cannot be prepared within `memory`.
 pub fn prepare_training_cases(
     dataset: &Dataset,
@@ -140,6 +140,7 @@ pub fn prepare_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
+        |case| CaseBytes::name(case),
         |case| Ok(CaseBytes::of(case, plan)?.preparing),
         |case| {
             let (image, labels) = dataset.load_case(case)?;

@@ -1,4 +1,4 @@
-//! Intensities to a common scale.
+//! Normalisation of intensities.
 
 use ndarray::{ArrayView3, ArrayViewMut3, Axis, Zip, parallel::prelude::*};
 

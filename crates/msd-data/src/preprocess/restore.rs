@@ -1,4 +1,4 @@
-//! From a prediction on the prepared case back to the image's own grid.
+//! Predictions on a prepared case brought back to the image's own grid.
 
 use ndarray::{Array3, ArrayView3, ArrayView4, Slice, Zip};
 
@@ -7,8 +7,8 @@ use super::resample::{resample_linear, separate_axis};
 use crate::error::{Error, Result};
 
 impl CaseProperties {
-    /// Puts a segmentation of the prepared case, `[D, H, W]`, where it belongs in the image, `[z, y, x]`; outside
-    /// the crop everything is background.
+    /// Brings a segmentation of the prepared case, `[D, H, W]`, to the image's grid, `[z, y, x]`. Voxels outside the crop are
+    /// background.
     ///
     /// # Errors
     /// [`Error::Shape`] if it has not the prepared shape. [`Error::Invalid`] if the case was resampled: labels do
@@ -25,8 +25,8 @@ impl CaseProperties {
         Ok(self.paste(segmentation))
     }
 
-    /// Resamples the logits of a prepared case, `[K, D, H, W]`, to the image's voxels, takes the class with the
-    /// highest (the first of equals), and puts the result where it belongs: `[z, y, x]`.
+    /// Resamples the logits of a prepared case, `[K, D, H, W]`, to the image's voxels and returns the class with the highest
+    /// (the first of equals) on the image's grid, `[z, y, x]`.
     ///
     /// Linear interpolation, nearest-neighbour across an axis with much longer voxels; one class at a time, so that
     /// memory does not grow with the number of classes.
@@ -56,6 +56,7 @@ impl CaseProperties {
         Ok(self.paste(&labels.view()))
     }
 
+    /// Inserts the kept part into the image's grid and restores the order of the axes.
     fn paste(&self, cropped: &ArrayView3<u16>) -> Array3<u16> {
         let mut full = Array3::zeros(self.shape_before_cropping);
         full.slice_each_axis_mut(|ax| Slice::from(self.crop[ax.axis.0][0]..self.crop[ax.axis.0][1])).assign(cropped);

@@ -1,0 +1,87 @@
+//! Preparation of a dataset's training cases into files.
+
+use std::fs;
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use super::StoredCase;
+use crate::dataset::{Case, Dataset};
+use crate::error::{Error, Result};
+use crate::memory::{CaseBytes, Memory};
+use crate::plan::Plan;
+use crate::preprocess::preprocess;
+
+/// Prepares training cases into files in `folder`, several at a time as far as `memory` allows, and opens them in the
+/// order of `ids`. Files that are there already, prepared from the same images for the same plan, are kept, so an interrupted
+/// preparation continues where it ended.
+///
+/// # Errors
+/// The first in the order of `ids`, of [`Dataset::load_case`], [`preprocess`] or the disk; [`Error::Memory`] for a case
+/// that cannot be prepared within `memory`.
+pub fn store_training_cases(
+    dataset: &Dataset,
+    ids: &[String],
+    plan: &Plan,
+    folder: &Path,
+    memory: Memory,
+) -> Result<Vec<StoredCase>> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    adw_files::remove_stale(folder).map_err(Error::io(folder))?;
+    let cases = dataset.training_cases(ids)?;
+    memory.each(
+        &cases,
+        |case| CaseBytes::name(case),
+        |case| Ok(CaseBytes::of(case, plan)?.preparing),
+        |case| {
+            let key = key(dataset, case, plan)?;
+            let path = folder.join(format!("{}.case", case.id));
+            // A file of another key or a damaged one is made anew.
+            if path.is_file()
+                && let Ok(stored) = StoredCase::open(&path, &key)
+            {
+                return Ok(stored);
+            }
+            let (image, labels) = dataset.load_case(case)?;
+            StoredCase::write(&path, &preprocess(image, Some(labels), plan)?, &key)
+        },
+    )
+}
+
+/// Memory that training cases take, estimated from their headers; upper bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingCasesBytes {
+    /// Bytes of all cases together once they are prepared.
+    pub prepared: u64,
+    /// Bytes taken while the largest case is read and prepared.
+    pub preparing_largest: u64,
+}
+
+/// Estimates the memory that the training cases called `ids` take.
+///
+/// # Errors
+/// Those of [`crate::nifti::read_geometry`]; [`Error::Invalid`] for an id that the dataset does not have.
+pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<TrainingCasesBytes> {
+    let none = TrainingCasesBytes { prepared: 0, preparing_largest: 0 };
+    dataset.training_cases(ids)?.iter().try_fold(none, |sum, case| {
+        let bytes = CaseBytes::of(case, plan)?;
+        Ok(TrainingCasesBytes {
+            prepared: sum.prepared + bytes.prepared,
+            preparing_largest: sum.preparing_largest.max(bytes.preparing),
+        })
+    })
+}
+
+/// Text that differs between cases prepared from other files (by name, size and time) or under another plan, as far as
+/// the plan bears on voxels.
+fn key(dataset: &Dataset, case: &Case, plan: &Plan) -> Result<String> {
+    let files = case.image.iter().chain([&case.label]).map(|path| {
+        let data = fs::metadata(path).map_err(Error::io(path))?;
+        let modified = data.modified().ok();
+        let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let name = path.strip_prefix(&dataset.root).unwrap_or(path).to_string_lossy();
+        Ok((name, data.len(), since.map(|since| since.as_nanos().to_string())))
+    });
+    let plan = (plan.spacing_mm, &plan.normalization, &plan.use_mask_for_norm, &plan.intensity, plan.transpose_forward);
+    let key = (files.collect::<Result<Vec<_>>>()?, plan);
+    Ok(serde_json::to_string(&key).expect("numbers and names"))
+}
