@@ -47,21 +47,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]
     }))?;
     let case = Arc::new(preprocess(image, Some(LabelMap { data: labels, geometry }), &plan)?);
-    let time = |augmentation, patches: u64, drawn: bool| -> msd_data::Result<f64> {
+    let time = |augmentation, patches: u64| -> msd_data::Result<f64> {
         let sampler = PatchSampler::new(vec![Arc::clone(&case)], patch, 1, augmentation, &[false])?;
         let start = Clock::start();
         for iteration in 0..patches {
             let key = BatchKey { seed: 1, purpose: Purpose::Weights, epoch: 0, iteration };
-            if drawn {
-                sampler.drawn_batch(key)?;
-            } else {
-                sampler.batch(key)?;
-            }
+            sampler.batch(key)?;
         }
         Ok(start.seconds() / patches as f64)
     };
     let few = (20_000_000 / patch.iter().product::<usize>() as u64).max(4);
-    let none = time(Augmentation::none(), few, false)?;
+    let none = time(Augmentation::none(), few)?;
     println!("crop: {:.3} ms", none * 1e3);
     let each: [(&str, Change); 9] = [
         ("rotation", |a| a.rotation = 1.0),
@@ -77,20 +73,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, change) in each {
         let mut augmentation = Augmentation::none();
         change(&mut augmentation);
-        println!("{name}: {:.3} ms more", (time(augmentation, few, false)? - none) * 1e3);
+        println!("{name}: {:.3} ms more", (time(augmentation, few)? - none) * 1e3);
     }
     // Long enough for every transform to be drawn about as often as it should be.
     let many = (10 * few).max(200);
-    let [seconds, drawn] = [false, true].map(|drawn| time(Augmentation::full(), many, drawn));
-    println!(
-        "{}",
-        serde_json::json!({
-            "patch": patch,
-            "patches_per_second": 1.0 / seconds?,
-            // What is left for the host where a device does all but the spatial transforms.
-            "drawn_per_second": 1.0 / drawn?,
-        })
-    );
+    let seconds = time(Augmentation::full(), many)?;
+    println!("{}", serde_json::json!({ "patch": patch, "patches_per_second": 1.0 / seconds }));
     Ok(())
 }
 

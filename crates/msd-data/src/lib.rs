@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod augment;
+mod augment;
 pub mod check;
 pub mod dataset;
 mod error;
@@ -38,7 +38,7 @@ pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use postprocess::{FoundPostprocessing, Postprocessing};
 pub use preprocess::{CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess};
 pub use random::Purpose;
-pub use sampler::{BatchKey, DrawnBatch, PatchSampler, SampledBatch};
+pub use sampler::{BatchKey, PatchSampler, SampledBatch};
 pub use split::{Fold, five_folds, halves};
 pub use store::{StoredCase, TrainingCasesBytes, store_training_cases, training_cases_bytes};
 pub use training_case::TrainingCase;

@@ -37,23 +37,6 @@ pub struct SampledBatch {
     pub cases: Vec<usize>,
 }
 
-/// A batch whose patches are rotated and scaled only, with the transforms that remain, for devices that transform batches
-/// themselves. Transformed with [`DrawnTransforms::apply`], cleared outside the image
-/// ([`PatchSampler::masked_channels`]) and with 0 for negative labels, it equals the [`SampledBatch`] of the same key.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DrawnBatch {
-    /// Images, `[B, C, D, H, W]`.
-    pub x: Vec<f32>,
-    /// Labels, `[B, D, H, W]`; -1 outside the image or its nonzero region.
-    pub labels: Vec<i16>,
-    /// Shape of `x`.
-    pub x_shape: [usize; 5],
-    /// Remaining transforms of each sample.
-    pub transforms: Vec<DrawnTransforms>,
-    /// Index of each sample's case.
-    pub cases: Vec<usize>,
-}
-
 /// Sampler of augmented patches of labelled cases, with the rules of nnU-Net's data loader: cases uniformly with
 /// replacement, the last third of each batch centred on foreground, patches that may reach beyond the image (padded with 0
 /// and background).
@@ -141,36 +124,6 @@ impl PatchSampler {
             SPARE.set(patch);
         }
         Ok(batch)
-    }
-
-    /// Draws the batch named by `key` with its spatial transforms only.
-    ///
-    /// # Errors
-    /// As [`PatchSampler::batch`].
-    pub fn drawn_batch(&self, key: BatchKey) -> Result<DrawnBatch> {
-        let [d, h, w] = self.patch_size;
-        let (b, c) = (self.batch_size, self.masked_channels.len());
-        let mut batch = DrawnBatch {
-            x: Vec::with_capacity(b * c * d * h * w),
-            labels: Vec::with_capacity(b * d * h * w),
-            x_shape: [b, c, d, h, w],
-            transforms: Vec::with_capacity(b),
-            cases: Vec::with_capacity(b),
-        };
-        for sample in 0..b {
-            let (case, patch, transforms) = self.draw(key, sample)?;
-            batch.x.extend_from_slice(&patch.image);
-            batch.labels.extend_from_slice(&patch.labels);
-            batch.transforms.push(transforms);
-            batch.cases.push(case);
-            SPARE.set(patch);
-        }
-        Ok(batch)
-    }
-
-    /// True for channels that are set to 0 where the label is -1, after all transforms.
-    pub fn masked_channels(&self) -> &[bool] {
-        &self.masked_channels
     }
 
     fn sample(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch)> {

@@ -2,82 +2,44 @@
 
 use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 
 use super::intensity::{self, BrightnessAndContrast, Gamma};
 use super::{Augmentation, Patch, filter, spatial};
 
-/// Position of the random numbers of Gaussian noise in a generator's stream.
-///
-/// Element `e` of the image `[C, D, H, W]` belongs to pair `i = e mod 64` of block `k = e / 128`. With `w(n)` the 32-bit word
-/// `position + 128 k + n` of the `ChaCha8` stream of `key` (stream 0), `u = (w(i) >> 8) / 2^24 + 2^-25` and
-/// `v = (w(64 + i) >> 8) / 2^24`, the noise is `std sqrt(-2 ln u)` times `cos(2 pi v)` for the first 64 elements of the block
-/// and `sin(2 pi v)` for the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NoiseStream {
-    /// The key, eight words of four bytes each, least significant first.
-    pub key: [u8; 32],
-    /// Index of the first word.
-    pub position: u64,
-}
-
-impl NoiseStream {
-    /// Takes the words for `len` elements from a generator.
-    pub(super) fn take(rng: &mut ChaCha8Rng, len: usize) -> Self {
-        let position = rng.get_word_pos();
-        // A block takes all its words, the last one too.
-        rng.set_word_pos(position + len.next_multiple_of(intensity::NOISE_BLOCK) as u128);
-        Self {
-            key: rng.get_seed(),
-            position: u64::try_from(position).expect("a patch takes far fewer than 2^64 words"),
-        }
-    }
-
-    fn generator(&self) -> ChaCha8Rng {
-        let mut rng = ChaCha8Rng::from_seed(self.key);
-        rng.set_word_pos(u128::from(self.position));
-        rng
-    }
+/// Takes the random words for `len` elements of noise from a generator: the result begins at them, and `rng` behind them.
+pub(super) fn take_noise(rng: &mut ChaCha8Rng, len: usize) -> ChaCha8Rng {
+    let noise = rng.clone();
+    // A block takes all its words, the last one too.
+    rng.set_word_pos(rng.get_word_pos() + len.next_multiple_of(intensity::NOISE_BLOCK) as u128);
+    noise
 }
 
 /// Transforms of a channel, applied in this order; None leaves it as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct ChannelTransforms {
+pub(crate) struct ChannelTransforms {
     /// Standard deviations of a Gaussian blur along D, H, W, in voxels.
-    pub blur: Option<[f32; 3]>,
+    pub(crate) blur: Option<[f32; 3]>,
     /// Factor of intensities.
-    pub brightness: Option<f32>,
+    pub(crate) brightness: Option<f32>,
     /// Factor of deviations from the mean; the result stays within the range before it.
-    pub contrast: Option<f32>,
+    pub(crate) contrast: Option<f32>,
     /// Part of the resolution along D, H, W that is left: nearest voxels on the way down, linear interpolation up again.
-    pub low_resolution: Option<[f32; 3]>,
+    pub(crate) low_resolution: Option<[f32; 3]>,
     /// Exponent of a gamma correction of the negative, mean and deviation kept.
-    pub gamma_inverted: Option<f32>,
+    pub(crate) gamma_inverted: Option<f32>,
     /// Exponent of a gamma correction, mean and deviation kept.
-    pub gamma: Option<f32>,
+    pub(crate) gamma: Option<f32>,
 }
 
 /// Transforms of a patch after the spatial one.
-///
-/// ```
-/// use msd_data::augment::{ChannelTransforms, DrawnTransforms};
-/// let drawn = DrawnTransforms {
-///     noise: None,
-///     channels: vec![ChannelTransforms { brightness: Some(2.0), ..ChannelTransforms::default() }],
-///     mirror: [false, false, true],
-/// };
-/// let (mut image, mut labels) = (vec![1.0, 2.0, 3.0], vec![0, 1, 2]);
-/// drawn.apply(&mut image, &mut labels, [1, 1, 3]);
-/// assert_eq!((image, labels), (vec![6.0, 4.0, 2.0], vec![2, 1, 0]));
-/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct DrawnTransforms {
-    /// Additive noise: standard deviation and random numbers.
-    pub noise: Option<(f32, NoiseStream)>,
+pub(crate) struct DrawnTransforms {
+    /// Additive noise: standard deviation and generator.
+    pub(crate) noise: Option<(f32, ChaCha8Rng)>,
     /// Transforms of each channel.
-    pub channels: Vec<ChannelTransforms>,
+    pub(crate) channels: Vec<ChannelTransforms>,
     /// Axes that are reversed: D, H, W.
-    pub mirror: [bool; 3],
+    pub(crate) mirror: [bool; 3],
 }
 
 impl Augmentation {
@@ -87,7 +49,7 @@ impl Augmentation {
         if rng.random_bool(self.noise) {
             let std = rng.random_range(0.0f32..0.1);
             let len = num_channels * shape.iter().product::<usize>();
-            noise = Some((std, NoiseStream::take(rng, len)));
+            noise = Some((std, take_noise(rng, len)));
         }
         let mut channels = vec![ChannelTransforms::default(); num_channels];
         if rng.random_bool(self.blur) {
@@ -132,10 +94,8 @@ fn around_one(low: f32, high: f32, rng: &mut impl Rng) -> f32 {
 
 impl DrawnTransforms {
     /// Transforms an image `[C, D, H, W]` and its labels `[D, H, W]` in place. `shape` is D, H, W.
-    ///
-    /// # Panics
-    /// On lengths that do not fit the shape and the number of channels.
-    pub fn apply(&self, image: &mut [f32], labels: &mut [i16], shape: [usize; 3]) {
+    /// Panics if the lengths do not fit the shape and the number of channels.
+    pub(crate) fn apply(&self, image: &mut [f32], labels: &mut [i16], shape: [usize; 3]) {
         let voxels: usize = shape.iter().product();
         assert_eq!(
             (image.len(), labels.len()),
@@ -143,8 +103,8 @@ impl DrawnTransforms {
             "an image of {} channels and its labels, both of {shape:?}",
             self.channels.len()
         );
-        if let Some((std, stream)) = &self.noise {
-            intensity::add_noise(image, *std, &mut stream.generator());
+        if let Some((std, rng)) = &self.noise {
+            intensity::add_noise(image, *std, &mut rng.clone());
         }
         for (channel, t) in image.chunks_exact_mut(voxels).zip(&self.channels) {
             t.apply(channel, shape);

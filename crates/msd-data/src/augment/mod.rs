@@ -13,7 +13,7 @@ mod intensity;
 mod spatial;
 mod vector_math;
 
-pub use drawn::{ChannelTransforms, DrawnTransforms, NoiseStream};
+pub(crate) use drawn::DrawnTransforms;
 pub(crate) use filter::blur;
 pub(crate) use intensity::add_noise;
 pub(crate) use spatial::SpatialTransform;

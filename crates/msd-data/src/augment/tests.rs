@@ -1,5 +1,6 @@
 use ndarray::{Array3, Array4};
 
+use super::drawn::ChannelTransforms;
 use super::intensity::{BrightnessAndContrast, Gamma};
 use super::*;
 use crate::preprocess::{CaseProperties, PreparedCase};
@@ -270,8 +271,8 @@ fn noise_is_its_place_in_a_stream() {
         let mut new = old.clone();
         let (mut expected, mut found) = (vec![1.0; len], vec![1.0; len]);
         intensity::add_noise(&mut expected, 0.1, &mut old);
-        let stream = NoiseStream::take(&mut new, len);
-        assert_eq!(stream.position, before as u64);
+        let stream = drawn::take_noise(&mut new, len);
+        assert_eq!(stream.get_word_pos(), before as u128);
         assert_eq!(old.next_u64(), new.next_u64(), "{len} after {before}");
         let drawn = DrawnTransforms {
             noise: Some((0.1, stream)),

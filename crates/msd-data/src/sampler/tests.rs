@@ -127,27 +127,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn a_drawn_batch_becomes_the_batch() {
-    let shape = [20, 21, 22];
-    let cases = vec![case(shape, [3, 20, 11]), case(shape, [9, 2, 1])];
-    let sampler = PatchSampler::new(cases, [9, 10, 11], 3, Augmentation::full(), &[true]).unwrap();
-    let mut noisy = 0;
-    for i in 0..40 {
-        let expected = sampler.batch(key(i)).unwrap();
-        let DrawnBatch { mut x, mut labels, x_shape, transforms, cases } = sampler.drawn_batch(key(i)).unwrap();
-        let patches = x.chunks_mut(990).zip(labels.chunks_mut(990));
-        for ((x, labels), transforms) in patches.zip(&transforms) {
-            transforms.apply(x, labels, [9, 10, 11]);
-            noisy += u32::from(transforms.noise.is_some());
-            for (v, _) in x.iter_mut().zip(labels).filter(|(_, l)| **l < 0) {
-                *v = 0.0;
-            }
-        }
-        assert_eq!((x, x_shape, cases), (expected.x, expected.x_shape, expected.cases));
-        let target: Vec<u8> = labels.iter().map(|&l| l.max(0) as u8).collect();
-        assert_eq!(target, expected.target);
-    }
-    assert!(noisy > 3, "{noisy}");
-}
