@@ -49,14 +49,17 @@ fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Resu
     Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: format!("{expected:?}") })
 }
 
-fn weight_channels(op: &'static str, weight: &Tensor) -> Result<usize> {
+/// Output channels of a weight `[Cout, ci, kD, kH, kW]`.
+fn weight_channels(op: &'static str, weight: &Tensor, ci: usize, kernel: [usize; 3]) -> Result<usize> {
+    num_elements(op, "weight", weight.dims())?;
+    let [kd, kh, kw] = kernel;
     match *weight.dims() {
-        [co, _, _, _, _] => Ok(co),
+        [co, i, d, h, w] if i == ci && [d, h, w] == kernel => Ok(co),
         _ => Err(Error::Shape {
             op,
             what: "weight",
             got: weight.shape().clone(),
-            expected: "[Cout, Cin, kD, kH, kW]".into(),
+            expected: format!("[Cout, {ci}, {kd}, {kh}, {kw}]"),
         }),
     }
 }
@@ -102,9 +105,7 @@ fn compute(
 ) -> Result<(Computed, Option<Moments>)> {
     const OP: &str = "conv3d";
     let (batch, size, ci) = input_dims(OP, inputs)?;
-    let co = weight_channels(OP, weight)?;
-    let [kd, kh, kw] = geometry.kernel;
-    check_weight(OP, weight, [co, ci, kd, kh, kw])?;
+    let co = weight_channels(OP, weight, ci, geometry.kernel)?;
     let [d, h, w] = geometry.output_size(OP, size)?;
     num_elements(OP, "output", &[batch, d, h, w, co])?;
     backend::of(OP, weight)?.conv3d(inputs, weight, geometry, precision, with_moments)
