@@ -1,7 +1,5 @@
-//! Kernels compiled by nvcc, for build scripts.
-//!
-//! A package of its own, without features: cargo gives a build dependency the features of a normal one of the same name,
-//! and candle's CUDA kernels would be compiled twice.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 use std::env;
 use std::path::{Path, PathBuf};

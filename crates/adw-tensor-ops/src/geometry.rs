@@ -45,6 +45,38 @@ impl Conv3dGeometry {
         }
         Ok(out)
     }
+
+    /// Output size of the transposed convolution, `(n - 1) stride - 2 padding + kernel + output_padding` per axis: the
+    /// input size of the convolution whose output size is `input`. Several have that, `output_padding` picks one.
+    ///
+    /// # Errors
+    /// If a kernel or stride is 0, the output padding is not smaller than the stride, or nothing is left of the output.
+    pub fn transposed_size(
+        &self,
+        op: &'static str,
+        input: [usize; 3],
+        output_padding: [usize; 3],
+    ) -> Result<[usize; 3]> {
+        let mut out = [0; 3];
+        for i in 0..3 {
+            let (k, s, p) = (self.kernel[i], self.stride[i], self.padding[i]);
+            if k == 0 || s == 0 || output_padding[i] >= s {
+                let what = format!(
+                    "kernel {:?}, stride {:?} and output padding {output_padding:?}: kernel and stride must be at least \
+                     1, and the output padding smaller than the stride",
+                    self.kernel, self.stride
+                );
+                return Err(Error::Argument { op, what });
+            }
+            let whole = input[i].saturating_sub(1).saturating_mul(s).saturating_add(k + output_padding[i]);
+            out[i] = whole.saturating_sub(p.saturating_mul(2));
+            if input[i] == 0 || out[i] == 0 {
+                let what = format!("padding {:?} leaves nothing of the output for an input of {input:?}", self.padding);
+                return Err(Error::Argument { op, what });
+            }
+        }
+        Ok(out)
+    }
 }
 
 /// The number of elements of a tensor of these dimensions, if one can exist: every dimension at least 1, and no more

@@ -16,6 +16,8 @@ mod geometry;
 pub mod gumbel_softmax;
 pub mod loss;
 mod map;
+#[cfg(feature = "nn")]
+pub mod nn;
 pub mod norm_act;
 #[cfg(feature = "cuda")]
 mod on_device;

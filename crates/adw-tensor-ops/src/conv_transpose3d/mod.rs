@@ -1,7 +1,8 @@
-//! Transposed 3D convolution with kernel = stride: the U-Net's upsampling. Every input voxel becomes a block of
-//! `stride` output voxels, and blocks do not overlap.
+//! Transposed 3D convolution: the input gradient of a strided convolution, so all passes are those of
+//! [`conv3d`](crate::conv3d()).
 //!
-//! It is the input gradient of a strided convolution, so all passes are those of [`conv3d`](crate::conv3d()).
+//! [`forward`], [`grad_input`] and [`grad_weight`] are the U-Net's upsampling, kernel = stride: every input voxel becomes a
+//! block of `stride` output voxels, and blocks do not overlap. [`with_geometry`] takes any kernel, stride and padding.
 
 #[cfg(test)]
 mod tests;
@@ -11,8 +12,9 @@ use crate::conv3d::{self, Input, Precision};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
-use crate::storage::Computed;
 use candle_core::Tensor;
+
+const OP: &str = "conv_transpose3d";
 
 fn stride_of(op: &'static str, weight: &Tensor) -> Result<[usize; 3]> {
     match *weight.dims() {
@@ -38,12 +40,6 @@ fn upsampled(size: [usize; 3], stride: [usize; 3]) -> [usize; 3] {
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn forward(x: Input, weight: &Tensor) -> Result<Tensor> {
-    Ok(compute(x, weight)?.into_tensor())
-}
-
-/// Checks the arguments of [`forward`] and runs its kernel.
-fn compute(x: Input, weight: &Tensor) -> Result<Computed> {
-    const OP: &str = "conv_transpose3d";
     let stride = stride_of(OP, weight)?;
     let (_, size, ci) = map_dims(OP, "x", x.map)?;
     let co = weight.dims()[1];
@@ -52,7 +48,7 @@ fn compute(x: Input, weight: &Tensor) -> Result<Computed> {
         return Err(Error::Shape { op: OP, what: "weight", got: weight.shape().clone(), expected });
     }
     let geometry = Conv3dGeometry::non_overlapping(stride);
-    conv3d::compute_grad_input(x, weight, geometry, upsampled(size, stride), 0..co, Precision::Full)
+    conv3d::grad_input(x, weight, geometry, upsampled(size, stride), 0..co, Precision::Full)
 }
 
 /// The gradient of [`forward`] for its input: `[B, D, H, W, Cin]`.
@@ -93,14 +89,50 @@ pub fn grad_weight(x: Input, grad_output: &Tensor, stride: [usize; 3]) -> Result
 /// # Errors
 /// If shapes or element types do not fit together.
 pub fn conv_transpose3d(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    const OP: &str = "conv_transpose3d";
-    let stride = stride_of(OP, weight)?;
+    with_geometry(x, weight, Conv3dGeometry::non_overlapping(stride_of(OP, weight)?), [0; 3])
+}
+
+/// Transposed convolution with gradients for any geometry: `x [B, Cin, D, H, W]`, `weight [Cin, Cout, kD, kH, kW]` to
+/// `[B, Cout, D', H', W']` of the size that [`Conv3dGeometry::transposed_size`] returns. The same as PyTorch's
+/// `conv_transpose3d` without bias, in one group.
+///
+/// # Errors
+/// If shapes or element types do not fit together, or the output padding is not smaller than the stride.
+///
+/// ```
+/// use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
+/// use candle_core::{Device, Tensor};
+///
+/// let x = Tensor::randn(0f32, 1., (1, 8, 4, 5, 6), &Device::Cpu)?;
+/// let weight = Tensor::randn(0f32, 1., (8, 3, 3, 3, 3), &Device::Cpu)?;
+/// let y = conv_transpose3d::with_geometry(&x, &weight, Conv3dGeometry::same([3; 3], [2; 3]), [1; 3])?;
+/// assert_eq!(y.dims(), [1, 3, 8, 10, 12]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn with_geometry(
+    x: &Tensor,
+    weight: &Tensor,
+    geometry: Conv3dGeometry,
+    output_padding: [usize; 3],
+) -> Result<Tensor> {
     let x = channels_last(OP, x)?;
     num_elements(OP, "weight", weight.dims())?;
+    let (_, size, ci) = map_dims(OP, "x", &x)?;
+    let [kd, kh, kw] = geometry.kernel;
+    let co = match *weight.dims() {
+        [wi, co, d, h, w] if wi == ci && [d, h, w] == geometry.kernel => co,
+        _ => {
+            let expected = format!("[{ci}, Cout, {kd}, {kh}, {kw}]");
+            return Err(Error::Shape { op: OP, what: "weight", got: weight.shape().clone(), expected });
+        }
+    };
+    let out = geometry.transposed_size(OP, size, output_padding)?;
     let weight = weight.contiguous()?;
-    let y = compute(Input::from(&x), &weight)?;
+    let y = conv3d::compute_grad_input((&x).into(), &weight, geometry, out, 0..co, Precision::Full)?;
     let y = record2(OP, [&x, &weight], y, move |[x, weight], grad_y| {
-        Ok([grad_input(grad_y, weight)?, grad_weight(x.into(), grad_y, stride)?])
+        let grad_x = conv3d::forward_plain(&[grad_y.into()], weight, geometry, Precision::Full)?;
+        let grad_weight = conv3d::grad_weight(&[grad_y.into()], x.into(), geometry, Precision::Full)?;
+        Ok([grad_x, grad_weight])
     })?;
     channels_first(&y)
 }
