@@ -54,6 +54,7 @@ pub fn noise(stream: Stream, n: usize, dtype: DType, device: &Device) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use adw_testing::{assert_close, central_differences, tolerance};
     use candle_core::Var;
 
     #[test]
@@ -63,21 +64,14 @@ mod tests {
         let weight = Tensor::new(&[1.0f64, -2.0, 0.5, 3.0], &Device::Cpu).unwrap();
         let f = |x: &Tensor| (gumbel_softmax(x, &noise, 0.7).unwrap() * &weight).unwrap().sum_all().unwrap();
         let y = gumbel_softmax(&logits, &noise, 0.7).unwrap().to_vec1::<f64>().unwrap();
-        let e: Vec<f64> = [0.8f64, 0.3, 0.5, 0.3].iter().map(|x| (x / 0.7).exp()).collect();
-        for (y, e2) in y.iter().zip(&e) {
-            assert!((y - e2 / e.iter().sum::<f64>()).abs() < 1e-12);
-        }
-        let grad = f(&logits).backward().unwrap().get(&logits).unwrap().to_vec1::<f64>().unwrap();
-        let x0 = logits.to_vec1::<f64>().unwrap();
-        for i in 0..4 {
-            let at = |d: f64| {
-                let mut x = x0.clone();
-                x[i] += d;
-                f(&Tensor::new(x, &Device::Cpu).unwrap()).to_scalar::<f64>().unwrap()
-            };
-            let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
-            assert!((grad[i] - numeric).abs() < 1e-8, "{i}: {} {numeric}", grad[i]);
-        }
+        let e = [0.8f64, 0.3, 0.5, 0.3].map(|x| (x / 0.7).exp());
+        let sum: f64 = e.iter().sum();
+        assert_close("value", &y, &e.map(|e| e / sum), tolerance::F64_CLOSED_FORM);
+        let gradient = f(&logits).backward().unwrap().get(&logits).unwrap().to_vec1::<f64>().unwrap();
+        let numeric = central_differences(&logits.to_vec1().unwrap(), 0..4, 1e-5, |x| {
+            f(&Tensor::new(x, &Device::Cpu).unwrap()).to_scalar().unwrap()
+        });
+        assert_close("gradient", &gradient, &numeric, tolerance::FINITE_DIFFERENCE_FEW_TERMS);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub const F64_STEP: Tolerance = Tolerance::elements(1e-15, 1e-15);
 
 /// Central differences in f64 with steps of 1e-5: the difference of two losses loses about ten of sixteen digits.
 pub const FINITE_DIFFERENCE: Tolerance = Tolerance::l2(1e-6);
+/// Central differences in f64 of a function of few terms, all of order 1.
+pub const FINITE_DIFFERENCE_FEW_TERMS: Tolerance = Tolerance::elements(1e-8, 0.0);
 
 /// Convolutions in f32 beside their definition in f64: roundings of 6e-8 over the terms of a sum.
 pub const F32_CONVOLUTION: Tolerance = Tolerance::l2(2e-6);
@@ -62,6 +64,8 @@ pub const F32_CONVOLUTION_ANY_SHAPE: Tolerance = Tolerance::l2(4e-6);
 pub const F32_KERNEL: Tolerance = Tolerance::l2(1e-5);
 /// Steps of an optimiser in f32: a rounding of 6e-8 of the weight per step, tens of steps.
 pub const F32_STEPS: Tolerance = Tolerance::elements(1e-5, 1e-5);
+/// Variance in f32 of numbers whose mean is 4000 times their deviation: the inputs themselves hold three digits of it.
+pub const F32_VARIANCE_BESIDE_LARGE_MEAN: Tolerance = Tolerance::elements(0.0, 1e-3);
 /// Images in f32 after an interpolation or a filter.
 pub const F32_IMAGE: Tolerance = Tolerance::elements(1e-5, 0.0);
 /// Images in f32 after several transforms or a power.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::{assert_close, finite_difference, numbers};
+use crate::testing::{finite_difference, numbers};
+use adw_testing::{assert_close, tolerance};
 use candle_core::{Device, Var};
 
 fn example(k: usize) -> (Var, Tensor) {
@@ -45,7 +46,7 @@ fn equals_its_definition() {
             }
         }
         let got = dice_ce(&logits, &target, config).unwrap().to_scalar::<f64>().unwrap();
-        assert!((got - (ce - dice)).abs() < 1e-12, "{got} {}", ce - dice);
+        assert_close("loss", &[got], &[ce - dice], tolerance::F64_CLOSED_FORM);
         finite_difference("logits", &logits, |x| dice_ce(x, &target, config).unwrap());
     }
 }
@@ -65,7 +66,7 @@ fn deep_supervision() {
     assert_eq!(s[1][1], [t[1][2][0], t[1][2][1], t[1][2][3]]);
     let one = |x: &Tensor, t: &Tensor| dice_ce(x, t, config).unwrap().to_scalar::<f64>().unwrap();
     let expected = (one(&fine, &target) * 2.0 + one(&coarse, &small)) / 3.0;
-    assert!((total - expected).abs() < 1e-12);
+    assert_close("loss", &[total], &[expected], tolerance::F64_CLOSED_FORM);
     finite_difference("coarse", &coarse, |c| deep_supervision_loss(&outputs(c), &target, config).unwrap());
 }
 
@@ -88,7 +89,7 @@ fn gradient_carries_the_weight() {
     let third = config.loss_and_gradient(&last, &target, 1.0 / 3.0).unwrap();
     assert_eq!(one.loss, third.loss);
     let expected: Vec<f64> = flat(one.grad_logits).iter().map(|g| g / 3.0).collect();
-    assert_close("gradient", &flat(third.grad_logits), &expected, 1e-14);
+    assert_close("gradient", &flat(third.grad_logits), &expected, tolerance::F64_SUM);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
-use crate::testing::{assert_close, finite_difference, numbers};
+use crate::testing::{finite_difference, numbers};
 use crate::width_mask::{fold_into_affine, fold_into_weight};
+use adw_testing::{assert_close, tolerance};
 use candle_core::{Device, Tensor, Var};
 
 fn var(seed: u32, shape: impl Into<Shape>) -> Var {
@@ -30,7 +31,7 @@ fn equals_its_definition_and_its_gradients() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert_close("forward", &y, &expected, 1e-13);
+    assert_close("forward", &y, &expected, tolerance::F64_NORMALISED);
     let f = |x: &Tensor, g: &Tensor, b: &Tensor| {
         let z = norm_act(x, g, b, config).unwrap();
         (z.sqr().unwrap() + z.powf(3.0).unwrap()).unwrap().sum_all().unwrap()
@@ -51,7 +52,7 @@ fn moments_survive_a_large_mean() {
         let v: Vec<f64> = x.iter().skip(c).step_by(3).map(|&v| f64::from(v)).collect();
         let mean = v.iter().sum::<f64>() / 5000.0;
         let expected = v.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 5000.0;
-        assert!((f64::from(got) / expected - 1.0).abs() < 1e-3, "{got} {expected}");
+        assert_close("variance", &[got], &[expected], tolerance::F32_VARIANCE_BESIDE_LARGE_MEAN);
     }
 }
 
@@ -98,7 +99,7 @@ fn gates_fold() {
             ] {
                 let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
                 let expected: Vec<f64> = flat(grads.get(var).unwrap()).iter().map(|v| v * scale).collect();
-                assert_close(&format!("{what} {position:?}"), &flat(got), &expected, 1e-9);
+                assert_close(format!("{what} {position:?}"), &flat(got), &expected, tolerance::F64_GRADIENT_CANCELLING);
             }
         }
     }
@@ -122,7 +123,7 @@ fn depth_sink_and_its_gradients() {
     };
     let expected = ((first(&raw[0]) * weights[0]).unwrap() + (first(&raw[1]) * weights[1]).unwrap()).unwrap();
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    assert_close("sum", &flat(&sum), &flat(&expected), 1e-13);
+    assert_close("sum", &flat(&sum), &flat(&expected), tolerance::F64_NORMALISED);
 
     // loss = sum of squares of the sink, plus the sum of cubes of the first map: an outer and a direct gradient.
     let cubes = first(&raw[0]).powf(3.0).unwrap().sum_all().unwrap();
@@ -140,8 +141,8 @@ fn depth_sink_and_its_gradients() {
         Some(&direct),
     )
     .unwrap();
-    assert_close("raw map", &flat(&g.y), &flat(grads.get(&raw[0]).unwrap()), 1e-10);
+    assert_close("raw map", &flat(&g.y), &flat(grads.get(&raw[0]).unwrap()), tolerance::F64_GRADIENT);
     let dot: f64 = flat(&(outer * z0).unwrap()).iter().sum();
     let got = flat(&g.weight)[0];
-    assert!((got - dot).abs() < 1e-9 * dot.abs());
+    assert_close("weight in the sum", &[got], &[dot], tolerance::F64_GRADIENT_CANCELLING);
 }
