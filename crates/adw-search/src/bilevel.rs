@@ -1,6 +1,6 @@
 //! One iteration of the bilevel search: architecture steps, then a weight step.
 
-use adw_supernet::{GumbelSample, Role, Supernet};
+use adw_supernet::{Gradients, GumbelSample, Loss, Role, Supernet};
 use candle_core::Tensor;
 
 use crate::config::{ArchBatches, Half, SearchConfig};
@@ -35,9 +35,11 @@ pub struct StepReport {
     pub grad_norm: f64,
 }
 
-/// One iteration's settings.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BilevelSettings {
+/// Settings of one iteration.
+#[derive(Clone)]
+pub struct BilevelSettings<'a> {
+    /// Loss of all steps.
+    pub loss: &'a dyn Loss,
     /// Learning rate of alpha and beta.
     pub arch_lr: f64,
     /// Learning rate of the weights.
@@ -88,7 +90,7 @@ pub struct BilevelReport {
 pub fn bilevel_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
-    settings: &BilevelSettings,
+    settings: &BilevelSettings<'_>,
     batches: HalfBatches<'_>,
     sample: &mut dyn FnMut(usize) -> Result<GumbelSample>,
 ) -> Result<BilevelReport> {
@@ -105,11 +107,11 @@ pub fn bilevel_step(
 pub fn arch_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
-    settings: &BilevelSettings,
+    settings: &BilevelSettings<'_>,
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, mut gradients) = net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Architecture)?;
+    let (loss, mut gradients) = loss_and_gradients(net, settings.loss, batch, sample, Role::Architecture)?;
     if let Some(penalty) = &settings.penalty {
         let (_, pull) = penalty.value_and_gradients(net, settings.tau)?;
         for (gradient, pull) in gradients.iter_mut().zip(pull) {
@@ -126,12 +128,26 @@ pub fn arch_step(
 pub fn weight_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
-    settings: &BilevelSettings,
+    settings: &BilevelSettings<'_>,
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, gradients) = net.loss_and_gradients(&batch.x, &batch.target, sample, Role::Weight)?;
+    let (loss, gradients) = loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?;
     clipped_step(&mut *optimizers.weights, &gradients, settings.lr, settings.clip, loss)
+}
+
+fn loss_and_gradients(
+    net: &Supernet,
+    loss: &dyn Loss,
+    batch: &Batch,
+    sample: &GumbelSample,
+    role: Role,
+) -> Result<(f64, Gradients)> {
+    let (logits, trace) = net.forward(&batch.x, sample)?;
+    let (loss, grad_logits) = loss.value_and_gradients(&logits, &batch.target)?;
+    drop(logits); // The backward pass needs their memory.
+    let gradients = net.backward(trace, grad_logits, role)?;
+    Ok((loss.value()?, gradients))
 }
 
 /// Clips, then steps. Numbers that are not finite are reported, not stepped on.

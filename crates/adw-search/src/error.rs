@@ -13,10 +13,12 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// An op, such as the loss, failed.
+    #[error(transparent)]
+    Op(#[from] adw_tensor_ops::Error),
     /// A network could not be built or run.
     #[error(transparent)]
     Supernet(#[from] adw_supernet::Error),
-
     /// An error of a CUDA device.
     #[error(transparent)]
     Cuda(#[from] adw_cuda::Error),

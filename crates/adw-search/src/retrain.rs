@@ -1,6 +1,6 @@
 //! Training of a discrete network from scratch.
 
-use adw_supernet::{Architecture, Unet};
+use adw_supernet::{Architecture, Loss, Unet};
 use serde::{Deserialize, Serialize};
 
 use crate::bilevel::clipped_step;
@@ -44,7 +44,7 @@ pub struct Trained {
     pub last_weights: NamedTensors,
 }
 
-/// Trains `net` in place. Batches come from [`Part::Train`], validation from [`Part::Validation`].
+/// Trains `net` in place on `loss`. Batches come from [`Part::Train`], validation from [`Part::Validation`].
 ///
 /// As for [`crate::search`], a training that was killed and resumed ends with the bits of one that was not, and the network
 /// computes in the precision of `config` from then on.
@@ -54,6 +54,7 @@ pub struct Trained {
 /// another run, or the callback stops it.
 pub fn retrain(
     net: &mut Unet,
+    loss: &dyn Loss,
     config: &RetrainConfig,
     options: &RunOptions,
     source: &mut dyn BatchSource,
@@ -78,6 +79,7 @@ pub fn retrain(
     let named = || parameters::named(net.parameters());
     let mut task = RetrainTask {
         net,
+        loss,
         config,
         optimizer: config.optimizer.build(named()),
         ema: config.ema.clone().map(|ema| Ema::new(named(), ema)).transpose()?,
@@ -111,6 +113,7 @@ struct Settings<'a> {
 
 struct RetrainTask<'a> {
     net: &'a Unet,
+    loss: &'a dyn Loss,
     config: &'a RetrainConfig,
     optimizer: Box<dyn Optimizer>,
     ema: Option<Ema>,
@@ -128,7 +131,12 @@ impl TrainingTask for RetrainTask<'_> {
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
-        let (loss, gradients) = self.net.loss_and_gradients(&batches[0].x, &batches[0].target)?;
+        let batch = &batches[0];
+        let (logits, trace) = self.net.forward(&batch.x)?;
+        let (loss, grad_logits) = self.loss.value_and_gradients(&logits, &batch.target)?;
+        drop(logits); // The backward pass needs their memory.
+        let gradients = self.net.backward(trace, grad_logits)?;
+        let loss = loss.value()?;
         let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;

@@ -1,6 +1,6 @@
 //! The architecture search: warm-up, then bilevel iterations, then the argmax.
 
-use adw_supernet::{Architecture, CostUnit, NoiseKey, Supernet, SupernetConfig};
+use adw_supernet::{Architecture, CostUnit, Loss, NoiseKey, Supernet, SupernetConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
@@ -83,6 +83,7 @@ pub struct SearchRow {
 pub fn search(
     net: &mut Supernet,
     patch: [usize; 3],
+    loss: &dyn Loss,
     config: &SearchConfig,
     options: &RunOptions,
     source: &mut dyn BatchSource,
@@ -98,6 +99,7 @@ pub fn search(
     let mut task = SearchTask {
         net,
         patch,
+        loss,
         config,
         penalty: penalty(net, patch, config)?,
         optimizers: BilevelOptimizers::new(net, config),
@@ -163,6 +165,7 @@ fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<O
 struct SearchTask<'a> {
     net: &'a Supernet,
     patch: [usize; 3],
+    loss: &'a dyn Loss,
     config: &'a SearchConfig,
     penalty: Option<CostPenalty>,
     optimizers: BilevelOptimizers,
@@ -207,6 +210,7 @@ impl TrainingTask for SearchTask<'_> {
             Ok(net.sample(key, tau)?)
         };
         let settings = BilevelSettings {
+            loss: self.loss,
             arch_lr: self.config.arch_lr,
             lr,
             clip: self.config.clip,
@@ -252,7 +256,7 @@ impl TrainingTask for SearchTask<'_> {
     fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<SearchRow> {
         let tau = self.tau(epoch);
         let architecture = self.net.architecture()?;
-        let preferences = self.net.preferences()?;
+        let probabilities = self.net.probabilities()?;
         let cost_unit = self.config.cost.as_ref().map_or(CostUnit::Macs, |c| c.unit);
         let (expected_cost, _) = self.net.expected_cost(self.patch, cost_unit, &self.net.no_noise(tau))?;
         Ok(SearchRow {
@@ -267,8 +271,8 @@ impl TrainingTask for SearchTask<'_> {
             arch_grad_norm: summary.means.get("arch_grad_norm"),
             mean_dice: dice::mean(&summary.dice),
             dice: summary.dice,
-            width_entropy: mean_entropy(preferences.iter().flat_map(|p| p.width.iter().flatten())),
-            depth_entropy: mean_entropy(preferences.iter().filter_map(|p| p.depth.as_ref())),
+            width_entropy: mean_entropy(probabilities.iter().flat_map(|p| p.width.iter().flatten())),
+            depth_entropy: mean_entropy(probabilities.iter().filter_map(|p| p.depth.as_ref())),
             cost_unit,
             cost: architecture.cost(self.patch).get(cost_unit),
             expected_cost,

@@ -7,7 +7,7 @@ use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, S
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
-use adw_supernet::{Architecture, CostUnit, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
+use adw_supernet::{Architecture, CostUnit, DiceCe, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
 use candle_core::{DType, Device};
 use std::ops::ControlFlow;
 
@@ -80,7 +80,7 @@ fn run_search(
             _ => ControlFlow::Continue(()),
         }
     };
-    let architecture = search(net, PATCH, config, options, &mut Cubes::new(2), &mut on_event)?;
+    let architecture = search(net, PATCH, &DiceCe::default(), config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((architecture, rows))
 }
 
@@ -101,7 +101,7 @@ fn run_retrain(
             _ => ControlFlow::Continue(()),
         }
     };
-    let trained = retrain(net, config, options, &mut Cubes::new(2), &mut on_event)?;
+    let trained = retrain(net, &DiceCe::default(), config, options, &mut Cubes::new(2), &mut on_event)?;
     Ok((trained, rows))
 }
 
@@ -270,16 +270,16 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, SearchRow>| ControlFlow::Continue(());
     let (mut net, options) = (supernet(), RunOptions::default());
-    search(&mut net, PATCH, &search_config(), &options, &mut source, &mut ignore).unwrap();
+    search(&mut net, PATCH, &DiceCe::default(), &search_config(), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(source.asked, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
 
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, RetrainRow>| ControlFlow::Continue(());
     let with = |validation_batches| RetrainConfig { epochs: 1, validation_batches, ..retrain_config() };
     let (mut one, mut other) = (unet(), unet());
-    retrain(&mut one, &with(1), &options, &mut source, &mut ignore).unwrap();
+    retrain(&mut one, &DiceCe::default(), &with(1), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(source.asked, [Part::Train, Part::Validation].into());
-    retrain(&mut other, &with(0), &options, &mut source, &mut ignore).unwrap();
+    retrain(&mut other, &DiceCe::default(), &with(0), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
 }
 

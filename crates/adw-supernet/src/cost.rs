@@ -9,10 +9,11 @@
 
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
+use crate::noise::GumbelSample;
 use crate::parameters::Gradients;
 use crate::space::width_options;
 use crate::stages::{stage_of_block, stage_sizes};
-use crate::supernet::{GumbelSample, Supernet};
+use crate::supernet::Supernet;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -202,7 +203,7 @@ impl Supernet {
         let max = config.max_depth;
         let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &candle_core::Device::Cpu)?) };
         let mut blocks = Vec::new();
-        for (i, p) in self.probabilities(sample)?.iter().enumerate() {
+        for (i, p) in self.softmaxes(sample)?.iter().enumerate() {
             let options = width_options(config.block_max_width(i)).map(|w| w as f64);
             let widths = (p.width.iter())
                 .map(|g| match g {

@@ -9,98 +9,37 @@
 mod on_device;
 
 use crate::architecture::Architecture;
-use crate::error::{Error, Result};
-use crate::network::{Choice, ChoiceGradient, Choices, Network, Widths, vector_f64};
+use crate::choices::{BlockSoftmaxes, Choices, surrogate};
+use crate::error::Result;
+use crate::network::{BackwardRequest, BlockRelaxation, Network, NetworkShape, Relaxation, Trace};
+use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
-use crate::space::{NUM_WIDTHS, SupernetConfig, width_options};
+use crate::space::{SupernetConfig, width_options};
 use adw_tensor_ops::conv3d::Precision;
-use adw_tensor_ops::gumbel_softmax::{self, gumbel_softmax};
-use adw_tensor_ops::loss::DiceCe;
-use adw_tensor_ops::philox::{Purpose, Stream};
-use adw_tensor_ops::width_mask;
 use candle_core::{DType, Device, Tensor};
-
-/// Names the Gumbel noise of one pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoiseKey {
-    /// Of the run.
-    pub seed: u64,
-    /// Training epoch.
-    pub epoch: u32,
-    /// Iteration of the epoch; below 2^29.
-    pub iteration: u32,
-    /// Pass within the iteration; below 8.
-    pub pass: u32,
-}
-
-/// Noise of one block: `[5]` per layer, `[max_depth]` for the depth.
-#[derive(Clone, Debug)]
-pub struct BlockNoise {
-    /// Per layer.
-    pub width: Vec<Tensor>,
-    /// Over the depths.
-    pub depth: Tensor,
-}
-
-/// Where the noise of a pass comes from.
-#[derive(Clone, Debug)]
-pub enum Noise {
-    /// There is none.
-    Zero,
-    /// Drawn by counter: a function of the key, the same on every device.
-    Keyed(NoiseKey),
-    /// Per block.
-    Given(Vec<BlockNoise>),
-}
-
-/// The noise of every block, and the temperature: what one pass needs besides the batch.
-#[derive(Clone, Debug)]
-pub struct GumbelSample {
-    /// Of all softmaxes.
-    pub noise: Noise,
-    /// Temperature of all softmaxes.
-    pub tau: f64,
-}
-
-impl NoiseKey {
-    /// [`Stream::iteration`] of a pass.
-    fn counter(&self) -> u32 {
-        self.iteration * 8 + self.pass
-    }
-
-    fn stream(&self, purpose: Purpose, index: usize) -> Stream {
-        Stream { seed: self.seed, purpose, epoch: self.epoch, iteration: self.counter(), index: index as u32 }
-    }
-}
-
-/// What the choices of a pass were computed by.
-enum Origin {
-    /// On the host, with candle's graph behind them.
-    Graph(Vec<Choice>),
-    /// By one launch.
-    #[cfg(feature = "cuda")]
-    Kernel(on_device::Chosen),
-}
-
-/// The softmaxes of one block.
-pub(crate) struct Probabilities {
-    /// `[5]` per layer, unless widths are fixed.
-    pub(crate) width: Vec<Option<Tensor>>,
-    /// `[L]`, unless the depth is fixed.
-    pub(crate) depth: Option<Tensor>,
-}
 
 /// The AdwU-Net supernet. Parameters: those of [`Unet`](crate::Unet), `block.{i}.conv.{l}.alpha` and `block.{i}.depth`.
 pub struct Supernet {
     network: Network,
-    config: SupernetConfig,
-    /// Per block: parameter index of alpha per layer, and of the depth's beta.
-    alphas: Vec<Vec<Option<usize>>>,
-    depths: Vec<Option<usize>>,
-    /// Per block: `[5, C]`, on the host.
-    masks: Vec<Tensor>,
+    choices: Choices,
+    precision: Precision,
     dtype: DType,
-    pub(crate) device: Device,
+}
+
+/// Maps and choices that [`Supernet::forward`] leaves for [`Supernet::backward`].
+pub struct SupernetTrace {
+    network: Trace,
+    relaxation: Relaxation,
+    softmaxes: Softmaxes,
+}
+
+/// Softmaxes behind a relaxation, for the gradients by alpha and beta.
+enum Softmaxes {
+    /// Gates and depth weights on the host, recorded in candle's graph.
+    Graph(Vec<BlockRelaxation>),
+    /// Computed by one launch on a CUDA device.
+    #[cfg(feature = "cuda")]
+    Kernel(on_device::Chosen),
 }
 
 impl Supernet {
@@ -112,44 +51,24 @@ impl Supernet {
         config.check()?;
         let width = |block: usize| config.block_max_width(block);
         let num_blocks = config.num_blocks();
-        let widths = Widths {
-            blocks: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
-            ups: (config.poolings() + 1..num_blocks).map(width).collect(),
+        let mut choices = Choices::new(config.clone(), dtype)?;
+        let shape = NetworkShape {
+            in_channels: config.in_channels,
+            num_classes: config.num_classes,
+            strides: &config.strides,
+            kernels: &config.kernels,
+            widths: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
+            up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
-        let mut alphas = vec![vec![None; config.max_depth]; num_blocks];
-        let mut depths = vec![None; num_blocks];
-        let space = config.space;
-        let network = Network::build(
-            Builder::new(seed, dtype, device),
-            config.in_channels,
-            config.num_classes,
-            &config.strides,
-            &config.kernels,
-            &widths,
-            |builder, i, layer| {
-                match layer {
-                    Some(l) if space.searches_width() => {
-                        let name = format!("block.{i}.conv.{l}.alpha");
-                        alphas[i][l] = Some(builder.constant(name, Role::Architecture, NUM_WIDTHS, 0.0)?);
-                    }
-                    None if space.searches_depth() => {
-                        let name = format!("block.{i}.depth");
-                        depths[i] = Some(builder.constant(name, Role::Architecture, config.max_depth, 0.0)?);
-                    }
-                    _ => {}
-                }
-                Ok(())
-            },
-        )?;
-        let masks = (0..num_blocks)
-            .map(|i| Ok(width_mask::masks(&width_options(width(i)), width(i), dtype, &Device::Cpu)?))
-            .collect::<Result<_>>()?;
-        Ok(Self { network, config, alphas, depths, masks, dtype, device: device.clone() })
+        let network = Network::build(Builder::new(seed, dtype, device), &shape, |builder, block, layer| {
+            choices.add_parameters(builder, block, layer)
+        })?;
+        Ok(Self { network, choices, precision: Precision::Full, dtype })
     }
 
-    /// What it was built from.
+    /// Configuration the supernet was built from.
     pub fn config(&self) -> &SupernetConfig {
-        &self.config
+        &self.choices.config
     }
 
     /// Weights and architecture parameters.
@@ -157,192 +76,108 @@ impl Supernet {
         &self.network.parameters
     }
 
-    /// The constants of the loss; the paper's by default.
-    pub fn set_loss(&mut self, loss: DiceCe) {
-        self.network.loss = loss;
-    }
-
-    /// What the layers' factors are rounded to; [`Precision::Full`] at first. Where it is not
-    /// [available](Precision::is_available), passes fail.
+    /// Sets the precision of the convolutions' factors; [`Precision::Full`] at first. Passes fail where it is not
+    /// [available](Precision::is_available_on).
     pub fn set_precision(&mut self, precision: Precision) {
-        self.network.precision = precision;
+        self.precision = precision;
     }
 
     /// Fresh noise, a function of `key`: the same on every device.
     ///
     /// # Errors
-    /// If the key names a pass or iteration that cannot be told from others.
+    /// If the noise of the pass or iteration would be that of another key.
     pub fn sample(&self, key: NoiseKey, tau: f64) -> Result<GumbelSample> {
-        if key.pass >= 8 || key.iteration >= 1 << 29 {
-            return Err(Error::Input(format!("noise of {key:?}, expected a pass below 8 and an iteration below 2^29")));
-        }
-        let noise = Noise::Keyed(key);
-        Ok(GumbelSample { noise, tau })
+        key.check()?;
+        Ok(GumbelSample { noise: GumbelNoise::Keyed(key), tau })
     }
 
-    /// Zero noise: what evaluation uses. (Deviation: the published code draws noise in evaluation too.)
+    /// Zero noise, for evaluation. (Deviation: the published code draws noise in evaluation too.)
     pub fn no_noise(&self, tau: f64) -> GumbelSample {
-        let noise = Noise::Zero;
-        GumbelSample { noise, tau }
+        GumbelSample { noise: GumbelNoise::Zero, tau }
     }
 
-    /// The numbers of a sample, per block, on the host.
+    /// Numbers of a sample's noise, per block, on the host.
     ///
     /// # Errors
     /// If given noise does not fit the supernet.
     pub fn noise(&self, sample: &GumbelSample) -> Result<Vec<BlockNoise>> {
-        let (num_blocks, depth) = (self.config.num_blocks(), self.config.max_depth);
-        if let Noise::Given(blocks) = &sample.noise {
-            if blocks.len() != num_blocks {
-                return Err(Error::Input(format!(
-                    "noise for {} blocks, but the supernet has {num_blocks}",
-                    blocks.len()
-                )));
-            }
-            if let Some(block) = blocks.iter().find(|b| b.width.len() != depth) {
-                let got = block.width.len();
-                return Err(Error::Input(format!("noise for {got} layers of a block, but the supernet has {depth}")));
-            }
-            return Ok(blocks.clone());
-        }
-        let noise = |purpose, index, n| -> Result<Tensor> {
-            Ok(match sample.noise {
-                Noise::Keyed(key) => {
-                    let stream = key.stream(purpose, index);
-                    gumbel_softmax::noise(stream, n, self.dtype, &Device::Cpu)?
-                }
-                _ => Tensor::zeros(n, self.dtype, &Device::Cpu)?,
-            })
-        };
-        (0..num_blocks)
-            .map(|i| {
-                let width =
-                    (0..depth).map(|l| noise(Purpose::WidthNoise, i * depth + l, NUM_WIDTHS)).collect::<Result<_>>()?;
-                let depth = noise(Purpose::DepthNoise, i, depth)?;
-                Ok(BlockNoise { width, depth })
-            })
-            .collect()
+        sample.noise.blocks(self.config(), self.dtype)
     }
 
-    /// Every softmax of a pass, on the host, with candle's graph behind it.
-    pub(crate) fn probabilities(&self, sample: &GumbelSample) -> Result<Vec<Probabilities>> {
-        let softmax = |parameter: Option<usize>, noise: &Tensor| {
-            let var = parameter.map(|p| self.network.parameters[p].var.as_tensor());
-            var.map(|logits| {
-                let logits = logits.to_device(&Device::Cpu)?;
-                Ok::<_, Error>(gumbel_softmax(&logits, noise, sample.tau)?)
-            })
-            .transpose()
-        };
-        (self.noise(sample)?.iter().zip(&self.alphas).zip(&self.depths))
-            .map(|((noise, alphas), &depth)| {
-                let width = alphas.iter().zip(&noise.width).map(|(&a, n)| softmax(a, n)).collect::<Result<_>>()?;
-                Ok(Probabilities { width, depth: softmax(depth, &noise.depth)? })
-            })
-            .collect()
+    /// Softmaxes of a pass, on the host, recorded in candle's graph.
+    pub(crate) fn softmaxes(&self, sample: &GumbelSample) -> Result<Vec<BlockSoftmaxes>> {
+        self.choices.softmaxes(self.parameters(), sample)
     }
 
-    /// The choices of a pass, and what the gradients by alpha and beta come from.
-    fn choices(&self, sample: &GumbelSample) -> Result<(Choices, Origin)> {
+    /// Relaxation of a pass on the network's device, and the softmaxes behind it.
+    fn relaxation(&self, sample: &GumbelSample) -> Result<(Relaxation, Softmaxes)> {
+        let position = self.config().mask;
+        let device = self.network.device();
         #[cfg(feature = "cuda")]
-        if let (Device::Cuda(_), Noise::Zero | Noise::Keyed(_)) = (&self.device, &sample.noise) {
-            let chosen = on_device::Chosen::new(self, sample)?;
-            let blocks = chosen.blocks(self);
-            let position = self.config.mask;
-            return Ok((Choices { position, blocks }, Origin::Kernel(chosen)));
+        if let (Device::Cuda(_), GumbelNoise::Zero | GumbelNoise::Keyed(_)) = (device, &sample.noise) {
+            let chosen = on_device::Chosen::new(&self.choices, self.parameters(), sample)?;
+            let blocks = chosen.blocks(&self.choices);
+            return Ok((Relaxation { position, blocks }, Softmaxes::Kernel(chosen)));
         }
-        let blocks: Vec<Choice> = (self.probabilities(sample)?.iter().zip(&self.masks))
-            .map(|(p, masks)| {
-                let gate = |g: &Option<Tensor>| g.as_ref().map(|g| Ok(width_mask::gate(g, masks)?)).transpose();
-                Ok(Choice { gates: p.width.iter().map(gate).collect::<Result<_>>()?, depth: p.depth.clone() })
-            })
-            .collect::<Result<_>>()?;
-        let to_device = |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(&self.device)).transpose();
-        let there = blocks
+        let recorded = self.choices.relaxation(self.parameters(), sample)?;
+        let to_device = |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(device)).transpose();
+        let blocks = recorded
             .iter()
-            .map(|choice| {
-                Ok(Choice {
-                    gates: (choice.gates.iter().map(to_device)).collect::<candle_core::Result<_>>()?,
-                    depth: to_device(&choice.depth)?,
-                })
+            .map(|block| {
+                let gates = block.gates.iter().map(to_device).collect::<candle_core::Result<_>>()?;
+                Ok(BlockRelaxation { gates, depth_weights: to_device(&block.depth_weights)? })
             })
             .collect::<Result<_>>()?;
-        let choices = Choices { position: self.config.mask, blocks: there };
-        Ok((choices, Origin::Graph(blocks)))
+        Ok((Relaxation { position, blocks }, Softmaxes::Graph(recorded)))
     }
 
-    /// Logits of every decoder stage, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`.
+    /// Logits of every decoder step, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`, and the trace for
+    /// [`Self::backward`]. candle's graph records nothing.
     ///
     /// # Errors
     /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
-    pub fn forward(&self, x: &Tensor, sample: &GumbelSample) -> Result<Vec<Tensor>> {
-        let (choices, _) = self.choices(sample)?;
-        self.network.forward(x, Some(&choices), true)
+    pub fn forward(&self, x: &Tensor, sample: &GumbelSample) -> Result<(Vec<Tensor>, SupernetTrace)> {
+        let (relaxation, softmaxes) = self.relaxation(sample)?;
+        let (logits, network) = self.network.forward(x, Some(&relaxation), self.precision)?;
+        Ok((logits, SupernetTrace { network, relaxation, softmaxes }))
     }
 
-    /// The finest logits alone, `[B, K, D, H, W]`.
+    /// Gradients of a scalar by the parameters of `role`, from its gradients by the logits of [`Self::forward`]: one per
+    /// scale, fine to coarse, none for scales that do not enter the scalar; the finest is required. With
+    /// [`Role::Architecture`] no weight gradient is computed. Maps are freed on the way.
+    ///
+    /// # Errors
+    /// If `trace` or `grad_logits` do not fit the supernet.
+    pub fn backward(&self, trace: SupernetTrace, grad_logits: Vec<Option<Tensor>>, role: Role) -> Result<Gradients> {
+        let SupernetTrace { network, relaxation, softmaxes } = trace;
+        let request = BackwardRequest { relaxation: Some(&relaxation), role, image: false };
+        let found = self.network.backward(network, grad_logits, request)?;
+        let mut gradients = found.parameters;
+        if role == Role::Architecture {
+            match &softmaxes {
+                Softmaxes::Graph(blocks) => {
+                    self.differentiate(&surrogate(blocks, &found.relaxation)?, &mut gradients)?;
+                }
+                #[cfg(feature = "cuda")]
+                Softmaxes::Kernel(chosen) => chosen.gradients(&self.choices, &found.relaxation, &mut gradients)?,
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// Finest logits, `[B, K, D, H, W]`, without a trace.
     ///
     /// # Errors
     /// As [`Self::forward`].
     pub fn predict(&self, x: &Tensor, sample: &GumbelSample) -> Result<Tensor> {
-        let (choices, _) = self.choices(sample)?;
-        Ok(self.network.forward(x, Some(&choices), false)?.swap_remove(0))
-    }
-
-    /// The deep-supervision loss and its gradients by the parameters of role `wanted`. `target`: `[B, D, H, W]`,
-    /// integers. With `Role::Architecture` no weight gradient is computed.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], or if the target does not fit.
-    pub fn loss_and_gradients(
-        &self,
-        x: &Tensor,
-        target: &Tensor,
-        sample: &GumbelSample,
-        wanted: Role,
-    ) -> Result<(f64, Gradients)> {
-        let (choices, origin) = self.choices(sample)?;
-        let (loss, mut gradients, by_choice) = self.network.loss_and_gradients(x, target, Some(&choices), wanted)?;
-        if wanted == Role::Architecture {
-            match &origin {
-                Origin::Graph(choices) => {
-                    self.architecture_gradients(choices, &by_choice, &mut gradients)?;
-                }
-                #[cfg(feature = "cuda")]
-                Origin::Kernel(chosen) => chosen.gradients(self, &by_choice, &mut gradients)?,
-            }
-        }
-        Ok((loss.value()?, gradients))
-    }
-
-    /// From gradients by gates and depth weights to those by alpha and beta, through candle's graph of the softmaxes.
-    fn architecture_gradients(
-        &self,
-        choices: &[Choice],
-        by_choice: &[ChoiceGradient],
-        gradients: &mut Gradients,
-    ) -> Result<()> {
-        let host = |t: &Tensor| t.to_device(&Device::Cpu);
-        let mut terms = Vec::new();
-        for (choice, gradient) in choices.iter().zip(by_choice) {
-            for (gate, g) in choice.gates.iter().zip(&gradient.gates) {
-                if let (Some(gate), Some(g)) = (gate, g) {
-                    terms.push((gate * host(g)?)?.sum_all()?);
-                }
-            }
-            if let Some(h) = &choice.depth {
-                let sums: Vec<Tensor> =
-                    gradient.depth.iter().map(|g| host(g)?.sum_all()).collect::<candle_core::Result<_>>()?;
-                terms.push((h * Tensor::stack(&sums, 0)?)?.sum_all()?);
-            }
-        }
-        self.differentiate(&Tensor::stack(&terms, 0)?.sum_all()?, gradients)
+        let (relaxation, _) = self.relaxation(sample)?;
+        self.network.predict(x, Some(&relaxation), self.precision)
     }
 
     /// Fills in the gradients of a scalar that candle's graph connects to the architecture parameters.
     pub(crate) fn differentiate(&self, scalar: &Tensor, gradients: &mut Gradients) -> Result<()> {
         let store = scalar.backward()?;
-        for (parameter, gradient) in self.network.parameters.iter().zip(gradients) {
+        for (parameter, gradient) in self.parameters().iter().zip(gradients) {
             if parameter.role == Role::Architecture {
                 *gradient = store.get(&parameter.var).cloned();
             }
@@ -355,13 +190,13 @@ impl Supernet {
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.
-    pub fn preferences(&self) -> Result<Vec<BlockPreference>> {
-        let softmax = |p: &Option<Tensor>| p.as_ref().map(vector_f64).transpose();
-        self.probabilities(&self.no_noise(1.0))?
+    pub fn probabilities(&self) -> Result<Vec<BlockProbabilities>> {
+        let numbers = |p: &Option<Tensor>| p.as_ref().map(vector_f64).transpose();
+        self.softmaxes(&self.no_noise(1.0))?
             .iter()
             .map(|p| {
-                let width = p.width.iter().map(softmax).collect::<Result<_>>()?;
-                Ok(BlockPreference { width, depth: softmax(&p.depth)? })
+                let width = p.width.iter().map(numbers).collect::<Result<_>>()?;
+                Ok(BlockProbabilities { width, depth: numbers(&p.depth)? })
             })
             .collect()
     }
@@ -371,31 +206,35 @@ impl Supernet {
     /// # Errors
     /// If a tensor cannot be read from its device.
     pub fn architecture(&self) -> Result<Architecture> {
+        let c = self.config();
         let blocks = self
-            .preferences()?
+            .probabilities()?
             .iter()
             .enumerate()
             .map(|(i, p)| {
-                let options = width_options(self.config.block_max_width(i));
-                let depth = p.depth.as_ref().map_or(self.config.max_depth, |h| argmax(h) + 1);
+                let options = width_options(c.block_max_width(i));
+                let depth = p.depth.as_ref().map_or(c.max_depth, |h| argmax(h) + 1);
                 p.width[..depth]
                     .iter()
-                    .map(|g| g.as_ref().map_or(self.config.block_max_width(i), |g| options[argmax(g)]))
+                    .map(|g| g.as_ref().map_or(c.block_max_width(i), |g| options[argmax(g)]))
                     .collect()
             })
             .collect();
-        let c = &self.config;
         Architecture::new(c.in_channels, c.num_classes, c.strides.clone(), c.kernels.clone(), blocks)
     }
 }
 
-/// Probabilities of one block's choices; `None` where the search space fixes them.
+/// Probabilities of one block's choices; none where the search space fixes them.
 #[derive(Clone, Debug)]
-pub struct BlockPreference {
+pub struct BlockProbabilities {
     /// Per layer, over the five widths.
     pub width: Vec<Option<Vec<f64>>>,
     /// Over the depths.
     pub depth: Option<Vec<f64>>,
+}
+
+fn vector_f64(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 
 fn argmax(x: &[f64]) -> usize {

@@ -1,7 +1,6 @@
 use super::*;
-use adw_tensor_ops::loss::DiceCe;
 use adw_tensor_ops::philox::{Purpose, Stream};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 fn config(space: SearchSpace) -> SupernetConfig {
     SupernetConfig {
@@ -38,6 +37,18 @@ fn shake(parameters: &[Parameter]) {
     }
 }
 
+fn supernet_loss(net: &Supernet, x: &Tensor, target: &Tensor, sample: &GumbelSample, role: Role) -> (f64, Gradients) {
+    let (logits, trace) = net.forward(x, sample).unwrap();
+    let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, target).unwrap();
+    (loss.value().unwrap(), net.backward(trace, grad_logits, role).unwrap())
+}
+
+fn unet_loss(net: &Unet, x: &Tensor, target: &Tensor) -> (f64, Gradients) {
+    let (logits, trace) = net.forward(x).unwrap();
+    let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, target).unwrap();
+    (loss.value().unwrap(), net.backward(trace, grad_logits).unwrap())
+}
+
 /// Compares gradients with central differences of `loss` at a few elements of every parameter.
 fn check_gradients(parameters: &[Parameter], gradients: &Gradients, loss: impl Fn() -> f64) -> usize {
     let step = 1e-5;
@@ -71,7 +82,7 @@ fn gradients_of_the_supernet() {
         let (x, target) = batch();
         let sample = net.sample(NoiseKey { seed: 1, epoch: 2, iteration: 3, pass: 1 }, 1.3).unwrap();
         for role in [Role::Weight, Role::Architecture] {
-            let run = || net.loss_and_gradients(&x, &target, &sample, role).unwrap();
+            let run = || supernet_loss(&net, &x, &target, &sample, role);
             let gradients = run().1;
             for (p, g) in net.parameters().iter().zip(&gradients) {
                 // The coarsest head does not reach the loss.
@@ -91,20 +102,21 @@ fn gradients_of_the_discrete_net() {
     let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
     shake(net.parameters());
     let (x, target) = batch();
-    let (_, gradients) = net.loss_and_gradients(&x, &target).unwrap();
-    assert!(check_gradients(net.parameters(), &gradients, || net.loss_and_gradients(&x, &target).unwrap().0) >= 40);
+    let (_, gradients) = unet_loss(&net, &x, &target);
+    assert!(check_gradients(net.parameters(), &gradients, || unet_loss(&net, &x, &target).0) >= 40);
 }
 
-/// The memory-saving forward pass gives the logits of the traced one: its loss is the same.
+/// The forward pass without a trace gives the finest logits of the traced one, and the loss of the trainers is that of
+/// candle's graph.
 #[test]
 fn both_forward_passes_agree() {
     let net = Supernet::new(config(SearchSpace::Joint), 1, DType::F64, &Device::Cpu).unwrap();
     let (x, target) = batch();
     let sample = net.no_noise(1.0);
-    let outputs = net.forward(&x, &sample).unwrap();
+    let (outputs, _) = net.forward(&x, &sample).unwrap();
     assert_eq!(outputs.iter().map(|o| o.dims().to_vec()).collect::<Vec<_>>(), [[2, 3, 4, 8, 4], [2, 3, 4, 4, 2]]);
     let loss = adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, DiceCe::default()).unwrap();
-    let traced = net.loss_and_gradients(&x, &target, &sample, Role::Weight).unwrap().0;
+    let traced = supernet_loss(&net, &x, &target, &sample, Role::Weight).0;
     assert!((loss.to_scalar::<f64>().unwrap() - traced).abs() < 1e-14);
     let finest = net.predict(&x, &sample).unwrap();
     let difference = (finest - &outputs[0]).unwrap().abs().unwrap().sum_all().unwrap();
@@ -178,6 +190,86 @@ fn a_decided_supernet_is_its_architecture() {
     assert!(difference < 1e-12, "{difference}");
 }
 
+/// As a module in candle's graph, the network has the gradients of its own backward pass, for the image too, and those
+/// agree with finite differences.
+#[test]
+fn gradients_of_the_module() {
+    let c = config(SearchSpace::Joint);
+    let blocks = vec![vec![3, 5], vec![7], vec![4, 6, 5], vec![8], vec![3, 2]];
+    let a = Architecture::new(2, 3, c.strides, c.kernels, blocks).unwrap();
+    let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
+    shake(net.parameters());
+    let (x, _) = batch();
+    let x = Var::from_tensor(&x).unwrap();
+    let weights = Tensor::from_vec(numbers(2, 2 * 3 * 4 * 8 * 4), (2, 3, 4, 8, 4), &Device::Cpu).unwrap();
+    let loss = |logits: &Tensor| (logits.sqr().unwrap() * &weights).unwrap().mean_all().unwrap();
+    let value = || loss(&net.predict(&x).unwrap()).to_scalar::<f64>().unwrap();
+
+    let of_module = loss(&x.apply(&net).unwrap());
+    assert_eq!(of_module.to_scalar::<f64>().unwrap(), value());
+    let store = of_module.backward().unwrap();
+    let by_candle: Gradients = net.parameters().iter().map(|p| store.get(&p.var).cloned()).collect();
+    assert!(check_gradients(net.parameters(), &by_candle, value) >= 40);
+    let image = Parameter { name: "x".into(), role: Role::Weight, var: x.clone() };
+    assert_eq!(check_gradients(&[image], &vec![store.get(&x).cloned()], value), 3);
+
+    // The same bits as by hand; zero where the finest logits do not depend on a parameter.
+    let (logits, trace) = net.forward(&x).unwrap();
+    let finest = Var::from_tensor(&logits[0]).unwrap();
+    let grad_logits = vec![loss(&finest).backward().unwrap().get(&finest).cloned(), None];
+    let by_hand = net.backward(trace, grad_logits).unwrap();
+    for ((p, candle), hand) in net.parameters().iter().zip(&by_candle).zip(&by_hand) {
+        let candle = candle.as_ref().unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        match hand {
+            Some(hand) => assert_eq!(candle, hand.flatten_all().unwrap().to_vec1::<f64>().unwrap(), "{}", p.name),
+            None => assert!(p.name == "head.0.weight" && candle.iter().all(|g| *g == 0.0), "{}", p.name),
+        }
+    }
+    // Its maps are gone.
+    let message = of_module.backward().err().unwrap().to_string();
+    assert!(message.contains("run the forward pass again"), "{message}");
+}
+
+/// A loss written with candle's ops trains the network like the built-in one.
+#[test]
+fn a_loss_of_candle_ops() {
+    let net = Supernet::new(config(SearchSpace::Joint), 1, DType::F64, &Device::Cpu).unwrap();
+    let ((x, target), sample) = (batch(), net.no_noise(1.0));
+    let own = |logits: &[Tensor], target: &Tensor| {
+        adw_tensor_ops::loss::deep_supervision_loss(logits, target, DiceCe::default()).map_err(Into::into)
+    };
+    let (logits, trace) = net.forward(&x, &sample).unwrap();
+    let (loss, grad_logits) = own.value_and_gradients(&logits, &target).unwrap();
+    let gradients = net.backward(trace, grad_logits, Role::Weight).unwrap();
+    let (expected_loss, expected) = supernet_loss(&net, &x, &target, &sample, Role::Weight);
+    assert!((loss.value().unwrap() - expected_loss).abs() < 1e-14);
+    for (got, expected) in gradients.iter().zip(&expected) {
+        assert_eq!(got.is_some(), expected.is_some());
+        if let (Some(got), Some(expected)) = (got, expected) {
+            let difference = (got - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(difference < 1e-14, "{difference}");
+        }
+    }
+}
+
+#[test]
+fn gradients_that_do_not_fit_the_logits_are_refused() {
+    let c = config(SearchSpace::Joint);
+    let a = Architecture::uniform(2, 3, c.strides, c.kernels, 2, 1, 3).unwrap();
+    let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
+    let (x, _) = batch();
+    let (logits, _) = net.forward(&x).unwrap();
+    for (grad_logits, word) in [
+        (vec![Some(logits[0].clone())], "1 logit gradients, expected one per scale: 2"),
+        (vec![None, Some(logits[1].clone())], "no gradient of the finest"),
+        (vec![Some(logits[1].clone()), None], "expected [2, 3, 4, 8, 4]"),
+    ] {
+        let (_, trace) = net.forward(&x).unwrap();
+        let message = net.backward(trace, grad_logits).unwrap_err().to_string();
+        assert!(message.contains(word), "{message}");
+    }
+}
+
 /// Counted layer by layer, by hand.
 #[test]
 fn cost_of_a_small_net() {
@@ -246,7 +338,7 @@ fn wrong_inputs_are_named() {
         (x((1, 2, 3, 8, 4)), "multiple of 2 on axis 0"),
         (x((1, 2, 4, 6, 4)), "multiple of 4 on axis 1"),
     ] {
-        let message = net.forward(&x, &sample).unwrap_err().to_string();
+        let message = net.forward(&x, &sample).err().unwrap().to_string();
         assert!(message.contains(word), "{message}");
     }
     let message = SupernetConfig { max_width: 10, ..config(SearchSpace::Joint) }.check().unwrap_err().to_string();

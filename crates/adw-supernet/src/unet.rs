@@ -2,28 +2,43 @@
 
 use crate::architecture::Architecture;
 use crate::error::Result;
-use crate::network::{Network, Widths};
+use crate::network::{BackwardRequest, Network, NetworkShape, Trace};
 use crate::parameters::{Builder, Gradients, Parameter, Role};
 use adw_tensor_ops::conv3d::Precision;
-use adw_tensor_ops::loss::DiceCe;
 use candle_core::{DType, Device, Tensor};
+use std::sync::Arc;
 
 /// A 3D U-Net built from an [`Architecture`]. Parameters are named `block.{i}.conv.{l}.weight|gamma|beta`,
 /// `up.{u}.weight`, `head.{u}.weight`.
 ///
+/// There are two ways to train it. [`forward`](Self::forward) and [`backward`](Self::backward) free every map as soon as
+/// its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
+/// network is part of candle's graph, with the same gradients.
+///
 /// ```
-/// use adw_supernet::{Architecture, Unet};
+/// use adw_supernet::{Architecture, Loss, Unet};
+/// use adw_tensor_ops::loss::DiceCe;
 /// use candle_core::{DType, Device, Tensor};
 ///
 /// let a = Architecture::uniform(1, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 4, 2, 3)?;
 /// let net = Unet::new(&a, 1, DType::F32, &Device::Cpu)?;
 /// let x = Tensor::randn(0f32, 1., (1, 1, 8, 12, 8), &Device::Cpu)?;
-/// assert_eq!(net.forward(&x)?[0].dims(), [1, 3, 8, 12, 8]);
+/// let target = Tensor::zeros((1, 8, 12, 8), DType::U8, &Device::Cpu)?;
+///
+/// let (logits, trace) = net.forward(&x)?;
+/// assert_eq!(logits[0].dims(), [1, 3, 8, 12, 8]);
+/// let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &target)?;
+/// let gradients = net.backward(trace, grad_logits)?;
+/// assert!(loss.value()?.is_finite() && gradients.len() == net.parameters().len());
+///
+/// let gradients = x.apply(&net)?.sqr()?.mean_all()?.backward()?;
+/// assert!(gradients.get(&net.parameters()[0].var).is_some());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Unet {
-    network: Network,
+    pub(crate) network: Arc<Network>,
     architecture: Architecture,
+    pub(crate) precision: Precision,
 }
 
 impl Unet {
@@ -34,14 +49,19 @@ impl Unet {
     pub fn new(architecture: &Architecture, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         architecture.check()?;
         let a = architecture;
-        let widths = Widths { blocks: a.blocks.clone(), ups: (0..a.poolings()).map(|u| a.up_width(u)).collect() };
-        let builder = Builder::new(seed, dtype, device);
-        let network =
-            Network::build(builder, a.in_channels, a.num_classes, &a.strides, &a.kernels, &widths, |_, _, _| Ok(()))?;
-        Ok(Self { network, architecture: a.clone() })
+        let shape = NetworkShape {
+            in_channels: a.in_channels,
+            num_classes: a.num_classes,
+            strides: &a.strides,
+            kernels: &a.kernels,
+            widths: a.blocks.clone(),
+            up_widths: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
+        };
+        let network = Network::build(Builder::new(seed, dtype, device), &shape, |_, _, _| Ok(()))?;
+        Ok(Self { network: Arc::new(network), architecture: a.clone(), precision: Precision::Full })
     }
 
-    /// What it was built from.
+    /// Architecture the network was built from.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
@@ -51,39 +71,36 @@ impl Unet {
         &self.network.parameters
     }
 
-    /// The constants of the loss; the paper's by default.
-    pub fn set_loss(&mut self, loss: DiceCe) {
-        self.network.loss = loss;
-    }
-
-    /// What the layers' factors are rounded to; [`Precision::Full`] at first. Where it is not
-    /// [available](Precision::is_available), passes fail.
+    /// Sets the precision of the convolutions' factors; [`Precision::Full`] at first. Passes fail where it is not
+    /// [available](Precision::is_available_on).
     pub fn set_precision(&mut self, precision: Precision) {
-        self.network.precision = precision;
+        self.precision = precision;
     }
 
-    /// Logits of every decoder stage, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`.
+    /// Logits of every decoder step, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`, and the trace for
+    /// [`Self::backward`]. candle's graph records nothing.
     ///
     /// # Errors
     /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
-    pub fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        self.network.forward(x, None, true)
+    pub fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Trace)> {
+        self.network.forward(x, None, self.precision)
     }
 
-    /// The finest logits alone, `[B, K, D, H, W]`.
+    /// Gradients of a scalar by the parameters, from its gradients by the logits of [`Self::forward`]: one per scale,
+    /// fine to coarse, none for scales that do not enter the scalar; the finest is required. Maps are freed on the way.
+    ///
+    /// # Errors
+    /// If `trace` or `grad_logits` do not fit the network.
+    pub fn backward(&self, trace: Trace, grad_logits: Vec<Option<Tensor>>) -> Result<Gradients> {
+        let request = BackwardRequest { relaxation: None, role: Role::Weight, image: false };
+        Ok(self.network.backward(trace, grad_logits, request)?.parameters)
+    }
+
+    /// Finest logits, `[B, K, D, H, W]`, without a trace.
     ///
     /// # Errors
     /// As [`Self::forward`].
     pub fn predict(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.network.forward(x, None, false)?.swap_remove(0))
-    }
-
-    /// The deep-supervision loss (before any weight decay) and its gradients. `target`: `[B, D, H, W]`, integers.
-    ///
-    /// # Errors
-    /// As [`Self::forward`], or if the target does not fit.
-    pub fn loss_and_gradients(&self, x: &Tensor, target: &Tensor) -> Result<(f64, Gradients)> {
-        let (loss, gradients, _) = self.network.loss_and_gradients(x, target, None, Role::Weight)?;
-        Ok((loss.value()?, gradients))
+        self.network.predict(x, None, self.precision)
     }
 }

@@ -5,8 +5,8 @@ use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    Architecture, CostUnit, GatePosition, GumbelSample, Noise, NoiseKey, Precision, Role, SearchSpace, Supernet,
-    SupernetConfig, Unet,
+    Architecture, CostUnit, DiceCe, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Precision,
+    Role, SearchSpace, Supernet, SupernetConfig, Unet,
 };
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -47,6 +47,13 @@ fn batch(index: u32, [d, h, w]: [usize; 3]) -> Batch {
     Batch { x: numbers(index, &[2, 1, d, h, w]), target: labels(index + 1, &[2, d, h, w], 3) }
 }
 
+fn loss_and_gradients(net: &Supernet, batch: &Batch, sample: &GumbelSample, role: Role) -> (f64, Gradients) {
+    let (logits, trace) = net.forward(&batch.x, sample).unwrap();
+    let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &batch.target).unwrap();
+    let gradients = net.backward(trace, grad_logits, role).unwrap();
+    (loss.value().unwrap(), gradients)
+}
+
 const SMALL: [usize; 3] = [4, 8, 8];
 
 const KEY: NoiseKey = NoiseKey { seed: 11, epoch: 2, iteration: 5, pass: 1 };
@@ -56,17 +63,15 @@ fn a_pass_of_the_supernet() {
     for (mask, anisotropic) in [(GatePosition::PreNorm, false), (GatePosition::PostNorm, true)] {
         let [cpu, cuda] = pair(&config(mask, anisotropic));
         let (sample, batch) = (cpu.sample(KEY, 0.7).unwrap(), batch(1, SMALL));
-        let expected = cpu.forward(&batch.x, &sample).unwrap();
-        for (scale, (got, expected)) in cuda.forward(&batch.x, &sample).unwrap().iter().zip(&expected).enumerate() {
+        let (expected, _) = cpu.forward(&batch.x, &sample).unwrap();
+        for (scale, (got, expected)) in cuda.forward(&batch.x, &sample).unwrap().0.iter().zip(&expected).enumerate() {
             close(&format!("logits {scale}"), got, expected, 1e-4);
         }
         for role in [Role::Weight, Role::Architecture] {
-            let run = |net: &Supernet, sample: &GumbelSample| {
-                net.loss_and_gradients(&batch.x, &batch.target, sample, role).unwrap()
-            };
+            let run = |net: &Supernet, sample: &GumbelSample| loss_and_gradients(net, &batch, sample, role);
             let (expected_loss, expected) = run(&cpu, &sample);
             // The same noise drawn by the kernel, and handed in.
-            let given = GumbelSample { noise: Noise::Given(cpu.noise(&sample).unwrap()), tau: sample.tau };
+            let given = GumbelSample { noise: GumbelNoise::Given(cpu.noise(&sample).unwrap()), tau: sample.tau };
             for (way, sample) in [("keyed", &sample), ("given", &given)] {
                 let (loss, gradients) = run(&cuda, sample);
                 assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{way}: {loss}, {expected_loss}");
@@ -100,7 +105,7 @@ fn a_pass_in_bf16() {
     assert_eq!(got.dtype(), DType::BF16);
     close("logits", &got, &expected, 5e-2);
     for role in [Role::Weight, Role::Architecture] {
-        let run = |net: &Supernet| net.loss_and_gradients(&batch.x, &batch.target, &sample, role).unwrap();
+        let run = |net: &Supernet| loss_and_gradients(net, &batch, &sample, role);
         let ((loss, gradients), (expected_loss, expected)) = (run(&cuda), run(&cpu));
         assert!((loss - expected_loss).abs() < 2e-2 * expected_loss);
         let all = |g: &[Option<Tensor>]| {
@@ -125,7 +130,9 @@ fn a_bilevel_step() {
     let penalty = CostPenalty { unit: CostUnit::Macs, weight: 0.1, budget: 1e6, patch: [4, 8, 8] };
     let reports = [&cpu, &cuda].map(|net| {
         let mut optimizers = BilevelOptimizers::new(net, &search);
+        let loss = DiceCe::default();
         let settings = BilevelSettings {
+            loss: &loss,
             arch_lr: search.arch_lr,
             lr: 1e-2,
             clip: 12.0,
@@ -163,8 +170,13 @@ fn a_discrete_network() {
     let [cpu, cuda] = [Device::Cpu, device()].map(|d| Unet::new(&architecture, 5, DType::F32, &d).unwrap());
     let (x, target) = (numbers(1, &[1, 2, 8, 4, 8]), labels(2, &[1, 8, 4, 8], 3));
     close("logits", &cuda.predict(&x).unwrap(), &cpu.predict(&x).unwrap(), 1e-4);
-    let (loss, gradients) = cuda.loss_and_gradients(&x, &target).unwrap();
-    let (expected_loss, expected) = cpu.loss_and_gradients(&x, &target).unwrap();
+    let run = |net: &Unet| {
+        let (logits, trace) = net.forward(&x).unwrap();
+        let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &target).unwrap();
+        let gradients = net.backward(trace, grad_logits).unwrap();
+        (loss.value().unwrap(), gradients)
+    };
+    let ((loss, gradients), (expected_loss, expected)) = (run(&cuda), run(&cpu));
     assert!((loss - expected_loss).abs() < 1e-5 * expected_loss);
     for ((got, expected), p) in gradients.iter().zip(&expected).zip(cpu.parameters()) {
         if let (Some(got), Some(expected)) = (got, expected) {

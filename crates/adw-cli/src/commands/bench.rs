@@ -7,7 +7,7 @@ use adw_cuda::{
     work::{Machine, Recorder},
 };
 use adw_search::{ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step, weight_step};
-use adw_supernet::{NoiseKey, SearchSpace, Supernet, SupernetConfig};
+use adw_supernet::{DiceCe, NoiseKey, SearchSpace, Supernet, SupernetConfig};
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -53,7 +53,9 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     let batch = random_batch(args, [d, h, w], &device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
+    let loss = DiceCe::default();
     let settings = BilevelSettings {
+        loss: &loss,
         arch_lr: config.arch_lr,
         lr: 1e-2,
         clip: config.clip,
@@ -78,7 +80,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         }
         let mut work = || {
             match pass {
-                Pass::Inference => drop(net.forward(&batch.x, &no_noise)?),
+                Pass::Inference => drop(net.predict(&batch.x, &no_noise)?),
                 Pass::Weights => {
                     weight_step(&net, &mut optimizers, &settings, &batch, &noise)?;
                 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
-use adw_supernet::{Architecture, Unet};
+use adw_supernet::{Architecture, DiceCe, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use msd_data::{EvaluationOptions, Report, evaluate_folder, write_labels};
@@ -230,7 +230,7 @@ impl Job<'_> {
             arch_steps: 0,
         };
         let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
-        let trained = retrain(&mut net, &settings.retrain, &options, &mut source, &mut |event| {
+        let trained = retrain(&mut net, &DiceCe::default(), &settings.retrain, &options, &mut source, &mut |event| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
             ControlFlow::Continue(())
         });

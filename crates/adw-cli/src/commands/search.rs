@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
 use adw_search::{ArchBatches, Part, RunOptions, SearchRow, search};
-use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
+use adw_supernet::{Architecture, DiceCe, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
 use candle_core::DType;
 use serde_json::json;
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         },
     };
     let mut reporter = training::Reporter::new("search", work, args.process.json);
-    let found = search(&mut net, patch, &settings.search, &options, &mut source, &mut |event| {
+    let found = search(&mut net, patch, &DiceCe::default(), &settings.search, &options, &mut source, &mut |event| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
         ControlFlow::Continue(())
     });

@@ -58,6 +58,12 @@ enum Pending {
     OnDevice(on_device::Losses),
 }
 
+impl From<f64> for PendingLoss {
+    fn from(loss: f64) -> Self {
+        Self(Pending::Known(loss))
+    }
+}
+
 impl PendingLoss {
     /// The number. On a CUDA device this waits for everything that was launched before, so ask late.
     ///
