@@ -17,7 +17,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(channels: [usize; 2], stride: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(channels: [usize; 2], stride: usize, vb: &VarBuilder) -> Result<Self> {
         let conv = Conv3dConfig { stride: [stride; 3], padding: [1; 3], ..Conv3dConfig::default() };
         let norm = InstanceNorm3dConfig { affine: true, leaky_relu_slope: Some(0.01), ..Default::default() };
         Ok(Self {
@@ -42,13 +42,13 @@ struct SmallUnet {
 }
 
 impl SmallUnet {
-    fn new(vb: VarBuilder) -> Result<Self> {
+    fn new(vb: &VarBuilder) -> Result<Self> {
         let up = ConvTranspose3dConfig { stride: [2; 3], ..ConvTranspose3dConfig::default() };
         Ok(Self {
-            encoder: Block::new([1, 8], 1, vb.pp("encoder"))?,
-            bottleneck: Block::new([8, 16], 2, vb.pp("bottleneck"))?,
+            encoder: Block::new([1, 8], 1, &vb.pp("encoder"))?,
+            bottleneck: Block::new([8, 16], 2, &vb.pp("bottleneck"))?,
             up: conv_transpose3d(16, 8, [2; 3], up, vb.pp("up"))?,
-            decoder: Block::new([16, 8], 1, vb.pp("decoder"))?,
+            decoder: Block::new([16, 8], 1, &vb.pp("decoder"))?,
             head: conv3d(8, 2, [1; 3], Conv3dConfig::default(), vb.pp("head"))?,
         })
     }
@@ -75,7 +75,7 @@ fn cube(step: usize) -> Result<(Tensor, Tensor)> {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let variables = VarMap::new();
-    let net = SmallUnet::new(VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let net = SmallUnet::new(&VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
     let mut optimizer = AdamW::new(variables.all_vars(), ParamsAdamW { lr: 0.01, ..ParamsAdamW::default() })?;
     let (mut first, mut last) = (None, 0.0);
     for step in 0..60 {
