@@ -1,6 +1,8 @@
+//! Geometry of convolutions, and sizes that tensors can have.
+
 use crate::error::{Error, Result};
 
-/// Kernel, stride and zero padding of a 3D convolution, each per axis in the order D, H, W.
+/// Kernel, stride, zero padding and dilation of a 3D convolution, each per axis in the order D, H, W.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv3dGeometry {
     /// Size of the kernel.
@@ -9,48 +11,64 @@ pub struct Conv3dGeometry {
     pub stride: [usize; 3],
     /// Zeros put before and after the input.
     pub padding: [usize; 3],
+    /// Distance of neighbouring kernel elements, in input voxels; 1 for an ordinary convolution.
+    pub dilation: [usize; 3],
 }
 
 impl Conv3dGeometry {
-    /// Padding `(k - 1) / 2`: with an odd kernel and stride 1 the output is as large as the input.
-    pub fn same(kernel: [usize; 3], stride: [usize; 3]) -> Self {
-        Self { kernel, stride, padding: kernel.map(|k| (k.max(1) - 1) / 2) }
+    /// An ordinary convolution: no dilation.
+    pub const fn new(kernel: [usize; 3], stride: [usize; 3], padding: [usize; 3]) -> Self {
+        Self { kernel, stride, padding, dilation: [1; 3] }
+    }
+
+    /// Padding `(k - 1) / 2` and no dilation: with an odd kernel and stride 1 the output is as large as the input.
+    pub const fn same(kernel: [usize; 3], stride: [usize; 3]) -> Self {
+        let [d, h, w] = kernel;
+        let padding = [d.saturating_sub(1) / 2, h.saturating_sub(1) / 2, w.saturating_sub(1) / 2];
+        Self::new(kernel, stride, padding)
     }
 
     /// Kernel = stride, no padding: the geometry of the U-Net's transposed convolutions.
-    pub fn non_overlapping(stride: [usize; 3]) -> Self {
-        Self { kernel: stride, stride, padding: [0; 3] }
+    pub const fn non_overlapping(stride: [usize; 3]) -> Self {
+        Self::new(stride, stride, [0; 3])
     }
 
-    /// `floor((n + 2 padding - kernel) / stride) + 1` per axis.
+    /// Input positions from the first to the last that the dilated kernel covers along an axis.
+    fn reach(&self, axis: usize) -> usize {
+        self.kernel[axis].saturating_sub(1).saturating_mul(self.dilation[axis]).saturating_add(1)
+    }
+
+    /// Size of the output of an input of size `input`: `floor((n + 2 padding - dilation (kernel - 1) - 1) / stride) + 1` per
+    /// axis. Errors name `op`.
     ///
     /// # Errors
-    /// If a kernel or stride is 0, or the kernel does not fit into the padded input.
+    /// If a kernel, stride or dilation is 0, or the dilated kernel does not fit into the padded input.
     pub fn output_size(&self, op: &'static str, input: [usize; 3]) -> Result<[usize; 3]> {
         let mut out = [0; 3];
         for i in 0..3 {
-            let (k, s, padded) =
-                (self.kernel[i], self.stride[i], self.padding[i].saturating_mul(2).saturating_add(input[i]));
-            if k == 0 || s == 0 || k > padded {
+            let (k, s, dilation, reach) = (self.kernel[i], self.stride[i], self.dilation[i], self.reach(i));
+            let padded = self.padding[i].saturating_mul(2).saturating_add(input[i]);
+            if k == 0 || s == 0 || dilation == 0 || reach > padded {
                 return Err(Error::Argument {
                     op,
                     what: format!(
-                        "kernel {:?}, stride {:?} and padding {:?} do not fit an input of {input:?}: kernel and stride \
-                         must be at least 1, and the kernel no larger than the padded input",
-                        self.kernel, self.stride, self.padding
+                        "kernel {:?}, stride {:?}, padding {:?} and dilation {:?} do not fit an input of {input:?}: kernel, \
+                         stride and dilation must be at least 1, and the dilated kernel no larger than the padded input",
+                        self.kernel, self.stride, self.padding, self.dilation
                     ),
                 });
             }
-            out[i] = (padded - k) / s + 1;
+            out[i] = (padded - reach) / s + 1;
         }
         Ok(out)
     }
 
-    /// Output size of the transposed convolution, `(n - 1) stride - 2 padding + kernel + output_padding` per axis: the
-    /// input size of the convolution whose output size is `input`. Several have that, `output_padding` picks one.
+    /// Output size of the transposed convolution, `(n - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1`
+    /// per axis: the input size of the convolution whose output size is `input`. Several have that, `output_padding` picks
+    /// one.
     ///
     /// # Errors
-    /// If a kernel or stride is 0, the output padding is not smaller than the stride, or nothing is left of the output.
+    /// If a kernel, stride or dilation is 0, the output padding is not smaller than the stride, or nothing is left of the output.
     pub fn transposed_size(
         &self,
         op: &'static str,
@@ -60,15 +78,19 @@ impl Conv3dGeometry {
         let mut out = [0; 3];
         for i in 0..3 {
             let (k, s, p) = (self.kernel[i], self.stride[i], self.padding[i]);
-            if k == 0 || s == 0 || output_padding[i] >= s {
+            if k == 0 || s == 0 || self.dilation[i] == 0 || output_padding[i] >= s {
                 let what = format!(
-                    "kernel {:?}, stride {:?} and output padding {output_padding:?}: kernel and stride must be at least \
-                     1, and the output padding smaller than the stride",
-                    self.kernel, self.stride
+                    "kernel {:?}, stride {:?}, dilation {:?} and output padding {output_padding:?}: kernel, stride and \
+                     dilation must be at least 1, and the output padding smaller than the stride",
+                    self.kernel, self.stride, self.dilation
                 );
                 return Err(Error::Argument { op, what });
             }
-            let whole = input[i].saturating_sub(1).saturating_mul(s).saturating_add(k + output_padding[i]);
+            let whole = input[i]
+                .saturating_sub(1)
+                .saturating_mul(s)
+                .saturating_add(self.reach(i))
+                .saturating_add(output_padding[i]);
             out[i] = whole.saturating_sub(p.saturating_mul(2));
             if input[i] == 0 || out[i] == 0 {
                 let what = format!("padding {:?} leaves nothing of the output for an input of {input:?}", self.padding);
@@ -79,8 +101,10 @@ impl Conv3dGeometry {
     }
 }
 
-/// The number of elements of a tensor of these dimensions, if one can exist: every dimension at least 1, and no more
-/// bytes than an allocation may have.
+/// The number of elements of a tensor of these dimensions.
+///
+/// # Errors
+/// If no such tensor can exist: a dimension is 0, or it takes more bytes than an allocation may have.
 pub(crate) fn num_elements(op: &'static str, what: &'static str, dims: &[usize]) -> Result<usize> {
     const LARGEST: usize = isize::MAX as usize / size_of::<f64>();
     let n = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= LARGEST);

@@ -1,3 +1,4 @@
+use crate::conv3d::amx::Amx;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,7 @@ impl Precision {
 
     /// Returns true if this processor, and the system it runs under, can compute in the precision.
     pub fn is_available(self) -> bool {
-        self == Self::Full || crate::conv3d::has_matrix_unit()
+        self == Self::Full || Amx::detect().is_some()
     }
 
     /// Precision of maps with this element type on a CUDA device; `None` for types that kernels do not have.

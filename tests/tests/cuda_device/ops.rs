@@ -110,7 +110,7 @@ fn convolutions_in_bf16() {
         (&[24], 16, [2, 2, 2], [2, 2, 2]),
         (&[8], 3, [1, 1, 1], [1, 1, 1]),
     ] {
-        let geometry = Conv3dGeometry { kernel, stride, padding: kernel.map(|k| k % 2 * (k / 2)) };
+        let geometry = Conv3dGeometry::new(kernel, stride, kernel.map(|k| k % 2 * (k / 2)));
         let size = [4, 6, 8];
         let shape = |[d, h, w]: [usize; 3], c| [2, d, h, w, c];
         let maps: Vec<Tensor> =

@@ -1,24 +1,20 @@
-//! Passes of the convolution on the processor.
+//! The passes of a convolution on the CPU, and the choice of an algorithm for each of their jobs.
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
-use super::correlate::{Axis, Correlation, Tap, WeightLayout};
-use super::grad_weight;
+use super::amx::{self, Amx};
+use super::job::{Axis, ConvShape, Correlation, Norm, Source, WeightGradient};
 use super::kernels::{Conv3dKernels, Input, input_dims};
-use super::tile::{Norm, Source};
+use super::{direct, winograd};
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
-use crate::geometry::{Conv3dGeometry, num_elements};
+use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
 use crate::norm_act::Moments;
-use crate::norm_act::cpu as norm_cpu;
+use crate::norm_act::cpu::{self as norm_cpu, BlockMoments};
 use crate::precision::Precision;
-use crate::raw_output::filled;
+use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{Computed, read, tensor, with_element};
 use candle_core::Tensor;
-#[cfg(target_arch = "x86_64")]
-use std::any::TypeId;
 use std::ops::Range;
 
 impl Conv3dKernels for Cpu {
@@ -31,17 +27,20 @@ impl Conv3dKernels for Cpu {
         with_moments: bool,
     ) -> Result<(Computed, Option<Moments>)> {
         const OP: &str = "conv3d";
-        let (batch, size, _) = input_dims(OP, inputs)?;
-        let (out, co) = (geometry.output_size(OP, size)?, weight.dims()[0]);
-        let means = Means::of(OP, precision)?;
+        let config = KernelConfig::for_precision(OP, precision)?;
+        let (batch, input, in_channels) = input_dims(OP, inputs)?;
+        let (output, out_channels) = (geometry.output_size(OP, input)?, weight.dims()[0]);
+        let shape = ConvShape { batch, input, output, in_channels, out_channels, geometry };
         with_element!(OP, weight, T => with_sources::<T, _>(OP, inputs, |sources| {
             let weight = read(OP, "weight", weight)?;
-            let (y, moments) = forward_cpu(means, sources, batch, size, weight.slice::<T>()?, co, geometry, with_moments)?;
+            let (y, moments) = convolve(config, &shape, sources, weight.slice::<T>()?, with_moments);
+            let per_channel = |v| tensor::<T>(v, (batch, out_channels));
             let moments = match moments {
                 None => None,
-                Some(m) => Some(Moments::joined(tensor(m.mean, (batch, co))?, tensor(m.variance, (batch, co))?)),
+                Some(m) => Some(Moments::joined(per_channel(m.mean)?, per_channel(m.variance)?)),
             };
-            Ok((Computed::on_host(y, (batch, out[0], out[1], out[2], co)), moments))
+            let [d, h, w] = output;
+            Ok((Computed::on_host(y, (batch, d, h, w, out_channels)), moments))
         }))
     }
 
@@ -55,13 +54,14 @@ impl Conv3dKernels for Cpu {
         channels: Range<usize>,
     ) -> Result<Computed> {
         const OP: &str = "conv3d input gradient";
-        let (batch, out, _) = map_dims(OP, "grad_output", grad_output.map)?;
-        let ci = weight.dims()[1];
-        let means = Means::of(OP, precision)?;
-        with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |sources| {
-            let (weight, n) = (read(OP, "weight", weight)?, channels.len());
-            let data = grad_input_cpu(means, sources, batch, out, weight.slice::<T>()?, ci, geometry, size, channels);
-            Ok(Computed::on_host(data, (batch, size[0], size[1], size[2], n)))
+        let config = KernelConfig::for_precision(OP, precision)?;
+        let (batch, output, out_channels) = map_dims(OP, "grad_output", grad_output.map)?;
+        let in_channels = weight.dims()[1];
+        let shape = ConvShape { batch, input: size, output, in_channels, out_channels, geometry };
+        with_element!(OP, weight, T => with_sources::<T, _>(OP, &[grad_output], |grad_output| {
+            let weight = read(OP, "weight", weight)?;
+            let gradient = input_gradient(config, &shape, grad_output, weight.slice::<T>()?, &channels);
+            Ok(Computed::on_host(gradient, (batch, size[0], size[1], size[2], channels.len())))
         }))
     }
 
@@ -73,100 +73,22 @@ impl Conv3dKernels for Cpu {
         precision: Precision,
     ) -> Result<Computed> {
         const OP: &str = "conv3d weight gradient";
-        let (batch, input, ci) = input_dims(OP, inputs)?;
-        let (_, output, co) = map_dims(OP, "grad_output", grad_output.map)?;
-        let means = Means::of(OP, precision)?;
+        let config = KernelConfig::for_precision(OP, precision)?;
+        let (batch, input, in_channels) = input_dims(OP, inputs)?;
+        let (_, output, out_channels) = map_dims(OP, "grad_output", grad_output.map)?;
+        let shape = ConvShape { batch, input, output, in_channels, out_channels, geometry };
         let [kd, kh, kw] = geometry.kernel;
         with_element!(OP, grad_output.map, T => with_sources::<T, _>(OP, inputs, |sources| {
-            with_sources::<T, _>(OP, &[grad_output], |grad| {
-                let grad_output = grad[0];
-                let job = grad_weight::GradWeight { means, batch, input, output, sources, grad_output, geometry };
-                Ok(Computed::on_host(job.run(), (co, ci, kd, kh, kw)))
+            with_sources::<T, _>(OP, &[grad_output], |grad_output| {
+                let gradient = weight_gradient(config, &shape, sources, grad_output[0]);
+                Ok(Computed::on_host(gradient, (out_channels, in_channels, kd, kh, kw)))
             })
         }))
     }
 }
 
-/// Returns true if the processor has a matrix unit for bf16 that this process may use.
-pub(crate) fn has_matrix_unit() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return amx::Amx::detect().is_some();
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
-/// How a pass is computed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Means {
-    pub(crate) set: InstructionSet,
-    pub(crate) algorithm: Algorithm,
-    /// What f32 maps are multiplied with instead, rounded to bf16.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) amx: Option<amx::Amx>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-// Tests ask for one of the two.
-#[cfg_attr(not(test), allow(dead_code))]
-pub(crate) enum Algorithm {
-    /// The one of the two that has less to do.
-    Fastest,
-    /// The sum as it stands, see [`correlate`] and [`grad_weight`].
-    Direct,
-    /// See [`winograd`]; where it cannot be had, the direct sum.
-    Winograd,
-}
-
-impl Means {
-    /// What this processor does best.
-    pub(crate) fn best() -> Self {
-        Self {
-            set: InstructionSet::detect(),
-            algorithm: Algorithm::Fastest,
-            #[cfg(target_arch = "x86_64")]
-            amx: None,
-        }
-    }
-
-    /// What it does best in this precision.
-    fn of(op: &'static str, precision: Precision) -> Result<Self> {
-        if !precision.is_available() {
-            return Err(Error::Argument {
-                op,
-                what: "this processor has no matrix unit for bf16 (Intel AMX), expected full precision".into(),
-            });
-        }
-        Ok(Self {
-            #[cfg(target_arch = "x86_64")]
-            amx: match precision {
-                Precision::Full => None,
-                Precision::Bf16 => amx::Amx::detect(),
-            },
-            ..Self::best()
-        })
-    }
-}
-
-/// A job on maps of `T` as what it is if `T` is f32.
-///
-/// # Safety
-/// `F` is `J` with f32 in the place of `T`.
-#[cfg(target_arch = "x86_64")]
-pub(super) unsafe fn of_f32<T: Element, J, F>(job: &J) -> Option<&F> {
-    let is_f32 = TypeId::of::<T>() == TypeId::of::<f32>();
-    // SAFETY: with `T` being f32, both are one type.
-    is_f32.then(|| unsafe { &*std::ptr::from_ref(job).cast() })
-}
-
-/// A value of a type that is known to be the other.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn same<A: 'static, B: 'static>(value: A) -> B {
-    let any: Box<dyn std::any::Any> = Box::new(value);
-    *any.downcast().expect("the caller has compared the types")
-}
-
-/// Runs `f` with the inputs as slices.
-pub(crate) fn with_sources<T: Element, R>(
+/// Calls `f` with the elements of the inputs, locked for reading.
+fn with_sources<T: Element, R>(
     op: &'static str,
     inputs: &[Input],
     f: impl FnOnce(&[Source<T>]) -> Result<R>,
@@ -188,8 +110,7 @@ pub(crate) fn with_sources<T: Element, R>(
         let norm = match norm {
             None => None,
             Some((scale, shift, slope)) => {
-                let (scale, shift) = (scale.slice::<T>()?, shift.slice::<T>()?);
-                Some(Norm { scale, shift, slope: T::from_f64(*slope) })
+                Some(Norm { scale: scale.slice()?, shift: shift.slice()?, slope: T::from_f64(*slope) })
             }
         };
         sources.push(Source { data: map.slice()?, channels, norm });
@@ -197,94 +118,173 @@ pub(crate) fn with_sources<T: Element, R>(
     f(&sources)
 }
 
-pub(crate) fn forward_cpu<T: Element>(
-    means: Means,
-    sources: &[Source<T>],
-    batch: usize,
-    size: [usize; 3],
-    weight: &[T],
-    co: usize,
-    geometry: Conv3dGeometry,
-    with_moments: bool,
-) -> Result<(Vec<T>, Option<norm_cpu::Moments<T>>)> {
-    let out = geometry.output_size("conv3d", size)?;
-    let elements = num_elements("conv3d", "output", &[batch, out[0], out[1], out[2], co])?;
-    let [_, kh, kw] = geometry.kernel;
-    let taps = geometry.kernel.iter().product::<usize>();
-    let ci: usize = sources.iter().map(|s| s.channels).sum();
-    let axes = [0, 1, 2].map(|i| Axis {
-        input: size[i],
-        step: geometry.stride[i],
-        taps: (0..geometry.kernel[i])
-            .map(|k| Tap { offset: k as isize - geometry.padding[i] as isize, weight: k })
-            .collect(),
-        count: out[i],
-        output: out[i],
-        out_step: 1,
-        out_offset: 0,
-    });
-    let layout = WeightLayout { base: 0, k_stride: taps, lane_stride: ci * taps, tap_strides: [kh * kw, kw, 1] };
-    let job = Correlation { means, batch, axes, sources, out_channels: co, weight, layout };
-    let mut moments = None;
-    // SAFETY: with output step 1, the correlation writes every element.
-    let y = unsafe {
-        filled(elements, |o| {
-            let blocks = job.run(o, with_moments);
-            moments = with_moments.then(|| norm_cpu::join_moments(&blocks, batch, co));
-        })
-    };
-    Ok((y, moments))
+/// Kernels that a pass may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelConfig {
+    pub(crate) instruction_set: InstructionSet,
+    pub(crate) winograd: WinogradUse,
+    /// Matrix unit that multiplies maps of f32, rounded to bf16.
+    pub(crate) amx: Option<Amx>,
 }
 
-pub(crate) fn grad_input_cpu<T: Element>(
-    means: Means,
-    sources: &[Source<T>],
-    batch: usize,
-    out: [usize; 3],
-    weight: &[T],
-    ci: usize,
-    geometry: Conv3dGeometry,
-    size: [usize; 3],
-    channels: Range<usize>,
-) -> Vec<T> {
-    let [_, kh, kw] = geometry.kernel;
-    let taps = geometry.kernel.iter().product::<usize>();
-    let layout = WeightLayout {
-        base: channels.start * taps,
-        k_stride: ci * taps,
-        lane_stride: taps,
-        tap_strides: [kh * kw, kw, 1],
-    };
-    // Input positions i = residue + stride q. Output o reaches i through tap k iff o = q + (residue + padding - k) / stride.
-    let axis = |i: usize, residue: usize| {
-        let (s, p) = (geometry.stride[i], geometry.padding[i]);
-        Axis {
-            input: out[i],
-            step: 1,
-            taps: (0..geometry.kernel[i])
-                .rev()
-                .filter(|k| (residue + p + s * geometry.kernel[i] - k).is_multiple_of(s))
-                .map(|k| Tap { offset: (residue as isize + p as isize - k as isize) / s as isize, weight: k })
-                .collect(),
-            count: size[i].saturating_sub(residue).div_ceil(s),
-            output: size[i],
-            out_step: s,
-            out_offset: residue,
+/// Jobs that Winograd's transforms are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests compare the algorithms"))]
+pub(crate) enum WinogradUse {
+    /// Jobs that they make cheaper.
+    IfCheaper,
+    /// All jobs that they support.
+    IfSupported,
+    /// None.
+    Never,
+}
+
+impl KernelConfig {
+    /// The fastest kernels of this processor in full precision.
+    pub(crate) fn fastest() -> Self {
+        Self { instruction_set: InstructionSet::detect(), winograd: WinogradUse::IfCheaper, amx: None }
+    }
+
+    /// The fastest kernels of this processor in `precision`.
+    fn for_precision(op: &'static str, precision: Precision) -> Result<Self> {
+        match precision {
+            Precision::Full => Ok(Self::fastest()),
+            Precision::Bf16 => match Amx::detect() {
+                Some(amx) => Ok(Self { amx: Some(amx), ..Self::fastest() }),
+                None => Err(Error::Argument {
+                    op,
+                    what: "this processor has no matrix unit for bf16 (Intel AMX), expected full precision".into(),
+                }),
+            },
         }
+    }
+
+    /// Chooses the algorithm of a job with these axes: the matrix unit where it may be used and `amx_supports` the job,
+    /// Winograd's transforms where they are cheaper, else the direct sum.
+    fn choose<T: ConvElement>(
+        self,
+        axes: &[Axis; 3],
+        batch: usize,
+        [in_channels, out_channels]: [usize; 2],
+        amx_supports: bool,
+    ) -> Algorithm<T> {
+        if let (true, Some(amx), Some(kernels)) = (amx_supports, self.amx, T::AMX) {
+            return Algorithm::Amx(amx, kernels);
+        }
+        let use_winograd = match self.winograd {
+            WinogradUse::IfCheaper => {
+                winograd::supports(axes) && winograd::is_cheaper(axes, batch, in_channels, out_channels)
+            }
+            WinogradUse::IfSupported => winograd::supports(axes),
+            WinogradUse::Never => false,
+        };
+        if use_winograd { Algorithm::Winograd } else { Algorithm::Direct }
+    }
+}
+
+/// Algorithm of a job on maps of `T`.
+enum Algorithm<T: 'static> {
+    Direct,
+    Winograd,
+    Amx(Amx, &'static AmxKernels<T>),
+}
+
+/// The two jobs on the matrix unit.
+pub(crate) struct AmxKernels<T> {
+    correlate: unsafe fn(Amx, &Correlation<T>, SharedOut<T>, bool) -> Vec<BlockMoments<T>>,
+    weight_gradient: fn(Amx, &WeightGradient<T>) -> Vec<T>,
+}
+
+/// An element type of a convolution's maps and weights.
+pub(crate) trait ConvElement: Element {
+    /// Kernels of the matrix unit, for types that it multiplies.
+    const AMX: Option<&'static AmxKernels<Self>> = None;
+}
+
+impl ConvElement for f64 {}
+
+impl ConvElement for f32 {
+    const AMX: Option<&'static AmxKernels<Self>> =
+        Some(&AmxKernels { correlate: amx::correlation::run, weight_gradient: amx::weight_gradient::run });
+}
+
+/// Runs a correlation by the algorithm that suits it.
+///
+/// # Safety
+/// `out` is valid for the whole output map, and nothing else accesses the outputs of the job.
+unsafe fn correlate<T: ConvElement>(
+    config: KernelConfig,
+    job: &Correlation<T>,
+    out: SharedOut<T>,
+    with_moments: bool,
+) -> Vec<BlockMoments<T>> {
+    if job.is_empty() {
+        return Vec::new();
+    }
+    let set = config.instruction_set;
+    let channels = [job.k_channels(), job.out_channels];
+    let algorithm = config.choose(&job.axes, job.batch, channels, amx::correlation::supports(job));
+    // SAFETY: the caller guarantees that the outputs may be written.
+    unsafe {
+        match algorithm {
+            Algorithm::Direct => direct::correlation::run(set, job, out, with_moments),
+            Algorithm::Winograd => winograd::correlation::run(set, job, out, with_moments),
+            Algorithm::Amx(amx, kernels) => (kernels.correlate)(amx, job, out, with_moments),
+        }
+    }
+}
+
+/// Computes the convolution `[B, D', H', W', Cout]` of `sources`, and its moments if `with_moments`.
+pub(crate) fn convolve<T: ConvElement>(
+    config: KernelConfig,
+    shape: &ConvShape,
+    sources: &[Source<T>],
+    weight: &[T],
+    with_moments: bool,
+) -> (Vec<T>, Option<norm_cpu::Moments<T>>) {
+    let ConvShape { batch, output, out_channels, .. } = *shape;
+    let job = Correlation::forward(shape, sources, weight);
+    let mut moments = None;
+    // SAFETY: the axes of the forward pass name every output.
+    let y = unsafe {
+        filled(batch * output.iter().product::<usize>() * out_channels, |out| {
+            let blocks = correlate(config, &job, out, with_moments);
+            moments = with_moments.then(|| norm_cpu::join_moments(&blocks, batch, out_channels));
+        })
     };
+    (y, moments)
+}
+
+/// Computes the gradient `[B, D, H, W, len]` of the input channels `channels`.
+pub(crate) fn input_gradient<T: ConvElement>(
+    config: KernelConfig,
+    shape: &ConvShape,
+    grad_output: &[Source<T>],
+    weight: &[T],
+    channels: &Range<usize>,
+) -> Vec<T> {
     // SAFETY: the residues of the three axes together name every position of the input.
     unsafe {
-        filled(batch * size[0] * size[1] * size[2] * channels.len(), |o| {
-            for rd in 0..geometry.stride[0] {
-                for rh in 0..geometry.stride[1] {
-                    for rw in 0..geometry.stride[2] {
-                        let axes = [axis(0, rd), axis(1, rh), axis(2, rw)];
-                        let job =
-                            Correlation { means, batch, axes, sources, out_channels: channels.len(), weight, layout };
-                        job.run(o, false);
-                    }
-                }
+        filled(shape.batch * shape.input.iter().product::<usize>() * channels.len(), |out| {
+            for job in Correlation::grad_input(shape, grad_output, weight, channels) {
+                correlate(config, &job, out, false);
             }
         })
+    }
+}
+
+/// Computes the gradient `[Cout, Cin, kD, kH, kW]` of the weight.
+pub(crate) fn weight_gradient<T: ConvElement>(
+    config: KernelConfig,
+    shape: &ConvShape,
+    sources: &[Source<T>],
+    grad_output: Source<T>,
+) -> Vec<T> {
+    let job = WeightGradient::new(shape, sources, grad_output);
+    let channels = [job.in_channels(), job.out_channels()];
+    match config.choose(&job.axes, job.batch, channels, amx::weight_gradient::supports(&job)) {
+        Algorithm::Direct => direct::weight_gradient::run(config.instruction_set, &job),
+        Algorithm::Winograd => winograd::weight_gradient::run(config.instruction_set, &job),
+        Algorithm::Amx(amx, kernels) => (kernels.weight_gradient)(amx, &job),
     }
 }

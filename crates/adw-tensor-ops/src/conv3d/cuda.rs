@@ -24,9 +24,10 @@ const GRAD_WEIGHT_CO: usize = 48;
 /// Shared memory that a block may have on every device since compute capability 8.0.
 const MOST_SHARED: usize = 99 * 1024;
 
-/// Whether the kernels take this geometry.
+/// Returns true if the kernels support this geometry.
 pub fn supports(geometry: &Conv3dGeometry) -> bool {
-    geometry.kernel.iter().all(|&k| k <= MAX_TAPS) && geometry.kernel.iter().product::<usize>() <= MOST_TAPS
+    let is_dense = geometry.dilation == [1; 3];
+    is_dense && geometry.kernel.iter().all(|&k| k <= MAX_TAPS) && geometry.kernel.iter().product::<usize>() <= MOST_TAPS
 }
 
 /// A map `[B, voxels, C]` on the device, normalised while it is read if `norm` is there.

@@ -9,14 +9,21 @@
 //! normalised while it is read.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
-mod correlate;
-pub(crate) mod cpu;
+pub(crate) mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "amx/absent.rs"]
+pub(crate) mod amx;
+mod cpu;
 pub mod cuda;
-mod grad_weight;
+mod direct;
+mod job;
 pub(crate) mod kernels;
 #[cfg(test)]
 mod operands;
+mod packed_weight;
+mod packing;
+mod partial_sums;
+mod partition;
 pub(crate) mod tile;
 mod winograd;
 
@@ -31,10 +38,6 @@ use crate::map::{channels_first, channels_last, map_dims};
 use crate::norm_act::Moments;
 use crate::storage::Computed;
 use candle_core::Tensor;
-pub(crate) use cpu::has_matrix_unit;
-use cpu::{Algorithm, Means};
-#[cfg(target_arch = "x86_64")]
-use cpu::{of_f32, same};
 use kernels::input_dims;
 use std::ops::Range;
 

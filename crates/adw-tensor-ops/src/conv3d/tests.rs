@@ -1,7 +1,8 @@
-use super::cpu::{forward_cpu, grad_input_cpu};
-use super::tile::Source;
+use super::amx::Amx;
+use super::cpu::{ConvElement, KernelConfig, WinogradUse, convolve, input_gradient, weight_gradient};
+use super::job::{ConvShape, Source};
 use super::*;
-use crate::simd::{Element, InstructionSet};
+use crate::simd::InstructionSet;
 use crate::testing::{assert_close, finite_difference, numbers};
 use candle_core::{Device, Var};
 
@@ -23,7 +24,25 @@ const fn case(
     stride: [usize; 3],
     padding: [usize; 3],
 ) -> Case {
-    Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding } }
+    Case { batch, ci, co, size, geometry: Conv3dGeometry::new(kernel, stride, padding) }
+}
+
+impl Case {
+    const fn dilated(mut self, dilation: [usize; 3]) -> Self {
+        self.geometry.dilation = dilation;
+        self
+    }
+
+    fn shape(&self) -> ConvShape {
+        ConvShape {
+            batch: self.batch,
+            input: self.size,
+            output: self.geometry.output_size("test", self.size).unwrap(),
+            in_channels: self.ci,
+            out_channels: self.co,
+            geometry: self.geometry,
+        }
+    }
 }
 
 const CASES: &[Case] = &[
@@ -39,6 +58,10 @@ const CASES: &[Case] = &[
     case(1, 20, 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
     case(2, 13, 21, [5, 9, 7], [1, 3, 3], [1, 1, 1], [0, 1, 1]),
     case(1, 9, 35, [8, 6, 11], [3, 3, 3], [1, 1, 1], [0, 2, 1]),
+    case(2, 9, 20, [7, 8, 9], [3, 3, 3], [1, 1, 1], [2, 2, 2]).dilated([2, 2, 2]),
+    case(1, 5, 18, [6, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 3]).dilated([1, 1, 3]),
+    case(1, 17, 6, [5, 12, 12], [1, 3, 2], [1, 2, 3], [0, 4, 1]).dilated([1, 4, 2]),
+    case(2, 3, 4, [9, 10, 11], [2, 3, 3], [2, 2, 4], [0, 1, 2]).dilated([3, 2, 2]),
 ];
 
 /// The definition, written as loops. `f(x index, weight index, y index)` for every product; `x` and `y` channels last.
@@ -54,7 +77,9 @@ fn for_every_product(c: &Case, out: [usize; 3], mut f: impl FnMut(usize, usize, 
                                 for kh in 0..g.kernel[1] {
                                     for kw in 0..g.kernel[2] {
                                         let at = |o: usize, k: usize, i: usize| {
-                                            (o * g.stride[i] + k).checked_sub(g.padding[i]).filter(|&p| p < c.size[i])
+                                            (o * g.stride[i] + k * g.dilation[i])
+                                                .checked_sub(g.padding[i])
+                                                .filter(|&p| p < c.size[i])
                                         };
                                         let (Some(d), Some(h), Some(w)) = (at(od, kd, 0), at(oh, kh, 1), at(ow, kw, 2))
                                         else {
@@ -81,7 +106,6 @@ struct Expected {
     x: Vec<f64>,
     weight: Vec<f64>,
     grad_y: Vec<f64>,
-    out: [usize; 3],
     y: Vec<f64>,
     grad_x: Vec<f64>,
     grad_weight: Vec<f64>,
@@ -105,37 +129,40 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
         grad_x[xi] += grad_y[yi] * weight[wi];
         grad_weight[wi] += x[xi] * grad_y[yi];
     });
-    Expected { x, weight, grad_y, out, y, grad_x, grad_weight }
+    Expected { x, weight, grad_y, y, grad_x, grad_weight }
 }
 
 /// Every instruction set of this processor with both algorithms.
-fn all_means() -> impl Iterator<Item = Means> {
-    InstructionSet::available().into_iter().flat_map(|set| {
-        [Algorithm::Direct, Algorithm::Winograd].map(|algorithm| Means { set, algorithm, ..Means::best() })
+fn all_configs() -> impl Iterator<Item = KernelConfig> {
+    InstructionSet::available().into_iter().flat_map(|instruction_set| {
+        [WinogradUse::Never, WinogradUse::IfSupported].map(|winograd| KernelConfig {
+            instruction_set,
+            winograd,
+            amx: None,
+        })
     })
 }
 
 /// The matrix unit, if this processor has one.
-#[cfg(target_arch = "x86_64")]
-fn bf16_means() -> Option<Means> {
-    Some(Means { amx: Some(amx::Amx::detect()?), ..Means::best() })
+fn bf16_config() -> Option<KernelConfig> {
+    Some(KernelConfig { amx: Some(Amx::detect()?), ..KernelConfig::fastest() })
 }
 
-#[cfg(target_arch = "x86_64")]
 fn bf16(x: f64) -> f64 {
     let bits = (x as f32).to_bits();
     f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
 }
 
-fn check<T: Element>(c: &Case, means: Means, tolerance: f64) {
-    check_against::<T>(c, means, &expected(c), tolerance);
+fn check<T: ConvElement>(c: &Case, config: KernelConfig, tolerance: f64) {
+    check_against::<T>(c, config, &expected(c), tolerance);
 }
 
-fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f64) {
+fn check_against<T: ConvElement>(c: &Case, config: KernelConfig, e: &Expected, tolerance: f64) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
     let source = |data, channels| Source::<T> { data, channels, norm: None };
-    let what = format!("{c:?} {means:?}");
+    let shape = c.shape();
+    let what = format!("{c:?} {config:?}");
     // The input once whole and once as two maps side by side.
     let split = c.ci / 2;
     let (mut first, mut second) = (Vec::new(), Vec::new());
@@ -148,7 +175,7 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
         inputs.push(vec![source(&first, split), source(&second, c.ci - split)]);
     }
     for sources in &inputs {
-        let (y, moments) = forward_cpu(means, sources, c.batch, c.size, &weight, c.co, c.geometry, true).unwrap();
+        let (y, moments) = convolve(config, &shape, sources, &weight, true);
         assert_close(&format!("forward {what}"), &y, &e.y, tolerance);
         let moments = moments.unwrap();
         let n = e.y.len() / c.batch / c.co;
@@ -164,21 +191,12 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
                 );
             }
         }
-        let job = grad_weight::GradWeight {
-            means,
-            batch: c.batch,
-            input: c.size,
-            output: e.out,
-            sources,
-            grad_output: source(&grad_y, c.co),
-            geometry: c.geometry,
-        };
-        let grad = job.run();
+        let grad = weight_gradient(config, &shape, sources, source(&grad_y, c.co));
         assert_close(&format!("weight gradient {what}"), &grad, &e.grad_weight, tolerance);
     }
     let grads = [source(&grad_y, c.co)];
     for channels in [0..c.ci, split..c.ci] {
-        let grad = grad_input_cpu(means, &grads, c.batch, e.out, &weight, c.ci, c.geometry, c.size, channels.clone());
+        let grad = input_gradient(config, &shape, &grads, &weight, &channels);
         let part: Vec<f64> = e.grad_x.chunks_exact(c.ci).flat_map(|v| v[channels.clone()].to_vec()).collect();
         assert_close(&format!("input gradient {what} {channels:?}"), &grad, &part, tolerance);
     }
@@ -186,10 +204,10 @@ fn check_against<T: Element>(c: &Case, means: Means, e: &Expected, tolerance: f6
 
 #[test]
 fn every_pass_equals_its_definition() {
-    for means in all_means() {
+    for config in all_configs() {
         for c in CASES {
-            check::<f32>(c, means, 2e-6);
-            check::<f64>(c, means, 1e-14);
+            check::<f32>(c, config, 2e-6);
+            check::<f64>(c, config, 1e-14);
         }
     }
 }
@@ -203,17 +221,18 @@ proptest::proptest! {
         kernel in proptest::array::uniform3(1usize..5),
         stride in proptest::array::uniform3(1usize..4),
         padding in proptest::array::uniform3(0usize..3),
+        dilation in proptest::array::uniform3(1usize..4),
         winograd: bool,
     ) {
-        let (kernel, stride) = if winograd { ([kernel[0] / 2 * 2 + 1, 3, 3], [1; 3]) } else { (kernel, stride) };
-        let c = Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding } };
+        let (kernel, stride, dilation) =
+            if winograd { ([kernel[0] / 2 * 2 + 1, 3, 3], [1; 3], [1; 3]) } else { (kernel, stride, dilation) };
+        let c = Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding, dilation } };
         if c.geometry.output_size("test", size).is_ok() {
-            for means in all_means() {
-                check::<f32>(&c, means, 4e-6);
+            for config in all_configs() {
+                check::<f32>(&c, config, 4e-6);
             }
-            #[cfg(target_arch = "x86_64")]
-            if let Some(means) = bf16_means() {
-                check_against::<f32>(&c, means, &expected_of(&c, bf16), 4e-6);
+            if let Some(config) = bf16_config() {
+                check_against::<f32>(&c, config, &expected_of(&c, bf16), 4e-6);
             }
         }
     }
@@ -221,7 +240,7 @@ proptest::proptest! {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
-    let run = |means, threads| {
+    let run = |config, threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let c = case(2, 24, 40, [9, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 1]);
@@ -229,30 +248,17 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
             let (x, g) = (cast(&e.x), cast(&e.grad_y));
             let sources = [Source { data: &x[..], channels: c.ci, norm: None }];
-            let (y, m) =
-                forward_cpu(means, &sources, c.batch, c.size, &cast(&e.weight), c.co, c.geometry, true).unwrap();
+            let (y, m) = convolve(config, &c.shape(), &sources, &cast(&e.weight), true);
             let grad_output = Source { data: &g[..], channels: c.co, norm: None };
-            let job = grad_weight::GradWeight {
-                means,
-                batch: c.batch,
-                input: c.size,
-                output: e.out,
-                sources: &sources,
-                grad_output,
-                geometry: c.geometry,
-            };
             let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let gw = job.run();
+            let gw = weight_gradient(config, &c.shape(), &sources, grad_output);
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
-    let means = all_means();
-    #[cfg(target_arch = "x86_64")]
-    let means = means.chain(bf16_means());
-    for means in means {
-        let one = run(means, 1);
+    for config in all_configs().chain(bf16_config()) {
+        let one = run(config, 1);
         for threads in [2, 3, 7] {
-            assert!(run(means, threads) == one, "{threads} threads, {means:?}");
+            assert!(run(config, threads) == one, "{threads} threads, {config:?}");
         }
     }
 }
@@ -315,8 +321,11 @@ fn wrong_arguments_are_named() {
     let w = Tensor::zeros((8, 2, 3, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
     let message = conv3d(&x, &w, Conv3dGeometry::same([3; 3], [1; 3])).unwrap_err().to_string();
     assert!(message.contains("weight") && message.contains("[Cout, 3, 3, 3, 3]"), "{message}");
+    let dilated = Conv3dGeometry { dilation: [1, 1, 3], ..Conv3dGeometry::same([3; 3], [1; 3]) };
+    let ones = Tensor::zeros((8, 3, 3, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(conv3d(&x, &ones, dilated).unwrap_err().to_string().contains("dilation"));
     let w = Tensor::zeros((8, 3, 7, 3, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let g = Conv3dGeometry { kernel: [7, 3, 3], stride: [1; 3], padding: [0; 3] };
+    let g = Conv3dGeometry::new([7, 3, 3], [1; 3], [0; 3]);
     assert!(conv3d(&x, &w, g).unwrap_err().to_string().contains("kernel"));
     let half = x.to_dtype(candle_core::DType::F16).unwrap();
     let w = Tensor::zeros((8, 3, 3, 3, 3), candle_core::DType::F16, &Device::Cpu).unwrap();
@@ -328,9 +337,9 @@ fn wrong_arguments_are_named() {
 fn impossible_sizes_are_refused() {
     let ones = |shape: [usize; 5]| Tensor::ones(&shape[..], candle_core::DType::F32, &Device::Cpu).unwrap();
     let (g, w) = (ones([1; 5]), ones([1; 5]));
-    let geometry = Conv3dGeometry { kernel: [1; 3], stride: [1 << 32, 1 << 32, 1], padding: [0; 3] };
+    let geometry = Conv3dGeometry::new([1; 3], [1 << 32, 1 << 32, 1], [0; 3]);
     assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1, Precision::Full).is_err());
-    let padded = Conv3dGeometry { kernel: [1; 3], stride: [1; 3], padding: [usize::MAX / 2; 3] };
+    let padded = Conv3dGeometry::new([1; 3], [1; 3], [usize::MAX / 2; 3]);
     assert!(conv3d(&g, &w, padded).is_err());
     let same = Conv3dGeometry::same([1; 3], [1; 3]);
     for (x, w) in
@@ -351,22 +360,14 @@ fn long_sums() {
     let ones = vec![1f32; voxels * c.co];
     let sources = [Source { data: &x[..], channels: 1, norm: None }];
     let grad_output = Source { data: &ones[..], channels: c.co, norm: None };
-    let job = grad_weight::GradWeight {
-        means: Means::best(),
-        batch: 2,
-        input: c.size,
-        output: c.size,
-        sources: &sources,
-        grad_output,
-        geometry: c.geometry,
-    };
+    let gradient = weight_gradient(KernelConfig::fastest(), &c.shape(), &sources, grad_output);
     let sum: f64 = x.iter().map(|&v| f64::from(v)).sum();
-    assert_close("weight gradient", &job.run(), &[sum; 17], 2e-6);
+    assert_close("weight gradient", &gradient, &[sum; 17], 2e-6);
     // A constant channel has no variance, however large it is.
     let weight = vec![100.1f32; c.co];
     let ones = vec![1f32; voxels];
     let sources = [Source { data: &ones[..], channels: 1, norm: None }];
-    let (_, m) = forward_cpu(Means::best(), &sources, 2, c.size, &weight, c.co, c.geometry, true).unwrap();
+    let (_, m) = convolve(KernelConfig::fastest(), &c.shape(), &sources, &weight, true);
     let m = m.unwrap();
     assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
     assert!(m.mean.iter().all(|&v| (v - 100.1).abs() < 1e-4), "{:?}", m.mean);
@@ -374,10 +375,9 @@ fn long_sums() {
 
 /// The matrix unit multiplies bf16 exactly and sums in f32, so on factors that are bf16 already it is as exact as any f32;
 /// on others, the result is as far off as the rounding of the factors makes it.
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn bf16_on_the_matrix_unit() {
-    let Some(means) = bf16_means() else {
+    let Some(config) = bf16_config() else {
         eprintln!("SKIPPED: this processor has no matrix unit for bf16");
         return;
     };
@@ -394,9 +394,9 @@ fn bf16_on_the_matrix_unit() {
         case(1, 16, 16, [3, 4, 8], [2, 1, 2], [1, 1, 1], [0, 0, 0]),
     ];
     for c in &cases {
-        check_against::<f32>(c, means, &expected_of(c, bf16), 2e-6);
-        check_against::<f32>(c, means, &expected(c), 5e-3);
+        check_against::<f32>(c, config, &expected_of(c, bf16), 2e-6);
+        check_against::<f32>(c, config, &expected(c), 5e-3);
         // In f64 there is nothing to round to.
-        check_against::<f64>(c, means, &expected(c), 1e-14);
+        check_against::<f64>(c, config, &expected(c), 1e-14);
     }
 }

@@ -3,7 +3,7 @@ use crate::testing::{finite_difference, numbers};
 use adw_testing::{assert_close, tolerance};
 use candle_core::{Device, Var};
 
-/// `y[b, co, i * stride + k - padding] = sum over ci: x[b, ci, i] * weight[ci, co, k]`, written as loops.
+/// `y[b, co, i * stride + k * dilation - padding] = sum over ci: x[b, ci, i] * weight[ci, co, k]`, written as loops.
 fn definition(x: &Var, weight: &Var, geometry: Conv3dGeometry, out: [usize; 3]) -> Vec<f64> {
     let (batch, ci, d, h, w) = x.dims5().unwrap();
     let (_, co, kd, kh, kw) = weight.dims5().unwrap();
@@ -21,7 +21,9 @@ fn definition(x: &Var, weight: &Var, geometry: Conv3dGeometry, out: [usize; 3]) 
         for (i, k) in (0..voxels).flat_map(|i| (0..taps).map(move |k| (i, k))) {
             let (from, tap) = (place(i, size), place(k, kernel));
             // Positions in front of the output wrap around and are larger than it.
-            let to = [0, 1, 2].map(|a| (from[a] * geometry.stride[a] + tap[a]).wrapping_sub(geometry.padding[a]));
+            let to = [0, 1, 2].map(|a| {
+                (from[a] * geometry.stride[a] + tap[a] * geometry.dilation[a]).wrapping_sub(geometry.padding[a])
+            });
             if (0..3).all(|a| to[a] < out[a]) {
                 y[(((b * co + o) * out[0] + to[0]) * out[1] + to[1]) * out[2] + to[2]] +=
                     x[(b * ci + c) * voxels + i] * weight[(c * co + o) * taps + k];
@@ -60,11 +62,13 @@ fn equals_its_definition_and_its_gradients() {
 
 #[test]
 fn any_geometry_equals_its_definition_and_its_gradients() {
-    let geometry = |kernel, stride, padding| Conv3dGeometry { kernel, stride, padding };
+    let geometry = Conv3dGeometry::new;
     check(2, [3, 5], [2, 3, 4], geometry([3, 3, 3], [2, 2, 2], [1, 1, 1]), [1, 1, 1]);
     check(1, [4, 7], [3, 2, 4], geometry([1, 3, 4], [1, 2, 3], [0, 1, 2]), [0, 0, 2]);
     check(1, [2, 3], [3, 4, 2], geometry([1, 2, 5], [3, 3, 1], [0, 0, 1]), [2, 0, 0]);
     check(1, [3, 2], [4, 4, 5], geometry([3, 3, 3], [1, 1, 1], [1, 1, 1]), [0, 0, 0]);
+    let dilated = Conv3dGeometry { dilation: [2, 1, 3], ..geometry([3, 2, 2], [1, 2, 2], [1, 0, 1]) };
+    check(2, [3, 4], [3, 4, 3], dilated, [0, 1, 1]);
 }
 
 #[test]

@@ -87,10 +87,10 @@ fn geometry(
     padding: [usize; 3],
     dilation: [usize; 3],
 ) -> Result<Conv3dGeometry> {
-    if dilation != [1; 3] {
-        return Err(Error::Argument { op, what: format!("dilation {dilation:?}, expected 1 on every axis") });
+    if dilation.contains(&0) {
+        return Err(Error::Argument { op, what: format!("dilation {dilation:?}, expected at least 1 on every axis") });
     }
-    Ok(Conv3dGeometry { kernel, stride, padding })
+    Ok(Conv3dGeometry { kernel, stride, padding, dilation })
 }
 
 /// Weight of the given shape from `vb`, and a bias if `num_biases` is given. New ones are uniform within

@@ -28,7 +28,7 @@ const fn case(
     stride: [usize; 3],
     padding: [usize; 3],
 ) -> Case {
-    let geometry = Conv3dGeometry { kernel, stride, padding };
+    let geometry = Conv3dGeometry::new(kernel, stride, padding);
     Case { batch, ci, co, size, geometry }
 }
 
@@ -351,7 +351,7 @@ fn assert_work(recorder: &Recorder, kernel: &str, launches: u64, bytes: u64, ope
 #[test]
 fn work_equals_numbers_by_hand() {
     // Two maps of 192 voxels (16 channels, normalised, and 8) and two samples; outputs of 4 x 3 x 4 = 48 voxels.
-    let geometry = Conv3dGeometry { kernel: [3; 3], stride: [1, 2, 2], padding: [1; 3] };
+    let geometry = Conv3dGeometry::same([3; 3], [1, 2, 2]);
     let maps = 2 * 192 * 24 * 2 + 2 * 16 * 8;
     let weights = 27 * 24 * 12;
     let output = 2 * 48 * 12 * 2;
@@ -378,7 +378,7 @@ fn work_equals_numbers_by_hand() {
 /// A kernel smaller than its stride reads one voxel in eight, and leaves seven classes of the gradient without taps.
 #[test]
 fn voxels_that_no_tap_reaches_are_no_work() {
-    let geometry = Conv3dGeometry { kernel: [1; 3], stride: [2; 3], padding: [0; 3] };
+    let geometry = Conv3dGeometry::same([1; 3], [2; 3]);
     let work = work_of(&[(4, false)], 4, 1, [5; 3], geometry, ElementType::F32);
     let (map, weights, moments) = (27 * 4 * 4, 16 * 4, (2 * 4 + 1) * 4);
     let forward = map + weights + map + moments;
@@ -429,7 +429,7 @@ fn shared_memory_of_real_layers() {
             ([1, 1, 1], [1, 1, 1]),
             ([8, 1, 1], [4, 1, 1]),
         ] {
-            let geometry = Conv3dGeometry { kernel, stride, padding: kernel.map(|k| k / 2) };
+            let geometry = Conv3dGeometry::new(kernel, stride, kernel.map(|k| k / 2));
             let layer = Layer { batch: 1, size, geometry, element };
             for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
                 let most = MostShared::default();

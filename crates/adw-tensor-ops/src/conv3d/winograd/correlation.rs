@@ -1,0 +1,254 @@
+//! Forward pass and input gradient by Winograd's transforms.
+
+use super::panel::pack_panel;
+use super::tiling::{PLANE, TileBlock, Tiling};
+use super::transform::{InputTransform, TransformWeight, output_plane, tile_len, transform_tiles};
+use crate::conv3d::job::Correlation;
+use crate::conv3d::packed_weight::{ChannelBlock, PackedWeight, TapTransform};
+use crate::conv3d::packing::{Lanes, VoxelBox, lanes_of};
+use crate::conv3d::partition::balanced;
+use crate::conv3d::tile::{Operands, Segment, max_rows, run_tile};
+use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::raw_output::SharedOut;
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tasks that keep many threads busy.
+const MIN_TASKS: usize = 16;
+
+/// Writes the outputs of a correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of the outputs
+/// if `with_moments`. The transforms [support](super::supports) the job's axes.
+///
+/// # Safety
+/// `out` is valid for the whole output map, and nothing else accesses the outputs of the job.
+pub(in crate::conv3d) unsafe fn run<T: Element>(
+    set: InstructionSet,
+    job: &Correlation<T>,
+    out: SharedOut<T>,
+    with_moments: bool,
+) -> Vec<BlockMoments<T>> {
+    debug_assert!(super::supports(&job.axes), "the chooser has checked that");
+    let tiling = Tiling::new(job.axes[0].taps.len(), job.axes.each_ref().map(|a| a.num_outputs));
+    let transform = TapTransform {
+        num_outputs: tiling.num_frequencies(),
+        apply: |taps: &[T], frequencies: &mut [T]| dispatch(set, TransformWeight { taps, frequencies }),
+    };
+    let packed = PackedWeight::transformed(set, job, &transform);
+    let blocks = tiling.blocks::<T>(job.batch, job.k_channels(), job.out_channels);
+    // Layers with few voxels and many channels are split by channel as well.
+    let splits = MIN_TASKS.div_ceil(blocks.len()).min(packed.blocks.len());
+    let channels = balanced(packed.blocks.len(), packed.blocks.len().div_ceil(splits));
+    let tasks: Vec<(&TileBlock, Range<usize>)> =
+        blocks.iter().flat_map(|b| channels.clone().map(move |c| (b, c))).collect();
+    let moments: Vec<Option<BlockMoments<T>>> = tasks
+        .into_par_iter()
+        .map_init(Buffers::default, |buffers, (block, channels)| {
+            let channels = &packed.blocks[channels];
+            let task = CorrelateTiles { job, tiling: &tiling, packed: &packed, block, channels, out, with_moments };
+            dispatch(set, RunTask { task, buffers })
+        })
+        .collect();
+    moments.into_iter().flatten().collect()
+}
+
+/// Memory of a thread, used by one task after the other.
+struct Buffers<T> {
+    panel: Vec<T>,
+    inputs: Vec<T>,
+    products: Vec<T>,
+}
+
+impl<T> Default for Buffers<T> {
+    fn default() -> Self {
+        Self { panel: Vec::new(), inputs: Vec::new(), products: Vec::new() }
+    }
+}
+
+/// Task that computes the outputs of a block of tiles for some blocks of output channels.
+struct CorrelateTiles<'a, T> {
+    job: &'a Correlation<'a, T>,
+    tiling: &'a Tiling,
+    packed: &'a PackedWeight<T>,
+    block: &'a TileBlock,
+    channels: &'a [ChannelBlock],
+    out: SharedOut<T>,
+    with_moments: bool,
+}
+
+/// [`CorrelateTiles`] with the memory that it works in.
+struct RunTask<'a, T> {
+    task: CorrelateTiles<'a, T>,
+    buffers: &'a mut Buffers<T>,
+}
+
+impl<T: Element> Kernel<T> for RunTask<'_, T> {
+    type Output = Option<BlockMoments<T>>;
+
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) -> Self::Output {
+        let Self { task, buffers: Buffers { panel, inputs, products } } = self;
+        let CorrelateTiles { job, tiling, block, .. } = task;
+        let first = block.first_output(tiling);
+        let voxels = VoxelBox {
+            batch_idx: block.batch_idx,
+            first: [0, 1, 2].map(|i| first[i] as isize + job.axes[i].first_offset()),
+            size: tiling.input_extent(block.size()),
+        };
+        let lanes = lanes_of(job.sources, S::LANES);
+        let panel = pack_panel::<S>(panel, job.sources, &lanes, job.axes.each_ref().map(|a| a.input_size), voxels);
+        let num_vectors: usize = task.channels.iter().map(|b| b.vectors).sum();
+        inputs.resize(lanes.len() * task.vector_len::<S>(), T::ZERO);
+        products.resize(num_vectors * task.vector_len::<S>(), T::ZERO);
+        let segments = task.segments::<S>(&lanes);
+        for (depth_idx, depth) in tiling.depth.iter().enumerate() {
+            transform_tiles::<S, InputTransform, 4>(&panel, inputs, block.size(), tiling.tile, &depth.input());
+            task.multiply::<S>(depth_idx, inputs, &segments, products);
+            task.add_outputs::<S>(depth_idx, products);
+        }
+        task.with_moments.then(|| task.moments())
+    }
+}
+
+impl<T: Element> CorrelateTiles<'_, T> {
+    /// Elements of one vector of channels of the block's transformed tiles.
+    #[inline(always)]
+    fn vector_len<S: Simd<Elem = T>>(&self) -> usize {
+        self.block.num_tiles() * tile_len(S::LANES)
+    }
+
+    /// The output channels of the task.
+    fn out_channels(&self) -> Range<usize> {
+        let first = self.channels.first().map_or(0, |b| b.first);
+        first..self.channels.last().map_or(0, |b| b.first + b.count)
+    }
+
+    /// Outputs of the block along each axis.
+    fn outputs(&self) -> [Range<usize>; 3] {
+        self.block.outputs(self.tiling, self.job.axes.each_ref().map(|a| a.num_outputs))
+    }
+
+    /// Runs of input channels, for every block of output channels; the same at all frequencies.
+    #[inline(always)]
+    fn segments<S: Simd<Elem = T>>(&self, lanes: &[Lanes]) -> Vec<Vec<Segment>> {
+        let of_block = |channels: &ChannelBlock| {
+            let segment = |(v, lanes): (usize, &Lanes)| Segment {
+                a: v * self.vector_len::<S>(),
+                b: lanes.first * channels.vectors * self.packed.lanes,
+                len: lanes.len,
+            };
+            lanes.iter().enumerate().map(segment).collect()
+        };
+        self.channels.iter().map(of_block).collect()
+    }
+
+    /// Multiplies the transformed tiles by the transformed weights, at all frequencies of H and W and one of D.
+    #[inline(always)]
+    fn multiply<S: Simd<Elem = T>>(
+        &self,
+        depth_idx: usize,
+        inputs: &[T],
+        segments: &[Vec<Segment>],
+        products: &mut [T],
+    ) {
+        let k = self.job.k_channels();
+        let tile_len = tile_len(S::LANES);
+        let vector_len = self.vector_len::<S>();
+        for f in 0..PLANE {
+            let mut vector = 0;
+            for (channels, segments) in self.channels.iter().zip(segments) {
+                let width = channels.vectors * self.packed.lanes;
+                let weight = channels.offset + (depth_idx * PLANE + f) * k * width;
+                for tiles in balanced(self.block.num_tiles(), max_rows::<S>(channels.vectors)) {
+                    let at = tiles.start * tile_len + f * S::LANES;
+                    // SAFETY: inside the buffers of this block and the packed weights of these channels.
+                    unsafe {
+                        let operands = Operands {
+                            a: inputs.as_ptr().add(at),
+                            a_row: tile_len,
+                            a_step: 1,
+                            b: self.packed.data.as_ptr().add(weight),
+                            b_step: width,
+                            b_vector: S::LANES,
+                            c: products.as_mut_ptr().add(vector * vector_len + at),
+                            c_row: tile_len,
+                            c_vector: vector_len,
+                            tail: S::LANES,
+                            accumulate: false,
+                        };
+                        run_tile::<S>(tiles.len(), channels.vectors, &operands, segments);
+                    }
+                }
+                vector += channels.vectors;
+            }
+        }
+    }
+
+    /// Transforms the products of one frequency of D back along H and W, and adds them to the outputs that it contributes
+    /// to. `products`: `[vector of channels][tile][frequency][lane]`.
+    #[inline(always)]
+    fn add_outputs<S: Simd<Elem = T>>(&self, depth_idx: usize, products: &[T]) {
+        let [_, tile_h, tile_w] = self.block.size();
+        let first = self.block.first_output(self.tiling);
+        let num_tiles = self.block.num_tiles();
+        for tile_idx in 0..num_tiles {
+            let (td, th, tw) = (tile_idx / (tile_h * tile_w), tile_idx / tile_w % tile_h, tile_idx % tile_w);
+            let tile = self.tiling.tile;
+            let at = [first[0] + td * tile[0], first[1] + th * tile[1], first[2] + tw * tile[2]];
+            for v in 0..self.out_channels().len().div_ceil(S::LANES) {
+                let y = output_plane::<S>(&products[(v * num_tiles + tile_idx) * tile_len(S::LANES)..]);
+                self.add_tile::<S>(depth_idx, at, v, &y);
+            }
+        }
+    }
+
+    /// Adds one frequency's share in a tile's outputs, for vector `v` of the task's channels. `at`: the first output.
+    #[inline(always)]
+    fn add_tile<S: Simd<Elem = T>>(&self, depth_idx: usize, at: [usize; 3], v: usize, y: &[[S::Vector; 2]; 2]) {
+        let outputs = self.outputs();
+        let shares = self.tiling.depth[depth_idx].outputs;
+        let channels = self.out_channels();
+        let first_channel = channels.start + v * S::LANES;
+        let lanes = (channels.end - first_channel).min(S::LANES);
+        let [d, h, w] = &self.job.axes;
+        let pitch = self.job.out_channels;
+        let [planes, rows, columns] = [0, 1, 2].map(|i| (outputs[i].end - at[i]).min(self.tiling.tile[i]));
+        for plane in 0..planes {
+            if shares[plane] == 0.0 {
+                continue;
+            }
+            // The outputs have no value yet when the first frequency contributes to them.
+            let is_first = depth_idx == plane;
+            let share = S::splat(T::from_f64(shares[plane]));
+            for i in 0..rows {
+                let row = (self.block.batch_idx * d.output_size + at[0] + plane) * h.output_size + at[1] + i;
+                let voxel = row * w.output_size + at[2];
+                for j in 0..columns {
+                    // SAFETY: the outputs of this block's tiles and these channels are this task's alone.
+                    unsafe {
+                        let p = self.out.ptr().add((voxel + j) * pitch + first_channel);
+                        let y = y[i][j];
+                        let sum = if is_first { y } else { S::mul_add(y, share, S::load_up_to(p, lanes)) };
+                        S::store_up_to(p, sum, lanes);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Moments of the task's outputs.
+    #[inline(always)]
+    fn moments(&self) -> BlockMoments<T> {
+        let [d, h, w] = &self.job.axes;
+        let [od, oh, ow] = self.outputs();
+        let (channels, pitch) = (self.out_channels(), self.job.out_channels);
+        let rows = od.flat_map(|qd| {
+            let (out, first_channel) = (self.out.ptr().cast_const(), channels.start);
+            let (plane, start, width) =
+                ((self.block.batch_idx * d.output_size + qd) * h.output_size, ow.start, w.output_size);
+            oh.clone().map(move |qh| out.wrapping_add(((plane + qh) * width + start) * pitch + first_channel))
+        });
+        // SAFETY: this task has just written these channels of these rows.
+        unsafe { block_moments(rows, ow.len(), pitch, channels.clone(), self.block.batch_idx) }
+    }
+}

@@ -1,0 +1,257 @@
+//! Weight gradient: the adjoint of the forward pass in the weight.
+//!
+//! Per frequency, `[k channels x tiles] x [tiles x output channels]`, summed over all blocks; the transform to taps comes
+//! once, at the end. Blocks are split into a number of groups that depends on the shape alone, each with its own partial
+//! sum, so the bits do not depend on the number of threads.
+
+use super::panel::pack_panel;
+use super::tiling::{PLANE, TileBlock, Tiling};
+use super::transform::{InputTransform, OutputAdjoint, TransformWeightAdjoint, tile_len, transform_tiles};
+use crate::conv3d::job::WeightGradient;
+use crate::conv3d::packing::{Lanes, VoxelBox, lanes_of};
+use crate::conv3d::partition::balanced;
+use crate::conv3d::tile::{Operands, Segment, VectorShape, max_rows, max_vectors, run_tile};
+use crate::raw_output::{SharedOut, filled};
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes that all partial sums together may take.
+const PARTIAL_BYTES: usize = 20 << 20;
+/// Bytes of sums that one task may work on: what stays in the second-level cache beside a block.
+const TASK_BYTES: usize = 1280 << 10;
+/// Tasks that keep many threads busy.
+const MIN_TASKS: usize = 16;
+
+/// Computes the gradient `[co][ci][kd][kh][kw]`. The transforms [support](super::supports) the job's axes.
+pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradient<T>) -> Vec<T> {
+    debug_assert!(super::supports(&job.axes), "the chooser has checked that");
+    let tiling = Tiling::new(job.kernel()[0], job.output_size());
+    let (ci, co) = (job.in_channels(), job.out_channels());
+    let lanes = VectorShape::of::<T>(set).lanes;
+    let shape = SumShape { ci, co_padded: co.next_multiple_of(lanes), frequencies: tiling.num_frequencies() };
+    let blocks = tiling.blocks::<T>(job.batch, ci, co);
+    let tasks = split::<T>(&shape, blocks.len(), tiling.depth.len(), lanes_of(job.sources, lanes).len());
+    let num_groups = tasks.last().map_or(0, |t| t.group + 1);
+    // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each
+    // writes them.
+    let partials = unsafe {
+        filled(num_groups * shape.len(), |out: SharedOut<T>| {
+            tasks.into_par_iter().for_each_init(Buffers::default, |buffers, task| {
+                let sums = out.ptr().wrapping_add(task.group * shape.len());
+                let blocks = &blocks[task.blocks.clone()];
+                dispatch(set, SumBlocks { job, tiling: &tiling, shape, blocks, task, sums, buffers });
+            });
+        })
+    };
+    let taps = job.kernel().iter().product::<usize>();
+    // SAFETY: (co, ci, tap) runs over all elements of the gradient, once each.
+    unsafe {
+        filled(co * ci * taps, |out: SharedOut<T>| {
+            (0..ci).into_par_iter().for_each_init(
+                || (Vec::new(), Vec::new()),
+                |(sum, by_tap), ci_idx| {
+                    sum.resize(shape.frequencies * shape.co_padded, T::ZERO);
+                    by_tap.resize(taps * shape.co_padded, T::ZERO);
+                    dispatch(set, Reduce { partials: &partials, shape, ci_idx, sum, by_tap });
+                    for co_idx in 0..co {
+                        let dst = out.ptr().add((co_idx * ci + ci_idx) * taps);
+                        for tap in 0..taps {
+                            dst.add(tap).write(by_tap[tap * shape.co_padded + co_idx]);
+                        }
+                    }
+                },
+            );
+        })
+    }
+}
+
+/// Shape of a partial sum, `[frequency][ci][co_padded]`.
+#[derive(Clone, Copy)]
+struct SumShape {
+    ci: usize,
+    co_padded: usize,
+    frequencies: usize,
+}
+
+impl SumShape {
+    /// Elements of a partial sum.
+    fn len(&self) -> usize {
+        self.frequencies * self.ci * self.co_padded
+    }
+}
+
+/// Part of the partial sums that one task computes.
+struct SumTask {
+    /// Index of the partial sum.
+    group: usize,
+    /// Blocks that it is summed over.
+    blocks: Range<usize>,
+    /// Frequencies of D.
+    depths: Range<usize>,
+    /// Vectors of input channels.
+    rows: Range<usize>,
+}
+
+/// Splits the sums over `num_blocks` blocks at `depths` frequencies of D and `num_lanes` vectors of input channels.
+fn split<T>(shape: &SumShape, num_blocks: usize, depths: usize, num_lanes: usize) -> Vec<SumTask> {
+    let sum_bytes = shape.len() * size_of::<T>();
+    let groups = (PARTIAL_BYTES / sum_bytes).clamp(1, MIN_TASKS).min(num_blocks);
+    let depth_splits = if groups * 2 < MIN_TASKS || sum_bytes > TASK_BYTES { depths } else { 1 };
+    let row_splits = MIN_TASKS.div_ceil(groups * depth_splits).min(num_lanes);
+    let mut tasks = Vec::new();
+    for (group, blocks) in balanced(num_blocks, num_blocks.div_ceil(groups)).enumerate() {
+        for depths in balanced(depths, depths.div_ceil(depth_splits)) {
+            for rows in balanced(num_lanes, num_lanes.div_ceil(row_splits)) {
+                tasks.push(SumTask { group, blocks: blocks.clone(), depths: depths.clone(), rows });
+            }
+        }
+    }
+    tasks
+}
+
+/// Memory of a thread, used by one task after the other.
+struct Buffers<T> {
+    panel: Vec<T>,
+    grad_panel: Vec<T>,
+    inputs: Vec<T>,
+    grads: Vec<T>,
+}
+
+impl<T> Default for Buffers<T> {
+    fn default() -> Self {
+        Self { panel: Vec::new(), grad_panel: Vec::new(), inputs: Vec::new(), grads: Vec::new() }
+    }
+}
+
+/// Kernel of a [`SumTask`].
+struct SumBlocks<'a, T> {
+    job: &'a WeightGradient<'a, T>,
+    tiling: &'a Tiling,
+    shape: SumShape,
+    blocks: &'a [TileBlock],
+    task: SumTask,
+    /// The group's partial sum.
+    sums: *mut T,
+    buffers: &'a mut Buffers<T>,
+}
+
+impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) {
+        let Self { job, tiling, shape, blocks, task, sums, buffers } = self;
+        let Buffers { panel, grad_panel, inputs, grads } = buffers;
+        let grad_output = std::slice::from_ref(&job.grad_output);
+        let input_lanes = &lanes_of(job.sources, S::LANES)[task.rows];
+        let grad_lanes = lanes_of(grad_output, S::LANES);
+        for (block_idx, block) in blocks.iter().enumerate() {
+            let (batch_idx, size) = (block.batch_idx, block.size());
+            let first = block.first_output(tiling).map(|i| i as isize);
+            let voxels = VoxelBox {
+                batch_idx,
+                first: [0, 1, 2].map(|i| first[i] + job.axes[i].first_offset()),
+                size: tiling.input_extent(size),
+            };
+            let panel = pack_panel::<S>(panel, job.sources, input_lanes, job.input_size(), voxels);
+            let outputs = VoxelBox { batch_idx, first, size: [0, 1, 2].map(|i| size[i] * tiling.tile[i]) };
+            let grad_panel = pack_panel::<S>(grad_panel, grad_output, &grad_lanes, job.output_size(), outputs);
+            let vector_len = block.num_tiles() * tile_len(S::LANES);
+            inputs.resize(input_lanes.len() * vector_len, T::ZERO);
+            grads.resize(grad_lanes.len() * vector_len, T::ZERO);
+            for depth_idx in task.depths.clone() {
+                let depth = &tiling.depth[depth_idx];
+                transform_tiles::<S, InputTransform, 4>(&panel, inputs, size, tiling.tile, &depth.input());
+                transform_tiles::<S, OutputAdjoint, 2>(&grad_panel, grads, size, tiling.tile, &depth.grad_output());
+                let tiles = TransformedTiles { inputs, grads, num_tiles: block.num_tiles(), accumulate: block_idx > 0 };
+                let plane_len = shape.ci * shape.co_padded;
+                for f in 0..PLANE {
+                    let sum = sums.wrapping_add((depth_idx * PLANE + f) * plane_len);
+                    // SAFETY: the sums of these frequencies and input channels are this task's own.
+                    unsafe { tiles.add::<S>(f, input_lanes, shape.co_padded, sum) }
+                }
+            }
+        }
+    }
+}
+
+/// The transformed tiles of a block, `[vector of channels][tile][frequency of H and W][lane]`, whose product over tiles is
+/// part of a sum.
+struct TransformedTiles<'a, T> {
+    inputs: &'a [T],
+    grads: &'a [T],
+    num_tiles: usize,
+    /// Add to the sums instead of overwriting them.
+    accumulate: bool,
+}
+
+impl<T: Element> TransformedTiles<'_, T> {
+    /// Computes the sums `[ci][co_padded]` of one frequency, for the input channels `lanes`.
+    ///
+    /// # Safety
+    /// `sums` is valid for writing the rows of those channels, and nothing else accesses them; with `accumulate` they have
+    /// been written.
+    #[inline(always)]
+    unsafe fn add<S: Simd<Elem = T>>(&self, frequency: usize, lanes: &[Lanes], co_padded: usize, sums: *mut T) {
+        let tile_len = tile_len(S::LANES);
+        let vector_len = self.num_tiles * tile_len;
+        let all_tiles = [Segment { a: 0, b: 0, len: self.num_tiles }];
+        for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
+            for (v, lanes) in lanes.iter().enumerate() {
+                for rows in balanced(lanes.len, max_rows::<S>(vectors.len())) {
+                    // SAFETY: inside the transformed tiles; the caller guarantees that the sums may be written.
+                    unsafe {
+                        let operands = Operands {
+                            a: self.inputs.as_ptr().add(v * vector_len + frequency * S::LANES + rows.start),
+                            a_row: 1,
+                            a_step: tile_len,
+                            b: self.grads.as_ptr().add(vectors.start * vector_len + frequency * S::LANES),
+                            b_step: tile_len,
+                            b_vector: vector_len,
+                            c: sums.add((lanes.first + rows.start) * co_padded + vectors.start * S::LANES),
+                            c_row: co_padded,
+                            c_vector: S::LANES,
+                            tail: S::LANES,
+                            accumulate: self.accumulate,
+                        };
+                        run_tile::<S>(rows.len(), vectors.len(), &operands, &all_tiles);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the partial sums of one input channel, in their order, and transforms them to taps.
+struct Reduce<'a, T> {
+    partials: &'a [T],
+    shape: SumShape,
+    ci_idx: usize,
+    /// `[frequency][co_padded]`
+    sum: &'a mut [T],
+    /// `[tap][co_padded]`
+    by_tap: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for Reduce<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<Elem = T>>(self) {
+        let SumShape { ci, co_padded, .. } = self.shape;
+        for (f, sum) in self.sum.chunks_exact_mut(co_padded).enumerate() {
+            for (group, partial) in self.partials.chunks_exact(self.shape.len()).enumerate() {
+                let partial = &partial[(f * ci + self.ci_idx) * co_padded..][..co_padded];
+                if group == 0 {
+                    sum.copy_from_slice(partial);
+                } else {
+                    for (s, &x) in sum.iter_mut().zip(partial) {
+                        *s += x;
+                    }
+                }
+            }
+        }
+        TransformWeightAdjoint { frequencies: self.sum, taps: self.by_tap }.run::<S>();
+    }
+}
