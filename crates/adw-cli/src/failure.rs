@@ -62,7 +62,8 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         | E::Config { .. }
         | E::NotFinite { .. }
         | E::Stopped { .. } => true,
-        E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } => false,
+        E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } | E::UnknownClass { .. } => false,
+        E::LogitsNotFinite => true,
     }
 }
 

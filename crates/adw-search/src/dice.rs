@@ -74,11 +74,7 @@ impl DiceCounts {
         for (p, t) in predicted.into_iter().zip(target) {
             let (p, t) = (usize::from(p), usize::from(t));
             if t >= classes {
-                return Err(Error::Shape {
-                    what: "target".into(),
-                    expected: format!("classes below {classes}"),
-                    got: t.to_string(),
-                });
+                return Err(Error::UnknownClass { class: t, num_classes: classes });
             }
             match (p == t, p, t) {
                 (true, 0, 0) => {}
@@ -157,7 +153,13 @@ mod tests {
     #[test]
     fn unknown_classes_and_other_shapes_are_errors() {
         let mut counts = DiceCounts::default();
-        assert!(counts.add(&logits(&[0, 1], 2), &target(&[0, 2])).unwrap_err().to_string().contains("classes below 2"));
+        assert!(
+            counts
+                .add(&logits(&[0, 1], 2), &target(&[0, 2]))
+                .unwrap_err()
+                .to_string()
+                .contains("class 2, but the logits have 2 classes")
+        );
         assert!(counts.add(&logits(&[0, 1], 2), &target(&[0])).is_err());
     }
 }

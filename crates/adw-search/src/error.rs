@@ -7,7 +7,7 @@ use crate::BoxError;
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in a search, a training, an inference or their files.
+/// Errors of a search, a training, an inference or their files.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tensor operation failed.
@@ -19,7 +19,7 @@ pub enum Error {
     /// A network could not be built or run.
     #[error(transparent)]
     Supernet(#[from] adw_supernet::Error),
-    /// An error of a CUDA device.
+    /// A CUDA device failed.
     #[error(transparent)]
     Cuda(#[from] adw_cuda::Error),
     /// A file could not be read or written.
@@ -27,15 +27,15 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A file is not what it should be.
+    /// A file has other content than its name promises.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what would be right.
+        /// Fault of the file, and what would be right.
         reason: String,
     },
     /// A checkpoint was made by a run with other settings.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The first setting that differs, with both values.
         difference: String,
     },
-    /// A folder holds a run already, and resuming was not asked for.
+    /// A folder holds a run already, and [`RunOptions::resume`](crate::RunOptions::resume) is not set.
     #[error("{}: a run was started here before; resume it or choose another folder", path.display())]
     AlreadyStarted {
         /// The checkpoint or history that was found.
@@ -62,21 +62,21 @@ pub enum Error {
         key: String,
         /// Its value.
         value: String,
-        /// What would be right.
+        /// Values that would be right.
         expected: &'static str,
     },
     /// The batch source failed.
     #[error("batch {request}: {source}")]
     Batch {
-        /// Which batch was asked for.
+        /// Request that failed.
         request: crate::BatchRequest,
-        /// What the source said.
+        /// Error of the source.
         source: BoxError,
     },
-    /// A loss or gradient norm is NaN or infinite: training has diverged or the data holds such values.
+    /// A loss or gradient norm is NaN or infinite: training has diverged or the data hold such values.
     #[error("epoch {epoch}, iteration {iteration}: {what} is {value}; lower the learning rate or check the data")]
     NotFinite {
-        /// Which number.
+        /// Name of the number.
         what: &'static str,
         /// Its value.
         value: f64,
@@ -85,17 +85,28 @@ pub enum Error {
         /// Iteration in the epoch, from 0.
         iteration: usize,
     },
+    /// Logits of an image are NaN or infinite.
+    #[error("the logits are not finite: the weights or the image hold NaN or infinite values")]
+    LogitsNotFinite,
+    /// A target holds a class that the logits lack.
+    #[error("the target holds class {class}, but the logits have {num_classes} classes")]
+    UnknownClass {
+        /// Class in the target.
+        class: usize,
+        /// Classes of the logits.
+        num_classes: usize,
+    },
     /// Shapes do not fit together.
     #[error("{what}: expected {expected}, got {got}")]
     Shape {
-        /// Which tensor.
+        /// Name of the tensor.
         what: String,
-        /// What it should be.
+        /// Shape that would be right.
         expected: String,
-        /// What it is.
+        /// Shape of the tensor.
         got: String,
     },
-    /// The caller's callback asked to stop.
+    /// The caller's callback stopped the run.
     #[error("stopped at epoch {epoch}, iteration {iteration}")]
     Stopped {
         /// Epoch, from 0.
@@ -106,6 +117,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns true if a CUDA device had no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Tensor(error) => adw_cuda::device::is_out_of_memory(error),
+            Self::Op(error) => error.is_out_of_memory(),
+            Self::Supernet(error) => error.is_out_of_memory(),
+            Self::Cuda(error) => matches!(error, adw_cuda::Error::OutOfMemory { .. }),
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }

@@ -274,11 +274,7 @@ impl WeightedSums {
             map.iter().all(|v| v.is_finite())
         });
         if !finite {
-            return Err(Error::Shape {
-                what: "logits".into(),
-                expected: "finite numbers".into(),
-                got: "NaN or infinity: the weights or the image hold such values".into(),
-            });
+            return Err(Error::LogitsNotFinite);
         }
         let mut out = Vec::with_capacity(self.logits.len() * shape.iter().product::<usize>());
         for map in &self.logits {

@@ -2,7 +2,6 @@
 // Launches of kernels (`optim::cuda`) are the one exception.
 #![deny(unsafe_code)]
 
-mod atomic_file;
 mod batch;
 mod bilevel;
 mod budget;

@@ -4,27 +4,28 @@
 //! checkpoint knows and never misses one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use adw_files::Lock;
 use candle_core::Device;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
-use crate::patient_lock::lock_patiently;
-use crate::{Error, Result, atomic_file};
+use crate::{Error, Result};
 
-/// Where a run keeps its files, and whether it goes on with an earlier one.
+/// Folder and identity of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// Folder for `history.jsonl` and `checkpoint/`, made if absent. None keeps nothing.
     pub directory: Option<PathBuf>,
     /// Go on from the folder's checkpoint if there is one. Without it, a folder that holds a run is an error.
     pub resume: bool,
-    /// What else makes this run the one it is (task, fold, a digest of the plan): a checkpoint with other values is
-    /// refused.
+    /// Facts beside the settings that determine the result (task, fold, a digest of the plan): a checkpoint with other
+    /// values is refused.
     pub identity: BTreeMap<String, String>,
 }
 
@@ -39,12 +40,12 @@ pub(crate) struct RunFiles {
 struct Paths {
     history: PathBuf,
     checkpoint: PathBuf,
-    /// Held as long as the run lasts; the system lets go of it however the process ends.
-    _lock: Option<File>,
+    /// None on file systems that cannot lock folders.
+    _lock: Option<Lock>,
 }
 
 impl RunFiles {
-    /// Prepares the folder and reads what there is to resume from. `settings` are those that determine the result.
+    /// Prepares the folder and reads the checkpoint to resume from. `settings` are those that determine the result.
     pub(crate) fn open(
         options: &RunOptions,
         settings: &impl Serialize,
@@ -65,6 +66,9 @@ impl RunFiles {
             checkpoint: folder.join("latest.safetensors"),
             _lock: lock(&folder)?,
         };
+        for folder in [directory, &folder] {
+            adw_files::remove_stale(folder).map_err(|e| Error::io(folder, e))?;
+        }
         let checkpoint = paths.resume(options.resume, &identity, device)?;
         Ok((Self { paths: Some(paths), identity }, checkpoint))
     }
@@ -83,7 +87,7 @@ impl RunFiles {
         file.sync_all().map_err(io)
     }
 
-    /// Writes a checkpoint; its path, or none when the run keeps no files.
+    /// Writes a checkpoint and returns its path, or none if the run keeps no files.
     pub(crate) fn save(&self, checkpoint: impl FnOnce() -> Result<Checkpoint>) -> Result<Option<&Path>> {
         let Some(Paths { checkpoint: path, .. }) = &self.paths else {
             return Ok(None);
@@ -93,16 +97,19 @@ impl RunFiles {
     }
 }
 
-/// Claims the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be
+/// Time to wait for a lock. The system releases the locks of a killed process with a delay, and a run that is resumed at
+/// once would meet that of its predecessor.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Locks the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be
 /// locked (Windows, some network file systems) there is no such protection.
-fn lock(folder: &Path) -> Result<Option<File>> {
-    let Ok(handle) = File::open(folder) else {
-        return Ok(None);
-    };
-    match lock_patiently(&handle) {
-        Ok(()) => Ok(Some(handle)),
-        Err(TryLockError::Error(_)) => Ok(None),
-        Err(TryLockError::WouldBlock) => Err(Error::file(folder, "another process is running this search or training")),
+fn lock(folder: &Path) -> Result<Option<Lock>> {
+    match adw_files::lock_with_timeout(folder, LOCK_TIMEOUT) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(Error::file(folder, "another process is running this search or training"))
+        }
+        Err(_) => Ok(None),
     }
 }
 
@@ -121,12 +128,12 @@ impl Paths {
         Ok(checkpoint)
     }
 
-    /// Leaves the first `rows` rows of the history.
+    /// Removes all but the first `rows` rows of the history.
     fn cut_history(&self, rows: usize) -> Result<()> {
         let io = |e| Error::io(&self.history, e);
         let text = match fs::read(&self.history) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
+            Err(e) if e.kind() == ErrorKind::NotFound => vec![],
             Err(e) => return Err(io(e)),
         };
         let complete = text.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n"));
@@ -142,6 +149,6 @@ impl Paths {
         if kept.len() == text.len() {
             return Ok(());
         }
-        atomic_file::replace(&self.history, |out| out.write_all(&kept).map_err(io))
+        adw_files::write_bytes(&self.history, &kept).map_err(io)
     }
 }

@@ -1,17 +1,18 @@
 //! safetensors files with a deterministic byte order.
 //!
-//! Written here rather than by the `safetensors` crate, which keeps metadata in a hash map: its files differ from run
-//! to run. Read with that crate, which checks offsets and sizes.
+//! The `safetensors` crate keeps metadata in a hash map, so that its files differ from run to run; files are written
+//! here instead. They are read with that crate, which checks offsets and sizes.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
+use adw_files::NewFile;
 use candle_core::{DType, Device, Tensor, WithDType};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use crate::{Error, NamedTensors, Result, atomic_file};
+use crate::{Error, NamedTensors, Result};
 
 /// Strings by key, as a safetensors header holds them.
 pub(crate) type Metadata = BTreeMap<String, String>;
@@ -32,26 +33,25 @@ pub(crate) fn write(path: &Path, tensors: &NamedTensors, metadata: &Metadata) ->
     let mut header = Value::Object(header).to_string();
     // The format asks for data aligned to 8 bytes and pads its header with spaces.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    atomic_file::replace(path, |out| {
-        let io = |e| Error::io(path, e);
-        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-        out.write_all(header.as_bytes()).map_err(io)?;
-        for tensor in tensors.values() {
-            match tensor.dtype() {
-                DType::F32 => put::<f32, 4>(path, out, tensor, f32::to_le_bytes)?,
-                DType::F64 => put::<f64, 8>(path, out, tensor, f64::to_le_bytes)?,
-                DType::I64 => put::<i64, 8>(path, out, tensor, i64::to_le_bytes)?,
-                DType::U32 => put::<u32, 4>(path, out, tensor, u32::to_le_bytes)?,
-                _ => put::<u8, 1>(path, out, tensor, u8::to_le_bytes)?,
-            }
+    let io = |e| Error::io(path, e);
+    let mut file = NewFile::create(path).map_err(io)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(header.as_bytes()).map_err(io)?;
+    for tensor in tensors.values() {
+        match tensor.dtype() {
+            DType::F32 => put::<f32, 4>(path, &mut file, tensor, f32::to_le_bytes)?,
+            DType::F64 => put::<f64, 8>(path, &mut file, tensor, f64::to_le_bytes)?,
+            DType::I64 => put::<i64, 8>(path, &mut file, tensor, i64::to_le_bytes)?,
+            DType::U32 => put::<u32, 4>(path, &mut file, tensor, u32::to_le_bytes)?,
+            _ => put::<u8, 1>(path, &mut file, tensor, u8::to_le_bytes)?,
         }
-        Ok(())
-    })
+    }
+    file.commit().map_err(io)
 }
 
 fn put<T: WithDType, const N: usize>(
     path: &Path,
-    out: &mut dyn Write,
+    out: &mut NewFile,
     tensor: &Tensor,
     bytes: impl Fn(T) -> [u8; N],
 ) -> Result<()> {
@@ -76,7 +76,7 @@ fn dtype_name(path: &Path, dtype: DType) -> Result<&'static str> {
     }
 }
 
-/// Reads all tensors of a file onto `device`, and its metadata. `what` names the kind of file in errors.
+/// Reads all tensors of a file onto `device`, and its metadata. `what` names the expected kind of file in errors.
 pub(crate) fn read(path: &Path, what: &str, device: &Device) -> Result<(NamedTensors, Metadata)> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let bad = |reason: &dyn std::fmt::Display| Error::file(path, format!("not {what} ({reason})"));

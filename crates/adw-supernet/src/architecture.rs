@@ -3,7 +3,6 @@
 use crate::error::{Error, Result};
 use crate::stages::{check_plan, stage_max_width, stage_of_block, stage_sizes};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::path::Path;
 
 /// The `format` of an architecture file.
@@ -146,23 +145,13 @@ impl Architecture {
         Ok(a)
     }
 
-    /// Writes the file: aside, then renamed.
+    /// Writes the file as a whole: a reader sees the old content or the new.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let aside = path.with_extension("json.tmp");
-        let write = || {
-            let mut file = std::fs::File::create(&aside)?;
-            file.write_all(self.to_text().as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&aside, path)
-        };
-        write().map_err(|e| {
-            // A half-written file is of no use; if even removing it fails, the first error is the one to report.
-            let _ = std::fs::remove_file(&aside);
-            Error::File { path: path.into(), message: e.to_string() }
-        })
+        adw_files::write_bytes(path, self.to_text().as_bytes())
+            .map_err(|e| Error::File { path: path.into(), message: e.to_string() })
     }
 
     /// The file's text: one line per field.

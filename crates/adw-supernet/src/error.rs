@@ -1,31 +1,41 @@
 use std::path::PathBuf;
 
-/// What can go wrong in building, running or describing a network.
+/// Errors of building, running or describing a network.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A configuration value makes no network.
     #[error("{0}")]
     Config(String),
-    /// An architecture that is not one.
+    /// An architecture makes no network.
     #[error("architecture: {0}")]
     Architecture(String),
-    /// An architecture file that cannot be used.
+    /// An architecture file cannot be used.
     #[error("{path}: {message}")]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, and what would be right.
+        /// Fault of the file, and what would be right.
         message: String,
     },
-    /// An input that the network cannot take.
+    /// An input does not fit the network.
     #[error("input: {0}")]
     Input(String),
-    /// An error of an op.
+    /// An op failed, also one of candle.
     #[error(transparent)]
     Op(#[from] adw_tensor_ops::Error),
-    /// An error of candle.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// Returns true if a CUDA device had no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Op(error) if error.is_out_of_memory())
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Op(error.into())
+    }
 }
 
 /// `Result` with this crate's [`Error`].

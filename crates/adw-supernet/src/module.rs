@@ -16,7 +16,7 @@ impl Module for Unet {
     /// the finest logits do not depend on, the heads of coarser scales, have gradients of zero.
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
         forward(self, xs).map_err(|e| match e {
-            Error::Candle(e) => e,
+            Error::Op(e) => e.into(),
             e => candle_core::Error::wrap(e),
         })
     }

@@ -46,6 +46,17 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
 }
 
+impl Error {
+    /// Returns true if a CUDA device had no memory left.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Cuda(error) => matches!(error, adw_cuda::Error::OutOfMemory { .. }),
+            Self::Candle(error) => adw_cuda::device::is_out_of_memory(error),
+            _ => false,
+        }
+    }
+}
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 

@@ -12,7 +12,7 @@ mod cuda;
 mod info;
 
 pub use convolution::{ConvPass, Convolution, ConvolutionBackend};
-pub use cuda::{CudaRuntime, CudnnPass, DeviceBuffer, info, open, peak_bytes, reset_peak_memory};
+pub use cuda::{CudaRuntime, CudnnPass, DeviceBuffer, info, is_out_of_memory, open, peak_bytes, reset_peak_memory};
 pub use info::DeviceInfo;
 
 /// Returns true in builds with the feature `cuda`.

@@ -49,6 +49,11 @@ pub fn peak_bytes(_: &CudaDevice) -> Option<u64> {
     None
 }
 
+/// Returns false: there is no device.
+pub fn is_out_of_memory(_: &candle_core::Error) -> bool {
+    false
+}
+
 /// Does nothing: there is no device.
 pub fn reset_peak_memory(_: &CudaDevice) {}
 

@@ -13,6 +13,7 @@ pub use runtime::{CudaRuntime, DeviceBuffer};
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use candle_core::cuda_backend::CudaError;
 use candle_core::{CudaDevice, Device};
 use cudarc::driver::{CudaContext, DriverError, sys};
 
@@ -83,6 +84,21 @@ pub fn peak_bytes(device: &CudaDevice) -> Option<u64> {
     let got = unsafe { sys::cuMemPoolGetAttribute(pool(device)?, high, (&raw mut bytes).cast()) };
     got.result().ok()?;
     Some(bytes)
+}
+
+/// Returns true if candle failed to allocate memory on a CUDA device.
+pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    use candle_core::Error as E;
+    match error {
+        E::Cuda(cause) => {
+            let full = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+            matches!(cause.downcast_ref(), Some(CudaError::Cuda(cause)) if *cause == full)
+        }
+        E::Context { inner, .. } | E::WithPath { inner, .. } | E::WithBacktrace { inner, .. } => {
+            is_out_of_memory(inner)
+        }
+        _ => false,
+    }
 }
 
 /// Starts a new count of [`peak_bytes`].
