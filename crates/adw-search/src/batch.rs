@@ -1,4 +1,4 @@
-//! Where batches come from: the one seam between training and data.
+//! Batches and their source: the interface between training and data.
 
 use std::fmt;
 
@@ -16,27 +16,27 @@ pub struct Batch {
     pub target: Tensor,
 }
 
-/// Which cases a batch is drawn from.
+/// Cases that a batch is drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
     /// Half A of the fold's training cases, augmented.
     TrainA,
     /// Half B of the fold's training cases, augmented.
     TrainB,
-    /// Half B without augmentation: what a search validates on. A search never asks for [`Part::Validation`]: an
+    /// Half B without augmentation, on which a search validates. A search never requests [`Part::Validation`]: an
     /// architecture chosen on the fold's validation cases would make its cross-validation dishonest.
     TrainBPlain,
     /// All training cases of the fold, augmented.
     Train,
-    /// The fold's validation cases without augmentation; only retraining asks for them, to report on itself.
+    /// Validation cases of the fold without augmentation; requested by retraining alone, for its report.
     Validation,
 }
 
-/// The key of one batch. A source returns the same batch for the same key, whatever was asked before: this is what
-/// makes a resumed run equal to an unbroken one.
+/// Key of one batch. A source returns the same batch for the same key, whatever was requested before, so that a resumed
+/// run equals an unbroken one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchRequest {
-    /// Which cases.
+    /// Cases that the batch is drawn from.
     pub part: Part,
     /// Epoch, from 0.
     pub epoch: usize,
@@ -50,7 +50,8 @@ impl fmt::Display for BatchRequest {
     }
 }
 
-/// BatchRequests in the order in which they will be made; owned, so that a loader thread can walk ahead of the training.
+/// BatchRequests in the order in which they will be made; owned, so that a loader thread can walk ahead of the
+/// training.
 pub type BatchRequests = Box<dyn Iterator<Item = BatchRequest> + Send>;
 
 /// Supplies batches.
@@ -76,12 +77,18 @@ pub type BatchRequests = Box<dyn Iterator<Item = BatchRequest> + Send>;
 /// }
 /// ```
 pub trait BatchSource {
-    /// Learns the order of all coming requests.
+    /// Receives the order of all coming requests.
+    ///
+    /// # Errors
+    /// If the source cannot serve them.
     fn announce(&mut self, requests: BatchRequests) -> Result<(), BoxError> {
         drop(requests);
         Ok(())
     }
 
-    /// The batch of `request`: a function of `request` alone.
+    /// Returns the batch of `request`: a function of `request` alone.
+    ///
+    /// # Errors
+    /// If the batch cannot be made.
     fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError>;
 }

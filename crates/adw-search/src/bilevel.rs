@@ -7,16 +7,16 @@ use crate::config::{ArchBatches, Half, SearchConfig};
 use crate::optim::{self, Optimizer, OptimizerConfig};
 use crate::{Batch, CostPenalty, Result, parameters};
 
-/// The two optimisers of a search, over all parameters of its network; each updates those of its own role.
+/// Optimisers of a search. Both hold all parameters of the network; each updates those of its role.
 pub struct BilevelOptimizers {
-    /// Of alpha and beta.
+    /// Optimiser of alpha and beta.
     pub arch: Box<dyn Optimizer>,
-    /// Of the weights.
+    /// Optimiser of the weights.
     pub weights: Box<dyn Optimizer>,
 }
 
 impl BilevelOptimizers {
-    /// The optimisers that `config` names, for the parameters of `net`.
+    /// Builds the optimisers that `config` names, for the parameters of `net`.
     pub fn new(net: &Supernet, config: &SearchConfig) -> Self {
         let arch = OptimizerConfig::Adam(config.arch_optimizer.clone());
         Self {
@@ -26,7 +26,7 @@ impl BilevelOptimizers {
     }
 }
 
-/// What one optimiser step saw.
+/// Figures of one optimiser step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Loss before the step, without the cost penalty.
@@ -46,22 +46,22 @@ pub struct BilevelSettings<'a> {
     pub lr: f64,
     /// Largest gradient norm.
     pub clip: f64,
-    /// Temperature, used by the penalty; the samples bring their own.
+    /// Temperature of the cost penalty; that of the passes is in their samples.
     pub tau: f64,
-    /// Which batch the weights are trained on.
+    /// Batch that the weights are trained on.
     pub weights_on: Half,
-    /// Which batches the architecture is updated on.
+    /// Batches that the architecture is updated on.
     pub arch_batches: ArchBatches,
-    /// Cost term.
+    /// Cost term of the architecture steps.
     pub penalty: Option<CostPenalty>,
 }
 
 /// The batches of one iteration.
 #[derive(Debug, Clone, Copy)]
 pub struct HalfBatches<'a> {
-    /// From half A.
+    /// Batch of half A.
     pub a: &'a Batch,
-    /// From half B.
+    /// Batch of half B.
     pub b: &'a Batch,
 }
 
@@ -74,7 +74,7 @@ impl HalfBatches<'_> {
     }
 }
 
-/// What [`bilevel_step`] saw, pass by pass.
+/// Figures of a [`bilevel_step`], pass by pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BilevelReport {
     /// Architecture step on A, if done.
@@ -85,8 +85,12 @@ pub struct BilevelReport {
     pub weights: StepReport,
 }
 
-/// One iteration after the warm-up: alpha and beta on a batch of A, alpha and beta on a batch of B, weights on the batch
-/// of `weights_on`. `sample(pass)` gives the noise of passes 0 (arch, A), 1 (arch, B) and 2 (weights).
+/// Runs one iteration after the warm-up: a step of alpha and beta on a batch of A, one on a batch of B, and a step of
+/// the weights on the batch of `weights_on`. `sample(pass)` gives the noise of passes 0 (arch, A), 1 (arch, B) and 2
+/// (weights).
+///
+/// # Errors
+/// If a batch does not fit the network or the loss, or a device fails.
 pub fn bilevel_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
@@ -103,7 +107,10 @@ pub fn bilevel_step(
     Ok(BilevelReport { arch_a, arch_b, weights })
 }
 
-/// One step of alpha and beta.
+/// Runs one step of alpha and beta.
+///
+/// # Errors
+/// As [`bilevel_step`].
 pub fn arch_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
@@ -124,7 +131,10 @@ pub fn arch_step(
     clipped_step(&mut *optimizers.arch, &gradients, settings.arch_lr, settings.clip, loss)
 }
 
-/// One step of the weights.
+/// Runs one step of the weights.
+///
+/// # Errors
+/// As [`bilevel_step`].
 pub fn weight_step(
     net: &Supernet,
     optimizers: &mut BilevelOptimizers,
@@ -150,7 +160,7 @@ fn loss_and_gradients(
     Ok((loss.value()?, gradients))
 }
 
-/// Clips, then steps. Numbers that are not finite are reported, not stepped on.
+/// Clips the gradients and steps. Where loss or norm is not finite, the parameters stay and the report says so.
 pub(crate) fn clipped_step(
     optimizer: &mut dyn Optimizer,
     gradients: &[Option<Tensor>],

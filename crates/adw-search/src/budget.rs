@@ -5,28 +5,31 @@ use candle_core::Tensor;
 
 use crate::Result;
 
-/// A pull of the architecture towards a budget B. With C the cost of the present argmax architecture and E the expected
-/// cost under softmax(alpha / tau), softmax(beta / tau):
+/// Penalty of an architecture that costs more than a budget B. With C the cost of the present argmax architecture and E
+/// the expected cost under softmax(alpha / tau), softmax(beta / tau):
 /// ```text
 /// penalty = weight * max(0, C / B - 1),    gradient = weight / B * dE / d(alpha, beta)  while C > B, else 0
 /// ```
-/// Forward through the argmax, backward through its relaxation (straight-through): in short searches the softmax stays
-/// nearly uniform, so that E says little about the network that will be derived; C is that network's cost. A pull, not a promise: the last
-/// steps may carry C a little over B.
+/// The value comes from the argmax, the gradient from its relaxation (straight-through): in short searches the softmax
+/// stays nearly uniform, so that E says little about the network that will be derived; C is that network's cost. The
+/// penalty does not guarantee the budget: the last steps may carry C a little over B.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CostPenalty {
-    /// What is counted.
+    /// Unit of the costs.
     pub unit: CostUnit,
-    /// Strength.
+    /// Factor of the penalty.
     pub weight: f64,
-    /// B, in the unit, for one patch.
+    /// Budget B, in the unit, for one patch.
     pub budget: f64,
-    /// Patch size the cost is counted for.
+    /// Patch size that costs are counted for, D, H, W.
     pub patch: [usize; 3],
 }
 
 impl CostPenalty {
-    /// The penalty, and its gradient by every parameter.
+    /// Penalty, and its gradient by every parameter.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read from its device.
     pub fn value_and_gradients(&self, net: &Supernet, tau: f64) -> Result<(f64, Vec<Option<Tensor>>)> {
         let cost = net.architecture()?.cost(self.patch).get(self.unit) as f64;
         let excess = cost / self.budget - 1.0;

@@ -12,14 +12,14 @@ use crate::{Error, NamedTensors, Result};
 
 const FORMAT: &str = "adw-checkpoint/1";
 
-/// How far a run has come: the next iteration to do.
+/// Next iteration of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) epoch: usize,
     pub(crate) iteration: usize,
 }
 
-/// Running means of the epoch under way, by name.
+/// Sums and counts of the values that the iterations of the current epoch have reported, by name.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RunningMeans(BTreeMap<String, (f64, u64)>);
 
@@ -32,13 +32,13 @@ impl RunningMeans {
         }
     }
 
-    /// The mean of `name`; none if it never occurred.
+    /// Mean of `name`; none if it was not reported.
     pub(crate) fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).map(|(sum, count)| sum / *count as f64)
     }
 }
 
-/// All that a resumed run needs.
+/// State of a run between two iterations.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     pub(crate) position: Position,
@@ -66,7 +66,10 @@ impl Checkpoint {
         tensor_file::write(path, &self.tensors, &metadata)
     }
 
-    /// Reads a checkpoint, which must be of the run that `identity` describes.
+    /// Reads a checkpoint of the run that `identity` describes.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint, or belongs to another run.
     pub(crate) fn read(path: &Path, identity: &Value, device: &Device) -> Result<Self> {
         const WHAT: &str = "a checkpoint of this program";
         let (tensors, metadata) = tensor_file::read(path, WHAT, device)?;
@@ -86,7 +89,7 @@ impl Checkpoint {
     }
 }
 
-/// The first value that differs, as "key: X in the checkpoint, Y now".
+/// First value that differs, as "key: X in the checkpoint, Y now".
 fn difference(at: &str, stored: &Value, now: &Value) -> Option<String> {
     if let (Value::Object(stored), Value::Object(now)) = (stored, now) {
         let mut keys = stored.keys().chain(now.keys());

@@ -1,4 +1,4 @@
-//! Settings of a search and of a training. Read from TOML or JSON; unknown keys are errors.
+//! Settings of a search and of a training, as TOML or JSON files hold them. Unknown keys are errors.
 
 use adw_supernet::{CostUnit, Precision};
 use candle_core::Device;
@@ -29,25 +29,25 @@ pub enum ArchBatches {
     BOnly,
 }
 
-/// How large the found network may be.
+/// Largest cost of the found network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
-    /// In the unit of the cost, for one patch.
+    /// Number in the unit of the cost, for one patch.
     Absolute(f64),
-    /// As a fraction of the cost of the largest network of the search space.
+    /// Fraction of the cost of the largest network of the search space.
     Fraction(f64),
 }
 
-/// A pull of the architecture towards a budget; see [`crate::CostPenalty`] for its formula.
+/// Cost term of a search; see [`crate::CostPenalty`] for its formula.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CostConfig {
-    /// What is counted.
+    /// Unit of the costs.
     pub unit: CostUnit,
-    /// Strength, beside a loss of order 1.
+    /// Factor of the penalty, which is added to a loss of order 1.
     pub weight: f64,
-    /// Where the pull ends.
+    /// Cost up to which there is no penalty.
     pub budget: Budget,
 }
 
@@ -61,7 +61,7 @@ pub struct SearchConfig {
     pub iterations_per_epoch: usize,
     /// Epochs at the start that train weights only.
     pub warmup_epochs: usize,
-    /// Patches per batch. Used by the batch source.
+    /// Patches per batch, for the batch source.
     pub batch_size: usize,
     /// Learning rate of alpha and beta.
     pub arch_lr: f64,
@@ -83,7 +83,7 @@ pub struct SearchConfig {
     /// Cost term; none unless given.
     #[serde(default)]
     pub cost: Option<CostConfig>,
-    /// What the factors of the convolutions are rounded to, validation included.
+    /// Precision of the convolutions, also in validation.
     #[serde(default)]
     pub precision: Precision,
     /// Validation batches per epoch (from half B, without noise); 0 for none.
@@ -106,7 +106,7 @@ pub struct RetrainConfig {
     pub epochs: usize,
     /// Iterations per epoch.
     pub iterations_per_epoch: usize,
-    /// Patches per batch. Used by the batch source.
+    /// Patches per batch, for the batch source.
     pub batch_size: usize,
     /// Learning rate.
     pub lr: LearningRate,
@@ -114,10 +114,10 @@ pub struct RetrainConfig {
     pub optimizer: OptimizerConfig,
     /// Largest L2 norm of the gradient.
     pub clip: f64,
-    /// Average of the weights, used for validation and as the result; none unless given.
+    /// Running average of the weights, for validation and as the result; none unless given.
     #[serde(default)]
     pub ema: Option<EmaConfig>,
-    /// What the factors of the convolutions are rounded to, validation included.
+    /// Precision of the convolutions, also in validation.
     #[serde(default)]
     pub precision: Precision,
     /// Validation batches per validation; 0 for none.
@@ -166,7 +166,7 @@ impl SearchConfig {
             clip: 12.0,
             // Paper: tau starts at 5 and falls by 0.97 per epoch.
             tau: Temperature { start: 5.0, decay: 0.97 },
-            // Paper; the published code says B.
+            // Paper; the published code trains on B.
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
             cost: None,
@@ -241,8 +241,8 @@ impl RetrainConfig {
     }
 }
 
-/// Refuses a precision that the device cannot compute in. Settings with it are sound all the same: they may have been
-/// made elsewhere, so `check` lets them pass.
+/// Refuses a precision that the device cannot compute in. `check` accepts such settings, as they may have been written
+/// for another machine.
 ///
 /// # Errors
 /// [`Error::Config`] for the key `precision`.

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Voxels per parallel task.
 const CHUNK: usize = 1 << 14;
 
-/// The class of every voxel: argmax over K of `logits` `[B, K, D, H, W]`, the lowest class on ties; B * D * H * W
+/// Class of every voxel: argmax over K of `logits` `[B, K, D, H, W]`, the lowest class on ties; B * D * H * W
 /// values in C order.
 ///
 /// # Errors
@@ -44,7 +44,7 @@ pub fn argmax_labels(logits: &Tensor) -> Result<Vec<u16>> {
     Ok(labels)
 }
 
-/// True positives, false positives and false negatives per foreground class, over any number of batches.
+/// True positives, false positives and false negatives per foreground class, summed over batches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiceCounts {
     /// One entry per class 1, 2, ...

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Something happened; `R` is the history row of the run, [`crate::SearchRow`] or [`crate::RetrainRow`].
+/// Event of a run whose history rows are `R`: [`crate::SearchRow`] or [`crate::RetrainRow`].
 #[derive(Debug)]
 pub enum Event<'a, R> {
-    /// The first event: where the run starts, (0, 0) unless it resumes.
+    /// Start of the run at an epoch and iteration, (0, 0) unless it resumes. The first event.
     Started {
         /// First epoch, from 0.
         epoch: usize,
@@ -17,15 +17,15 @@ pub enum Event<'a, R> {
         /// Iterations per epoch.
         iterations_per_epoch: usize,
     },
-    /// An iteration is done.
+    /// End of an iteration.
     Iteration(IterationReport),
-    /// An epoch is done, its row appended to the history.
+    /// End of an epoch, whose row has been appended to the history.
     Epoch(&'a R),
-    /// A checkpoint was written.
+    /// Written checkpoint.
     Saved(&'a Path),
 }
 
-/// One iteration's numbers.
+/// Figures of one iteration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct IterationReport {
     /// Epoch, from 0.

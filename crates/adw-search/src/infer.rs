@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-/// A network as inference sees it: images `[n, C, *patch]` to logits `[n, K, *patch]`.
+/// Network for inference: images `[n, C, *patch]` to logits `[n, K, *patch]`.
 pub type Predict<'a> = dyn FnMut(&Tensor) -> Result<Tensor> + 'a;
 
-/// How an image is cut into windows.
+/// Cutting of an image into windows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlidingWindow {
     /// Size of a window in voxels (D, H, W): the patch size of training.
@@ -180,14 +180,14 @@ pub fn window_starts(size: usize, patch: usize, step: f64) -> Vec<usize> {
     if rest == 0 {
         return vec![0];
     }
-    // Steps below a voxel, which only tiny patches ask for, would repeat windows.
+    // Steps below a voxel, which only tiny patches have, would repeat windows.
     let last = ((rest as f64 / (patch as f64 * step)).ceil() as usize).min(rest);
     let spacing = rest as f64 / last as f64;
     let start = |i: usize| (i as f64 * spacing).round_ties_even() as usize;
     (0..=last).map(start).collect()
 }
 
-/// Weight of each voxel of a window, `[D, H, W]`: `10 prod_axes exp(-((i - p/2) / (p/8))^2 / 2)`, rounded to f16 as
+/// Weights of the voxels of a window, `[D, H, W]`: `10 prod_axes exp(-((i - p/2) / (p/8))^2 / 2)`, rounded to f16 as
 /// nnU-Net keeps it; what rounds to zero takes the smallest other value.
 pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
     let axis = |p: usize| -> Vec<f64> {
@@ -212,7 +212,7 @@ pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, &patch, &Device::Cpu)?)
 }
 
-/// Sum of weighted logits and of weights at every voxel.
+/// Sums of weighted logits and of weights at every voxel.
 struct WeightedSums {
     shape: [usize; 3],
     patch: [usize; 3],

@@ -12,23 +12,23 @@ use crate::{Error, NamedTensors, Result, parameters};
 const FORMAT: &str = "adw-model/1";
 const WHAT: &str = "a model file of this program";
 
-/// Weights, architecture and whatever the caller needs to predict on new images (plan, label names).
+/// Weights, architecture, and entries of the caller's that prediction on new images needs (plan, label names).
 ///
 /// On disk a safetensors file with tensors `block.{i}.conv.{l}.weight`, `block.{i}.conv.{l}.gamma|beta`,
 /// `up.{u}.weight`, `head.{u}.weight`, and as metadata `format`, `architecture` (JSON) and the entries of `info`. Equal
 /// models give equal bytes.
 #[derive(Debug, Clone)]
 pub struct ModelFile {
-    /// The network's depths and widths.
+    /// Depths and widths of the network.
     pub architecture: Architecture,
-    /// Its parameters by name.
+    /// Parameters by name.
     pub weights: NamedTensors,
-    /// Anything else, opaque to this crate. Keys other than `format` and `architecture`.
+    /// Entries of the caller's, under keys other than `format` and `architecture`.
     pub info: BTreeMap<String, String>,
 }
 
 impl ModelFile {
-    /// Writes the file, replacing `path` once it is complete.
+    /// Writes the file. `path` is replaced when the new content is complete.
     ///
     /// # Errors
     /// When the weights do not fit the architecture, `info` uses a reserved key, or the file cannot be written.
@@ -50,7 +50,7 @@ impl ModelFile {
     /// Reads a file and checks that its weights fit its architecture.
     ///
     /// # Errors
-    /// One message that names the file, for anything that is not a whole model file.
+    /// A message that names the file, for anything that is not a whole model file.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let (weights, mut info) = tensor_file::read(path, WHAT, device)?;
         let bad = |reason: String| Error::file(path, format!("not {WHAT} ({reason})"));
@@ -66,7 +66,7 @@ impl ModelFile {
         Ok(model)
     }
 
-    /// The network with these weights.
+    /// Builds the network with these weights.
     ///
     /// # Errors
     /// When the weights do not fit the architecture.

@@ -5,18 +5,18 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::{Error, NamedTensors, Result};
 
-/// Name and variable of each parameter, as the optimisers take them.
+/// Name and variable of each parameter.
 pub(crate) fn named(parameters: &[Parameter]) -> impl Iterator<Item = (&str, &Var)> {
     parameters.iter().map(|p| (p.name.as_str(), &p.var))
 }
 
-/// Where the parameters live.
+/// Device of the parameters.
 pub(crate) fn device(parameters: &[Parameter]) -> Device {
     let first = parameters.first();
     first.map_or(Device::Cpu, |p| p.var.device().clone())
 }
 
-/// The parameters' present values, copied.
+/// Copies of the parameters' values.
 pub(crate) fn values(parameters: &[Parameter]) -> Result<NamedTensors> {
     named(parameters).map(|(name, var)| Ok((name.to_owned(), var.as_detached_tensor().copy()?))).collect()
 }
@@ -42,7 +42,7 @@ pub(crate) fn set(parameters: &[Parameter], values: &NamedTensors) -> Result<()>
     Ok(())
 }
 
-/// Several groups of tensors in one map, each name behind its group's.
+/// Groups of tensors in one map, under the names `{group}/{name}`.
 #[derive(Debug, Default)]
 pub(crate) struct Groups(pub(crate) NamedTensors);
 
@@ -52,7 +52,7 @@ impl Groups {
         self.0.extend(named);
     }
 
-    /// The tensors of one group under their own names.
+    /// Tensors of one group under their own names.
     pub(crate) fn get(tensors: &NamedTensors, group: &str) -> NamedTensors {
         let own = |(name, t): (&String, &Tensor)| {
             let name = name.strip_prefix(group)?.strip_prefix('/')?;

@@ -15,7 +15,7 @@ use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
 
-/// One epoch of a training, a line of `history.jsonl`.
+/// Figures of one epoch of a training: a line of `history.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RetrainRow {
     /// Epoch, from 0.
@@ -29,29 +29,30 @@ pub struct RetrainRow {
     /// Pseudo-Dice per foreground class on patches of the fold's validation cases; of the averaged weights if there is
     /// an average. A report only: nothing is chosen by it.
     pub dice: Vec<Option<f64>>,
-    /// Its mean over classes.
+    /// Mean of the Dice over classes.
     pub mean_dice: Option<f64>,
-    /// Seconds of this epoch (after a resume: since the resume). Not reproducible, unlike all else.
+    /// Seconds of this epoch (after a resume: since the resume). The one figure that is not reproducible.
     pub wall_s: f64,
 }
 
-/// The weights a training ends with.
+/// Weights at the end of a training.
 #[derive(Debug, Clone)]
 pub struct Trained {
-    /// What to use: the average of the weights if one was kept, else the last weights. The network holds them too.
+    /// Weights to use: the running average if one was kept, else the last weights. The network holds them too.
     pub weights: NamedTensors,
-    /// The weights of the last step.
+    /// Weights of the last step.
     pub last_weights: NamedTensors,
 }
 
 /// Trains `net` in place on `loss`. Batches come from [`Part::Train`], validation from [`Part::Validation`].
 ///
-/// As for [`crate::search`], a training that was killed and resumed ends with the bits of one that was not, and the network
-/// computes in the precision of `config` from then on.
+/// A training that was killed and resumed ends with the bits of one that was not. `loss` is not part of the checkpoint:
+/// name it in [`RunOptions::identity`] if runs may differ in it. The network computes in the precision of `config` from
+/// then on.
 ///
 /// # Errors
-/// When a setting makes no sense or asks for what the processor cannot do, the source fails, training diverges, a file cannot be written, the folder holds
-/// another run, or the callback stops it.
+/// If a setting makes no sense or needs what the processor lacks, the source fails, training diverges, a file cannot be
+/// written, the folder holds another run, or the callback stops it.
 pub fn retrain(
     net: &mut Unet,
     loss: &dyn Loss,
@@ -65,11 +66,11 @@ pub fn retrain(
     config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
-    let settings = Settings {
+    let settings = RetrainIdentity {
         kind: "retrain",
         architecture: net.architecture(),
         config: RetrainConfig {
-            // These change nothing but files.
+            // These change files alone, not the result.
             checkpoint_every_epochs: 1,
             checkpoint_every_iterations: 0,
             ..config.clone()
@@ -103,9 +104,9 @@ pub fn retrain(
     Ok(Trained { weights: parameters::values(net.parameters())?, last_weights })
 }
 
-/// What a checkpoint must agree with.
+/// Settings that a checkpoint must agree with.
 #[derive(Serialize)]
-struct Settings<'a> {
+struct RetrainIdentity<'a> {
     kind: &'static str,
     architecture: &'a Architecture,
     config: RetrainConfig,

@@ -1,7 +1,7 @@
 //! The files a run keeps in its folder: `history.jsonl` and `checkpoint/latest.safetensors`.
 //!
 //! A row is on disk before the checkpoint that counts it, so on resume the history is cut back to the rows the
-//! checkpoint knows and never misses one.
+//! checkpoint counts and lacks none of them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -97,8 +97,8 @@ impl RunFiles {
     }
 }
 
-/// Time to wait for a lock. The system releases the locks of a killed process with a delay, and a run that is resumed at
-/// once would meet that of its predecessor.
+/// Time to wait for a lock. The system releases the locks of a killed process with a delay, and a run that is resumed
+/// at once would meet that of its predecessor.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Locks the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be

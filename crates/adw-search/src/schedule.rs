@@ -1,12 +1,12 @@
-//! Learning rate and temperature as pure functions of progress, so that a resumed run has the same ones.
+//! Learning rate and temperature as functions of epoch and iteration, so that a resumed run has the same values.
 
 use serde::{Deserialize, Serialize};
 
-/// The course of a learning rate between the end of its warm-up and the end of training; `p` runs from 0 to 1.
+/// Course of a learning rate between the end of its warm-up and the end of training; `p` runs from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
-    /// Stays at its value.
+    /// `1`.
     Constant,
     /// `(1 - p)^exponent`.
     Poly {
@@ -21,7 +21,7 @@ pub enum Decay {
     },
 }
 
-/// How often the learning rate is set.
+/// Interval at which the learning rate is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Granularity {
@@ -31,23 +31,23 @@ pub enum Granularity {
     Iteration,
 }
 
-/// A learning rate over a training.
+/// Learning rate over a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LearningRate {
     /// Highest value, reached at the end of the warm-up.
     pub peak: f64,
-    /// What follows the warm-up.
+    /// Course after the warm-up.
     pub decay: Decay,
     /// Epochs (also fractions) of linear rise from 0; 0 starts at the peak.
     #[serde(default)]
     pub warmup_epochs: f64,
-    /// How often it changes.
+    /// Interval at which the rate changes.
     pub set_every: Granularity,
 }
 
 impl LearningRate {
-    /// The rate in `epoch` (from 0) of `epochs`, at `iteration` (from 0) of `iterations` in it.
+    /// Learning rate in `epoch` (from 0) of `epochs`, at `iteration` (from 0) of `iterations` in it.
     ///
     /// With t the epochs passed, as a fraction for [`Granularity::Iteration`]: during the warm-up
     /// `peak (t + step) / warmup_epochs` (step: one setting, so that the first rate is not 0), then
@@ -85,7 +85,7 @@ impl LearningRate {
     }
 }
 
-/// The temperature of the Gumbel-softmax.
+/// Temperature of the Gumbel-softmax.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Temperature {

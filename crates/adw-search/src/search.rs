@@ -1,4 +1,4 @@
-//! The architecture search: warm-up, then bilevel iterations, then the argmax.
+//! Architecture search: warm-up, bilevel iterations, argmax.
 
 use adw_supernet::{Architecture, CostUnit, Loss, NoiseKey, Supernet, SupernetConfig};
 use serde::{Deserialize, Serialize};
@@ -15,17 +15,17 @@ use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
 
-/// Whether alpha and beta are being updated.
+/// Phase of a search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Weights only.
+    /// Weights are updated.
     Warmup,
-    /// Weights and architecture.
+    /// Weights, alpha and beta are updated.
     Search,
 }
 
-/// One epoch of a search, a line of `history.jsonl`.
+/// Figures of one epoch of a search: a line of `history.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SearchRow {
     /// Epoch, from 0.
@@ -48,7 +48,7 @@ pub struct SearchRow {
     pub arch_grad_norm: Option<f64>,
     /// Pseudo-Dice per foreground class on unaugmented patches of B, without noise.
     pub dice: Vec<Option<f64>>,
-    /// Its mean over classes.
+    /// Mean of the Dice over classes.
     pub mean_dice: Option<f64>,
     /// Output channels of each conv of the present argmax architecture.
     pub blocks: Vec<Vec<usize>>,
@@ -62,24 +62,25 @@ pub struct SearchRow {
     pub cost: u64,
     /// Expected cost under softmax(alpha / tau), softmax(beta / tau).
     pub expected_cost: f64,
-    /// Seconds of this epoch (after a resume: since the resume). Not reproducible, unlike all else.
+    /// Seconds of this epoch (after a resume: since the resume). The one figure that is not reproducible.
     pub wall_s: f64,
 }
 
-/// Searches the depths and widths of a U-Net with `net`, whose parameters are updated in place, and returns the argmax.
+/// Searches the depths and widths of a U-Net: trains `net` in place on `loss` and returns its argmax architecture.
 ///
 /// Epochs below `warmup_epochs` train the weights alone; then each iteration does one [`bilevel_step`]. Temperature,
 /// learning rate, batches and noise are functions of (seed, epoch, iteration), and everything else is in the
-/// checkpoint: a search that was killed and resumed ends with the bits of one that was not. `patch` is the size of the
-/// batches' patches (D, H, W), for which costs are counted.
+/// checkpoint: a search that was killed and resumed ends with the bits of one that was not. (`loss` is not part of it:
+/// name it in [`RunOptions::identity`] if runs may differ in it.) `patch` is the size of the batches' patches (D, H,
+/// W), for which costs are counted.
 ///
 /// The network computes in the precision of `config` from then on.
 ///
-/// Cases of the fold's validation part are never asked for: validation runs on [`Part::TrainBPlain`].
+/// Validation runs on [`Part::TrainBPlain`]; the fold's validation cases are never requested.
 ///
 /// # Errors
-/// When a setting makes no sense or asks for what the processor cannot do, the source fails, training diverges, a file cannot be written, the folder holds
-/// another run, or the callback stops it.
+/// If a setting makes no sense or needs what the processor lacks, the source fails, training diverges, a file cannot be
+/// written, the folder holds another run, or the callback stops it.
 pub fn search(
     net: &mut Supernet,
     patch: [usize; 3],
@@ -94,7 +95,7 @@ pub fn search(
     config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
-    let settings = Settings { kind: "search", patch, network: net.config(), config: determining(config) };
+    let settings = SearchIdentity { kind: "search", patch, network: net.config(), config: determining(config) };
     let (files, checkpoint) = RunFiles::open(options, &settings, &device)?;
     let mut task = SearchTask {
         net,
@@ -118,16 +119,16 @@ pub fn search(
     Ok(architecture)
 }
 
-/// What a checkpoint must agree with.
+/// Settings that a checkpoint must agree with.
 #[derive(Serialize)]
-struct Settings<'a> {
+struct SearchIdentity<'a> {
     kind: &'static str,
     patch: [usize; 3],
     network: &'a SupernetConfig,
     config: SearchConfig,
 }
 
-/// The settings without those that change nothing but files.
+/// Settings with a fixed value for those that change files alone, not the result.
 fn determining(config: &SearchConfig) -> SearchConfig {
     SearchConfig { checkpoint_every_epochs: 1, checkpoint_every_iterations: 0, ..config.clone() }
 }
@@ -225,7 +226,7 @@ impl TrainingTask for SearchTask<'_> {
                 vec![("loss", step.loss), ("grad_norm", step.grad_norm)]
             }
             Phase::Search => {
-                // Where A is not asked for, nothing uses it either.
+                // Without requests of A there is one batch, and no step uses `a`.
                 let halves = HalfBatches { a: &batches[0], b: &batches[batches.len() - 1] };
                 let report = bilevel_step(net, &mut self.optimizers, &settings, halves, &mut sample)?;
                 let mut values = vec![

@@ -31,7 +31,7 @@ pub(crate) fn write(path: &Path, tensors: &NamedTensors, metadata: &Metadata) ->
         offset = end;
     }
     let mut header = Value::Object(header).to_string();
-    // The format asks for data aligned to 8 bytes and pads its header with spaces.
+    // The format demands data aligned to 8 bytes, and a header padded with spaces.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
     let io = |e| Error::io(path, e);
     let mut file = NewFile::create(path).map_err(io)?;

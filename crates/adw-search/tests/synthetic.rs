@@ -271,14 +271,14 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
     let mut ignore = |_: &Event<'_, SearchRow>| ControlFlow::Continue(());
     let (mut net, options) = (supernet(), RunOptions::default());
     search(&mut net, PATCH, &DiceCe::default(), &search_config(), &options, &mut source, &mut ignore).unwrap();
-    assert_eq!(source.asked, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
+    assert_eq!(source.requested, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
 
     let mut source = Cubes::new(1);
     let mut ignore = |_: &Event<'_, RetrainRow>| ControlFlow::Continue(());
     let with = |validation_batches| RetrainConfig { epochs: 1, validation_batches, ..retrain_config() };
     let (mut one, mut other) = (unet(), unet());
     retrain(&mut one, &DiceCe::default(), &with(1), &options, &mut source, &mut ignore).unwrap();
-    assert_eq!(source.asked, [Part::Train, Part::Validation].into());
+    assert_eq!(source.requested, [Part::Train, Part::Validation].into());
     retrain(&mut other, &DiceCe::default(), &with(0), &options, &mut source, &mut ignore).unwrap();
     assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
 }

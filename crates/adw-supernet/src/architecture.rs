@@ -1,14 +1,15 @@
-//! The result of a search: the depth of every block and the width of every layer, as a file.
+//! Architecture of a discrete network, the result of a search: depth of every block, width of every layer, as a file.
 
 use crate::error::{Error, Result};
 use crate::stages::{check_plan, stage_max_width, stage_of_block, stage_sizes};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The `format` of an architecture file.
+/// Value of `format` in an architecture file.
 pub const FORMAT: &str = "adw-architecture/1";
 
-/// A discrete 3D U-Net. Written by the search, read by every later command, and meant to be edited by hand too.
+/// Depths and widths of a discrete 3D U-Net. A search writes the file, later steps read it, and it may be edited by
+/// hand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -24,7 +25,7 @@ pub struct Architecture {
     pub kernels: Vec<[usize; 3]>,
     /// Output channels of each layer; encoder blocks fine to coarse, then decoder blocks coarse to fine.
     pub blocks: Vec<Vec<usize>>,
-    /// Where it comes from; free-form.
+    /// Origin of the architecture; free-form.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub provenance: serde_json::Map<String, serde_json::Value>,
 }
@@ -54,7 +55,7 @@ impl Architecture {
         Ok(a)
     }
 
-    /// A plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width` channels at
+    /// Plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width` channels at
     /// the finest stage, doubling per stage up to `cap_stage`. nnU-Net's network is `base_width` 32, `depth` 2.
     ///
     /// # Errors
@@ -83,12 +84,12 @@ impl Architecture {
         Self::new(in_channels, num_classes, strides, kernels, blocks)
     }
 
-    /// Poolings, P.
+    /// Number of poolings, P.
     pub fn poolings(&self) -> usize {
         self.strides.len()
     }
 
-    /// The stage (0 = finest) of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.
+    /// Stage of a block, 0 the finest; blocks are counted encoder fine to coarse, then decoder coarse to fine.
     pub fn stage_of_block(&self, block: usize) -> usize {
         stage_of_block(self.poolings(), block)
     }
@@ -103,15 +104,17 @@ impl Architecture {
         self.blocks[block].last().copied().unwrap_or(0)
     }
 
-    /// Output channels of the transposed convolution in front of decoder step `u` (coarse to fine): as many as the skip
-    /// that its result is put beside. (Deviation: in the supernet, where widths are not decided yet, it is the stage's
-    /// greatest width.)
+    /// Output channels of the transposed convolution in front of decoder step `u` (coarse to fine): as many as those of
+    /// the skip that the result is concatenated with. (Deviation: the supernet, in which widths are not decided yet,
+    /// has the stage's greatest width there.)
     pub fn up_width(&self, u: usize) -> usize {
         self.out_width(self.poolings() - 1 - u)
     }
 
+    /// Refuses values that make no network.
+    ///
     /// # Errors
-    /// If no network can be built from these values; the message says which and why.
+    /// A message that names the first wrong value and the right ones.
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Architecture(message));
         if self.format != FORMAT {
@@ -154,7 +157,7 @@ impl Architecture {
             .map_err(|e| Error::File { path: path.into(), message: e.to_string() })
     }
 
-    /// The file's text: one line per field.
+    /// Text of the file: one line per field.
     pub fn to_text(&self) -> String {
         let json = |v: serde_json::Result<String>| v.expect("numbers and strings always serialise");
         let mut lines = vec![
@@ -171,7 +174,8 @@ impl Architecture {
     }
 }
 
-/// `48-40 96-80-96 192 | 192-160 96`: the channels of every layer, blocks apart by spaces, encoder and decoder by a bar.
+/// One line with the channels of every layer, such as `48-40 96-80-96 192 | 192-160 96`: spaces between blocks, a bar
+/// between encoder and decoder.
 ///
 /// ```
 /// assert_eq!(adw_supernet::widths_line(&[vec![8, 8], vec![12], vec![10]]), "8-8 12 | 10");
@@ -185,7 +189,7 @@ pub fn widths_line(blocks: &[Vec<usize>]) -> String {
 }
 
 impl std::fmt::Display for Architecture {
-    /// As [`widths_line`].
+    /// Writes the line of [`widths_line`].
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&widths_line(&self.blocks))
     }

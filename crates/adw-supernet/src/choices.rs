@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::network::{BlockRelaxation, RelaxationGradient};
 use crate::noise::GumbelSample;
-use crate::parameters::{Builder, Parameter, Role};
+use crate::parameters::{Parameter, ParameterBuilder, Role};
 use crate::space::{NUM_WIDTHS, SupernetConfig, width_options};
 use adw_tensor_ops::gumbel_softmax::gumbel_softmax;
 use adw_tensor_ops::width_mask;
@@ -44,7 +44,12 @@ impl Choices {
     }
 
     /// Adds alpha of a layer or, with no layer, beta of a block, all zero: every candidate equally likely.
-    pub(crate) fn add_parameters(&mut self, builder: &mut Builder, block: usize, layer: Option<usize>) -> Result<()> {
+    pub(crate) fn add_parameters(
+        &mut self,
+        builder: &mut ParameterBuilder,
+        block: usize,
+        layer: Option<usize>,
+    ) -> Result<()> {
         let space = self.config.space;
         match layer {
             Some(l) if space.searches_width() => {

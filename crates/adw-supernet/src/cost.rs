@@ -1,4 +1,4 @@
-//! What a network costs: exactly for a discrete one, in expectation and differentiably for the supernet.
+//! Cost of a network: exact for a discrete network, expected and differentiable for a supernet.
 //!
 //! For one sample of a given patch, counted over convolutions, transposed convolutions and heads:
 //! multiply-accumulates, parameters (gamma and beta included), and bytes of f32 outputs (one raw map per layer, as the
@@ -14,16 +14,16 @@ use crate::parameters::Gradients;
 use crate::space::width_options;
 use crate::stages::{stage_of_block, stage_sizes};
 use crate::supernet::Supernet;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// What is counted.
+/// Unit of a cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CostUnit {
     /// Multiply-accumulates of one forward pass of one patch.
     Macs,
-    /// Numbers to be trained.
+    /// Weights, gamma and beta.
     Parameters,
     /// Bytes of the maps that a training pass of one patch keeps, f32.
     ActivationBytes,
@@ -34,14 +34,14 @@ pub enum CostUnit {
 pub struct Cost {
     /// Multiply-accumulates of one forward pass.
     pub macs: u64,
-    /// Numbers to be trained.
+    /// Weights, gamma and beta.
     pub parameters: u64,
     /// Bytes of the maps that a training pass keeps, f32.
     pub activation_bytes: u64,
 }
 
 impl Cost {
-    /// One of the three.
+    /// Cost in the given unit.
     pub fn get(&self, unit: CostUnit) -> u64 {
         match unit {
             CostUnit::Macs => self.macs,
@@ -51,14 +51,14 @@ impl Cost {
     }
 }
 
-/// Numbers that costs are computed in: exact, or with a gradient.
-trait Width: Clone {
+/// Numbers that costs are computed in: exact (`f64`), or recorded in candle's graph (`Tensor`).
+trait CostNumber: Clone {
     fn plus(&self, other: &Self) -> Result<Self>;
     fn times(&self, other: &Self) -> Result<Self>;
     fn scaled(&self, by: f64) -> Result<Self>;
 }
 
-impl Width for f64 {
+impl CostNumber for f64 {
     fn plus(&self, other: &Self) -> Result<Self> {
         Ok(self + other)
     }
@@ -70,7 +70,7 @@ impl Width for f64 {
     }
 }
 
-impl Width for Tensor {
+impl CostNumber for Tensor {
     fn plus(&self, other: &Self) -> Result<Self> {
         Ok((self + other)?)
     }
@@ -82,19 +82,20 @@ impl Width for Tensor {
     }
 }
 
-/// A layer's width, and the probability that the layer exists.
+/// Width of a layer, and the probability that the layer exists (none: certain).
 struct LayerWidth<W> {
     width: W,
     exists: Option<W>,
 }
 
+/// Widths of a block's layers, and width of its output.
 struct BlockWidths<W> {
     layers: Vec<LayerWidth<W>>,
     out: W,
 }
 
-/// The geometry that all costs share.
-struct Geometry<'a> {
+/// Values that all costs depend on beside the widths.
+struct NetworkGeometry<'a> {
     patch: [usize; 3],
     strides: &'a [[usize; 3]],
     kernels: &'a [[usize; 3]],
@@ -102,13 +103,14 @@ struct Geometry<'a> {
     num_classes: usize,
 }
 
-impl Geometry<'_> {
+impl NetworkGeometry<'_> {
+    /// Voxels of a map of this stage.
     fn voxels(&self, stage: usize) -> f64 {
         stage_sizes(self.strides, self.patch)[stage].iter().map(|&n| n as f64).product()
     }
 
     /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.
-    fn total<W: Width>(
+    fn total<W: CostNumber>(
         &self,
         unit: CostUnit,
         blocks: &[BlockWidths<W>],
@@ -117,7 +119,7 @@ impl Geometry<'_> {
     ) -> Result<W> {
         let poolings = self.strides.len();
         let mut total = number(0.0)?;
-        // One convolution: `taps` products per pair of channels and output voxel.
+        // Cost of one convolution with `taps` products per pair of channels and output voxel.
         let conv = |c_in: &W, c_out: &W, taps: f64, voxels: f64, affine: bool| -> Result<W> {
             match unit {
                 CostUnit::Macs => c_in.times(c_out)?.scaled(taps * voxels),
@@ -162,7 +164,7 @@ impl Geometry<'_> {
 }
 
 impl Architecture {
-    /// What this network costs for one patch `[D, H, W]`.
+    /// Cost of this network for one patch `[D, H, W]`.
     pub fn cost(&self, patch: [usize; 3]) -> Cost {
         let blocks: Vec<BlockWidths<f64>> = self
             .blocks
@@ -172,7 +174,7 @@ impl Architecture {
                 out: b.last().map_or(0.0, |&w| w as f64),
             })
             .collect();
-        let geometry = Geometry {
+        let geometry = NetworkGeometry {
             patch,
             strides: &self.strides,
             kernels: &self.kernels,
@@ -192,16 +194,16 @@ impl Architecture {
 }
 
 impl Supernet {
-    /// The expected cost of the architecture under this pass's probabilities, for one patch `[D, H, W]`, and its
-    /// gradient by alpha and beta. Transposed convolutions are counted as wide as the skip beside them is expected to
-    /// be, as in the discrete network.
+    /// Expected cost of the architecture under this pass's probabilities, for one patch `[D, H, W]`, and its gradient
+    /// by alpha and beta. Transposed convolutions are counted as wide as the skip beside them is expected to be, as in
+    /// the discrete network.
     ///
     /// # Errors
     /// If a tensor cannot be made on the device.
     pub fn expected_cost(&self, patch: [usize; 3], unit: CostUnit, sample: &GumbelSample) -> Result<(f64, Gradients)> {
         let config = self.config();
         let max = config.max_depth;
-        let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &candle_core::Device::Cpu)?) };
+        let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &Device::Cpu)?) };
         let mut blocks = Vec::new();
         for (i, p) in self.softmaxes(sample)?.iter().enumerate() {
             let options = width_options(config.block_max_width(i)).map(|w| w as f64);
@@ -209,14 +211,14 @@ impl Supernet {
                 .map(|g| match g {
                     None => number(config.block_max_width(i) as f64),
                     Some(g) => {
-                        let g = g.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?;
-                        Ok((g * Tensor::new(&options, &candle_core::Device::Cpu)?)?.sum_all()?)
+                        let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+                        Ok((g * Tensor::new(&options, &Device::Cpu)?)?.sum_all()?)
                     }
                 })
                 .collect::<Result<Vec<_>>>()?;
             let depth = match &p.depth {
                 None => None,
-                Some(h) => Some(h.to_device(&candle_core::Device::Cpu)?.to_dtype(DType::F64)?),
+                Some(h) => Some(h.to_device(&Device::Cpu)?.to_dtype(DType::F64)?),
             };
             let out = match &depth {
                 None => widths[max - 1].clone(),
@@ -231,7 +233,7 @@ impl Supernet {
                 .collect::<Result<_>>()?;
             blocks.push(BlockWidths { layers, out });
         }
-        let geometry = Geometry {
+        let geometry = NetworkGeometry {
             patch,
             strides: &config.strides,
             kernels: &config.kernels,

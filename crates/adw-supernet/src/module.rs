@@ -12,8 +12,8 @@ impl Module for Unet {
     /// Finest logits `[B, K, D, H, W]` for `xs [B, C, D, H, W]`, differentiable by `xs` and all parameters.
     ///
     /// candle keeps the parameters and the maps of the pass until `backward` is called or the result is dropped; for
-    /// inference, [`Unet::predict`] keeps nothing. As in PyTorch, `backward` runs once per forward pass. Parameters that
-    /// the finest logits do not depend on, the heads of coarser scales, have gradients of zero.
+    /// inference, [`Unet::predict`] keeps nothing. As in PyTorch, `backward` runs once per forward pass. Parameters
+    /// that the finest logits do not depend on, the heads of coarser scales, have gradients of zero.
     fn forward(&self, xs: &Tensor) -> candle_core::Result<Tensor> {
         forward(self, xs).map_err(|e| match e {
             Error::Op(e) => e.into(),

@@ -4,39 +4,39 @@ use crate::error::Result;
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 
-/// What a parameter is for, and so which optimiser moves it.
+/// Kind of a parameter. In a search, each kind has an optimiser of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Convolution weights, gamma, beta.
     Weight,
-    /// The choice of widths and depths.
+    /// Alpha and beta: the logits of the choices among widths and depths.
     Architecture,
 }
 
 /// A named parameter.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Unique within the network; the tensor's name in files.
+    /// Name, unique within the network; also that of the tensor in files.
     pub name: String,
-    /// Which optimiser moves it.
+    /// Kind of the parameter.
     pub role: Role,
-    /// Its value.
+    /// Value.
     pub var: Var,
 }
 
-/// One entry per parameter, in the order of `parameters()`. `None` where no gradient was asked for, or the loss does not
-/// depend on the parameter: optimisers leave such a parameter alone, as PyTorch's do.
+/// One gradient per parameter, in the order of `parameters()`. None for parameters of a role that was not requested,
+/// and for those that the loss does not depend on; optimisers leave such a parameter unchanged, as PyTorch's do.
 pub type Gradients = Vec<Option<Tensor>>;
 
-/// Collects the parameters of a network that is being built.
-pub(crate) struct Builder<'a> {
+/// Parameters of a network under construction, with the seed of their initial values.
+pub(crate) struct ParameterBuilder<'a> {
     pub(crate) parameters: Vec<Parameter>,
     seed: u64,
     dtype: DType,
     device: &'a Device,
 }
 
-impl<'a> Builder<'a> {
+impl<'a> ParameterBuilder<'a> {
     pub(crate) fn new(seed: u64, dtype: DType, device: &'a Device) -> Self {
         Self { parameters: Vec::new(), seed, dtype, device }
     }
@@ -50,13 +50,15 @@ impl<'a> Builder<'a> {
         Ok(self.parameters.len() - 1)
     }
 
+    /// Adds a vector of `n` equal values and returns its index.
     pub(crate) fn constant(&mut self, name: String, role: Role, n: usize, value: f64) -> Result<usize> {
         let t = Tensor::full(value, n, &Device::Cpu)?;
         self.push(name, role, &t)
     }
 
-    /// He initialisation for LeakyReLU(0.01): normal with variance `2 / (1.0001 fan_in)` (PyTorch's `kaiming_normal_`,
-    /// as nnU-Net uses it). The fan is that of the weight's second dimension, also for transposed convolutions.
+    /// Adds a weight and returns its index. He initialisation for LeakyReLU(0.01): normal with variance `2 / (1.0001
+    /// fan_in)` (PyTorch's `kaiming_normal_`, as nnU-Net uses it), where the fan is the product of all dimensions but
+    /// the first, also for transposed convolutions.
     pub(crate) fn he_normal(&mut self, name: String, shape: impl Into<Shape>) -> Result<usize> {
         let shape = shape.into();
         let fan_in = shape.elem_count() / shape.dims()[0];

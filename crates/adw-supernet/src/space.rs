@@ -1,4 +1,4 @@
-//! The search space: which networks there are to choose from.
+//! Search space: the networks that a supernet chooses from.
 
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
@@ -6,10 +6,10 @@ use crate::stages::{check_plan, stage_max_width, stage_of_block};
 use adw_tensor_ops::norm_act::GatePosition;
 use serde::{Deserialize, Serialize};
 
-/// Candidate widths per layer.
+/// Number of candidate widths per layer.
 pub const NUM_WIDTHS: usize = 5;
 
-/// What the search decides; the paper's ablation.
+/// Choices that the search makes; the paper's ablation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SearchSpace {
@@ -22,18 +22,18 @@ pub enum SearchSpace {
 }
 
 impl SearchSpace {
-    /// Whether widths are searched.
+    /// Returns true if widths are searched.
     pub fn searches_width(self) -> bool {
         self != Self::DepthOnly
     }
 
-    /// Whether depths are searched.
+    /// Returns true if depths are searched.
     pub fn searches_depth(self) -> bool {
         self != Self::WidthOnly
     }
 }
 
-/// Everything that determines a supernet.
+/// Values that determine a supernet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SupernetConfig {
@@ -47,17 +47,17 @@ pub struct SupernetConfig {
     pub kernels: Vec<[usize; 3]>,
     /// Greatest width of the finest stage; doubles per stage up to `cap_stage`. Paper: 48. A multiple of 6.
     pub max_width: usize,
-    /// Layers of the deepest block. Paper: 3.
+    /// Number of layers of the deepest block. Paper: 3.
     pub max_depth: usize,
     /// Last stage at which widths double. Paper: 3.
     pub cap_stage: usize,
     /// Position of the width gate. Paper: `pre_norm`.
     pub mask: GatePosition,
-    /// What is searched. Paper: both.
+    /// Choices that the search makes. Paper: depths and widths.
     pub space: SearchSpace,
 }
 
-/// The candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
+/// Candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
 ///
 /// ```
 /// assert_eq!(adw_supernet::width_options(48), [16, 24, 32, 40, 48]);
@@ -67,27 +67,27 @@ pub fn width_options(max_width: usize) -> [usize; NUM_WIDTHS] {
 }
 
 impl SupernetConfig {
-    /// Poolings, P.
+    /// Number of poolings, P.
     pub fn poolings(&self) -> usize {
         self.strides.len()
     }
 
-    /// P + 1 encoder blocks and P decoder blocks.
+    /// Number of blocks: P + 1 in the encoder, P in the decoder.
     pub fn num_blocks(&self) -> usize {
         2 * self.strides.len() + 1
     }
 
-    /// The stage (0 = finest) of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.
+    /// Stage of a block, 0 the finest; blocks are counted encoder fine to coarse, then decoder coarse to fine.
     pub fn stage_of_block(&self, block: usize) -> usize {
         stage_of_block(self.strides.len(), block)
     }
 
-    /// The greatest width of a block's layers.
+    /// Greatest width of a block's layers.
     pub fn block_max_width(&self, block: usize) -> usize {
         stage_max_width(self.max_width, self.stage_of_block(block), self.cap_stage)
     }
 
-    /// The largest network of the space: every block of `max_depth` layers, every layer of its stage's greatest width.
+    /// Largest network of the space: every block of `max_depth` layers, every layer of its stage's greatest width.
     /// A pass of the supernet computes as much as a pass of this network.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
-//! Stages of a U-Net: the resolutions that its poolings lead through, 0 the finest.
+//! Stages of a U-Net: one per resolution, 0 the finest.
 
-/// The greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
+/// Greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
 pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
     max_width.saturating_mul(1 << stage.min(cap_stage).min(32))
 }

@@ -13,7 +13,7 @@ use crate::choices::{BlockSoftmaxes, Choices, surrogate};
 use crate::error::Result;
 use crate::network::{BackwardRequest, BlockRelaxation, Network, NetworkShape, Relaxation, Trace};
 use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
-use crate::parameters::{Builder, Gradients, Parameter, Role};
+use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use crate::space::{SupernetConfig, width_options};
 use adw_tensor_ops::conv3d::Precision;
 use candle_core::{DType, Device, Tensor};
@@ -60,7 +60,7 @@ impl Supernet {
             widths: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
             up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
-        let network = Network::build(Builder::new(seed, dtype, device), &shape, |builder, block, layer| {
+        let network = Network::build(ParameterBuilder::new(seed, dtype, device), &shape, |builder, block, layer| {
             choices.add_parameters(builder, block, layer)
         })?;
         Ok(Self { network, choices, precision: Precision::Full, dtype })
@@ -142,8 +142,8 @@ impl Supernet {
         Ok((logits, SupernetTrace { network, relaxation, softmaxes }))
     }
 
-    /// Gradients of a scalar by the parameters of `role`, from its gradients by the logits of [`Self::forward`]: one per
-    /// scale, fine to coarse, none for scales that do not enter the scalar; the finest is required. With
+    /// Gradients of a scalar by the parameters of `role`, from its gradients by the logits of [`Self::forward`]: one
+    /// per scale, fine to coarse, none for scales that do not enter the scalar; the finest is required. With
     /// [`Role::Architecture`] no weight gradient is computed. Maps are freed on the way.
     ///
     /// # Errors
@@ -185,8 +185,8 @@ impl Supernet {
         Ok(())
     }
 
-    /// Probability of every width (per layer) and depth of every block, without noise at temperature 1: the state of the
-    /// search.
+    /// Probability of every width (per layer) and depth of every block, without noise at temperature 1: the state of
+    /// the search.
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.

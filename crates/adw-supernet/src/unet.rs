@@ -3,7 +3,7 @@
 use crate::architecture::Architecture;
 use crate::error::Result;
 use crate::network::{BackwardRequest, Network, NetworkShape, Trace};
-use crate::parameters::{Builder, Gradients, Parameter, Role};
+use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use adw_tensor_ops::conv3d::Precision;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 /// A 3D U-Net built from an [`Architecture`]. Parameters are named `block.{i}.conv.{l}.weight|gamma|beta`,
 /// `up.{u}.weight`, `head.{u}.weight`.
 ///
-/// There are two ways to train it. [`forward`](Self::forward) and [`backward`](Self::backward) free every map as soon as
-/// its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
+/// There are two ways to train it. [`forward`](Self::forward) and [`backward`](Self::backward) free every map as soon
+/// as its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
 /// network is part of candle's graph, with the same gradients.
 ///
 /// ```
@@ -57,7 +57,7 @@ impl Unet {
             widths: a.blocks.clone(),
             up_widths: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
         };
-        let network = Network::build(Builder::new(seed, dtype, device), &shape, |_, _, _| Ok(()))?;
+        let network = Network::build(ParameterBuilder::new(seed, dtype, device), &shape, |_, _, _| Ok(()))?;
         Ok(Self { network: Arc::new(network), architecture: a.clone(), precision: Precision::Full })
     }
 

@@ -53,6 +53,8 @@ pub const F64_STEP: Tolerance = Tolerance::elements(1e-15, 1e-15);
 
 /// Central differences in f64 with steps of 1e-5: the difference of two losses loses about ten of sixteen digits.
 pub const FINITE_DIFFERENCE: Tolerance = Tolerance::l2(1e-6);
+/// Central differences through a whole network in f64: a step may move voxels across the kink of LeakyReLU.
+pub const FINITE_DIFFERENCE_NETWORK: Tolerance = Tolerance::elements(1e-6, 1e-4);
 /// Central differences in f64 of a function of few terms, all of order 1.
 pub const FINITE_DIFFERENCE_FEW_TERMS: Tolerance = Tolerance::elements(1e-8, 0.0);
 
@@ -68,6 +70,8 @@ pub const F32_STEPS: Tolerance = Tolerance::elements(1e-5, 1e-5);
 pub const F32_VARIANCE_BESIDE_LARGE_MEAN: Tolerance = Tolerance::elements(0.0, 1e-3);
 /// Images in f32 after an interpolation or a filter.
 pub const F32_IMAGE: Tolerance = Tolerance::elements(1e-5, 0.0);
+/// Weighted means of overlapping windows in f32: a sum of some ten terms and a division.
+pub const F32_WINDOW_MEAN: Tolerance = Tolerance::elements(2e-5, 0.0);
 /// Images in f32 after several transforms or a power.
 pub const F32_TRANSFORMED_IMAGE: Tolerance = Tolerance::elements(1e-4, 0.0);
 
@@ -76,6 +80,9 @@ pub const F32_TRANSFORMED_IMAGE: Tolerance = Tolerance::elements(1e-4, 0.0);
 pub const BF16_FACTORS: Tolerance = Tolerance::l2(5e-3);
 /// Kernels whose maps are bf16: 0.4 % per rounding of an input or result, several in a row.
 pub const BF16_KERNEL: Tolerance = Tolerance::l2(2e-2);
+
+/// Values that were rounded to f16 after a computation in f32 or f64: one unit in the last of 11 bits, or one subnormal.
+pub const F16_ROUNDED: Tolerance = Tolerance::elements(6e-8, 1.0 / 1024.0);
 
 /// Whole networks in f64 beside PyTorch in f64: a dozen layers, forward and backward.
 pub const GOLDEN_F64: Tolerance = Tolerance::l2(1e-8);

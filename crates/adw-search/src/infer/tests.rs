@@ -1,6 +1,8 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
+use adw_testing::{Tolerance, assert_close, tolerance};
+
 use super::*;
 
 /// nnU-Net's own numbers, beside the repository when it is developed; absent in a plain clone.
@@ -20,9 +22,14 @@ fn image(shape: [usize; 3]) -> Tensor {
     Tensor::from_vec(values, (1, 2, d, h, w), &Device::Cpu).unwrap()
 }
 
-fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_same(what: &str, got: &Tensor, expected: &Tensor) {
+    assert_eq!(got.dims(), expected.dims(), "{what}");
+    assert_close(what, &flat(got), &flat(expected), tolerance::F32_WINDOW_MEAN);
 }
 
 fn ignore(_: usize, _: usize) {}
@@ -62,7 +69,7 @@ fn windows_cover_every_voxel_and_never_leave_the_image() {
 #[test]
 fn gaussian_weights_are_nnunets() {
     let ours = gaussian_weights([16, 32, 24]).unwrap();
-    let values = ours.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values = flat(&ours);
     assert_eq!(values[(8 * 32 + 16) * 24 + 12], 10.0);
     assert!(values.iter().all(|v| *v > 0.0));
     let Some(path) = golden("gaussian.safetensors") else {
@@ -73,15 +80,8 @@ fn gaussian_weights_are_nnunets() {
     for (name, expected) in maps {
         let dims: [usize; 3] = expected.dims().try_into().unwrap();
         let ours = gaussian_weights(dims).unwrap();
-        let (a, e) = (
-            ours.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
-            expected.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
-        );
-        // nnU-Net filters a delta in floating point, so that a value may round to the neighbouring f16: 2^-10 relative,
-        // or one subnormal (6e-8).
-        for (i, (a, e)) in a.iter().zip(&e).enumerate() {
-            assert!((a - e).abs() <= e.abs() / 1024.0 + 6e-8, "{name} {i}: {a} {e}");
-        }
+        // nnU-Net filters a delta in floating point, so that a value may round to the neighbouring f16.
+        assert_close(name, &flat(&ours), &flat(&expected), tolerance::F16_ROUNDED);
     }
 }
 
@@ -97,7 +97,7 @@ fn a_pointwise_network_reproduces_the_image_whatever_its_size() {
                 let window = SlidingWindow { mirror, windows_per_forward, ..SlidingWindow::new(patch) };
                 let mut network = |x: &Tensor| Ok(x.affine(2.0, 1.0)?);
                 let got = window.logits(&image, &mut [&mut network], &mut ignore).unwrap();
-                assert!(largest_difference(&got, &expected) < 2e-5, "{shape:?} {patch:?}");
+                assert_same(&format!("{shape:?} {patch:?}"), &got, &expected);
             }
         }
     }
@@ -114,7 +114,7 @@ fn logits_in_any_layout() {
     };
     let window = SlidingWindow { mirror: [true; 3], ..SlidingWindow::new([4, 4, 4]) };
     let got = window.logits(&image, &mut [&mut network], &mut ignore).unwrap();
-    assert!(largest_difference(&got, &classes(&image).unwrap()) < 2e-5);
+    assert_same("any layout", &got, &classes(&image).unwrap());
 }
 
 #[test]
@@ -130,10 +130,10 @@ fn mirroring_averages_the_flips_and_undoes_each() {
     let image = Tensor::zeros((1, 1, 2, 2, 4), DType::F32, &Device::Cpu).unwrap();
     let plain = SlidingWindow::new(patch);
     let got = plain.logits(&image, &mut [&mut network], &mut ignore).unwrap();
-    assert!(largest_difference(&got, &ramp) < 1e-6);
+    assert_close("without mirroring", &flat(&got), &flat(&ramp), Tolerance::elements(1e-6, 0.0));
     let along_w = SlidingWindow { mirror: [false, false, true], ..plain.clone() };
     let got = along_w.logits(&image, &mut [&mut network], &mut ignore).unwrap();
-    assert!(largest_difference(&got, &ramp.ones_like().unwrap().affine(1.5, 0.0).unwrap()) < 1e-6);
+    assert_close("mirrored along W", &flat(&got), &[1.5f32; 16], Tolerance::elements(1e-6, 0.0));
     calls.set(0);
     SlidingWindow { mirror: [true; 3], ..plain }.logits(&image, &mut [&mut network], &mut ignore).unwrap();
     assert_eq!(calls.get(), 8);
@@ -150,7 +150,7 @@ fn folds_are_averaged_and_progress_reaches_the_end() {
             seen.push((d, t));
         })
         .unwrap();
-    assert!(largest_difference(&got, &(&image * 2.0).unwrap()) < 2e-5);
+    assert_same("mean of the folds", &got, &(&image * 2.0).unwrap());
     let total = window.num_windows([9, 8, 8]);
     assert_eq!(total, 4 * 3 * 3);
     assert_eq!(seen.last(), Some(&(total, total)));

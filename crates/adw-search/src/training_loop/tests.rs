@@ -68,7 +68,7 @@ impl TrainingTask for Point {
 #[derive(Default)]
 struct Source {
     announced: Option<BatchRequests>,
-    asked: Vec<BatchRequest>,
+    requested: Vec<BatchRequest>,
     fails_at: Option<usize>,
 }
 
@@ -79,11 +79,11 @@ impl BatchSource for Source {
     }
 
     fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError> {
-        if self.fails_at == Some(self.asked.len()) {
+        if self.fails_at == Some(self.requested.len()) {
             return Err("hippocampus_007.nii.gz: truncated".into());
         }
         assert_eq!(self.announced.as_mut().unwrap().next(), Some(request));
-        self.asked.push(request);
+        self.requested.push(request);
         let seed = request.epoch * 1000 + request.iteration * 10 + request.part as usize;
         let x: Vec<f32> = (0..3).map(|i| ((seed * 3 + i) as f32 * 1.7).sin()).collect();
         let x = Tensor::new(x, &Device::Cpu)?;
@@ -116,7 +116,7 @@ fn go(point: &mut Point, options: &RunOptions, stop_at: usize, stop: Stop) -> (R
     let mut source = Source::default();
     let result = run(point, &schedule(), &files, checkpoint, &mut source, &mut on_event);
     if result.is_ok() {
-        assert_eq!(source.announced.unwrap().next(), None, "everything announced was asked for");
+        assert_eq!(source.announced.unwrap().next(), None, "everything announced was requested");
     }
     (result, events)
 }
@@ -207,16 +207,16 @@ fn a_folder_serves_one_run_at_a_time() {
 }
 
 #[test]
-fn batches_are_asked_for_by_phase_and_a_failing_source_is_named() {
+fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
     let mut source = Source::default();
     let (files, _) = RunFiles::open(&RunOptions::default(), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
     run(&mut Point::new(), &schedule(), &files, None, &mut source, &mut ignore).unwrap();
-    let of = |epoch| source.asked.iter().filter(move |r| r.epoch == epoch).map(|r| r.part);
+    let of = |epoch| source.requested.iter().filter(move |r| r.epoch == epoch).map(|r| r.part);
     assert_eq!(of(0).filter(|p| *p == Part::TrainB).count(), 0, "none of B in the warm-up");
     assert_eq!(of(1).filter(|p| *p == Part::TrainB).count(), 5);
     assert_eq!(of(3).filter(|p| *p == Part::TrainBPlain).count(), 2);
-    assert!(source.asked.iter().all(|r| r.part != Part::Validation));
+    assert!(source.requested.iter().all(|r| r.part != Part::Validation));
 
     let mut failing = Source { fails_at: Some(8), ..Source::default() };
     let error = run(&mut Point::new(), &schedule(), &files, None, &mut failing, &mut ignore).unwrap_err();

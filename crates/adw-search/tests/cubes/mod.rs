@@ -26,19 +26,19 @@ pub(crate) fn supernet_config() -> SupernetConfig {
 
 pub(crate) struct Cubes {
     batch_size: usize,
-    /// Parts asked for so far.
-    pub(crate) asked: BTreeSet<Part>,
+    /// Parts requested so far.
+    pub(crate) requested: BTreeSet<Part>,
 }
 
 impl Cubes {
     pub(crate) fn new(batch_size: usize) -> Self {
-        Self { batch_size, asked: BTreeSet::new() }
+        Self { batch_size, requested: BTreeSet::new() }
     }
 }
 
 impl BatchSource for Cubes {
     fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError> {
-        self.asked.insert(request.part);
+        self.requested.insert(request.part);
         let part = match request.part {
             Part::TrainA => 1,
             Part::TrainB => 2,

@@ -113,7 +113,8 @@ impl BackwardPass<'_> {
         let Trace { mut blocks, mut outputs, .. } = trace;
         let mut grad_logits = grad_logits.into_iter();
         let poolings = self.net.strides.len();
-        // Gradient of each encoder block's output along the skip, and of the current block's output from the next block.
+        // Gradient of each encoder block's output along the skip, and of the current block's output from the next
+        // block.
         let mut grad_skips: Vec<Option<Tensor>> = vec![None; poolings];
         let mut grad_next: Option<Tensor> = None;
         for i in (0..self.net.blocks.len()).rev() {

@@ -1,7 +1,7 @@
 //! Layers of the U-Net, their parameters and geometry.
 
 use crate::error::{Error, Result};
-use crate::parameters::{Builder, Parameter, Role};
+use crate::parameters::{Parameter, ParameterBuilder, Role};
 use crate::stages::stage_of_block;
 use adw_tensor_ops::Conv3dGeometry;
 use adw_tensor_ops::conv3d::Precision;
@@ -68,12 +68,12 @@ pub(super) fn head_geometry() -> Conv3dGeometry {
 }
 
 impl Network {
-    /// Builds the layers of `shape`. `after_layer(builder, block, layer)` may add parameters behind those of each layer,
-    /// and with no layer behind those of each block.
+    /// Builds the layers of `shape`. `after_layer(builder, block, layer)` may add parameters behind those of each
+    /// layer, and with no layer behind those of each block.
     pub(crate) fn build(
-        mut builder: Builder,
+        mut builder: ParameterBuilder,
         shape: &NetworkShape,
-        mut after_layer: impl FnMut(&mut Builder, usize, Option<usize>) -> Result<()>,
+        mut after_layer: impl FnMut(&mut ParameterBuilder, usize, Option<usize>) -> Result<()>,
     ) -> Result<Self> {
         let poolings = shape.poolings();
         let mut blocks = Vec::new();

@@ -24,7 +24,8 @@ pub(super) struct BlockTrace {
     pub(super) layers: Vec<(Tensor, NormCoefficients)>,
 }
 
-/// Maps that a network's forward pass leaves for its backward pass, which frees each as soon as its gradients are known.
+/// Maps that a network's forward pass leaves for its backward pass, which frees each as soon as its gradients are
+/// known.
 pub struct Trace {
     pub(super) blocks: Vec<BlockTrace>,
     /// Output of every block.
