@@ -68,7 +68,8 @@ impl Conv3dGeometry {
     /// one.
     ///
     /// # Errors
-    /// If a kernel, stride or dilation is 0, the output padding is not smaller than the stride, or nothing is left of the output.
+    /// If a kernel, stride or dilation is 0, the output padding is smaller than neither stride nor dilation, or nothing is
+    /// left of the output.
     pub fn transposed_size(
         &self,
         op: &'static str,
@@ -78,10 +79,10 @@ impl Conv3dGeometry {
         let mut out = [0; 3];
         for i in 0..3 {
             let (k, s, p) = (self.kernel[i], self.stride[i], self.padding[i]);
-            if k == 0 || s == 0 || self.dilation[i] == 0 || output_padding[i] >= s {
+            if k == 0 || s == 0 || self.dilation[i] == 0 || output_padding[i] >= s.max(self.dilation[i]) {
                 let what = format!(
                     "kernel {:?}, stride {:?}, dilation {:?} and output padding {output_padding:?}: kernel, stride and \
-                     dilation must be at least 1, and the output padding smaller than the stride",
+                     dilation must be at least 1, and the output padding smaller than the stride or the dilation",
                     self.kernel, self.stride, self.dilation
                 );
                 return Err(Error::Argument { op, what });

@@ -192,7 +192,7 @@ pub fn grad_weight(
 
 /// 3D convolution with gradients: `x [B, Cin, D, H, W]`, `weight [Cout, Cin, kD, kH, kW]` to `[B, Cout, D', H', W']`.
 ///
-/// The same as PyTorch's `conv3d` without bias and dilation, in one group. Channels-last inputs (such as this op's
+/// The same as PyTorch's `conv3d` without bias, in one group. Channels-last inputs (such as this op's
 /// results) are taken as they lie; others are copied once.
 ///
 /// # Errors

@@ -97,7 +97,7 @@ pub fn conv_transpose3d(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// `conv_transpose3d` without bias, in one group.
 ///
 /// # Errors
-/// If shapes or element types do not fit together, or the output padding is not smaller than the stride.
+/// If shapes or element types do not fit together, or the output padding is smaller than neither stride nor dilation.
 ///
 /// ```
 /// use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d};
@@ -127,6 +127,9 @@ pub fn with_geometry(
         }
     };
     let out = geometry.transposed_size(OP, size, output_padding)?;
+    // Whole strides of output padding are what voxels of 0 behind the input would reach.
+    let zeros = [0, 1, 2].map(|i| output_padding[i] / geometry.stride[i]);
+    let x = (0..3).try_fold(x, |x, i| if zeros[i] == 0 { Ok(x) } else { x.pad_with_zeros(i + 1, 0, zeros[i]) })?;
     let weight = weight.contiguous()?;
     let y = conv3d::compute_grad_input((&x).into(), &weight, geometry, out, 0..co, Precision::Full)?;
     let y = record2(OP, [&x, &weight], y, move |[x, weight], grad_y| {

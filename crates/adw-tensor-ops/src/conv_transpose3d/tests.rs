@@ -69,6 +69,7 @@ fn any_geometry_equals_its_definition_and_its_gradients() {
     check(1, [3, 2], [4, 4, 5], geometry([3, 3, 3], [1, 1, 1], [1, 1, 1]), [0, 0, 0]);
     let dilated = Conv3dGeometry { dilation: [2, 1, 3], ..geometry([3, 2, 2], [1, 2, 2], [1, 0, 1]) };
     check(2, [3, 4], [3, 4, 3], dilated, [0, 1, 1]);
+    check(1, [2, 3], [2, 3, 4], dilated, [1, 0, 2]);
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn impossible_geometries_are_named() {
     let refused =
         |w: &Tensor, geometry, output_padding| with_geometry(&x, w, geometry, output_padding).unwrap_err().to_string();
     let same = Conv3dGeometry::same([3; 3], [2; 3]);
-    assert!(refused(&w, same, [2, 0, 0]).contains("output padding smaller than the stride"));
+    assert!(refused(&w, same, [2, 0, 0]).contains("output padding smaller than the stride or the dilation"));
     assert!(refused(&w, Conv3dGeometry { padding: [3; 3], ..same }, [0; 3]).contains("leaves nothing"));
     assert!(refused(&ones([4, 3, 3, 3, 3]), same, [0; 3]).contains("expected [2, Cout, 3, 3, 3]"));
     assert!(refused(&w, Conv3dGeometry::same([1, 3, 3], [2; 3]), [0; 3]).contains("expected [2, Cout, 1, 3, 3]"));

@@ -1,4 +1,4 @@
-use super::{check_channels, check_groups, check_vector, geometry, in_groups, kernel_size, weight_and_bias};
+use super::{check_channels, check_groups, check_vector, in_groups, kernel_size, weight_and_bias};
 use crate::geometry::Conv3dGeometry;
 use candle_core::Tensor;
 use candle_nn::{Module, VarBuilder};
@@ -45,7 +45,7 @@ impl Conv3d {
         }
         check_groups(OP, config.groups, &weight.dims()[..1])?;
         let Conv3dConfig { stride, padding, dilation, groups } = config;
-        Ok(Self { weight, bias, geometry: geometry(OP, kernel, stride, padding, dilation)?, groups })
+        Ok(Self { weight, bias, geometry: Conv3dGeometry { kernel, stride, padding, dilation }, groups })
     }
 
     /// `[Cout, Cin / groups, kD, kH, kW]`.

@@ -1,4 +1,4 @@
-use super::{check_channels, check_groups, check_vector, geometry, in_groups, kernel_size, weight_and_bias};
+use super::{check_channels, check_groups, check_vector, in_groups, kernel_size, weight_and_bias};
 use crate::conv_transpose3d::with_geometry;
 use crate::geometry::Conv3dGeometry;
 use candle_core::Tensor;
@@ -49,7 +49,7 @@ impl ConvTranspose3d {
         }
         check_groups(OP, config.groups, &weight.dims()[..1])?;
         let ConvTranspose3dConfig { stride, padding, output_padding, dilation, groups } = config;
-        let geometry = geometry(OP, kernel, stride, padding, dilation)?;
+        let geometry = Conv3dGeometry { kernel, stride, padding, dilation };
         Ok(Self { weight, bias, geometry, output_padding, groups })
     }
 

@@ -41,7 +41,6 @@ pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use instance_norm3d::{InstanceNorm3d, InstanceNorm3dConfig, instance_norm3d};
 
 use crate::error::{Error, Result};
-use crate::geometry::Conv3dGeometry;
 use crate::map::channels_first;
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -77,20 +76,6 @@ fn check_groups(op: &'static str, groups: usize, channels: &[usize]) -> Result<(
     }
     let what = format!("groups is {groups}, expected a divisor of the numbers of channels {channels:?}");
     Err(Error::Argument { op, what })
-}
-
-/// Geometry of a convolution with this weight.
-fn geometry(
-    op: &'static str,
-    kernel: [usize; 3],
-    stride: [usize; 3],
-    padding: [usize; 3],
-    dilation: [usize; 3],
-) -> Result<Conv3dGeometry> {
-    if dilation.contains(&0) {
-        return Err(Error::Argument { op, what: format!("dilation {dilation:?}, expected at least 1 on every axis") });
-    }
-    Ok(Conv3dGeometry { kernel, stride, padding, dilation })
 }
 
 /// Weight of the given shape from `vb`, and a bias if `num_biases` is given. New ones are uniform within
