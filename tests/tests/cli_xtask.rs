@@ -1,9 +1,9 @@
-//! `cargo xtask search` and `retrain`, from a data folder that is empty.
+//! `cargo xtask`: builds `adw` and hands all arguments over.
 #![allow(clippy::unwrap_used)]
 
 mod cli_support;
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use cli_support::{TINY, build, names};
 
@@ -17,14 +17,14 @@ fn xtask(arguments: &[&str], paths: &[(&str, &Path)]) -> std::process::Output {
 }
 
 #[test]
-fn a_search_makes_its_phantom_and_a_retraining_takes_it_up() {
+fn a_search_makes_its_phantom_and_a_retraining_continues_from_it() {
     if cfg!(debug_assertions) {
         println!("SKIPPED: xtask builds adw in release mode; run this test so too");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let (data, run) = (dir.path().join("data"), dir.path().join("run"));
-    let search = [&["search", "--threads", "2"], TINY].concat();
+    let search = [&["search", "phantom", "--threads", "2"], TINY].concat();
     let output = xtask(&search, &[("--data", &data), ("--run", &run)]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(names(&data), ["Task00_Phantom"]);
@@ -39,19 +39,10 @@ fn a_search_makes_its_phantom_and_a_retraining_takes_it_up() {
     // The exit code of adw is that of xtask.
     let output = xtask(&["retrain", "--set", "search.epochs=9"], &[("--run", &run)]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-}
 
-#[test]
-fn what_cannot_be_found_is_said() {
-    let dir = tempfile::tempdir().unwrap();
-    for (arguments, complaint) in [
-        (["search", "kidneys"].as_slice(), "neither a task"),
-        (&["search", "heart", "--offline"], "Task02_Heart is missing"),
-        (&["download", "heart", "--mirror", "file:///nowhere"], "cannot read /nowhere/Task02_Heart.tar"),
-    ] {
-        let output = xtask(arguments, &[("--data", dir.path())]);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success() && stderr.contains(complaint), "{stderr}");
-    }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    // The help, too, with the command as it is typed.
+    let help = String::from_utf8(xtask(&["retrain", "--help"], &[]).stdout).unwrap();
+    assert!(help.contains("Usage: cargo xtask retrain") && help.contains("--uniform-width"), "{help}");
+    let output = xtask(&["serach"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::{UsageError, dataset::workspace, launch::build_adw};
+use crate::{
+    UsageError,
+    launch::{build_adw, workspace},
+};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BenchArgs {

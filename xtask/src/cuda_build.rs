@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cuda::{before, link, target_folder},
     cuda_check::sources,
-    dataset::workspace,
+    launch::workspace,
 };
 
 /// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cudnn`. The

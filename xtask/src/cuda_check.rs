@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{cuda_build, dataset::workspace};
+use crate::{cuda_build, launch::workspace};
 
 /// What kernels are compiled for: A100 and H100.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];

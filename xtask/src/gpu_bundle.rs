@@ -14,8 +14,7 @@ use flate2::{Compression, write::GzEncoder};
 use crate::{
     cuda_build,
     cuda_check::find_nvcc,
-    dataset::{locate, workspace},
-    launch::{build_adw, provide},
+    launch::{build_adw, workspace},
 };
 
 /// What the folder may hold: it travels.
@@ -29,10 +28,7 @@ pub(crate) struct GpuBundleArgs {
     /// The folder to make
     #[arg(long, value_name = "DIR", default_value = "target/gpu-bundle")]
     output: PathBuf,
-    /// Dataset to train on; of it, as many cases as `--cases` says
-    #[arg(long, default_value = "phantom")]
-    task: String,
-    /// Folder in which datasets are looked for, or a dataset
+    /// Dataset to train on [default: a phantom]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Labelled cases that go along
@@ -144,12 +140,19 @@ fn size(folder: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The dataset, made or fetched if it is not there.
+/// Folder of the dataset; a phantom is generated in the target folder unless `--data` names one.
 fn dataset_folder(args: &GpuBundleArgs) -> Result<PathBuf> {
-    let data = crate::DataArgs { data: args.data.clone(), ..crate::DataArgs::default() };
-    let located = locate(&args.task, &data)?;
-    provide(&located, &data, Command::new(build_adw()?))?;
-    Ok(located.folder)
+    if let Some(data) = &args.data {
+        return Ok(data.clone());
+    }
+    let folder = workspace().join("target/Task00_Phantom");
+    if !folder.join("dataset.json").is_file() {
+        let status = Command::new(build_adw()?).args(["phantom", "--output"]).arg(&folder).status();
+        if !status.context("cannot start adw")?.success() {
+            bail!("adw cannot write the phantom dataset");
+        }
+    }
+    Ok(folder)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The dataset that `--data` means.
+//! Search for a dataset's folder.
 
 use std::{
     fs,
@@ -18,31 +18,36 @@ pub(crate) fn open(dir: &Path) -> Result<Dataset> {
     Ok(Dataset::open(&find(dir)?)?)
 }
 
-/// The folder of the dataset in `dir` or of the only one below.
+/// Returns true if `dir` is a dataset's folder.
+pub(crate) fn is_dataset(dir: &Path) -> bool {
+    dir.join("dataset.json").is_file()
+}
+
+/// Folder of the dataset in `dir`: `dir` itself, or the only dataset among its subfolders.
 ///
 /// # Errors
 /// None or several there.
 pub(crate) fn find(dir: &Path) -> Result<PathBuf> {
-    if dir.join("dataset.json").is_file() {
+    if is_dataset(dir) {
         return Ok(dir.to_owned());
     }
     if !dir.is_dir() {
-        bad_input!("--data {}: no such folder", dir.display());
+        bad_input!("{}: no such folder", dir.display());
     }
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let path = entry.with_context(|| format!("cannot read {}", dir.display()))?.path();
-        if path.join("dataset.json").is_file() {
+        if is_dataset(&path) {
             found.push(path);
         }
     }
     found.sort();
     match found.len() {
-        0 => bad_input!("--data {}: no dataset.json there or in a folder below", dir.display()),
+        0 => bad_input!("{}: no dataset.json there or in a folder below", dir.display()),
         1 => Ok(found.remove(0)),
         _ => {
             let names: Vec<_> = found.iter().map(|path| path.display().to_string()).collect();
-            bad_input!("--data {}: several datasets, choose one: {}", dir.display(), names.join(", "))
+            bad_input!("{}: several datasets, choose one: {}", dir.display(), names.join(", "))
         }
     }
 }

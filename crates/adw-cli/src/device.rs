@@ -1,4 +1,4 @@
-//! The device and the threads a command runs on.
+//! Device and threads that a command runs on.
 
 use adw_cuda::device::{ConvolutionBackend, CudaRuntime, has_cuda, has_cudnn, info, open};
 use adw_supernet::Precision;
@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 
 use crate::{
-    args::{Convolutions, Process},
+    args::{Convolutions, DeviceArgs, ProcessArgs},
     failure::bad_input,
-    memory,
+    host_memory,
     report::progress::note,
 };
 
@@ -16,24 +16,15 @@ use crate::{
 ///
 /// # Errors
 /// A device this build or machine does not have, or an unknown name.
-pub(crate) fn set_up(process: &Process) -> Result<Device> {
-    let device = match wish(&process.device)? {
-        Wish::Cpu => Device::Cpu,
-        Wish::Auto => automatic(),
-        Wish::Cuda(ordinal) => cuda(ordinal)?,
+pub(crate) fn set_up(args: &DeviceArgs, process: &ProcessArgs) -> Result<Device> {
+    let device = match request(&args.device)? {
+        DeviceRequest::Cpu => Device::Cpu,
+        DeviceRequest::Auto => automatic(),
+        DeviceRequest::Cuda(ordinal) => cuda(ordinal)?,
     };
-    set_convolutions(process.convolutions, &device)?;
+    set_convolutions(args.convolutions, &device)?;
     set_threads(process)?;
     Ok(device)
-}
-
-/// [`set_up`] for a command that works on the host alone.
-///
-/// # Errors
-/// An unknown name of a device.
-pub(crate) fn set_up_host(process: &Process) -> Result<()> {
-    wish(&process.device)?;
-    set_threads(process)
 }
 
 /// Sets the implementation of convolutions.
@@ -58,7 +49,11 @@ fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
     Ok(())
 }
 
-fn set_threads(process: &Process) -> Result<()> {
+/// Sets the number of threads of this process. Commands that run no network need no other set-up.
+///
+/// # Errors
+/// The system starts no more threads.
+pub(crate) fn set_threads(process: &ProcessArgs) -> Result<()> {
     adw_tensor_ops::allocation::keep_freed_memory();
     if let Some(threads) = process.threads {
         rayon::ThreadPoolBuilder::new()
@@ -69,10 +64,10 @@ fn set_threads(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// What `--bf16` asks for.
+/// Precision of convolutions with or without `--bf16`.
 ///
 /// # Errors
-/// This device cannot.
+/// The device cannot multiply in bf16.
 pub(crate) fn precision(bf16: bool, device: &Device) -> Result<Precision> {
     if !bf16 {
         return Ok(Precision::Full);
@@ -83,18 +78,18 @@ pub(crate) fn precision(bf16: bool, device: &Device) -> Result<Precision> {
     Ok(Precision::Bf16)
 }
 
-/// What `--device` asks for.
+/// Device that `--device` names.
 #[derive(Debug, PartialEq, Eq)]
-enum Wish {
+enum DeviceRequest {
     Auto,
     Cpu,
     Cuda(usize),
 }
 
-fn wish(name: &str) -> Result<Wish> {
+fn request(name: &str) -> Result<DeviceRequest> {
     let ordinal = match name {
-        "auto" => return Ok(Wish::Auto),
-        "cpu" => return Ok(Wish::Cpu),
+        "auto" => return Ok(DeviceRequest::Auto),
+        "cpu" => return Ok(DeviceRequest::Cpu),
         "cuda" => Some(0),
         _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
     };
@@ -104,7 +99,7 @@ fn wish(name: &str) -> Result<Wish> {
     if !has_cuda() {
         bad_input!("--device {name}: this program was built without CUDA; take cpu, or build it with --features cuda");
     }
-    Ok(Wish::Cuda(ordinal))
+    Ok(DeviceRequest::Cuda(ordinal))
 }
 
 /// First CUDA device, or the host; a build with CUDA prints which, and why.
@@ -146,7 +141,7 @@ fn describe(device: &Device) -> String {
     }
 }
 
-/// As `--device` has it.
+/// Name of a device as `--device` takes it.
 pub(crate) fn name(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
@@ -162,18 +157,18 @@ pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     }
 }
 
-/// Starts a new count of a CUDA device's peak memory.
+/// Restarts the measurement of a CUDA device's peak memory.
 pub(crate) fn reset_peak_memory(device: &Device) {
     if let Device::Cuda(cuda) = device {
         adw_cuda::device::reset_peak_memory(cuda);
     }
 }
 
-/// Most memory that was held so far: a CUDA device's own, or this process's on the host.
-pub(crate) fn peak_bytes(device: &Device) -> Option<u64> {
+/// Peak memory in bytes: of a CUDA device, or of this process on the host.
+pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cuda(cuda) => adw_cuda::device::peak_bytes(cuda),
-        _ => memory::peak_bytes(),
+        _ => host_memory::peak_bytes(),
     }
 }
 
@@ -183,17 +178,17 @@ mod tests {
 
     #[test]
     fn names_of_devices() {
-        assert_eq!(wish("auto").unwrap(), Wish::Auto);
-        assert_eq!(wish("cpu").unwrap(), Wish::Cpu);
+        assert_eq!(request("auto").unwrap(), DeviceRequest::Auto);
+        assert_eq!(request("cpu").unwrap(), DeviceRequest::Cpu);
         for nonsense in ["gpu", "cuda:", "cuda:-1", "cuda:x"] {
-            let message = wish(nonsense).unwrap_err().to_string();
+            let message = request(nonsense).unwrap_err().to_string();
             assert!(message.contains("expected auto, cpu or cuda:N"), "{message}");
         }
         if has_cuda() {
-            assert_eq!(wish("cuda").unwrap(), Wish::Cuda(0));
-            assert_eq!(wish("cuda:3").unwrap(), Wish::Cuda(3));
+            assert_eq!(request("cuda").unwrap(), DeviceRequest::Cuda(0));
+            assert_eq!(request("cuda:3").unwrap(), DeviceRequest::Cuda(3));
         } else {
-            let message = wish("cuda:0").unwrap_err().to_string();
+            let message = request("cuda:0").unwrap_err().to_string();
             assert!(message.contains("built without CUDA"), "{message}");
         }
     }

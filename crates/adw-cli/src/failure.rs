@@ -1,8 +1,8 @@
 //! From an error to one line on stderr and an exit code.
 
-use std::{error::Error, fmt, io};
+use std::{env, error::Error, fmt, io, path::Path};
 
-/// Something the person at the keyboard can put right.
+/// Error that the user can put right.
 #[derive(Debug)]
 pub(crate) struct BadInput(String);
 
@@ -29,18 +29,26 @@ macro_rules! bad_input {
 }
 pub(crate) use bad_input;
 
-/// 2 for what the person can put right: arguments, files, folders, a full disk. 1 for what only the program's authors
-/// can.
+/// Name that the program was started by, for messages with a command to run next.
+pub(crate) fn program() -> String {
+    let name = env::args_os().next();
+    let name = name.as_deref().and_then(|path| Path::new(path).file_name());
+    name.map_or_else(|| "adw".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Exit code for an error: 2 if the user can put it right (arguments, files, folders, a full disk or device, a server that
+/// refuses), 1 if only the program's authors can.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
-    let theirs = error.chain().any(|cause| {
+    let is_bad_input = error.chain().any(|cause| {
         cause.is::<BadInput>()
             || cause.is::<io::Error>()
+            || cause.is::<ureq::Error>()
             || cause.downcast_ref().is_some_and(data_is_bad)
             || cause.downcast_ref().is_some_and(training_input_is_bad)
             || cause.downcast_ref().is_some_and(network_is_bad)
     });
     // Out of memory on a CUDA device comes wrapped in whatever was computed, or in candle's words.
-    if theirs || one_line(error).contains(FULL) { 2 } else { 1 }
+    if is_bad_input || one_line(error).contains(FULL) { 2 } else { 1 }
 }
 
 /// What the errors of a full CUDA device advise.

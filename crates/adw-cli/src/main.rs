@@ -6,23 +6,28 @@ mod cases;
 mod commands;
 mod dataset_folder;
 mod device;
+mod download;
 mod failure;
+mod host_memory;
 mod memory;
 mod model;
 mod overrides;
+mod phantom;
 mod report;
 mod run;
 mod run_config;
 mod run_folder;
+mod runs;
 mod segment;
 mod source;
 mod splits;
+mod task;
 
 use std::{panic, process::ExitCode};
 
 use clap::Parser;
 
-use crate::args::{Bench, Cli, Command};
+use crate::args::{Cli, Command, Subject};
 
 fn main() -> ExitCode {
     // clap prints its own message and exits with 2.
@@ -32,6 +37,8 @@ fn main() -> ExitCode {
         eprintln!("error: internal: {}", info.to_string().split_whitespace().collect::<Vec<_>>().join(" "));
     }));
     let result = panic::catch_unwind(|| match &cli.command {
+        Command::Download(args) => commands::download::run(args),
+        Command::Phantom(args) => commands::phantom::run(args),
         Command::Check(args) => commands::check::run(args),
         Command::Plan(args) => commands::plan::run(args),
         Command::Search(args) => commands::search::run(args),
@@ -40,8 +47,9 @@ fn main() -> ExitCode {
         Command::Submit(args) => commands::submit::run(args),
         Command::Postprocess(args) => commands::postprocess::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
-        Command::Phantom(args) => commands::phantom::run(args),
-        Command::Bench(Bench::Step(args)) => commands::bench::step(args),
+        Command::Bench(args) => match &args.subject {
+            Subject::Step(args) => commands::bench::step(args),
+        },
     });
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -1,6 +1,4 @@
-//! Whether a training fits in memory, asked before it starts.
-
-use std::{fs, path::Path};
+//! Memory that a training needs, checked against the limit before it starts.
 
 use adw_supernet::{Architecture, Precision};
 use anyhow::Result;
@@ -8,20 +6,21 @@ use candle_core::Device;
 use msd_data::{Memory, Plan};
 
 use crate::{
-    args::Process,
+    args::MemoryArgs,
     device,
     failure::bad_input,
+    host_memory,
     source::{QUEUE, num_loader_threads},
 };
 
-/// What a training needs at its peak, in bytes.
+/// Peak memory of a training, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Need {
     /// Feature maps of the forward pass and their gradients.
     pub(crate) activations: u64,
     /// Weights, gradients and the optimisers' state.
     pub(crate) parameters: u64,
-    /// Batches on their way, and what is read of cases for them.
+    /// Queued batches, and the parts of cases that are read for them.
     pub(crate) data: u64,
 }
 
@@ -33,8 +32,8 @@ const BACKWARD: u64 = 2;
 const COPIES: u64 = 4;
 
 impl Need {
-    /// For training `architecture` (for a search: the [largest](adw_supernet::SupernetConfig::largest) of its space) on batches of `plan`'s patches.
-    pub(crate) fn of(
+    /// Estimates the need of training `architecture` (for a search, the largest of its space) on batches of `plan`'s patches.
+    pub(crate) fn new(
         architecture: &Architecture,
         plan: &Plan,
         batch_size: usize,
@@ -63,14 +62,14 @@ impl Need {
     }
 }
 
-/// What `--memory` allows, else what the system has available; an unknown system has enough.
-pub(crate) fn limit(process: &Process) -> Memory {
-    let asked = process.memory.map(|gb| (gb * 1e9) as u64);
-    asked.or_else(available_bytes).map_or(Memory::unlimited(), Memory::bytes)
+/// Limit of `--memory`, else the memory that the system has available; no limit on an unknown system.
+pub(crate) fn limit(args: MemoryArgs) -> Memory {
+    let bytes = args.memory.map(|gb| (gb * 1e9) as u64);
+    bytes.or_else(host_memory::available_bytes).map_or(Memory::unlimited(), Memory::bytes)
 }
 
-/// Refuses work that does not fit in the limit; what is left is for prepared cases. On a CUDA device, maps and weights
-/// are in its own memory.
+/// Refuses work that exceeds the limit, and returns the rest, which is for prepared cases. On a CUDA device, maps and
+/// weights are in the device's own memory.
 ///
 /// # Errors
 /// Names the need and the patch that causes it.
@@ -78,18 +77,19 @@ pub(crate) fn check(
     mut need: Need,
     patch: [usize; 3],
     batch_size: usize,
-    process: &Process,
+    args: MemoryArgs,
     device: &Device,
 ) -> Result<Memory> {
-    let limit = limit(process);
+    const ADVICE: &str = "lower batch_size (of search or retrain), data.patch_size or network.max_width with --set";
+    let limit = limit(args);
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let [d, h, w] = patch;
     if let Some(free) = device::free_bytes(device) {
         let on_device = need.activations.saturating_add(need.parameters);
         if on_device > free {
-            let gb = |bytes: u64| bytes as f64 / 1e9;
-            let [d, h, w] = patch;
             bad_input!(
                 "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB of the CUDA device, {:.2} GB are \
-                 free: lower batch_size (of search or retrain), data.patch_size or network.max_width",
+                 free: {ADVICE}",
                 gb(on_device),
                 gb(free)
             );
@@ -99,12 +99,9 @@ pub(crate) fn check(
     if limit.holds(need.total()) {
         return Ok(limit.less(need.total()));
     }
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let [d, h, w] = patch;
     bad_input!(
         "patches of {d}x{h}x{w} in batches of {batch_size} need about {:.2} GB ({:.2} GB of feature maps, \
-         {:.2} GB of weights, {:.2} GB of batches), {:.2} GB are available: lower batch_size (of search or \
-         retrain), data.patch_size or network.max_width",
+         {:.2} GB of weights, {:.2} GB of batches), {:.2} GB are available: {ADVICE}",
         gb(need.total()),
         gb(need.activations),
         gb(need.parameters),
@@ -113,90 +110,17 @@ pub(crate) fn check(
     );
 }
 
-/// Memory that can be had without swapping: Linux's own estimate, or what the control group leaves if that is less.
-fn available_bytes() -> Option<u64> {
-    let available = bytes_in(Path::new("/proc/meminfo"), "MemAvailable:")?;
-    let in_group = in_control_group(Path::new("/sys/fs/cgroup"));
-    Some(in_group.map_or(available, |group| group.min(available)))
-}
-
-/// The most memory this process has held so far; none where the system does not say.
-pub(crate) fn peak_bytes() -> Option<u64> {
-    bytes_in(Path::new("/proc/self/status"), "VmHWM:")
-}
-
-/// The amount that one of Linux's tables names by `key`.
-fn bytes_in(table: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(table).ok()?;
-    let amount = text.lines().find_map(|line| line.strip_prefix(key))?;
-    let kib: u64 = amount.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
-}
-
-/// What the limit of the control group leaves, of either version; none without a limit. The cache of files counts as
-/// used there, but gives way to whoever needs memory.
-fn in_control_group(root: &Path) -> Option<u64> {
-    let read = |name: &str| fs::read_to_string(root.join(name)).ok();
-    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-    let (max, used, stat, prefix) = match number("memory.max") {
-        Some(max) => (max, number("memory.current")?, read("memory.stat"), ""),
-        None => (
-            number("memory/memory.limit_in_bytes")?,
-            number("memory/memory.usage_in_bytes")?,
-            read("memory/memory.stat"),
-            // That of the groups below is not counted in the keys without it.
-            "total_",
-        ),
-    };
-    let stat = stat.unwrap_or_default();
-    let cache: u64 = stat
-        .lines()
-        .filter_map(|line| {
-            let (key, bytes) = line.strip_prefix(prefix)?.split_once(' ')?;
-            matches!(key, "inactive_file" | "active_file").then(|| bytes.parse::<u64>().ok())?
-        })
-        .sum();
-    Some(max.saturating_sub(used.saturating_sub(cache)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Convolutions;
-
-    #[test]
-    fn a_control_group_of_either_version_leaves_its_limit_less_what_is_no_cache() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        assert_eq!(in_control_group(dir.path()), None);
-        fs::create_dir(dir.path().join("memory")).unwrap();
-        write("memory/memory.limit_in_bytes", "1000\n");
-        write("memory/memory.usage_in_bytes", "700\n");
-        let stat = "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 50\n";
-        write("memory/memory.stat", stat);
-        assert_eq!(in_control_group(dir.path()), Some(550));
-        write("memory.max", "2000\n");
-        write("memory.current", "1900\n");
-        assert_eq!(in_control_group(dir.path()), Some(100));
-        write("memory.stat", "anon 7\ninactive_file 1000\nactive_file 500\n");
-        assert_eq!(in_control_group(dir.path()), Some(1600));
-        write("memory.max", "max\n");
-        assert_eq!(in_control_group(dir.path()), Some(550), "version 1 is asked");
-    }
 
     #[test]
     fn what_fits_passes_and_what_does_not_is_named() {
         let need = Need { activations: 3_000_000_000, parameters: 500_000_000, data: 0 };
-        let process = |gb| Process {
-            threads: None,
-            device: "cpu".to_owned(),
-            convolutions: Convolutions::default(),
-            json: false,
-            memory: Some(gb),
-        };
-        let left = check(need, [8, 8, 8], 2, &process(3.6), &Device::Cpu).unwrap();
+        let args = |gb| MemoryArgs { memory: Some(gb) };
+        let left = check(need, [8, 8, 8], 2, args(3.6), &Device::Cpu).unwrap();
         assert_eq!(left, Memory::bytes(100_000_000));
-        let message = check(need, [64, 96, 80], 2, &process(3.4), &Device::Cpu).unwrap_err().to_string();
+        let message = check(need, [64, 96, 80], 2, args(3.4), &Device::Cpu).unwrap_err().to_string();
         assert!(
             message.contains("64x96x80") && message.contains("3.50 GB") && message.contains("3.40 GB"),
             "{message}"

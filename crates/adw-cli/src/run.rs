@@ -1,4 +1,4 @@
-//! A run as the commands see it: found on disk or about to be made.
+//! Run that a command works on: settings, dataset, plan and splits.
 
 use std::path::{Path, PathBuf};
 
@@ -14,85 +14,85 @@ use crate::{
     splits::Splits,
 };
 
-/// What is asked of a run on the command line.
-pub(crate) struct Wish<'a> {
-    /// `--run`
+/// Run that a command opens or creates, with the settings of the command line.
+pub(crate) struct RunRequest<'a> {
+    /// Folder of the run.
     pub(crate) root: &'a Path,
-    /// `--data`
+    /// Folder of the dataset; that of the run if absent.
     pub(crate) data: Option<&'a Path>,
     pub(crate) config: &'a ConfigArgs,
-    /// `--fold`
+    /// Cross-validation fold; that of the run if absent.
     pub(crate) fold: Option<usize>,
-    /// `--memory`
+    /// Limit of the memory for planning.
     pub(crate) memory: Memory,
 }
 
-/// Everything that is the same for all folds and trainings of a run.
+/// Run folder on disk or about to be created: what all folds and trainings of a run share.
 pub(crate) struct Run {
     pub(crate) facts: RunFacts,
     pub(crate) config: RunConfig,
     pub(crate) dataset: Dataset,
     pub(crate) plan: Plan,
     pub(crate) splits: Splits,
-    /// The fold this command works on.
+    /// Fold that the command works on.
     pub(crate) fold: usize,
-    root: PathBuf,
+    pub(crate) root: PathBuf,
     folder: Option<RunFolder>,
 }
 
 impl Run {
-    /// The run in `wish.root` if there is one, else a new one, of which nothing is on disk until [`Run::folder`] is
+    /// Opens the run in `request.root`, or prepares a new one, of which nothing is on disk until [`Run::folder`] is
     /// called: bad data leaves no trace.
     ///
-    /// An existing run keeps its settings; `may_change` names the keys that this command may have otherwise.
+    /// An existing run keeps its settings, except for the keys for which `may_change` returns true.
     ///
     /// # Errors
     /// A root that cannot be written to, bad settings or data, settings other than those of the run.
-    pub(crate) fn open(wish: &Wish<'_>, device: &str, may_change: fn(&str) -> bool) -> Result<Self> {
-        if RunFolder::exists(wish.root) { Self::existing(wish, may_change) } else { Self::new(wish, device) }
+    pub(crate) fn open(request: &RunRequest<'_>, device: &str, may_change: fn(&str) -> bool) -> Result<Self> {
+        if RunFolder::exists(request.root) { Self::existing(request, may_change) } else { Self::new(request, device) }
     }
 
-    fn new(wish: &Wish<'_>, device: &str) -> Result<Self> {
-        let Some(data) = wish.data else {
+    fn new(request: &RunRequest<'_>, device: &str) -> Result<Self> {
+        let Some(data) = request.data else {
             bad_input!(
-                "{} is not a run (it has no config.toml): to start one, name its dataset with --data",
-                wish.root.display()
+                "{} is not a run (it has no config.toml): to start one, name its dataset with TASK or --data",
+                request.root.display()
             );
         };
-        let config = RunConfig::from_args(wish.config)?;
-        check_new(wish.root)?;
+        let config = RunConfig::from_args(request.config)?;
+        check_new(request.root)?;
         let dataset = dataset_folder::open(data)?;
-        let fold = wish.fold.unwrap_or(0);
+        let fold = request.fold.unwrap_or(0);
         let splits = Splits::new(&dataset, config.settings.seed)?;
         splits.fold(fold)?;
-        let plan = plan(&dataset, &config, wish.memory)?;
+        let plan = plan(&dataset, &config, request.memory)?;
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_owned(),
             data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
             fold,
         };
-        Ok(Self { facts, config, dataset, plan, splits, fold, root: wish.root.to_owned(), folder: None })
+        Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: None })
     }
 
-    fn existing(wish: &Wish<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
-        let folder = RunFolder::open(wish.root)?;
-        let (facts, stored) = run_config::load(&config_path(wish.root))?;
-        let config = stored.changed_by(wish.config)?;
+    fn existing(request: &RunRequest<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
+        let folder = RunFolder::open(request.root)?;
+        let (facts, stored) = run_config::load(&config_path(request.root))?;
+        let config = stored.changed_by(request.config)?;
         if let Some((key, was, is)) = stored.difference(&config, |key| !may_change(key)) {
             bad_input!(
                 "{} was made with {key} = {was}, not {is}: leave that out, or choose another --run",
-                wish.root.display()
+                request.root.display()
             );
         }
-        let data = wish.data.unwrap_or(&facts.data);
+        let data = request.data.unwrap_or(&facts.data);
         let dataset = dataset_folder::open(data)?;
-        let plan = Plan::load(&wish.root.join("plan.json"))?;
-        let splits = Splits::load(&wish.root.join("splits.json"))?;
-        check_same(wish.root, &plan, &splits, &dataset)?;
-        let fold = wish.fold.unwrap_or(facts.fold);
+        let plan = Plan::load(&request.root.join("plan.json"))?;
+        let splits = Splits::load(&request.root.join("splits.json"))?;
+        check_same(request.root, &plan, &splits, &dataset)?;
+        let fold = request.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
-        Ok(Self { facts, config, dataset, plan, splits, fold, root: wish.root.to_owned(), folder: Some(folder) })
+        Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: Some(folder) })
     }
 
     /// The folder on disk, if the run was there before.
@@ -109,14 +109,14 @@ impl Run {
             let plan = serde_json::to_string_pretty(&self.plan)?;
             let splits = serde_json::to_string_pretty(&self.splits)?;
             let config = run_config::render(&self.facts, &self.config)?;
-            let files = [("config.toml", config.as_str()), ("plan.json", &plan), ("splits.json", &splits)];
+            let files = [("plan.json", plan.as_str()), ("splits.json", &splits), ("config.toml", &config)];
             self.folder = Some(RunFolder::create(&self.root, &files)?);
         }
         Ok(self.folder.as_ref().expect("it was just created"))
     }
 }
 
-/// Whether a dataset, whatever its folder is called now, is the one that the run was made for.
+/// Refuses a dataset other than the one that the run was made for; its folder may have moved.
 fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> Result<()> {
     let (run, data) = (root.display(), dataset.root.display());
     if plan.labels != dataset.labels || plan.modalities != dataset.modalities {
@@ -132,7 +132,7 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
     Ok(())
 }
 
-/// Plans for a dataset, with the sizes that the settings fix.
+/// Plans the network of a dataset; the settings may fix the patch and the voxel size.
 ///
 /// # Errors
 /// Bad data; a patch that the poolings do not divide.

@@ -20,9 +20,9 @@ use crate::{
 };
 
 const PRESETS: [(&str, &str); 3] = [
-    ("quick", include_str!("../../../configs/quick.toml")),
-    ("standard", include_str!("../../../configs/standard.toml")),
-    ("paper", include_str!("../../../configs/paper.toml")),
+    ("quick", include_str!("../configs/quick.toml")),
+    ("standard", include_str!("../configs/standard.toml")),
+    ("paper", include_str!("../configs/paper.toml")),
 ];
 
 /// Settings of the data path.

@@ -1,40 +1,51 @@
-//! A run on disk: where its files lie, how it comes to be, and who may write to it.
+//! Run on disk: the places of its files, its creation and its lock.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::Write,
+    fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use adw_files::{Lock, NewFolder, lock_with_timeout, write_bytes};
 use anyhow::{Context, Result};
 
-use crate::failure::bad_input;
+use crate::failure::{bad_input, program};
 
-/// The folder of a run, held by this process until it is dropped.
+/// The system releases the lock of a killed process a moment later.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Folder of a run, locked by this process until it is dropped.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     root: PathBuf,
-    /// Locked while this process works on the run. The system releases it however the process ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl RunFolder {
-    /// Whether `root` is a run.
+    /// Returns true if `root` is a run.
     pub(crate) fn exists(root: &Path) -> bool {
         config_path(root).is_file()
     }
 
-    /// Creates a run with its first files: `root` is either absent or a complete run at every instant.
+    /// Creates a run with its first files, `config.toml` the last of them: `root` is either no run or a complete one at
+    /// every instant.
     ///
     /// # Errors
     /// `root` exists and is not empty; the disk is full or read-only.
     pub(crate) fn create(root: &Path, files: &[(&str, &str)]) -> Result<Self> {
         check_new(root)?;
-        let aside = Aside::new(root)?;
-        for (name, text) in files {
-            write_synced(&aside.path().join(name), text.as_bytes())?;
+        if root.exists() {
+            // Possibly a mount point or the current folder, which cannot be renamed over.
+            let written = write_files(root, files);
+            if written.is_err() {
+                files.iter().for_each(|(name, _)| drop(fs::remove_file(root.join(name))));
+            }
+            written?;
+        } else {
+            let folder = new_folder(root)?;
+            write_files(folder.path(), files)?;
+            folder.commit().with_context(|| format!("cannot create {}", root.display()))?;
         }
-        aside.put_in_place()?;
         Self::open(root)
     }
 
@@ -44,64 +55,79 @@ impl RunFolder {
     /// It is no run, another process works on it, or it cannot be written to.
     pub(crate) fn open(root: &Path) -> Result<Self> {
         if !Self::exists(root) {
-            bad_input!("{} is not a run (it has no config.toml): start one with `adw search`", root.display());
+            bad_input!(
+                "{} is not a run (it has no config.toml): start one with `{} search`",
+                root.display(),
+                program()
+            );
         }
-        let path = root.join(".lock");
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot write to the run {}", root.display()))?;
-        match adw_search::lock_patiently(&lock) {
-            Ok(()) => Ok(Self { root: root.to_owned(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
+        match lock_with_timeout(&lock_path(root), LOCK_TIMEOUT) {
+            Ok(lock) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 bad_input!("{} is in use by another process", root.display())
             }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+            Err(error) => Err(error).with_context(|| format!("cannot lock the run {}", root.display())),
         }
     }
 
-    /// Prepared cases that do not fit into memory.
+    /// Returns true if a process works on the run in `root`.
+    pub(crate) fn is_held(root: &Path) -> bool {
+        let lock = lock_path(root);
+        lock.is_file()
+            && lock_with_timeout(&lock, Duration::from_secs(2))
+                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Folder of prepared cases that do not fit into memory.
     pub(crate) fn prepared(&self) -> PathBuf {
         self.root.join("prepared")
     }
 
-    /// `search/fold_<k>`
+    /// Folder of a search, `search/fold_<k>`.
     pub(crate) fn search(&self, fold: usize) -> PathBuf {
         self.root.join(format!("search/fold_{fold}"))
     }
 
-    /// `retrain/fold_<k>`, or `retrain/<name>/fold_<k>`
+    /// Folder of a training, `retrain/fold_<k>` or `retrain/<name>/fold_<k>`.
     pub(crate) fn retrain(&self, name: Option<&str>, fold: usize) -> PathBuf {
         let folder = self.root.join("retrain");
         name.map_or(folder.clone(), |name| folder.join(name)).join(format!("fold_{fold}"))
     }
 }
 
-/// `config.toml` of the run in `root`.
+fn lock_path(root: &Path) -> PathBuf {
+    root.join(".lock")
+}
+
+/// Path of `config.toml` of the run in `root`.
 pub(crate) fn config_path(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
-/// Checks that a run can be created in `root`.
+/// Checks that a run can be created in `root`, which is absent or an empty folder.
 ///
 /// # Errors
-/// It has no name of its own (`.`), is no empty folder, or cannot be written to.
+/// It is neither, or cannot be written to.
 pub(crate) fn check_new(root: &Path) -> Result<()> {
-    if root.file_name().is_none() {
+    if !root.exists() && root.file_name().is_none() {
         bad_input!("--run {}: expected the name of a new folder", root.display());
     }
-    if root.exists() && fs::read_dir(root).map_or(true, |mut entries| entries.next().is_some()) {
+    if !is_empty_or_absent(root) {
         bad_input!("{} exists and is not a run: choose another --run", root.display());
     }
     check_writable(root)
 }
 
+/// Returns true if `dir` does not exist or is a folder without entries.
+pub(crate) fn is_empty_or_absent(dir: &Path) -> bool {
+    !dir.exists() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 /// Checks that files can be created in `dir`, or where `dir` would be created, and leaves nothing there.
 ///
 /// # Errors
-/// What the system says, naming the folder: asked before work starts, so that an hour's result is not lost at its end.
+/// The system's error with the name of the folder. Checked before work starts, so that an hour's result is not lost at its
+/// end.
 pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     let mut existing = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
     while !existing.exists() {
@@ -116,16 +142,15 @@ pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     written.with_context(|| format!("cannot write in {}", existing.display()))
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+fn write_files(folder: &Path, files: &[(&str, &str)]) -> Result<()> {
+    for (name, text) in files {
+        let path = folder.join(name);
+        write_bytes(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
-/// The folder that `path` lies in.
+/// Folder that `path` lies in.
 pub(crate) fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -133,41 +158,14 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// A folder under construction beside its final place; removed with its content unless it is put there.
-pub(crate) struct Aside {
-    path: PathBuf,
-    target: PathBuf,
-}
-
-impl Aside {
-    /// An empty folder that will become `target`; creates the folders above.
-    pub(crate) fn new(target: &Path) -> Result<Self> {
-        let Some(name) = target.file_name() else {
-            bad_input!("{} has no name: name a new folder", target.display());
-        };
-        let name = name.to_string_lossy();
-        let parent = parent(target);
-        fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        let path = parent.join(format!(".{name}.{}.tmp", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self { path, target: target.to_owned() })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Puts the folder in its place, which is absent or an empty folder: rename replaces that, and only that.
-    pub(crate) fn put_in_place(self) -> Result<()> {
-        fs::rename(&self.path, &self.target).with_context(|| format!("cannot create {}", self.target.display()))
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // After a rename there is nothing left to remove.
-        let _ = fs::remove_dir_all(&self.path);
-    }
+/// Starts an empty folder that becomes `target` when it is committed; creates the folders above.
+///
+/// # Errors
+/// `target` has no name, or exists and is not an empty folder; the disk is full or read-only.
+pub(crate) fn new_folder(target: &Path) -> Result<NewFolder> {
+    let parent = parent(target);
+    fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    NewFolder::create(target).with_context(|| format!("cannot create {}", target.display()))
 }
 
 #[cfg(test)]
@@ -185,6 +183,9 @@ mod tests {
         assert!(run.retrain(Some("plain"), 2).ends_with("a/b/retrain/plain/fold_2"));
         drop(run);
         RunFolder::open(&root).unwrap();
+        let empty = dir.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        RunFolder::create(&empty, &[("plan.json", "{}"), ("config.toml", "seed = 1")]).unwrap();
         assert!(RunFolder::create(&root, &[]).unwrap_err().to_string().contains("is not a run"));
     }
 
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!(parent(Path::new("metrics.json")), Path::new("."));
         check_writable(&parent(Path::new("metrics.json"))).unwrap();
         for path in [".", "..", "x/.."] {
-            let error = Aside::new(Path::new(path)).err().unwrap();
+            let error = new_folder(Path::new(path)).unwrap_err();
             assert_eq!(crate::failure::exit_code(&error), 2, "{error}");
             let error = check_new(Path::new(path)).unwrap_err();
             assert_eq!(crate::failure::exit_code(&error), 2, "{error}");

@@ -70,21 +70,31 @@ impl Outcome {
 
 /// One command line of `adw`.
 #[derive(Clone, Debug, Default)]
-pub struct Adw(Vec<String>, Vec<(String, String)>);
+pub struct Adw {
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    folder: Option<PathBuf>,
+}
 
 impl Adw {
     pub fn new<S: ToString>(arguments: impl IntoIterator<Item = S>) -> Self {
-        Self(arguments.into_iter().map(|argument| argument.to_string()).collect(), Vec::new())
+        Self::default().args(arguments)
     }
 
     /// Run with this environment variable.
     pub fn env(mut self, name: &str, value: impl ToString) -> Self {
-        self.1.push((name.to_owned(), value.to_string()));
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Run in this folder.
+    pub fn in_folder(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.to_owned());
         self
     }
 
     pub fn arg(mut self, argument: impl ToString) -> Self {
-        self.0.push(argument.to_string());
+        self.arguments.push(argument.to_string());
         self
     }
 
@@ -93,18 +103,23 @@ impl Adw {
     }
 
     pub fn args<S: ToString>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.0.extend(arguments.into_iter().map(|argument| argument.to_string()));
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.to_string()));
         self
     }
 
     pub fn arguments(&self) -> &[String] {
-        &self.0
+        &self.arguments
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(adw());
         // Not the caches of who runs the tests.
-        command.args(&self.0).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).envs(self.1.iter().cloned());
+        command.args(&self.arguments).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+        // Not the datasets of who runs the tests either.
+        command.env_remove("ADW_DATA").env_remove("ADW_RUNS").envs(self.environment.iter().cloned());
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
         command
     }
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
-    let device = device::set_up(&args.process)?;
+    let device = device::set_up(&args.device, &args.process)?;
     let &[d, h, w] = args.patch.as_slice() else {
         bad_input!("--patch: expected three sizes, D H W");
     };
@@ -42,7 +42,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
             max_width: args.max_width,
             max_depth: 3,
             cap_stage: 3,
-            mask: args.mask.into(),
+            mask: args.mask,
             space: SearchSpace::Joint,
         },
         0,
@@ -74,7 +74,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     let mut peak_bytes = None;
     let mut tables = Vec::new();
     let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
-    for pass in [Pass::Inference, Pass::Weights, Pass::Arch] {
+    for pass in Pass::ALL {
         if !wanted(pass) {
             continue;
         }
@@ -97,7 +97,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         }
         device::reset_peak_memory(&device);
         let median = median_seconds(args.repeats, &mut work)?;
-        peak_bytes = peak_bytes.max(device::peak_bytes(&device));
+        peak_bytes = peak_bytes.max(device::peak_memory(&device));
         seconds.insert(pass.key().into(), json!(median));
         if args.kernels {
             tables.push((pass.key(), kernel_floors(&device, &mut work)?));
@@ -163,7 +163,7 @@ fn report(args: &BenchStepArgs, seconds: Map<String, Value>, peak_bytes: Option<
             "max_width": args.max_width,
             "poolings": args.poolings,
             "anisotropic": args.anisotropic,
-            "mask": args.mask.name(),
+            "mask": args.mask,
             "precision": if args.bf16 { "bf16" } else { "f32" },
         });
         if let Value::Object(about) = about {

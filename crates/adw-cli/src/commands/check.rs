@@ -1,18 +1,19 @@
-//! `adw check`: everything that is wrong with a dataset, at once.
+//! `adw check`: list every problem of a dataset.
 
 use anyhow::Result;
 use msd_data::{Problem, Severity, check_dataset};
 
 use crate::{
     args::CheckArgs,
-    dataset_folder, device,
+    device,
     failure::bad_input,
     report::progress::{emit, say},
+    task::dataset_folder,
 };
 
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
-    device::set_up_host(&args.process)?;
-    let folder = dataset_folder::find(&args.data)?;
+    device::set_threads(&args.process)?;
+    let folder = dataset_folder(&args.dataset)?;
     let problems = check_dataset(&folder);
     for problem in &problems {
         if args.process.json {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
-    device::set_up_host(&args.process)?;
+    device::set_threads(&args.process)?;
     if !(args.tolerance_mm >= 0.0 && args.tolerance_mm.is_finite()) {
         bad_input!("--tolerance-mm {}: expected a length of at least 0", args.tolerance_mm);
     }

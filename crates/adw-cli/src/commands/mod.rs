@@ -1,7 +1,8 @@
-//! One file per command.
+//! Commands of the program, one file each.
 
 pub(crate) mod bench;
 pub(crate) mod check;
+pub(crate) mod download;
 pub(crate) mod evaluate;
 pub(crate) mod phantom;
 pub(crate) mod plan;

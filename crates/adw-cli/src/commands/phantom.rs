@@ -1,25 +1,24 @@
-//! `adw phantom`: a synthetic dataset.
+//! `adw phantom`: write a synthetic dataset.
 
 use std::fs;
 
 use anyhow::{Context, Result};
-use msd_data::{PhantomOptions, write_phantom};
+use msd_data::PhantomOptions;
 
 use crate::{
-    args::PhantomArgs,
-    device,
-    failure::bad_input,
-    report::progress::say,
-    run_folder::{Aside, check_writable},
+    args::PhantomArgs, device, failure::bad_input, phantom, report::progress::say, run_folder::is_empty_or_absent,
+    task::default_phantom_folder,
 };
 
 pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
-    device::set_up_host(&args.process)?;
-    let output = &args.output;
-    if output.exists() && fs::read_dir(output).map_or(true, |mut entries| entries.next().is_some()) {
+    device::set_threads(&args.process)?;
+    let output = match &args.output {
+        Some(output) => output.clone(),
+        None => default_phantom_folder()?,
+    };
+    if !is_empty_or_absent(&output) {
         bad_input!("--output {}: exists and is not empty", output.display());
     }
-    check_writable(output)?;
     let options = PhantomOptions {
         num_cases: args.cases,
         num_test: args.test,
@@ -29,11 +28,9 @@ pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
         num_modalities: args.modalities,
         seed: args.seed,
     };
-    let aside = Aside::new(output)?;
-    write_phantom(aside.path(), &options)?;
-    aside.put_in_place()?;
+    phantom::write(&output, &options)?;
     if args.process.json {
-        let path = fs::canonicalize(output).context("the new dataset")?;
+        let path = fs::canonicalize(&output).context("the new dataset")?;
         say(&format!("{}\n", serde_json::json!({ "dataset": path, "cases": args.cases, "test": args.test })));
     } else {
         say(&format!("{}: {} cases with labels, {} without\n", output.display(), args.cases, args.test));
@@ -41,7 +38,7 @@ pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
     Ok(())
 }
 
-/// clap has counted them.
+/// The three values of an option with `num_args = 3`.
 fn triple<T: Copy>(values: &[T]) -> [T; 3] {
     [values[0], values[1], values[2]]
 }

@@ -1,25 +1,26 @@
-//! `adw plan`: what a dataset says about the network.
+//! `adw plan`: show the plan of a dataset.
 
 use anyhow::Result;
 use msd_data::Plan;
 
 use crate::{
     args::PlanArgs,
-    dataset_folder, device, memory,
+    device, memory,
     report::{progress::say, table::Table},
     run,
     run_config::RunConfig,
     run_folder::{check_writable, parent},
+    task::open_dataset,
 };
 
 pub(crate) fn run(args: &PlanArgs) -> Result<()> {
-    device::set_up_host(&args.process)?;
+    device::set_threads(&args.process)?;
     let config = RunConfig::from_args(&args.config)?;
     if let Some(output) = &args.output {
         check_writable(&parent(output))?;
     }
-    let dataset = dataset_folder::open(&args.data)?;
-    let plan = run::plan(&dataset, &config, memory::limit(&args.process))?;
+    let dataset = open_dataset(&args.dataset)?;
+    let plan = run::plan(&dataset, &config, memory::limit(args.memory))?;
     if let Some(output) = &args.output {
         plan.save(output)?;
     }
@@ -37,7 +38,7 @@ fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
     table.row(["cases", &format!("{num_training} with labels, {num_test} without")]);
     table.row(["modalities", &names(&mut plan.modalities.iter().map(String::as_str))]);
     table.row(["labels", &names(&mut plan.labels.iter().map(|label| label.name.as_str()))]);
-    table.row(["voxels", &format!("{} mm", times(&plan.spacing_mm))]);
+    table.row(["voxels", &format!("{} mm", times(&plan.spacing_mm.map(rounded)))]);
     table.row(["median case", &times(&plan.median_shape)]);
     table.row(["patch", &times(&plan.patch_size)]);
     table.row(["batch", &plan.batch_size.to_string()]);
@@ -48,6 +49,22 @@ fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
     table.render()
 }
 
+/// Three decimals, without trailing zeros: 3.5999999 mm, as headers in f32 have it, is 3.6 mm.
+fn rounded(mm: f64) -> String {
+    format!("{mm:.3}").trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 fn times<T: ToString>(triple: &[T; 3]) -> String {
     triple.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_rounded_to_micrometres() {
+        let lengths = [3.599_999_904_632_568_4, 0.625, 1.0, 100.0].map(rounded);
+        assert_eq!(lengths, ["3.6", "0.625", "1", "100"]);
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
-    device::set_up_host(&args.process)?;
+    device::set_threads(&args.process)?;
     for (option, folder) in
         args.predictions.iter().map(|folder| ("--predictions", folder)).chain([("--references", &args.references)])
     {

@@ -1,4 +1,4 @@
-//! `adw predict`: label maps of new images.
+//! `adw predict`: segment images.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use msd_data::{
 use serde_json::json;
 
 use crate::{
-    args::{ModelArgs, PredictArgs, Process},
+    args::{ModelArgs, PredictArgs},
     device,
     failure::bad_input,
     model::{self, Models},
@@ -26,34 +26,30 @@ use crate::{
 };
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
-    predict(&args.model, &args.process, |models| {
+    predict(&args.model, |models| {
         let images = images(&args.input, models.plan.modalities.len())?;
         Ok((images, args.output.clone()))
     })
 }
 
-/// What is segmented as one.
+/// Image that is segmented into one label map.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Image {
-    /// That of the label map, without ending.
+    /// Name of the label map without its ending.
     pub(crate) name: String,
-    /// One with all channels, or one per channel.
+    /// One file with all channels, or one file per channel.
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Segments the images that `work` names for the models, one label map each, into the folder that it names.
+/// Segments images into one label map each. `inputs` returns the images for the models, and the folder of the label maps.
 ///
 /// # Errors
 /// An image that cannot be read or does not fit the models, before the first is segmented; a full or read-only disk.
-pub(crate) fn predict(
-    args: &ModelArgs,
-    process: &Process,
-    work: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>,
-) -> Result<()> {
-    let device = device::set_up(process)?;
+pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>) -> Result<()> {
+    let device = device::set_up(&args.device, &args.process)?;
     let precision = device::precision(args.bf16, &device)?;
     let models = model::load(&args.model, precision, &device)?;
-    let (images, output) = work(&models)?;
+    let (images, output) = inputs(&models)?;
     if !(args.step > 0.0 && args.step <= 1.0) {
         bad_input!("--step {}: expected a fraction of the patch above 0, at most 1", args.step);
     }
@@ -63,7 +59,7 @@ pub(crate) fn predict(
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
-    // All are looked at before the first is written: a bad one at the end of a long list is found at once.
+    // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
         load_image(&image.files, models.plan.modalities.len())?;
     }
@@ -75,7 +71,7 @@ pub(crate) fn predict(
         ..SlidingWindow::new(models.plan.patch_size)
     };
     let segmenter = Segmenter { models: &models.networks, window };
-    let progress = Progress::new("predict", 0, images.len() as u64, process.json);
+    let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);
     for (done, image) in images.iter().enumerate() {
         let name = format!("{}.nii.gz", image.name);
         let target = output.join(&name);
@@ -88,7 +84,7 @@ pub(crate) fn predict(
             write_labels(&target, &labels.view(), &geometry)?;
         }
         progress.step(done as u64 + 1, || name.clone());
-        if process.json {
+        if args.process.json {
             let files = match image.files.as_slice() {
                 [file] => json!(file),
                 files => json!(files),
@@ -97,13 +93,13 @@ pub(crate) fn predict(
         }
     }
     drop(progress);
-    if !process.json {
+    if !args.process.json {
         say(&format!("{} label maps in {}\n", images.len(), output.display()));
     }
     Ok(())
 }
 
-/// The image, or the folder's images in the order of their names. Where every name ends in the number of a channel and
+/// Image `input`, or the images in that folder in the order of their names. Where every name ends in the number of a channel and
 /// each case has all channels of the model, its files are one image, as nnU-Net keeps them.
 fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     let one = |path: PathBuf| Image { name: case_id(&path).unwrap_or_default(), files: vec![path] };
@@ -129,7 +125,7 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-/// Sorted files as images of one file per channel; none if that is not what they are.
+/// Groups sorted files into images of one file per channel; none if the names or the number of files do not fit that.
 fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
     let mut cases = BTreeMap::<String, Vec<PathBuf>>::new();
     for file in files {
@@ -157,7 +153,7 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether both name one existing folder.
+/// Returns true if both paths lead to the same existing folder.
 fn is_same(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

@@ -18,35 +18,38 @@ use crate::{
     args::RetrainArgs,
     cases::Cases,
     device,
-    failure::bad_input,
+    failure::{bad_input, program},
     memory, model,
     report::{
         drawing, metrics,
         progress::{Progress, emit, say},
         training,
     },
-    run::{Run, Wish},
+    run::{Run, RunRequest},
     run_config::{self, RunConfig, check_precision},
-    run_folder::config_path,
+    run_folder::{RunFolder, config_path},
+    runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
     source::{PatchSource, Sampling},
+    task::Task,
 };
 
 pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
-    let device = device::set_up(&args.process)?;
+    let device = device::set_up(&args.device, &args.process)?;
     if let Some(name) = &args.name
         && (name.is_empty() || name.starts_with('.') || name.starts_with("fold_") || name.contains(['/', '\\']))
     {
         bad_input!("--name {name}: expected the name of a new folder, not beginning with `fold_` or a dot");
     }
-    let wish = Wish {
-        root: &args.run,
-        data: args.data.as_deref(),
+    let (choice, data) = choose_run(args)?;
+    let request = RunRequest {
+        root: &choice.root,
+        data: data.as_deref(),
         config: &args.config,
-        fold: args.fold,
-        memory: memory::limit(&args.process),
+        fold: choice.fold,
+        memory: memory::limit(args.memory),
     };
-    let mut run = Run::open(&wish, &device::name(&device), may_change)?;
+    let mut run = Run::open(&request, &device::name(&device), may_change)?;
     let fold = run.fold;
     let earlier = run.existing_folder().map(|folder| folder.retrain(args.name.as_deref(), fold));
     let earlier = earlier.filter(|directory| directory.exists());
@@ -56,7 +59,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
             let (state, advice) = if finished {
                 ("is finished", "give another --name to train again")
             } else {
-                ("was interrupted", "go on with --resume")
+                ("was interrupted", "continue it with --resume")
             };
             bad_input!("{} {state}: {advice}", directory.display());
         }
@@ -64,17 +67,34 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     }
     check_precision("predict", run.config.settings.predict.precision, &device)?;
     let architecture = choose_architecture(args, &run, earlier.as_deref())?;
-    let job = Job { args, architecture, device };
-    let model_file = job.train(&mut run)?;
-    job.score(&mut run, &model_file)
+    let training = Training { args, architecture, device };
+    let model_file = training.train(&mut run)?;
+    training.score(&mut run, &model_file)
 }
 
-/// A training of a run may be done otherwise than its preset says; a search is what it is.
+/// Run of the training, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
+fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
+    let named = Task::locate(&args.dataset)?;
+    let provide = |task: &Task| task.provide(&args.fetch).map(ToOwned::to_owned);
+    if let Some(root) = &args.run {
+        let data = named.as_ref().map(provide).transpose()?;
+        return Ok((RunChoice { root: root.clone(), fold: args.fold, resume: false }, data));
+    }
+    let task = named.map_or_else(Task::phantom, Ok)?;
+    let own_architecture = args.architecture.is_some() || args.uniform_width.is_some();
+    let preset = args.config.preset.as_deref();
+    let choice = choose_for_retrain(&task.name, &task_runs(&task.name), args.fold, preset, own_architecture)?;
+    // The run has the folder of its dataset; one on the command line is for a dataset that moved.
+    let data = if task.has_place || !RunFolder::exists(&choice.root) { Some(provide(&task)?) } else { None };
+    Ok((choice, data))
+}
+
+/// Returns true for the settings that a training may change: those of training, prediction and augmentation.
 fn may_change(key: &str) -> bool {
     ["retrain.", "predict.", "data.augmentation."].iter().any(|section| key.starts_with(section)) || key == "seed"
 }
 
-/// Settings that this training was started with, rather than the run's; how its cases are segmented may change.
+/// Replaces the run's settings by those that this training was started with; `[predict]` may change.
 fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<()> {
     let path = config_path(directory);
     if !path.is_file() {
@@ -131,9 +151,11 @@ fn wanted_architecture(args: &RetrainArgs, run: &Run) -> Result<Architecture> {
         None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.fold))) {
             Some(path) if path.is_file() => path,
             _ => bad_input!(
-                "{} has no finished search of fold {}: run `adw search`, or give --architecture or --uniform-width",
-                args.run.display(),
-                run.fold
+                "{run} has no finished search of fold {fold}: start one with `{program} search --run {run} --fold {fold}`, or \
+                 give --architecture or --uniform-width",
+                run = run.root.display(),
+                fold = run.fold,
+                program = program()
             ),
         },
     };
@@ -176,20 +198,20 @@ fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> 
     Ok(())
 }
 
-/// One training and its scoring.
-struct Job<'a> {
+/// Training of one architecture, and its scores.
+struct Training<'a> {
     args: &'a RetrainArgs,
     architecture: Architecture,
     device: Device,
 }
 
-impl Job<'_> {
+impl Training<'_> {
     fn directory(&self, run: &mut Run) -> Result<PathBuf> {
         let fold = run.fold;
         Ok(run.folder()?.retrain(self.args.name.as_deref(), fold))
     }
 
-    /// Trains, unless that was done before, and leaves the model's file.
+    /// Trains unless the model exists, and returns the path of the model.
     fn train(&self, run: &mut Run) -> Result<PathBuf> {
         let settings = run.config.settings.clone();
         let split = run.splits.fold(run.fold)?.clone();
@@ -202,9 +224,9 @@ impl Job<'_> {
         check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = settings.retrain.batch_size;
         let need =
-            memory::Need::of(&self.architecture, &run.plan, batch_size, settings.retrain.precision, &self.device);
+            memory::Need::new(&self.architecture, &run.plan, batch_size, settings.retrain.precision, &self.device);
         let patch = run.plan.patch_size;
-        let left = memory::check(need, patch, batch_size, &self.args.process, &self.device)?;
+        let left = memory::check(need, patch, batch_size, self.args.memory, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
         let mut cases = Cases::new(run, &all, left)?;
         let parts = vec![
@@ -223,13 +245,13 @@ impl Job<'_> {
         let identity = BTreeMap::from([("task".into(), task), ("fold".into(), run.fold.to_string())]);
         // The folder was seen to be new, or --resume was given.
         let options = RunOptions { directory: Some(directory.clone()), resume: true, identity };
-        let work = training::Work {
+        let workload = training::Workload {
             epochs: settings.retrain.epochs,
             iterations_per_epoch: settings.retrain.iterations_per_epoch,
             warmup_epochs: 0,
             arch_steps: 0,
         };
-        let mut reporter = training::Reporter::new("retrain", work, self.args.process.json);
+        let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
         let trained = retrain(&mut net, &DiceCe::default(), &settings.retrain, &options, &mut source, &mut |event| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
             ControlFlow::Continue(())
@@ -242,8 +264,8 @@ impl Job<'_> {
         Ok(path)
     }
 
-    /// What was decided before the training, for whoever resumes it. Settings without an architecture would let another
-    /// one be trained with them.
+    /// Writes the architecture and the settings, which a resumed training takes up: the settings last, because without an
+    /// architecture they would apply to another one.
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
@@ -295,7 +317,7 @@ impl Job<'_> {
         let labels = run.plan.labels.iter().map(|label| label.value).filter(|&value| value > 0).collect();
         let options = EvaluationOptions { labels: Some(labels), ..EvaluationOptions::default() };
         let mut report = evaluate_folder(&directory.join("validation"), &references, &options)?;
-        // Those are the cases the network was trained on.
+        // The network was trained on the cases without a prediction.
         report.references_without_prediction.clear();
         let file = directory.join("metrics.json");
         report.save(&file)?;

@@ -1,11 +1,15 @@
 //! `adw search`: find the architecture.
 
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use adw_search::{ArchBatches, Part, RunOptions, SearchRow, search};
 use adw_supernet::{Architecture, DiceCe, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde_json::json;
 
 use crate::{
@@ -16,29 +20,32 @@ use crate::{
     memory,
     report::{
         self,
-        progress::{emit, say},
+        progress::{emit, note, say},
         training,
     },
-    run::{Run, Wish},
-    run_config::check_precision,
+    run::{Run, RunRequest},
+    run_config::{RunConfig, check_precision},
+    run_folder::RunFolder,
+    runs::{RunChoice, choose_for_search, task_runs},
     source::{PatchSource, Sampling},
+    task::Task,
 };
 
 pub(crate) fn run(args: &SearchArgs) -> Result<()> {
-    let device = device::set_up(&args.process)?;
-    let wish = Wish {
-        root: &args.run,
-        data: args.data.as_deref(),
+    let device = device::set_up(&args.device, &args.process)?;
+    let (choice, data) = choose_run(args)?;
+    let request = RunRequest {
+        root: &choice.root,
+        data: data.as_deref(),
         config: &args.config,
-        fold: args.fold,
-        memory: memory::limit(&args.process),
+        fold: choice.fold,
+        memory: memory::limit(args.memory),
     };
-    let mut run = Run::open(&wish, &device::name(&device), |_| false)?;
-    let (fold, settings) = (run.fold, run.config.settings.clone());
+    let mut run = Run::open(&request, &device::name(&device), |_| false)?;
     if let Some(folder) = run.existing_folder() {
-        let directory = folder.search(fold);
+        let directory = folder.search(run.fold);
         let result = directory.join("architecture.json");
-        match (result.is_file(), directory.exists(), args.resume) {
+        match (result.is_file(), directory.exists(), choice.resume) {
             (true, _, true) => {
                 let found = Architecture::load(&result)?;
                 report_found(&found, &run, &result, args.process.json);
@@ -48,25 +55,56 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
                 bad_input!("{} is finished: to search again, choose another --run", directory.display())
             }
             (false, true, false) => {
-                bad_input!("{} was interrupted: go on with --resume", directory.display())
+                bad_input!("{} was interrupted: continue it with --resume", directory.display())
             }
             (false, _, _) => {}
         }
     }
+    search_run(args, &mut run, choice.resume, &device)
+}
 
-    check_precision("search", settings.search.precision, &device)?;
-    let network = supernet_config(&run);
+/// Run of the search, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
+fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
+    // Before a download: a mistake in the settings should not take minutes to be found.
+    RunConfig::from_args(&args.config)?;
+    let named = Task::locate(&args.dataset)?;
+    let Some(root) = &args.run else {
+        let task = named.map_or_else(phantom, Ok)?;
+        let preset = args.config.preset.as_deref();
+        let choice = choose_for_search(&task.name, &task_runs(&task.name), args.fold, preset, args.resume)?;
+        let data = if choice.resume && !task.has_place { None } else { Some(task.provide(&args.fetch)?.to_owned()) };
+        return Ok((choice, data));
+    };
+    let task = match named {
+        None if args.resume || RunFolder::exists(root) => None,
+        None => Some(phantom()?),
+        named => named,
+    };
+    let data = task.map(|task| task.provide(&args.fetch).map(ToOwned::to_owned)).transpose()?;
+    Ok((RunChoice { root: root.clone(), fold: args.fold, resume: args.resume }, data))
+}
+
+fn phantom() -> Result<Task> {
+    note("no TASK is given: searching on the phantom dataset");
+    Task::phantom()
+}
+
+/// Searches from the start or from the last checkpoint, and writes the architecture.
+fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
+    let (fold, settings) = (run.fold, run.config.settings.clone());
+    check_precision("search", settings.search.precision, device)?;
+    let network = supernet_config(run);
     network.check()?;
     let patch = run.plan.patch_size;
     let split = run.splits.fold(fold)?.clone();
     let largest = network.largest()?;
     let batch_size = settings.search.batch_size;
-    let need = memory::Need::of(&largest, &run.plan, batch_size, settings.search.precision, &device);
-    let left = memory::check(need, patch, batch_size, &args.process, &device)?;
+    let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
+    let left = memory::check(need, patch, batch_size, args.memory, device)?;
 
-    let mut cases = Cases::new(&mut run, &split.train, left)?;
-    let train_a = cases.prepare(&run, &split.train_a)?;
-    let train_b = cases.prepare(&run, &split.train_b)?;
+    let mut cases = Cases::new(run, &split.train, left)?;
+    let train_a = cases.prepare(run, &split.train_a)?;
+    let train_b = cases.prepare(run, &split.train_b)?;
     let sampling = Sampling {
         plan: &run.plan,
         batch_size: settings.search.batch_size,
@@ -74,13 +112,13 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         seed: settings.seed,
     };
     let parts = vec![(Part::TrainA, train_a), (Part::TrainB, train_b.clone()), (Part::TrainBPlain, train_b)];
-    let mut source = PatchSource::new(parts, sampling, &device)?;
-    let mut net = Supernet::new(network, settings.seed, DType::F32, &device)?;
+    let mut source = PatchSource::new(parts, sampling, device)?;
+    let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
 
     let directory = run.folder()?.search(fold);
     let identity = BTreeMap::from([("task".into(), run.plan.dataset_name.clone()), ("fold".into(), fold.to_string())]);
-    let options = RunOptions { directory: Some(directory.clone()), resume: args.resume, identity };
-    let work = training::Work {
+    let options = RunOptions { directory: Some(directory.clone()), resume, identity };
+    let workload = training::Workload {
         epochs: settings.search.epochs,
         iterations_per_epoch: settings.search.iterations_per_epoch,
         warmup_epochs: settings.search.warmup_epochs,
@@ -89,7 +127,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
             ArchBatches::BOnly => 1,
         },
     };
-    let mut reporter = training::Reporter::new("search", work, args.process.json);
+    let mut reporter = training::Reporter::new("search", workload, args.process.json);
     let found = search(&mut net, patch, &DiceCe::default(), &settings.search, &options, &mut source, &mut |event| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
         ControlFlow::Continue(())
@@ -102,7 +140,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     // The picture first: with architecture.json the search is finished.
     report::drawing::save(&architecture, patch, &directory.join("architecture.svg"))?;
     architecture.save(&result)?;
-    report_found(&architecture, &run, &result, args.process.json);
+    report_found(&architecture, run, &result, args.process.json);
     Ok(())
 }
 

@@ -1,14 +1,15 @@
-//! `adw submit`: label maps of a dataset's test images, in a folder as the decathlon wants it.
+//! `adw submit`: segment a dataset's test images for the decathlon's server.
 
 use anyhow::Result;
 
 use super::predict::{Image, predict};
-use crate::{args::SubmitArgs, dataset_folder, failure::bad_input};
+use crate::{args::SubmitArgs, failure::bad_input, task::open_dataset};
 
-/// The decathlon takes an archive of folders called like the datasets, each with label maps called like the test images.
+/// Segments the test images. The decathlon's server takes an archive with a folder per dataset, of the dataset's name, whose
+/// label maps have the names of the test images.
 pub(crate) fn run(args: &SubmitArgs) -> Result<()> {
-    predict(&args.model, &args.process, |models| {
-        let dataset = dataset_folder::open(&args.data)?;
+    predict(&args.model, |models| {
+        let dataset = open_dataset(&args.dataset)?;
         let (plan, data) = (&models.plan, dataset.root.display());
         if plan.labels != dataset.labels || plan.modalities != dataset.modalities {
             bad_input!(

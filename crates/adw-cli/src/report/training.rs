@@ -1,4 +1,4 @@
-//! What is known of a search or training while it runs.
+//! Progress of a search or training.
 
 use std::fmt::Write;
 
@@ -8,20 +8,21 @@ use serde_json::json;
 
 use super::progress::{Progress, emit};
 
-/// How much work a search or training is, in passes of the network: what makes the time left honest when later epochs
-/// do more per iteration.
+/// Size of a search or training. It weighs iterations by the passes of the network, so that the estimate of the time left
+/// holds although later epochs do more per iteration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Work {
-    /// Epochs and iterations in each.
+pub(crate) struct Workload {
+    /// Number of epochs.
     pub(crate) epochs: usize,
+    /// Number of iterations of each epoch.
     pub(crate) iterations_per_epoch: usize,
-    /// Epochs that train weights only.
+    /// Number of epochs that train weights only, at the beginning.
     pub(crate) warmup_epochs: usize,
-    /// Architecture steps per iteration after those.
+    /// Number of architecture steps per iteration after those.
     pub(crate) arch_steps: usize,
 }
 
-impl Work {
+impl Workload {
     /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient by the maps and one by the
     /// weights; an architecture step goes without the last.
     fn done(&self, epoch: usize, iteration: usize) -> u64 {
@@ -32,10 +33,10 @@ impl Work {
     }
 }
 
-/// The latest numbers.
+/// Latest numbers of a search or training.
 #[derive(Debug, Default)]
-struct Known {
-    work: Work,
+struct Status {
+    workload: Workload,
     epoch: usize,
     iteration: usize,
     tau: Option<f64>,
@@ -46,21 +47,22 @@ struct Known {
 
 /// Turns the events of a search or training into a progress bar, or into lines for programs.
 pub(crate) struct Reporter {
-    what: &'static str,
-    work: Work,
+    /// `search` or `retrain`.
+    stage: &'static str,
+    workload: Workload,
     json: bool,
-    known: Known,
+    status: Status,
     progress: Option<Progress>,
 }
 
 impl Reporter {
-    /// `what`: the name of the stage.
-    pub(crate) fn new(what: &'static str, work: Work, json: bool) -> Self {
-        let (known, progress) = (Known::default(), None);
-        Self { what, work, json, known, progress }
+    /// Reporter of the stage called `stage`.
+    pub(crate) fn new(stage: &'static str, workload: Workload, json: bool) -> Self {
+        let (status, progress) = (Status::default(), None);
+        Self { stage, workload, json, status, progress }
     }
 
-    /// Reports an event. `of_row`: the Dice and the architecture that a row of the history knows.
+    /// Reports an event. `of_row` returns the Dice and the architecture of a row of the history.
     pub(crate) fn event<R: Serialize>(&mut self, event: &Event<'_, R>, of_row: impl Fn(&R) -> (Option<f64>, String)) {
         match event {
             Event::Started { epoch, iteration, .. } => self.start(*epoch, *iteration),
@@ -68,57 +70,57 @@ impl Reporter {
                 let Some(progress) = &mut self.progress else {
                     return;
                 };
-                self.known.iteration(report);
-                progress.step(self.known.work_done(), || self.known.line());
+                self.status.iteration(report);
+                progress.step(self.status.work_done(), || self.status.line());
             }
             Event::Epoch(row) => {
                 let Some(progress) = &mut self.progress else {
                     return;
                 };
                 let (dice, architecture) = of_row(row);
-                self.known.epoch(dice, architecture);
-                progress.milestone("epoch", row, || self.known.line());
+                self.status.epoch(dice, architecture);
+                progress.milestone("epoch", row, || self.status.line());
             }
             Event::Saved(_) => {}
         }
     }
 
     fn start(&mut self, epoch: usize, iteration: usize) {
-        let Self { what, work, json, .. } = *self;
-        self.known = Known { work, epoch, iteration, ..Known::default() };
+        let Self { stage, workload, json, .. } = *self;
+        self.status = Status { workload, epoch, iteration, ..Status::default() };
         if json {
             let fields = json!({
-                "stage": what, "epoch": epoch, "iteration": iteration,
-                "epochs": work.epochs, "iterations_per_epoch": work.iterations_per_epoch,
+                "stage": stage, "epoch": epoch, "iteration": iteration,
+                "epochs": workload.epochs, "iterations_per_epoch": workload.iterations_per_epoch,
             });
             emit("started", &fields);
         }
-        let (done, all) = (self.known.work_done(), work.done(work.epochs, 0));
-        self.progress = Some(Progress::new(what, done, all, json));
+        let (done, all) = (self.status.work_done(), workload.done(workload.epochs, 0));
+        self.progress = Some(Progress::new(stage, done, all, json));
     }
 }
 
-impl Known {
-    /// Takes up an iteration's numbers.
+impl Status {
+    /// Takes over the numbers of an iteration.
     fn iteration(&mut self, report: &IterationReport) {
         (self.epoch, self.iteration, self.tau) = (report.epoch, report.iteration + 1, report.tau);
         self.values.clone_from(&report.values);
     }
 
-    /// Takes up what an epoch's end brings.
+    /// Takes over the validation's Dice and the architecture at the end of an epoch.
     fn epoch(&mut self, dice: Option<f64>, architecture: String) {
         self.dice = dice;
         self.architecture = architecture;
     }
 
-    /// Work since the beginning of the run.
+    /// Work since the beginning of the search or training.
     fn work_done(&self) -> u64 {
-        self.work.done(self.epoch, self.iteration)
+        self.workload.done(self.epoch, self.iteration)
     }
 
     /// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
     fn line(&self) -> String {
-        let mut line = format!("epoch {}/{}", self.epoch + 1, self.work.epochs);
+        let mut line = format!("epoch {}/{}", self.epoch + 1, self.workload.epochs);
         let mut add = |name: &str, value: f64, digits: usize| {
             let _ = write!(line, "  {name} {value:.digits$}");
         };
@@ -150,19 +152,19 @@ mod tests {
 
     #[test]
     fn a_line_says_where_the_work_stands() {
-        let work = Work { epochs: 40, iterations_per_epoch: 10, warmup_epochs: 4, arch_steps: 1 };
-        let mut known = Known { work, ..Known::default() };
-        known.iteration(&IterationReport {
+        let workload = Workload { epochs: 40, iterations_per_epoch: 10, warmup_epochs: 4, arch_steps: 1 };
+        let mut status = Status { workload, ..Status::default() };
+        status.iteration(&IterationReport {
             epoch: 11,
             iteration: 4,
             lr: 0.1,
             tau: Some(4.214),
             values: vec![("loss", 0.4121), ("grad_norm", 3.0), ("arch_loss_b", 0.5)],
         });
-        known.epoch(Some(0.81), "16 | 32 | 16".into());
-        assert_eq!(known.work_done(), 3 * 115 + 2 * 75);
-        assert_eq!(work.done(4, 0), 3 * 40);
-        assert_eq!(work.done(40, 0), 3 * 400 + 2 * 360);
-        assert_eq!(known.line(), "epoch 12/40  loss 0.412  loss B 0.500  tau 4.21  Dice 0.810  16 | 32 | 16");
+        status.epoch(Some(0.81), "16 | 32 | 16".into());
+        assert_eq!(status.work_done(), 3 * 115 + 2 * 75);
+        assert_eq!(workload.done(4, 0), 3 * 40);
+        assert_eq!(workload.done(40, 0), 3 * 400 + 2 * 360);
+        assert_eq!(status.line(), "epoch 12/40  loss 0.412  loss B 0.500  tau 4.21  Dice 0.810  16 | 32 | 16");
     }
 }

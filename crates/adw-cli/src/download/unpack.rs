@@ -1,4 +1,4 @@
-//! Unpacking a dataset's archive without trusting it.
+//! Unpacking of a dataset's archive, which may be damaged or hostile.
 
 use std::{
     fs,
@@ -6,18 +6,20 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tar::EntryType;
+
+use crate::failure::bad_input;
 
 /// Unpacks the tar file `archive` into the folder `into` and returns `into/folder`, which holds a `dataset.json`.
 ///
 /// # Errors
 /// The archive is refused, and `into` is to be thrown away, if an entry is a link or a device, is absolute or climbs out
-/// with `..`, lies outside `folder`, or if the entries claim more than `most_bytes` in all. Sizes are those of the
+/// with `..`, lies outside `folder`, or if the entries claim more than `max_bytes` in all. Sizes are those of the
 /// headers, checked before a byte is written: a header that claims terabytes costs nothing.
-pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, most_bytes: u64) -> Result<PathBuf> {
+pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, max_bytes: u64) -> Result<PathBuf> {
     let mut archive = tar::Archive::new(archive);
-    let mut left = most_bytes;
+    let mut left = max_bytes;
     for entry in archive.entries().context("not a tar archive")? {
         let mut entry = entry.context("damaged tar archive")?;
         let path = entry.path().context("damaged tar archive")?.into_owned();
@@ -25,7 +27,7 @@ pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, most_bytes: 
             EntryType::Regular | EntryType::Continuous => false,
             EntryType::Directory => true,
             EntryType::XGlobalHeader => continue,
-            other => bail!("archive entry {} is a {other:?}, not a file or folder", path.display()),
+            other => bad_input!("archive entry {} is a {other:?}, not a file or folder", path.display()),
         };
         let inside = inside(&path, folder)?;
         // macOS keeps resource forks in such files; the decathlon's archives are full of them.
@@ -38,9 +40,10 @@ pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, most_bytes: 
             continue;
         }
         let size = entry.size();
-        left = left.checked_sub(size).with_context(|| {
-            format!("archive entry {} of {size} bytes takes the archive past {most_bytes} bytes", path.display())
-        })?;
+        let Some(rest) = left.checked_sub(size) else {
+            bad_input!("archive entry {} of {size} bytes takes the archive past {max_bytes} bytes", path.display());
+        };
+        left = rest;
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
@@ -48,12 +51,12 @@ pub(crate) fn unpack(archive: impl Read, into: &Path, folder: &str, most_bytes: 
         let written =
             std::io::copy(&mut entry, &mut file).with_context(|| format!("cannot write {}", target.display()))?;
         if written != size {
-            bail!("archive ends inside {}: {written} of {size} bytes", path.display());
+            bad_input!("archive ends inside {}: {written} of {size} bytes", path.display());
         }
     }
     let dataset = into.join(folder);
     if !dataset.join("dataset.json").is_file() {
-        bail!("the archive holds no {folder}/dataset.json");
+        bad_input!("the archive holds no {folder}/dataset.json");
     }
     Ok(dataset)
 }
@@ -65,11 +68,11 @@ fn inside(path: &Path, folder: &str) -> Result<PathBuf> {
         match component {
             Component::Normal(name) => clean.push(name),
             Component::CurDir => {}
-            _ => bail!("archive entry {} leads outside the folder it is unpacked in", path.display()),
+            _ => bad_input!("archive entry {} leads outside the folder it is unpacked in", path.display()),
         }
     }
     if !clean.as_os_str().is_empty() && !clean.starts_with(folder) && clean != Path::new(&format!("._{folder}")) {
-        bail!("archive entry {} is not in {folder}/", path.display());
+        bad_input!("archive entry {} is not in {folder}/", path.display());
     }
     Ok(clean)
 }

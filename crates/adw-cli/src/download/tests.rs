@@ -1,13 +1,13 @@
-use super::*;
-use crate::{
+use super::{
     unpack::tests::archive,
     web_server::{Faults, WebServer},
+    *,
 };
 use std::time::Duration;
 use tar::EntryType;
 
-const IMPATIENT: Patience =
-    Patience { attempts: 3, first_wait: Duration::from_millis(1), silence: Duration::from_secs(5) };
+const IMPATIENT: RetryPolicy =
+    RetryPolicy { max_attempts: 3, first_wait: Duration::from_millis(1), timeout: Duration::from_secs(5) };
 
 /// An archive of about 300 kB: several reads of the client, several cuts of the server.
 fn dataset_archive() -> Vec<u8> {
@@ -189,5 +189,5 @@ fn two_downloads_of_one_task_do_not_mix() {
     let part = File::create(root.path().join(".Task99_Test.tar.part")).unwrap();
     part.lock().unwrap();
     let error = download(&manifest_of(&bytes), root.path(), Some("http://127.0.0.1:1"), IMPATIENT).unwrap_err();
-    assert!(error.to_string().contains("another download of test is under way"), "{error}");
+    assert!(error.to_string().contains("another process is downloading test"), "{error}");
 }

@@ -1,17 +1,17 @@
-//! What is known of the ten decathlon archives, from `data-manifests/*.toml`.
+//! Manifests of the ten archives of the Medical Segmentation Decathlon, embedded in the program.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// One archive: where it is, what it must hash to, and what its users owe its makers.
+/// Address, checksum, licence and citation of one archive.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
-    /// Short name, as in `cargo xtask search heart`.
+    /// Short name, as in `adw search heart`.
     pub(crate) task: String,
-    /// The folder inside the archive: `Task02_Heart`.
+    /// Folder inside the archive, such as `Task02_Heart`.
     pub(crate) folder: String,
     pub(crate) modality: String,
     pub(crate) target: String,
@@ -38,12 +38,12 @@ const SOURCES: [&str; 10] = [
 ];
 
 impl Manifest {
-    /// All ten, in the decathlon's order.
+    /// All ten manifests, in the decathlon's order.
     pub(crate) fn all() -> Result<Vec<Self>> {
         SOURCES.iter().map(|text| toml::from_str(text).context("data-manifests")).collect()
     }
 
-    /// The manifest a person means by `heart`, `Heart`, `Task02_Heart` or `task02`.
+    /// The manifest called `name`: `heart`, `Heart`, `Task02_Heart` or `task02`.
     pub(crate) fn find(name: &str) -> Result<Option<Self>> {
         let name = name.to_ascii_lowercase().replace(['-', '_', ' '], "");
         Ok(Self::all()?.into_iter().find(|manifest| {
@@ -52,7 +52,7 @@ impl Manifest {
         }))
     }
 
-    /// Where the archive is fetched from: `mirror/TaskNN_Name.tar`, or the mirror itself if it names an archive.
+    /// Address of the archive: `mirror/TaskNN_Name.tar`, or the mirror itself if it names an archive.
     pub(crate) fn url_from(&self, mirror: Option<&str>) -> String {
         match mirror {
             None => self.url.clone(),
@@ -61,9 +61,9 @@ impl Manifest {
         }
     }
 
-    /// More than this is neither downloaded nor unpacked: the images in an archive are compressed already, so both are
-    /// about `approximate_bytes`.
-    pub(crate) fn most_bytes(&self) -> u64 {
+    /// Upper bound of the bytes that are downloaded, and of those that are unpacked: the images in an archive are
+    /// compressed already, so both are about `approximate_bytes`.
+    pub(crate) fn max_bytes(&self) -> u64 {
         self.approximate_bytes + self.approximate_bytes / 2 + (1 << 20)
     }
 }

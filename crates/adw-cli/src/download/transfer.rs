@@ -1,4 +1,4 @@
-//! Getting an archive's bytes over an unreliable line: byte ranges, retries, bounds.
+//! Transfer of an archive over an unreliable connection: byte ranges, retries, bounds.
 
 use std::{
     fs::File,
@@ -12,50 +12,51 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use ureq::http::StatusCode;
 
-use crate::manifest::Manifest;
+use super::manifest::Manifest;
+use crate::failure::BadInput;
 
-/// When to give up, and how long to wait before trying again.
+/// Number of attempts and the waits between them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// Attempts in a row that bring nothing new.
-    pub(crate) attempts: u32,
+pub(crate) struct RetryPolicy {
+    /// Attempts in a row without a new byte after which the transfer fails.
+    pub(crate) max_attempts: u32,
     /// Wait before the second attempt; doubles from there, to at most 30 s.
     pub(crate) first_wait: Duration,
-    /// A connection that is silent for this long is dropped.
-    pub(crate) silence: Duration,
+    /// Silence after which a connection is dropped.
+    pub(crate) timeout: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { attempts: 6, first_wait: Duration::from_secs(1), silence: Duration::from_mins(1) }
+        Self { max_attempts: 6, first_wait: Duration::from_secs(1), timeout: Duration::from_mins(1) }
     }
 }
 
-/// What one attempt came to.
+/// Failure of one attempt.
 enum Failure {
-    /// Worth another try: a cut connection, a busy server.
-    Passing(anyhow::Error),
-    /// Not worth one: no such file, a full disk.
-    Lasting(anyhow::Error),
+    /// Another attempt may succeed: a cut connection, a busy server.
+    Transient(anyhow::Error),
+    /// Another attempt would fail too: no such file, a full disk.
+    Permanent(anyhow::Error),
 }
 
 /// Fills `part` from where it ends, through as many connections as it takes.
 ///
 /// # Errors
-/// No attempt out of `patience.attempts` in a row brought anything new, the server refuses (4xx), announces or sends
-/// more than [`Manifest::most_bytes`], or the disk does not take it. Bytes that arrived stay in `part`.
+/// No attempt out of `retry.max_attempts` in a row brought anything new, the server refuses (4xx), announces or sends
+/// more than [`Manifest::max_bytes`], or the disk does not take it. Bytes that arrived stay in `part`.
 pub(crate) fn fetch(
     url: &str,
     manifest: &Manifest,
     part: &mut File,
-    patience: Patience,
+    retry: RetryPolicy,
     bar: &ProgressBar,
 ) -> Result<()> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .timeout_connect(Some(patience.silence))
-        .timeout_recv_response(Some(patience.silence))
-        .timeout_per_read(Some(patience.silence))
+        .timeout_connect(Some(retry.timeout))
+        .timeout_recv_response(Some(retry.timeout))
+        .timeout_per_read(Some(retry.timeout))
         .accept_encoding("identity")
         .build()
         .into();
@@ -68,22 +69,22 @@ pub(crate) fn fetch(
         };
         let error = match attempt {
             Ok(()) => return Ok(()),
-            Err(Failure::Lasting(error)) => return Err(error),
-            Err(Failure::Passing(error)) => error,
+            Err(Failure::Permanent(error)) => return Err(error),
+            Err(Failure::Transient(error)) => error,
         };
         let len = part.metadata()?.len();
         fruitless = if len > furthest { 0 } else { fruitless + 1 };
         furthest = furthest.max(len);
-        if fruitless >= patience.attempts {
+        if fruitless >= retry.max_attempts {
             return Err(error.context(format!("cannot fetch {url} ({len} bytes so far are kept)")));
         }
-        let wait = patience.first_wait.saturating_mul(1 << fruitless.min(5)).min(Duration::from_secs(30));
+        let wait = retry.first_wait.saturating_mul(1 << fruitless.min(5)).min(Duration::from_secs(30));
         bar.println(format!("{error:#}; trying again in {:.0} s", wait.as_secs_f32()));
         thread::sleep(wait);
     }
 }
 
-/// One request for what is missing. `Ok` means the server says that nothing is.
+/// Requests the missing bytes once. `Ok` means that the server sent them all.
 fn fetch_once(
     agent: &ureq::Agent,
     url: &str,
@@ -91,14 +92,14 @@ fn fetch_once(
     part: &mut File,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
-    let have = part.metadata().map_err(lasting)?.len();
+    let have = part.metadata().map_err(permanent)?.len();
     let mut request = agent.get(url);
     if have > 0 {
         request = request.header("Range", format!("bytes={have}-"));
     }
     let mut response = request.call().map_err(|error| match error {
-        ureq::Error::BadUri(_) | ureq::Error::HostNotFound if have == 0 => lasting(error),
-        error => passing(error),
+        ureq::Error::BadUri(_) | ureq::Error::HostNotFound if have == 0 => permanent(error),
+        error => transient(error),
     })?;
     let content_range =
         response.headers().get("content-range").and_then(|value| ContentRange::parse(value.to_str().ok()?));
@@ -113,10 +114,10 @@ fn fetch_once(
             _ => return start_over(part, "the server's file is shorter than what is here"),
         },
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-            return Err(passing(anyhow::anyhow!("{url}: the server answers {status}")));
+            return Err(transient(BadInput::new(format!("{url}: the server answers {status}"))));
         }
         status => {
-            return Err(lasting(anyhow::anyhow!("{url}: the server answers {status}")));
+            return Err(permanent(BadInput::new(format!("{url}: the server answers {status}"))));
         }
     };
     let total = match content_range.and_then(|range| range.total) {
@@ -124,12 +125,11 @@ fn fetch_once(
         None => response.body().content_length().map(|length| from + length),
     };
     if let Some(total) = total {
-        if total > manifest.most_bytes() {
-            return Err(lasting(anyhow::anyhow!(
+        if total > manifest.max_bytes() {
+            return Err(permanent(BadInput::new(format!(
                 "{url}: the server announces {total} bytes, {} has about {}",
-                manifest.folder,
-                manifest.approximate_bytes
-            )));
+                manifest.folder, manifest.approximate_bytes
+            ))));
         }
         bar.set_length(total);
     }
@@ -137,22 +137,22 @@ fn fetch_once(
     let end = append(&mut body, part, from, manifest, bar)?;
     match total {
         Some(total) if end < total => {
-            Err(passing(anyhow::anyhow!("{url}: connection closed {} bytes early", total - end)))
+            Err(transient(BadInput::new(format!("{url}: connection closed {} bytes early", total - end))))
         }
         _ => Ok(()),
     }
 }
 
-/// The `file://` mirror: the same, without a server.
+/// Copies the missing bytes from a `file://` mirror.
 fn copy_file(source: &Path, manifest: &Manifest, part: &mut File, bar: &ProgressBar) -> Result<(), Failure> {
     let open = || -> Result<File> { File::open(source).with_context(|| format!("cannot read {}", source.display())) };
-    let mut file = open().map_err(Failure::Lasting)?;
-    let have = part.metadata().map_err(lasting)?.len();
-    file.seek(SeekFrom::Start(have)).map_err(lasting)?;
+    let mut file = open().map_err(Failure::Permanent)?;
+    let have = part.metadata().map_err(permanent)?.len();
+    file.seek(SeekFrom::Start(have)).map_err(permanent)?;
     append(&mut file, part, have, manifest, bar).map(drop)
 }
 
-/// Writes `body` into `part` from byte `from` on and returns where it ended. Bytes that arrived stay, whatever happens.
+/// Writes `body` into `part` from byte `from` on and returns its end. Bytes that arrived stay in `part` after a failure.
 fn append(
     body: &mut impl Read,
     part: &mut File,
@@ -160,8 +160,8 @@ fn append(
     manifest: &Manifest,
     bar: &ProgressBar,
 ) -> Result<u64, Failure> {
-    part.set_len(from).map_err(lasting)?;
-    part.seek(SeekFrom::Start(from)).map_err(lasting)?;
+    part.set_len(from).map_err(permanent)?;
+    part.seek(SeekFrom::Start(from)).map_err(permanent)?;
     bar.set_position(from);
     bar.reset_eta();
     let mut buffer = vec![0; 1 << 18];
@@ -172,36 +172,36 @@ fn append(
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                return Err(passing(anyhow::Error::new(error).context("connection lost")));
+                return Err(transient(anyhow::Error::new(error).context("connection lost")));
             }
         };
         end += count as u64;
-        if end > manifest.most_bytes() {
-            return Err(lasting(anyhow::anyhow!(
+        if end > manifest.max_bytes() {
+            return Err(permanent(BadInput::new(format!(
                 "the server sends more than {} bytes, {} has about {}",
-                manifest.most_bytes(),
+                manifest.max_bytes(),
                 manifest.folder,
                 manifest.approximate_bytes
-            )));
+            ))));
         }
         part.write_all(&buffer[..count])
-            .map_err(|error| lasting(anyhow::Error::new(error).context("cannot write the download")))?;
+            .map_err(|error| permanent(anyhow::Error::new(error).context("cannot write the download")))?;
         bar.set_position(end);
     }
     Ok(end)
 }
 
 fn start_over(part: &File, why: &'static str) -> Result<(), Failure> {
-    part.set_len(0).map_err(lasting)?;
-    Err(passing(anyhow::anyhow!("{why}: starting over")))
+    part.set_len(0).map_err(permanent)?;
+    Err(transient(BadInput::new(format!("{why}: starting over"))))
 }
 
-fn passing(error: impl Into<anyhow::Error>) -> Failure {
-    Failure::Passing(error.into())
+fn transient(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Transient(error.into())
 }
 
-fn lasting(error: impl Into<anyhow::Error>) -> Failure {
-    Failure::Lasting(error.into())
+fn permanent(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::Permanent(error.into())
 }
 
 /// `Content-Range: bytes 10-99/100`, `bytes 10-99/*`, `bytes */100`.

@@ -1,0 +1,81 @@
+//! Arguments of the commands that make and inspect datasets.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::groups::{ConfigArgs, DatasetArgs, MemoryArgs, ProcessArgs};
+use crate::phantom;
+
+/// `adw download`
+#[derive(Args, Debug)]
+pub(crate) struct DownloadArgs {
+    /// Tasks such as `heart` and `hippocampus`, or `all`
+    #[arg(value_name = "TASK", required = true)]
+    pub(crate) tasks: Vec<String>,
+    /// Folder that the datasets are put in [default: $ADW_DATA, else data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Download `URL/TaskNN_Name.tar` instead of the published archive; `file://` URLs work too
+    #[arg(long, value_name = "URL")]
+    pub(crate) mirror: Option<String>,
+    /// Print one JSON object per dataset on stdout, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `adw phantom`
+#[derive(Args, Debug)]
+pub(crate) struct PhantomArgs {
+    /// Folder of the new dataset [default: Task00_Phantom in $ADW_DATA, else in data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: Option<PathBuf>,
+    /// Number of labelled cases
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) cases: usize,
+    /// Number of unlabelled cases
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) test: usize,
+    /// Voxels along z, y, x
+    #[arg(long, num_args = 3, value_names = ["D", "H", "W"], default_values_t = phantom::SHAPE)]
+    pub(crate) shape: Vec<usize>,
+    /// Distance between voxels along z, y, x in millimetres
+    #[arg(long, num_args = 3, value_names = ["D", "H", "W"], default_values_t = [1.0, 1.0, 1.0])]
+    pub(crate) spacing_mm: Vec<f64>,
+    /// Number of structures to segment, besides the background
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) labels: usize,
+    /// Number of image channels
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) modalities: usize,
+    /// Seed of the random anatomy
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// `adw check`
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) dataset: DatasetArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// `adw plan`
+#[derive(Args, Debug)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) dataset: DatasetArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Write the plan to this JSON file as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}

@@ -1,0 +1,68 @@
+//! Command line as typed: one struct per command, made of groups of options that several commands share.
+
+mod bench;
+mod data;
+mod groups;
+mod models;
+mod runs;
+
+pub(crate) use bench::{BenchArgs, BenchStepArgs, Pass, Subject};
+use clap::{Parser, Subcommand};
+pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
+pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
+pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
+pub(crate) use runs::{RetrainArgs, SearchArgs};
+
+/// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
+#[derive(Parser, Debug)]
+#[command(version, max_term_width = 100, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+TASK is a task of the Medical Segmentation Decathlon (braintumour heart liver hippocampus prostate lung pancreas \
+hepaticvessel spleen colon), `phantom`, or the path of a dataset's folder. Datasets lie in `data/` or, if set, $ADW_DATA; \
+search and retrain download a missing one. Runs are kept in `runs/TASK/` or, if set, $ADW_RUNS/TASK.
+
+Try it, without a download, in three minutes:  adw search && adw retrain";
+
+/// Commands in the order in which a dataset goes through them.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Download, check and unpack tasks of the decathlon; an interrupted download is continued
+    Download(DownloadArgs),
+    /// Write a synthetic dataset
+    Phantom(PhantomArgs),
+    /// List every problem of a dataset, each with its remedy
+    Check(CheckArgs),
+    /// Show patch size, poolings and normalisation planned for a dataset
+    Plan(PlanArgs),
+    /// Search the architecture for a dataset
+    Search(SearchArgs),
+    /// Train the architecture that a search found, and score it on the fold's validation cases
+    Retrain(RetrainArgs),
+    /// Segment images with trained models
+    Predict(PredictArgs),
+    /// Segment a dataset's test images and name the label maps as the decathlon's server expects
+    Submit(SubmitArgs),
+    /// Test if keeping only the largest component improves predictions
+    Postprocess(PostprocessArgs),
+    /// Score label maps against reference label maps
+    Evaluate(EvaluateArgs),
+    /// Time the program's work on this machine
+    Bench(BenchArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_clash() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,94 @@
+//! Arguments of the commands that apply trained models and judge label maps.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::groups::{DatasetArgs, DeviceArgs, ProcessArgs};
+
+/// Trained models and how they are applied.
+#[derive(Args, Debug)]
+pub(crate) struct ModelArgs {
+    /// Trained models; the logits of several are averaged
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    pub(crate) model: Vec<PathBuf>,
+    /// Average over all mirrorings of each patch: eight times the work, slightly better
+    #[arg(long)]
+    pub(crate) mirror: bool,
+    /// Distance between neighbouring windows as a fraction of the patch
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
+    pub(crate) step: f64,
+    /// Multiply in bfloat16, on CUDA devices and on processors with a matrix unit (Intel AMX), whatever the training did
+    #[arg(long)]
+    pub(crate) bf16: bool,
+    /// Apply the steps that `adw postprocess` found
+    #[arg(long, value_name = "FILE")]
+    pub(crate) postprocessing: Option<PathBuf>,
+    /// Keep the label maps that an interrupted call has written
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// `adw predict`
+#[derive(Args, Debug)]
+pub(crate) struct PredictArgs {
+    /// An image, or a folder of images (.nii, .nii.gz; one per image, or `CASE_0000`, `CASE_0001`, ... per channel)
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) input: PathBuf,
+    /// Folder that the label maps are written to
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// `adw submit`
+#[derive(Args, Debug)]
+pub(crate) struct SubmitArgs {
+    #[command(flatten)]
+    pub(crate) dataset: DatasetArgs,
+    /// Folder for submissions; the label maps go to its subfolder of the dataset's name
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// `adw postprocess`
+#[derive(Args, Debug)]
+pub(crate) struct PostprocessArgs {
+    /// Folders of label maps of cases the models were not trained on, such as the validation cases of each fold
+    #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
+    pub(crate) predictions: Vec<PathBuf>,
+    /// Folder of reference label maps of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) references: PathBuf,
+    /// Write the steps that help to this file, for `adw predict --postprocessing`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// `adw evaluate`
+#[derive(Args, Debug)]
+pub(crate) struct EvaluateArgs {
+    /// Folder of label maps to score
+    #[arg(long, value_name = "DIR")]
+    pub(crate) predictions: PathBuf,
+    /// Folder of reference label maps of the same names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) references: PathBuf,
+    /// Write per-case and mean metrics to this JSON file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Tolerance of the surface Dice (NSD): surfaces closer than this count as equal, in millimetres
+    #[arg(long, value_name = "MM", default_value_t = 1.0)]
+    pub(crate) tolerance_mm: f64,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
