@@ -3,7 +3,8 @@ use super::cpu::{ConvElement, KernelConfig, WinogradUse, convolve, input_gradien
 use super::job::{ConvShape, Source};
 use super::*;
 use crate::simd::InstructionSet;
-use crate::testing::{assert_close, finite_difference, numbers};
+use crate::testing::{finite_difference, numbers};
+use adw_testing::{Tolerance, assert_close, tolerance};
 use candle_core::{Device, Var};
 
 #[derive(Clone, Copy, Debug)]
@@ -153,11 +154,11 @@ fn bf16(x: f64) -> f64 {
     f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
 }
 
-fn check<T: ConvElement>(c: &Case, config: KernelConfig, tolerance: f64) {
+fn check<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, tolerance: Tolerance) {
     check_against::<T>(c, config, &expected(c), tolerance);
 }
 
-fn check_against<T: ConvElement>(c: &Case, config: KernelConfig, e: &Expected, tolerance: f64) {
+fn check_against<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, e: &Expected, tolerance: Tolerance) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
     let source = |data, channels| Source::<T> { data, channels, norm: None };
@@ -176,29 +177,28 @@ fn check_against<T: ConvElement>(c: &Case, config: KernelConfig, e: &Expected, t
     }
     for sources in &inputs {
         let (y, moments) = convolve(config, &shape, sources, &weight, true);
-        assert_close(&format!("forward {what}"), &y, &e.y, tolerance);
+        assert_close(format!("forward {what}"), &y, &e.y, tolerance);
         let moments = moments.unwrap();
         let n = e.y.len() / c.batch / c.co;
-        for b in 0..c.batch {
-            for co in 0..c.co {
-                let v = (0..n).map(|i| e.y[(b * n + i) * c.co + co]);
+        let (mean, variance): (Vec<f64>, Vec<f64>) = (0..c.batch * c.co)
+            .map(|i| {
+                let v = (0..n).map(|j| e.y[(i / c.co * n + j) * c.co + i % c.co]);
                 let mean = v.clone().sum::<f64>() / n as f64;
-                let variance = v.map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
-                assert!((moments.mean[b * c.co + co].to_f64() - mean).abs() < 20.0 * tolerance, "mean {what}");
-                assert!(
-                    (moments.variance[b * c.co + co].to_f64() - variance).abs() < 50.0 * tolerance * (1.0 + variance),
-                    "variance {what}"
-                );
-            }
-        }
+                (mean, v.map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64)
+            })
+            .unzip();
+        // Moments are sums over a whole channel, and a variance is a sum of squares.
+        assert_close(format!("mean {what}"), &moments.mean, &mean, Tolerance::elements(20.0 * tolerance.rel, 0.0));
+        let of_squares = Tolerance::elements(50.0 * tolerance.rel, 50.0 * tolerance.rel);
+        assert_close(format!("variance {what}"), &moments.variance, &variance, of_squares);
         let grad = weight_gradient(config, &shape, sources, source(&grad_y, c.co));
-        assert_close(&format!("weight gradient {what}"), &grad, &e.grad_weight, tolerance);
+        assert_close(format!("weight gradient {what}"), &grad, &e.grad_weight, tolerance);
     }
     let grads = [source(&grad_y, c.co)];
     for channels in [0..c.ci, split..c.ci] {
         let grad = input_gradient(config, &shape, &grads, &weight, &channels);
         let part: Vec<f64> = e.grad_x.chunks_exact(c.ci).flat_map(|v| v[channels.clone()].to_vec()).collect();
-        assert_close(&format!("input gradient {what} {channels:?}"), &grad, &part, tolerance);
+        assert_close(format!("input gradient {what} {channels:?}"), &grad, &part, tolerance);
     }
 }
 
@@ -206,8 +206,8 @@ fn check_against<T: ConvElement>(c: &Case, config: KernelConfig, e: &Expected, t
 fn every_pass_equals_its_definition() {
     for config in all_configs() {
         for c in CASES {
-            check::<f32>(c, config, 2e-6);
-            check::<f64>(c, config, 1e-14);
+            check::<f32>(c, config, tolerance::F32_CONVOLUTION);
+            check::<f64>(c, config, tolerance::F64_SUM);
         }
     }
 }
@@ -229,10 +229,10 @@ proptest::proptest! {
         let c = Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding, dilation } };
         if c.geometry.output_size("test", size).is_ok() {
             for config in all_configs() {
-                check::<f32>(&c, config, 4e-6);
+                check::<f32>(&c, config, tolerance::F32_CONVOLUTION_ANY_SHAPE);
             }
             if let Some(config) = bf16_config() {
-                check_against::<f32>(&c, config, &expected_of(&c, bf16), 4e-6);
+                check_against::<f32>(&c, config, &expected_of(&c, bf16), tolerance::F32_CONVOLUTION_ANY_SHAPE);
             }
         }
     }
@@ -304,14 +304,14 @@ fn normalised_on_load() {
         "forward",
         &flat(forward_plain(&[lazy], &weight, g, Precision::Full).unwrap()),
         &flat(expected.clone()),
-        1e-14,
+        tolerance::F64_SUM,
     );
     let gw = flat(grad_weight(&[(&z).into()], (&expected).into(), g, Precision::Full).unwrap());
     assert_close(
         "weight gradient",
         &flat(grad_weight(&[lazy], (&expected).into(), g, Precision::Full).unwrap()),
         &gw,
-        1e-14,
+        tolerance::F64_SUM,
     );
 }
 
@@ -362,7 +362,7 @@ fn long_sums() {
     let grad_output = Source { data: &ones[..], channels: c.co, norm: None };
     let gradient = weight_gradient(KernelConfig::fastest(), &c.shape(), &sources, grad_output);
     let sum: f64 = x.iter().map(|&v| f64::from(v)).sum();
-    assert_close("weight gradient", &gradient, &[sum; 17], 2e-6);
+    assert_close("weight gradient", &gradient, &[sum; 17], tolerance::F32_CONVOLUTION);
     // A constant channel has no variance, however large it is.
     let weight = vec![100.1f32; c.co];
     let ones = vec![1f32; voxels];
@@ -394,9 +394,9 @@ fn bf16_on_the_matrix_unit() {
         case(1, 16, 16, [3, 4, 8], [2, 1, 2], [1, 1, 1], [0, 0, 0]),
     ];
     for c in &cases {
-        check_against::<f32>(c, config, &expected_of(c, bf16), 2e-6);
-        check_against::<f32>(c, config, &expected(c), 5e-3);
+        check_against::<f32>(c, config, &expected_of(c, bf16), tolerance::F32_CONVOLUTION);
+        check_against::<f32>(c, config, &expected(c), tolerance::BF16_FACTORS);
         // In f64 there is nothing to round to.
-        check_against::<f64>(c, config, &expected(c), 1e-14);
+        check_against::<f64>(c, config, &expected(c), tolerance::F64_SUM);
     }
 }
