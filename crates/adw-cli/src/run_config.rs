@@ -118,8 +118,9 @@ impl RunConfig {
         })
     }
 
-    fn from_table(table: Table) -> Result<Self> {
+    fn from_table(mut table: Table) -> Result<Self> {
         let settings = settings(&table)?;
+        complete(&mut table, &settings)?;
         Ok(Self { table, settings })
     }
 }
@@ -164,6 +165,8 @@ fn preset(name: &str) -> Result<Table> {
     if let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
         let mut table: Table = toml::from_str(text).context("a built-in preset")?;
         table.entry("seed").or_insert(Value::Integer(1));
+        let settings = settings(&table)?;
+        complete(&mut table, &settings)?;
         return Ok(table);
     }
     let path = Path::new(name);
@@ -225,6 +228,26 @@ fn settings(table: &Table) -> Result<Settings> {
         bad_input!("predict.windows_per_forward = 0: expected at least 1");
     }
     Ok(settings)
+}
+
+/// Adds the keys of the sections `search` and `retrain` that the table leaves to their defaults: a new key needs no line in
+/// the presets, and can be set all the same.
+fn complete(table: &mut Table, settings: &Settings) -> Result<()> {
+    let sections =
+        [("search", serde_json::to_value(&settings.search)?), ("retrain", serde_json::to_value(&settings.retrain)?)];
+    for (name, values) in sections {
+        let (Some(Value::Table(section)), serde_json::Value::Object(values)) = (table.get_mut(name), values) else {
+            continue;
+        };
+        for (key, value) in values {
+            // There is one seed for all sections.
+            if key != "seed" && !section.contains_key(&key) {
+                let absent = || Ok(Value::String("none".to_owned()));
+                section.insert(key, if value.is_null() { absent() } else { Value::try_from(value) }?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes what is `"plan"` or `"none"`: TOML has no null.
@@ -340,6 +363,21 @@ mod tests {
         assert!(message("network.mask=behind").contains("behind"));
         assert!(message("predict.step=0").contains("predict.step = 0"));
         assert!(message("data.patch_size=[1, 2]").contains("patch_size"));
+    }
+
+    #[test]
+    fn keys_that_a_table_lacks_have_their_defaults_and_can_be_set() {
+        let mut table = preset("quick").unwrap();
+        let search = table["search"].as_table_mut().unwrap();
+        for key in ["cost", "precision"] {
+            search.remove(key).unwrap();
+        }
+        let config = RunConfig::from_table(table).unwrap();
+        assert_eq!(config.table["search"]["cost"].as_str(), Some("none"));
+        assert_eq!(config.table["search"]["precision"].as_str(), Some("full"));
+        assert!(config.table["search"].get("seed").is_none());
+        let changed = config.changed_by(&args(None, &["search.precision=bf16"])).unwrap();
+        assert_eq!(changed.settings.search.precision, Precision::Bf16);
     }
 
     #[test]
