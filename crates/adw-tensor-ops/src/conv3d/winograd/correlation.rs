@@ -76,6 +76,13 @@ struct CorrelateTiles<'a, T> {
     with_moments: bool,
 }
 
+/// Outputs of a tile that exist.
+struct TileOutputs {
+    first: [usize; 3],
+    /// Outputs along each axis.
+    count: [usize; 3],
+}
+
 /// [`CorrelateTiles`] with the memory that it works in.
 struct RunTask<'a, T> {
     task: CorrelateTiles<'a, T>,
@@ -188,48 +195,60 @@ impl<T: Element> CorrelateTiles<'_, T> {
     /// to. `products`: `[vector of channels][tile][frequency][lane]`.
     #[inline(always)]
     fn add_outputs<S: Simd<Elem = T>>(&self, depth_idx: usize, products: &[T]) {
-        let [_, tile_h, tile_w] = self.block.size();
-        let first = self.block.first_output(self.tiling);
-        let num_tiles = self.block.num_tiles();
-        for tile_idx in 0..num_tiles {
-            let (td, th, tw) = (tile_idx / (tile_h * tile_w), tile_idx / tile_w % tile_h, tile_idx % tile_w);
-            let tile = self.tiling.tile;
-            let at = [first[0] + td * tile[0], first[1] + th * tile[1], first[2] + tw * tile[2]];
-            for v in 0..self.out_channels().len().div_ceil(S::LANES) {
-                let y = output_plane::<S>(&products[(v * num_tiles + tile_idx) * tile_len(S::LANES)..]);
-                self.add_tile::<S>(depth_idx, at, v, &y);
+        let channels = self.out_channels();
+        let [od, oh, ow] = self.outputs();
+        let tile = self.tiling.tile;
+        let tile_len = tile_len(S::LANES);
+        let vector_len = self.vector_len::<S>();
+        let mut first = 0;
+        for d in od.clone().step_by(tile[0]) {
+            for h in oh.clone().step_by(tile[1]) {
+                for w in ow.clone().step_by(tile[2]) {
+                    let outputs = TileOutputs {
+                        first: [d, h, w],
+                        count: [(od.end - d).min(tile[0]), (oh.end - h).min(tile[1]), (ow.end - w).min(tile[2])],
+                    };
+                    for (v, channel) in channels.clone().step_by(S::LANES).enumerate() {
+                        let y = output_plane::<S>(&products[v * vector_len + first..][..tile_len]);
+                        let lanes = (channels.end - channel).min(S::LANES);
+                        self.add_tile::<S>(depth_idx, &outputs, channel..channel + lanes, &y);
+                    }
+                    first += tile_len;
+                }
             }
         }
     }
 
-    /// Adds one frequency's share in a tile's outputs, for vector `v` of the task's channels. `at`: the first output.
+    /// Adds the share of one frequency of D in a tile's outputs, for a vector of channels.
     #[inline(always)]
-    fn add_tile<S: Simd<Elem = T>>(&self, depth_idx: usize, at: [usize; 3], v: usize, y: &[[S::Vector; 2]; 2]) {
-        let outputs = self.outputs();
+    fn add_tile<S: Simd<Elem = T>>(
+        &self,
+        depth_idx: usize,
+        outputs: &TileOutputs,
+        channels: Range<usize>,
+        y: &[[S::Vector; 2]; 2],
+    ) {
         let shares = self.tiling.depth[depth_idx].outputs;
-        let channels = self.out_channels();
-        let first_channel = channels.start + v * S::LANES;
-        let lanes = (channels.end - first_channel).min(S::LANES);
         let [d, h, w] = &self.job.axes;
         let pitch = self.job.out_channels;
-        let [planes, rows, columns] = [0, 1, 2].map(|i| (outputs[i].end - at[i]).min(self.tiling.tile[i]));
-        for plane in 0..planes {
+        let [od, oh, ow] = outputs.first;
+        for plane in 0..outputs.count[0] {
             if shares[plane] == 0.0 {
                 continue;
             }
             // The outputs have no value yet when the first frequency contributes to them.
             let is_first = depth_idx == plane;
             let share = S::splat(T::from_f64(shares[plane]));
-            for i in 0..rows {
-                let row = (self.block.batch_idx * d.output_size + at[0] + plane) * h.output_size + at[1] + i;
-                let voxel = row * w.output_size + at[2];
-                for j in 0..columns {
+            for i in 0..outputs.count[1] {
+                let row = (self.block.batch_idx * d.output_size + od + plane) * h.output_size + oh + i;
+                let voxel = row * w.output_size + ow;
+                for j in 0..outputs.count[2] {
                     // SAFETY: the outputs of this block's tiles and these channels are this task's alone.
                     unsafe {
-                        let p = self.out.ptr().add((voxel + j) * pitch + first_channel);
+                        let p = self.out.ptr().add((voxel + j) * pitch + channels.start);
                         let y = y[i][j];
-                        let sum = if is_first { y } else { S::mul_add(y, share, S::load_up_to(p, lanes)) };
-                        S::store_up_to(p, sum, lanes);
+                        let sum = if is_first { y } else { S::mul_add(y, share, S::load_up_to(p, channels.len())) };
+                        S::store_up_to(p, sum, channels.len());
                     }
                 }
             }

@@ -56,20 +56,21 @@ fn copy_lanes<S: Simd>(
 ) {
     let Lanes { first_of_source, len, .. } = *lanes;
     let pitch = source.channels;
-    let dst = dst.chunks_exact_mut(S::LANES);
-    let src = &source.data[first_voxel * pitch..(first_voxel + dst.len()) * pitch];
-    let src = src.chunks_exact(pitch).map(|voxel| S::read(&voxel[first_of_source..][..len]));
+    let count = dst.len() / S::LANES;
+    let src = &source.data[first_voxel * pitch..(first_voxel + count) * pitch];
+    let voxels = dst.chunks_exact_mut(S::LANES).zip(src.chunks_exact(pitch));
     match source.norm {
         None => {
-            for (dst, x) in dst.zip(src) {
-                S::write(dst, x);
+            for (dst, voxel) in voxels {
+                S::write(dst, S::read(&voxel[first_of_source..][..len]));
             }
         }
         Some(norm) => {
             let at = batch_idx * pitch + first_of_source;
             let (scale, shift) = (S::read(&norm.scale[at..][..len]), S::read(&norm.shift[at..][..len]));
             let slope = S::splat(norm.slope);
-            for (dst, x) in dst.zip(src) {
+            for (dst, voxel) in voxels {
+                let x = S::read(&voxel[first_of_source..][..len]);
                 S::write(dst, S::leaky(S::mul_add(x, scale, shift), slope));
             }
         }

@@ -65,7 +65,8 @@ pub(super) fn output_plane<S: Simd>(products: &[S::Elem]) -> [[S::Vector; 2]; 2]
         half[0][j] = column[0];
         half[1][j] = column[1];
     }
-    half.map(|row| output_transform::<S>(row))
+    // Not `map`: its closure would not be compiled for the instruction set.
+    [output_transform::<S>(half[0]), output_transform::<S>(half[1])]
 }
 
 /// Transforms every tile of a block of `block` tiles (D, H, W): one or two planes of `N` x `N` voxels, joined along D,
@@ -148,7 +149,11 @@ fn transform_plane<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vector
             columns[i][j] = column[i];
         }
     }
-    columns.map(|row| A::apply::<S>(row))
+    let mut y = [[zero; 4]; 4];
+    for i in 0..4 {
+        y[i] = A::apply::<S>(columns[i]);
+    }
+    y
 }
 
 /// `G g`
