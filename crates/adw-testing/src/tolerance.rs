@@ -68,6 +68,18 @@ pub const F32_KERNEL: Tolerance = Tolerance::l2(1e-5);
 pub const F32_STEPS: Tolerance = Tolerance::elements(1e-5, 1e-5);
 /// Variance in f32 of numbers whose mean is 4000 times their deviation: the inputs themselves hold three digits of it.
 pub const F32_VARIANCE_BESIDE_LARGE_MEAN: Tolerance = Tolerance::elements(0.0, 1e-3);
+/// A number of order 1 in f32.
+pub const F32_ROUNDING: Tolerance = Tolerance::elements(1e-7, 0.0);
+/// Logarithm by a polynomial in f32: two units in the last place, and half an absolute one where it crosses 0.
+pub const F32_LOGARITHM: Tolerance = Tolerance::elements(5e-8, 1e-7);
+/// Power by logarithm and exponential in f32: the exponent multiplies the logarithm's error.
+pub const F32_POWER: Tolerance = Tolerance::elements(0.0, 3e-6);
+/// Sine and cosine by polynomials in f32.
+pub const F32_SINE: Tolerance = Tolerance::elements(4e-7, 0.0);
+/// Points of a cubic spline in f64 whose coefficients are cut off after some voxels.
+pub const SPLINE: Tolerance = Tolerance::elements(1e-6, 0.0);
+/// Millimetres that a NIfTI header holds in f32.
+pub const NIFTI_LENGTH: Tolerance = Tolerance::elements(1e-6, 0.0);
 /// Images in f32 after an interpolation or a filter.
 pub const F32_IMAGE: Tolerance = Tolerance::elements(1e-5, 0.0);
 /// Weighted means of overlapping windows in f32: a sum of some ten terms and a division.

@@ -106,21 +106,22 @@ pub(super) fn moments(values: &[f32]) -> IntensityMoments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use adw_testing::{assert_close, tolerance};
 
     #[test]
     fn as_the_standard_library_to_single_precision() {
         for i in 1..=20_000u16 {
             let x = f32::from(i) / 20_000.0;
             let (found, expected) = (log2(x), f64::from(x).log2());
-            assert!((f64::from(found) - expected).abs() <= 2e-7 * expected.abs().max(0.5), "log2 {x}: {found}");
+            assert_close(format!("log2 {x}"), &[found], &[expected], tolerance::F32_LOGARITHM);
             for g in [0.7f32, 1.0, 1.5] {
                 let (found, expected) = (power(x, g), f64::from(x).powf(f64::from(g)));
-                assert!((f64::from(found) - expected).abs() <= 3e-6 * expected, "{x}^{g}: {found} {expected}");
+                assert_close(format!("{x}^{g}"), &[found], &[expected], tolerance::F32_POWER);
             }
             let u = (x - 1.0 / 20_000.0).max(0.0);
             let (sin, cos) = sin_cos_turns(u);
             let (s, c) = (std::f64::consts::TAU * f64::from(u)).sin_cos();
-            assert!((f64::from(sin) - s).abs() < 4e-7 && (f64::from(cos) - c).abs() < 4e-7, "{u}: {sin} {cos}");
+            assert_close(format!("sine and cosine of {u} turns"), &[sin, cos], &[s, c], tolerance::F32_SINE);
         }
         assert_eq!(power(0.0, 0.7), 0.0);
         assert!((exp2(-200.0) - 2f32.powi(-126)).abs() < 1e-38);
@@ -134,7 +135,7 @@ mod tests {
             let squares = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>();
             let std = (squares / (n as f64 - 1.0).max(1.0)).sqrt();
             let found = moments(&values);
-            assert!((f64::from(found.mean) - mean).abs() < 1e-4 && (f64::from(found.std) - std).abs() < 1e-4);
+            assert_close("moments", &[found.mean, found.std], &[mean, std], tolerance::F32_TRANSFORMED_IMAGE);
             let extremes = values.iter().fold((f32::MAX, f32::MIN), |(a, b), &v| (a.min(v), b.max(v)));
             assert_eq!((found.min, found.max), extremes);
         }

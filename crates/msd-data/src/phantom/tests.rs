@@ -3,6 +3,7 @@ use crate::Memory;
 use crate::dataset::Dataset;
 use crate::fingerprint::fingerprint;
 use crate::plan::{PlanOptions, plan};
+use adw_testing::{assert_close, tolerance};
 
 #[test]
 fn is_a_real_dataset_with_every_label_in_every_case() {
@@ -22,7 +23,7 @@ fn is_a_real_dataset_with_every_label_in_every_case() {
     assert_eq!(dataset.modalities, ["MR1", "MR2"]);
     for case in &dataset.training {
         let (image, labels) = dataset.load_case(case).unwrap();
-        assert!((image.geometry.spacing_mm[2] - 1.2).abs() < 1e-6);
+        assert_close("spacing", &[image.geometry.spacing_mm[2]], &[1.2], tolerance::NIFTI_LENGTH);
         let mut counts = [0; 6];
         labels.data.iter().for_each(|&l| counts[usize::from(l)] += 1);
         assert!(counts.iter().all(|&n| n > 30), "{} {counts:?}", case.id);

@@ -106,6 +106,6 @@ mod tests {
         assert_eq!(image, arr3(&[[[0.0, 0.5, 1.0]]]));
         let mut image = arr3(&[[[51.0f32]]]);
         normalize(&mut image.view_mut(), None, Normalization::RgbToUnit, None).unwrap();
-        assert!((image[[0, 0, 0]] - 0.2).abs() < 1e-7);
+        adw_testing::assert_close("first voxel", &[image[[0, 0, 0]]], &[0.2f32], adw_testing::tolerance::F32_ROUNDING);
     }
 }
