@@ -50,8 +50,7 @@ impl fmt::Display for BatchRequest {
     }
 }
 
-/// BatchRequests in the order in which they will be made; owned, so that a loader thread can walk ahead of the
-/// training.
+/// Requests in the order in which they will be made; owned, so that a loader thread can prefetch.
 pub type BatchRequests = Box<dyn Iterator<Item = BatchRequest> + Send>;
 
 /// Supplies batches.

@@ -51,16 +51,16 @@ impl Supernet {
         config.check()?;
         let width = |block: usize| config.block_max_width(block);
         let num_blocks = config.num_blocks();
-        let mut choices = Choices::new(config.clone(), dtype)?;
         let shape = NetworkShape {
             in_channels: config.in_channels,
             num_classes: config.num_classes,
-            strides: &config.strides,
-            kernels: &config.kernels,
+            strides: config.strides.clone(),
+            kernels: config.kernels.clone(),
             widths: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
             up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
-        let network = Network::build(ParameterBuilder::new(seed, dtype, device), &shape, |builder, block, layer| {
+        let mut choices = Choices::new(config, dtype)?;
+        let network = Network::build(ParameterBuilder::new(seed, dtype, device), shape, |builder, block, layer| {
             choices.add_parameters(builder, block, layer)
         })?;
         Ok(Self { network, choices, precision: Precision::Full, dtype })

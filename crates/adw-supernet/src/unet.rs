@@ -52,12 +52,12 @@ impl Unet {
         let shape = NetworkShape {
             in_channels: a.in_channels,
             num_classes: a.num_classes,
-            strides: &a.strides,
-            kernels: &a.kernels,
+            strides: a.strides.clone(),
+            kernels: a.kernels.clone(),
             widths: a.blocks.clone(),
             up_widths: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
         };
-        let network = Network::build(ParameterBuilder::new(seed, dtype, device), &shape, |_, _, _| Ok(()))?;
+        let network = Network::build(ParameterBuilder::new(seed, dtype, device), shape, |_, _, _| Ok(()))?;
         Ok(Self { network: Arc::new(network), architecture: a.clone(), precision: Precision::Full })
     }
 

@@ -17,18 +17,18 @@ pub(super) struct Layer {
 }
 
 /// Values that determine a network's layers.
-pub(crate) struct NetworkShape<'a> {
+pub(crate) struct NetworkShape {
     pub(crate) in_channels: usize,
     pub(crate) num_classes: usize,
-    pub(crate) strides: &'a [[usize; 3]],
-    pub(crate) kernels: &'a [[usize; 3]],
+    pub(crate) strides: Vec<[usize; 3]>,
+    pub(crate) kernels: Vec<[usize; 3]>,
     /// Output channels per block and layer.
     pub(crate) widths: Vec<Vec<usize>>,
     /// Output channels of the transposed convolution of every decoder step, coarse to fine.
     pub(crate) up_widths: Vec<usize>,
 }
 
-impl NetworkShape<'_> {
+impl NetworkShape {
     fn poolings(&self) -> usize {
         self.strides.len()
     }
@@ -72,7 +72,7 @@ impl Network {
     /// layer, and with no layer behind those of each block.
     pub(crate) fn build(
         mut builder: ParameterBuilder,
-        shape: &NetworkShape,
+        shape: NetworkShape,
         mut after_layer: impl FnMut(&mut ParameterBuilder, usize, Option<usize>) -> Result<()>,
     ) -> Result<Self> {
         let poolings = shape.poolings();
@@ -110,7 +110,7 @@ impl Network {
             blocks,
             ups,
             heads,
-            strides: shape.strides.to_vec(),
+            strides: shape.strides,
             in_channels: shape.in_channels,
             num_classes: shape.num_classes,
             norm: NormAct::default(),
