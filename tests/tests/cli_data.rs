@@ -155,3 +155,220 @@ fn a_search_within_little_memory_finds_the_same() {
     tiny.assert_bad_input(&["GB"]);
     assert!(!dir.path().join("tiny").exists());
 }
+
+/// Overwrites header bytes of a volume; the file is uncompressed then, whatever its name says.
+fn patch_header(path: &Path, changes: &[(usize, Vec<u8>)]) {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain.nii");
+    let image = read_image(path).unwrap();
+    write_image(&plain, &image.data.view(), &image.geometry).unwrap();
+    let mut bytes = fs::read(&plain).unwrap();
+    for (offset, new) in changes {
+        bytes[*offset..offset + new.len()].copy_from_slice(new);
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Changes the text of `dataset.json`.
+fn edit_json(data: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = data.join("dataset.json");
+    let mut json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(&path, json.to_string()).unwrap();
+}
+
+#[test]
+fn check_warns_of_implausible_cases_and_refuses_damaged_or_displaced_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 8);
+    let names = names(&data.join("imagesTr"));
+    let both = |i: usize, changes: &[(usize, Vec<u8>)]| {
+        for folder in ["imagesTr", "labelsTr"] {
+            patch_header(&data.join(folder).join(&names[i]), changes);
+        }
+    };
+    both(0, &[(280, floats(&[0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 3.0, 0.0]))]);
+    both(1, &[(252, vec![0, 0]), (280, floats(&[-1.0, 0.0, 0.0, 15.0]))]);
+    both(2, &[(80, floats(&[0.001; 3]))]);
+    let check = Adw::new(["check"]).path("--data", &data);
+    let outcome = check.succeed();
+    for (i, words) in [
+        (0, "by its sform, but [1.0, 1.0, 1.0] by its pixdim"),
+        (1, "is stored in orientation LAS, most cases in RAS"),
+        (2, "is far from the median of all cases"),
+    ] {
+        let named = |line: &str| line.contains(&names[i]) && line.contains(words);
+        assert!(outcome.stdout.lines().any(named), "{words}: {}", outcome.stdout);
+    }
+
+    // 40 mm apart: named by the check, refused by all that would use it.
+    patch_header(&data.join("labelsTr").join(&names[3]), &[(292, floats(&[40.0]))]);
+    let words = ["labelsTr", &names[3], "lies up to 40.0 mm away from"];
+    let outcome = check.run();
+    outcome.assert_bad_input(&["1 error to put right"]);
+    assert!(words.iter().all(|word| outcome.stdout.contains(word)), "{}", outcome.stdout);
+    let plan = Adw::new(["plan"]).path("--data", &data);
+    plan.run().assert_bad_input(&words);
+    plan.arg("--set=data.ignore_positions=true").succeed();
+    patch_header(&data.join("labelsTr").join(&names[3]), &[(292, floats(&[0.0]))]);
+
+    let image = data.join("imagesTr").join(&names[4]);
+    let sound = fs::read(&image).unwrap();
+    patch_header(&image, &[(112, floats(&[0.01, f32::NAN]))]);
+    Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(&[&names[4], "intercept NaN"]);
+    // The checksum of a compressed file is looked at.
+    let mut damaged = sound.clone();
+    let last = damaged.len() - 6;
+    damaged[last] ^= 0x55;
+    fs::write(&image, damaged).unwrap();
+    Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(&[&names[4], "damaged", "checksum"]);
+    fs::write(&image, sound).unwrap();
+
+    // A byte order mark is no fault; names that are paths are.
+    let json = data.join("dataset.json");
+    fs::write(&json, [&[0xef, 0xbb, 0xbf], fs::read(&json).unwrap().as_slice()].concat()).unwrap();
+    check.succeed();
+    let text = fs::read_to_string(&json).unwrap();
+    fs::write(&json, text.trim_start_matches('\u{feff}')).unwrap();
+    edit_json(&data, |json| json["training"][0]["image"] = "./imagesTr/..".into());
+    check.run().assert_bad_input(&["1 error"]);
+}
+
+#[test]
+fn validation_cases_are_scored_against_the_labels_that_dataset_json_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    for name in names(&data.join("labelsTr")) {
+        fs::rename(data.join("labelsTr").join(&name), data.join("labelsTr").join(name.replace("phantom", "seg")))
+            .unwrap();
+    }
+    edit_json(&data, |json| {
+        for entry in json["training"].as_array_mut().unwrap() {
+            entry["label"] = entry["label"].as_str().unwrap().replace("phantom", "seg").into();
+        }
+    });
+    let run = dir.path().join("run");
+    Adw::new(["retrain", "--uniform-width", "4", "--uniform-depth", "1"])
+        .path("--run", &run)
+        .path("--data", &data)
+        .args(TINY)
+        .succeed();
+    let metrics = fs::read(run.join("retrain/fold_0/metrics.json")).unwrap();
+    let metrics: serde_json::Value = serde_json::from_slice(&metrics).unwrap();
+    let case = &metrics["metric_per_case"][0];
+    assert!(case["reference_file"].as_str().unwrap().contains("labelsTr/seg_"), "{case}");
+
+    // The same image in each of the 48 orientations gets the same label map, in the image's own grid.
+    let image = read_image(data.join("imagesTs").join(&names(&data.join("imagesTs"))[0])).unwrap();
+    let (images, maps) = (dir.path().join("images"), dir.path().join("maps"));
+    fs::create_dir_all(&images).unwrap();
+    let stored = orientations();
+    for (code, orientation) in &stored {
+        let (data, geometry) = reoriented(&image, orientation);
+        write_image(images.join(format!("{code}.nii.gz")), &data.view(), &geometry).unwrap();
+    }
+    Adw::new(["predict"])
+        .path("--model", &run.join("retrain/fold_0/model.safetensors"))
+        .path("--input", &images)
+        .path("--output", &maps)
+        .succeed();
+    let expected = read_labels(maps.join("RAS.nii.gz")).unwrap();
+    assert!(expected.data.iter().any(|&v| v > 0), "there is something to compare");
+    for (code, orientation) in &stored {
+        let found = read_labels(maps.join(format!("{code}.nii.gz"))).unwrap();
+        assert_eq!(found.geometry.orientation().unwrap().to_string(), *code);
+        let labels = expected.data.mapv(f32::from).insert_axis(ndarray::Axis(0));
+        let expected = msd_data::Volume { data: labels, geometry: expected.geometry.clone() };
+        let (labels, geometry) = reoriented(&expected, orientation);
+        assert_eq!(found.data.mapv(f32::from), labels.index_axis(ndarray::Axis(0), 0), "{code}");
+        assert_eq!(found.geometry.affine(), geometry.affine(), "{code}");
+    }
+    // And evaluation compares them with a reference stored otherwise.
+    let references = dir.path().join("references");
+    fs::create_dir_all(&references).unwrap();
+    for (code, _) in &stored {
+        fs::copy(maps.join("RAS.nii.gz"), references.join(format!("{code}.nii.gz"))).unwrap();
+    }
+    let evaluate = Adw::new(["evaluate", "--json"]).path("--predictions", &maps).path("--references", &references);
+    let report: serde_json::Value = serde_json::from_str(&evaluate.succeed().stdout).unwrap();
+    assert_eq!(report["metric_per_case"].as_array().unwrap().len(), 48);
+    for (label, mean) in report["mean"].as_object().unwrap() {
+        assert_eq!(mean["Dice"], 1.0, "label {label}");
+    }
+}
+
+/// The 48 orientations: code, and for each axis z, y, x of the stored array the axis of a RAS array and its direction.
+fn orientations() -> Vec<(String, [(usize, bool); 3])> {
+    let mut all = Vec::new();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        for bits in 0..8 {
+            let axes = [0, 1, 2].map(|a| (order[a], bits >> a & 1 == 1));
+            // Array axes 2, 1, 0 are x, y, z: R, A, S.
+            let letter =
+                |(axis, reversed): (usize, bool)| [['S', 'I'], ['A', 'P'], ['R', 'L']][axis][usize::from(reversed)];
+            all.push((axes.iter().rev().map(|&axis| letter(axis)).collect(), axes));
+        }
+    }
+    all
+}
+
+/// A volume of a RAS grid, stored along other axes.
+fn reoriented(image: &msd_data::Volume<f32>, axes: &[(usize, bool); 3]) -> (ndarray::Array4<f32>, msd_data::Geometry) {
+    let mut data = image.data.view().permuted_axes([0, 1 + axes[0].0, 1 + axes[1].0, 1 + axes[2].0]);
+    let before = image.geometry.affine();
+    let mut affine = before.map(|row| [0.0, 0.0, 0.0, row[3]]);
+    for (a, &(from, reversed)) in axes.iter().enumerate() {
+        if reversed {
+            data.invert_axis(ndarray::Axis(1 + a));
+        }
+        for (row, old) in affine.iter_mut().zip(before) {
+            let step = old[2 - from];
+            row[2 - a] = if reversed { -step } else { step };
+            row[3] += if reversed { step * (image.geometry.shape[from] - 1) as f64 } else { 0.0 };
+        }
+    }
+    let shape = [0, 1, 2].map(|a| data.shape()[1 + a]);
+    (data.as_standard_layout().into_owned(), msd_data::Geometry::from_affine(shape, affine))
+}
+
+#[test]
+fn nothing_is_dropped_merged_or_counted_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let labels = names(&data.join("labelsTr"));
+    let (p, r) = (dir.path().join("p"), dir.path().join("r"));
+    for folder in [&p, &r] {
+        fs::create_dir_all(folder).unwrap();
+        fs::copy(data.join("labelsTr").join(&labels[0]), folder.join("a.nii.gz")).unwrap();
+    }
+    let evaluate = Adw::new(["evaluate", "--json"]).path("--predictions", &p).path("--references", &r);
+    evaluate.succeed();
+    fs::copy(r.join("a.nii.gz"), p.join("a.nii")).unwrap();
+    evaluate.run().assert_bad_input(&["is of the same case as"]);
+    fs::remove_file(p.join("a.nii")).unwrap();
+    let postprocess = Adw::new(["postprocess"])
+        .path("--predictions", &p)
+        .path("--predictions", &p)
+        .path("--references", &r)
+        .path("--output", &dir.path().join("steps.json"));
+    postprocess.run().assert_bad_input(&["is of the same case as"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"M\xfcller.nii.gz");
+        fs::copy(r.join("a.nii.gz"), p.join(name)).unwrap();
+        evaluate.run().assert_bad_input(&["the name is not UTF-8"]);
+    }
+
+    let images = names(&data.join("imagesTs"));
+    for (folder, image) in ["a", "b"].iter().zip(&images) {
+        fs::create_dir_all(data.join("imagesTs").join(folder)).unwrap();
+        fs::rename(data.join("imagesTs").join(image), data.join(format!("imagesTs/{folder}/imaging.nii.gz"))).unwrap();
+    }
+    edit_json(&data, |json| json["test"] = json!(["./imagesTs/a/imaging.nii.gz", "./imagesTs/b/imaging.nii.gz"]));
+    Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(&["test lists case \"imaging\" twice"]);
+}

@@ -61,7 +61,8 @@ impl Run {
         };
         let config = RunConfig::from_args(request.config)?;
         check_new(request.root)?;
-        let dataset = dataset_folder::open(data)?;
+        let mut dataset = dataset_folder::open(data)?;
+        dataset.positions = config.settings.data.positions();
         let fold = request.fold.unwrap_or(0);
         let splits = Splits::new(&dataset, config.settings.seed)?;
         splits.fold(fold)?;
@@ -86,7 +87,8 @@ impl Run {
             );
         }
         let data = request.data.unwrap_or(&facts.data);
-        let dataset = dataset_folder::open(data)?;
+        let mut dataset = dataset_folder::open(data)?;
+        dataset.positions = config.settings.data.positions();
         let plan = Plan::load(&request.root.join("plan.json"))?;
         let splits = Splits::load(&request.root.join("splits.json"))?;
         check_same(request.root, &plan, &splits, &dataset)?;

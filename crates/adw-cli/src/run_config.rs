@@ -9,7 +9,7 @@ use adw_search::{RetrainConfig, SearchConfig, config::check_available};
 use adw_supernet::{GatePosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use msd_data::Augmentation;
+use msd_data::{Augmentation, Positions};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -35,8 +35,23 @@ pub(crate) struct DataConfig {
     pub(crate) spacing_mm: Option<[f64; 3]>,
     /// GPU memory the planner plans for.
     pub(crate) gpu_memory_gb: f64,
+    /// Uses files of a case voxel by voxel, even if their headers place them apart. Absent in runs of earlier versions.
+    #[serde(default)]
+    pub(crate) ignore_positions: bool,
     /// Probability of each transform.
     pub(crate) augmentation: Augmentation,
+}
+
+impl DataConfig {
+    /// Handling of files whose headers place them apart.
+    pub(crate) fn positions(&self) -> Positions {
+        positions(self.ignore_positions)
+    }
+}
+
+/// Handling of files whose headers place them apart, from an option that ignores positions.
+pub(crate) fn positions(ignore: bool) -> Positions {
+    if ignore { Positions::Ignored } else { Positions::Checked }
 }
 
 /// The search space.

@@ -8,10 +8,15 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::dataset::{Case, Dataset, case_id};
+use crate::dataset::{Case, Dataset};
 use crate::error::Error;
 use crate::geometry::Geometry;
+use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
 use crate::split::NUM_FOLDS;
+
+mod plausibility;
+
+use plausibility::TypicalGrid;
 
 /// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -44,7 +49,8 @@ impl fmt::Display for Problem {
 ///
 /// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases. Warnings: a
 /// number of cases other than announced, files that no entry lists, labels that occur nowhere, cases without
-/// foreground, constant channels, label maps that lie elsewhere in the scanner than their image.
+/// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
+/// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
 ///
 /// ```no_run
 /// for problem in msd_data::check_dataset("data/Task04_Hippocampus".as_ref()) {
@@ -73,12 +79,14 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed));
     }
-    let cases: Vec<(Vec<Problem>, BTreeSet<u16>)> =
-        dataset.training.par_iter().map(|case| check_case(&dataset, case)).collect();
+    let training: Vec<CheckedCase> = dataset.training.par_iter().map(|case| check_case(&dataset, case)).collect();
+    let test: Vec<CheckedCase> = dataset.test.par_iter().map(|case| check_image(&dataset, &case.image)).collect();
+    let grids: Vec<_> = training.iter().filter_map(|case| case.grid.as_ref()).collect();
+    let typical = TypicalGrid::of(&grids);
     let mut seen = BTreeSet::new();
-    for (found, labels) in cases {
-        problems.extend(found);
-        seen.extend(labels);
+    for case in training {
+        problems.extend(case.problems(typical.as_ref()));
+        seen.extend(case.labels);
     }
     // With unreadable cases a label may well occur in one of them.
     if problems.iter().all(|p| p.severity == Severity::Warning) {
@@ -86,8 +94,7 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
             problems.push(warning(format!("{json}: label {} ({}) occurs in no case", label.value, label.name)));
         }
     }
-    let test: Vec<_> = dataset.test.par_iter().map(|case| check_image(&dataset, &case.image)).collect();
-    problems.extend(test.into_iter().flatten());
+    problems.extend(test.into_iter().flat_map(|case| case.problems(typical.as_ref())));
     problems
 }
 
@@ -108,61 +115,68 @@ fn announced_cases(dir: &Path) -> Option<usize> {
 fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
     let files = fs::read_dir(folder).ok()?;
     let files = files.filter_map(|entry| Some(entry.ok()?.path().components().collect::<PathBuf>()));
-    let mut extra: Vec<PathBuf> = files.filter(|file| case_id(file).is_some() && !listed.contains(file)).collect();
+    let is_hidden = |file: &Path| file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let mut extra: Vec<PathBuf> = files.filter(|file| !is_hidden(file) && !listed.contains(file)).collect();
     extra.sort();
     let (first, n) = (extra.first()?.display(), extra.len());
     Some(warning(format!("{n} files that dataset.json does not list, e.g. {first}: list them or remove them")))
 }
 
-fn check_case(dataset: &Dataset, case: &Case) -> (Vec<Problem>, BTreeSet<u16>) {
+/// Result of reading a case.
+#[derive(Default)]
+struct CheckedCase {
+    found: Vec<Problem>,
+    /// File and grid of the image; none if it could not be read.
+    grid: Option<(PathBuf, Geometry)>,
+    /// Labels that occur.
+    labels: BTreeSet<u16>,
+}
+
+impl CheckedCase {
+    /// Problems of the case, those beside the other cases included.
+    fn problems(&self, typical: Option<&TypicalGrid>) -> Vec<Problem> {
+        let compared = typical.zip(self.grid.as_ref());
+        let unusual = compared.map(|(typical, (path, grid))| typical.compare(path, grid)).unwrap_or_default();
+        self.found.iter().cloned().chain(unusual.into_iter().map(warning)).collect()
+    }
+}
+
+fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     if !case.image.iter().chain([&case.label]).all(|file| file.is_file()) {
-        return (vec![], BTreeSet::new()); // reported as missing
+        return CheckedCase::default(); // reported as missing
     }
     let (image, labels) = match dataset.load_case(case) {
         Ok(loaded) => loaded,
-        Err(e) => return (vec![error(&e)], BTreeSet::new()),
+        Err(e) => return CheckedCase { found: vec![error(&e)], ..CheckedCase::default() },
     };
-    let mut problems = constant_channels(&case.image[0], &image);
+    let file = &case.image[0];
+    let mut warnings = plausibility::image(file, &image);
     let seen: BTreeSet<u16> = labels.data.iter().copied().collect();
+    let label = case.label.display();
     if seen.iter().all(|&label| label == 0) {
-        problems.push(warning(format!("{}: no voxel is labelled", case.label.display())));
+        warnings.push(format!("{label}: no voxel is labelled"));
     }
-    if let Some(mm) = displacement_mm(&image.geometry, &labels.geometry).filter(|&mm| mm > 0.1) {
-        let (label, image) = (case.label.display(), case.image[0].display());
-        problems.push(warning(format!("{label}: lies up to {mm:.1} mm away from its image {image} in the scanner")));
+    let placements = image.geometry.placement().zip(labels.geometry.placement());
+    let apart = placements.map(|(a, b)| displacement_mm(image.geometry.shape, &a, &b));
+    if let Some(mm) = apart.filter(|&mm| mm > NEGLIGIBLE_MM) {
+        warnings.push(format!("{label}: lies up to {mm:.1} mm away from its image {} in the scanner", file.display()));
     }
-    (problems, seen)
+    warnings.extend(plausibility::labels_outside(&case.label, &labels, &image));
+    let found = warnings.into_iter().map(warning).collect();
+    CheckedCase { found, grid: Some((file.clone(), image.geometry)), labels: seen }
 }
 
-fn check_image(dataset: &Dataset, files: &[PathBuf]) -> Vec<Problem> {
+fn check_image(dataset: &Dataset, files: &[PathBuf]) -> CheckedCase {
     if !files.iter().all(|file| file.is_file()) {
-        return vec![];
+        return CheckedCase::default();
     }
     match dataset.load_image(files) {
-        Ok(image) => constant_channels(&files[0], &image),
-        Err(e) => vec![error(&e)],
+        Ok(image) => {
+            let found = plausibility::image(&files[0], &image).into_iter().map(warning).collect();
+            CheckedCase { found, grid: Some((files[0].clone(), image.geometry)), ..CheckedCase::default() }
+        }
+        Err(e) => CheckedCase { found: vec![error(&e)], ..CheckedCase::default() },
     }
-}
-
-fn constant_channels(path: &Path, image: &crate::nifti::Volume<f32>) -> Vec<Problem> {
-    let channels = image.data.outer_iter().enumerate();
-    let constant = channels.filter(|(_, channel)| channel.iter().all(|v| Some(v) == channel.first()));
-    constant.map(|(c, _)| warning(format!("{}: every voxel of channel {c} is the same", path.display()))).collect()
-}
-
-/// Largest distance between equal corners of two grids of one shape; `None` if a header has values that are no numbers.
-fn displacement_mm(a: &Geometry, b: &Geometry) -> Option<f64> {
-    let [z, y, x] = a.shape.map(|n| (n - 1) as f64);
-    let (a, b) = (a.affine(), b.affine());
-    let corners = (0..8).map(|bits| [x * f64::from(bits & 1), y * f64::from(bits >> 1 & 1), z * f64::from(bits >> 2)]);
-    let apart = corners.map(|corner| {
-        let squares = a.iter().zip(&b).map(|(a, b)| {
-            let difference = (0..3).map(|i| (a[i] - b[i]) * corner[i]).sum::<f64>() + a[3] - b[3];
-            difference * difference
-        });
-        squares.sum::<f64>().sqrt()
-    });
-    Some(apart.fold(0.0, f64::max)).filter(|mm| mm.is_finite())
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use ndarray::{ArrayView3, Axis, concatenate};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::geometry::Geometry;
-use crate::nifti::{LabelMap, Volume, read_image, read_labels};
+use crate::grid::Positions;
+use crate::nifti::{LabelMap, Volume, read_geometry, read_image, read_labels};
+use crate::orientation::Orientation;
 
 mod description;
 
@@ -32,6 +33,8 @@ pub struct Dataset {
     pub training: Vec<Case>,
     /// Cases without labels, sorted by id.
     pub test: Vec<TestCase>,
+    /// Handling of files of a case whose headers place them apart.
+    pub positions: Positions,
 }
 
 /// A label and its name.
@@ -63,9 +66,14 @@ pub struct TestCase {
     pub image: Vec<PathBuf>,
 }
 
-/// Path of a file that `dataset.json` lists, without the `./` that the decathlon puts in front.
-fn listed(dir: &Path, file: impl AsRef<Path>) -> PathBuf {
-    dir.join(file).components().collect()
+/// Path of a file that `dataset.json` lists, without the `./` that the decathlon puts in front. Where no file is called so,
+/// back-slashes separate folders, as on Windows.
+fn listed(dir: &Path, file: &Path) -> PathBuf {
+    let path: PathBuf = dir.join(file).components().collect();
+    match file.to_str() {
+        Some(text) if text.contains('\\') && !path.exists() => dir.join(text.replace('\\', "/")).components().collect(),
+        _ => path,
+    }
 }
 
 impl Dataset {
@@ -100,7 +108,14 @@ impl Dataset {
         if !path.is_file() {
             return Err(Error::NotADataset { path: dir.to_path_buf() });
         }
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let text = String::from_utf8(bytes).map_err(|e| Error::DatasetJson {
+            problem: match e.as_bytes() {
+                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is encoded as UTF-16; save it as UTF-8".to_owned(),
+                _ => "is not encoded as UTF-8; save it as UTF-8".to_owned(),
+            },
+            path,
+        })?;
         Self::from_json(dir, &text)
     }
 
@@ -111,17 +126,22 @@ impl Dataset {
     /// [`Error::Json`], [`Error::DatasetJson`], [`Error::Io`].
     pub fn from_json(dir: &Path, text: &str) -> Result<Self> {
         let path = dir.join("dataset.json");
+        // Some editors put a byte order mark in front.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let json: Description =
             serde_json::from_str(text).map_err(|cause| Error::Json { path: path.clone(), cause })?;
         let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let modalities = json.modalities().map_err(&wrong)?;
         let labels = json.labels().map_err(&wrong)?;
         let Files { training, test } = json.files(dir, modalities.len())?;
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = training.iter().find(|case| !seen.insert(&case.id)) {
-            return Err(wrong(format!("training lists case {:?} twice; each case must be listed once", twice.id)));
+        let training_ids: Vec<_> = training.iter().map(|case| case.id.as_str()).collect();
+        let test_ids: Vec<_> = test.iter().map(|case| case.id.as_str()).collect();
+        check_ids("training", &training_ids).and_then(|()| check_ids("test", &test_ids)).map_err(&wrong)?;
+        let name = dataset_name(dir, &json.name);
+        if name == json.name {
+            check_name("name", &name).map_err(&wrong)?;
         }
-        Ok(Self { root: dir.to_path_buf(), name: dataset_name(dir, &json.name), modalities, labels, training, test })
+        Ok(Self { root: dir.to_path_buf(), name, modalities, labels, training, test, positions: Positions::Checked })
     }
 
     /// Sorted ids of the training cases.
@@ -149,23 +169,34 @@ impl Dataset {
     /// Reads an image ([`Case::image`]) and checks that it has one channel per modality.
     ///
     /// # Errors
-    /// Those of [`read_image`]; [`Error::ChannelCount`]; [`Error::ShapeMismatch`] and [`Error::SpacingMismatch`] if
-    /// channels in files of their own do not lie on one grid.
+    /// Those of [`read_image`]; [`Error::ChannelCount`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`] and
+    /// [`Error::PositionMismatch`] if channels in files of their own do not lie on one grid.
     pub fn load_image(&self, files: &[PathBuf]) -> Result<Volume<f32>> {
-        load_image(files, self.modalities.len())
+        load_image(files, self.modalities.len(), self.positions)
     }
 
-    /// Reads a training case and checks that image and labels fit each other and `dataset.json`.
+    /// Reads a training case and checks that image and labels fit each other and `dataset.json`. Labels stored along other axes
+    /// than their image are brought to its axes.
     ///
     /// # Errors
     /// Those of [`Self::load_image`] and [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`],
-    /// [`Error::UnknownLabel`].
+    /// [`Error::PositionMismatch`], [`Error::UnknownLabel`].
     pub fn load_case(&self, case: &Case) -> Result<(Volume<f32>, LabelMap)> {
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
-        check_same_grid((&case.image[0], &image.geometry), (&case.label, &labels.geometry))?;
+        let labels = labels.onto(&case.label, (&case.image[0], &image.geometry), self.positions)?;
         self.check_label_values(&labels.data.view(), &case.label)?;
         Ok((image, labels))
+    }
+
+    /// Most frequent orientation of the training images, by their headers; of equals, that of the first case. None if no header
+    /// gives one.
+    ///
+    /// # Errors
+    /// Those of [`read_geometry`].
+    pub fn orientation(&self) -> Result<Option<Orientation>> {
+        let headers = self.training.iter().map(|case| Ok(read_geometry(&case.image[0])?.0.orientation()));
+        Ok(Orientation::most_frequent(headers.collect::<Result<Vec<_>>>()?))
     }
 
     fn check_label_values(&self, labels: &ArrayView3<u16>, path: &Path) -> Result<()> {
@@ -178,11 +209,12 @@ impl Dataset {
     }
 }
 
-/// Reads an image of `num_channels` channels from one file that holds them all, or from a file for each.
+/// Reads an image of `num_channels` channels from one file that holds them all, or from a file for each. Channels stored along
+/// other axes than the first are brought to its axes.
 ///
 /// # Errors
 /// As [`Dataset::load_image`].
-pub fn load_image(files: &[PathBuf], num_channels: usize) -> Result<Volume<f32>> {
+pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) -> Result<Volume<f32>> {
     let Some((first, others)) = files.split_first() else {
         return Err(Error::Invalid("an image without a file".to_owned()));
     };
@@ -202,47 +234,23 @@ pub fn load_image(files: &[PathBuf], num_channels: usize) -> Result<Volume<f32>>
     for path in others {
         let channel = read_image(path)?;
         check_channels(path, channel.data.shape()[0])?;
-        check_same_grid((first, &image.geometry), (path, &channel.geometry))?;
-        channels.push(channel.data);
+        channels.push(channel.onto(path, (first, &image.geometry), positions)?.data);
     }
     let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
     image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");
     Ok(image)
 }
 
-/// Whether two volumes of one case have equal shapes and voxel sizes.
-fn check_same_grid(image: (&Path, &Geometry), label: (&Path, &Geometry)) -> Result<()> {
-    let ((image, a), (label, b)) = (image, label);
-    if a.shape != b.shape {
-        return Err(Error::ShapeMismatch {
-            image: image.to_path_buf(),
-            label: label.to_path_buf(),
-            image_shape: a.shape,
-            label_shape: b.shape,
-        });
-    }
-    // Headers store f32; tools that rewrite them lose the last digits.
-    if a.spacing_mm.iter().zip(b.spacing_mm).any(|(a, b)| (a - b).abs() > 1e-3 * a) {
-        return Err(Error::SpacingMismatch {
-            image: image.to_path_buf(),
-            label: label.to_path_buf(),
-            image_mm: a.spacing_mm,
-            label_mm: b.spacing_mm,
-        });
-    }
-    Ok(())
-}
-
-/// Lists the NIfTI files in a folder, `.nii` and `.nii.gz`, in the order of their names; hidden files are left out.
+/// Lists the NIfTI files in a folder, `.nii` and `.nii.gz` in any case, in the order of their names; hidden files are left
+/// out.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be read.
+/// [`Error::Io`] if the folder cannot be read, [`Error::FileName`] for a name that is not UTF-8.
 pub fn nifti_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if (name.ends_with(".nii") || name.ends_with(".nii.gz")) && case_id(&path).is_some() {
+        if is_nifti(&path)? {
             files.push(path);
         }
     }
@@ -250,13 +258,64 @@ pub fn nifti_files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// File name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files.
+/// Returns true for names that end like NIfTI files and are not hidden.
+///
+/// # Errors
+/// [`Error::FileName`] for such a name that is not UTF-8, since no case can be called so.
+fn is_nifti(path: &Path) -> Result<bool> {
+    let name = path.file_name().unwrap_or_default();
+    let text = name.to_string_lossy();
+    if text.starts_with('.') || nifti_stem(&text).is_none() {
+        return Ok(false);
+    }
+    if name.to_str().is_none() {
+        let problem = "the name is not UTF-8; rename the file".to_owned();
+        return Err(Error::FileName { path: path.to_path_buf(), problem });
+    }
+    Ok(true)
+}
+
+/// The name before `.nii` or `.nii.gz` in any case.
+fn nifti_stem(name: &str) -> Option<&str> {
+    let without = |ending: &str| {
+        let (stem, end) = name.split_at_checked(name.len().checked_sub(ending.len())?)?;
+        end.eq_ignore_ascii_case(ending).then_some(stem)
+    };
+    without(".nii.gz").or_else(|| without(".nii"))
+}
+
+/// File name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files and for names that are not UTF-8.
 pub fn case_id(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     if name.starts_with('.') {
         return None;
     }
-    Some(name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii")).unwrap_or(name).to_owned())
+    Some(nifti_stem(name).unwrap_or(name).to_owned())
+}
+
+/// Checks that ids are unique and can become file names.
+fn check_ids(list: &str, ids: &[&str]) -> std::result::Result<(), String> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = ids.iter().find(|id| !seen.insert(**id)) {
+        return Err(format!(
+            "{list} lists case {twice:?} twice; each case must be listed once, under a file name of its own"
+        ));
+    }
+    ids.iter().try_for_each(|id| check_name("case", id))
+}
+
+/// Checks that a name can become a file or folder in a folder of our choice, whatever dataset it comes from.
+fn check_name(what: &str, name: &str) -> std::result::Result<(), String> {
+    let plain = !name.starts_with('.')
+        && !name.contains(['/', '\\'])
+        && !name.contains(char::is_control)
+        && (1..=200).contains(&name.len());
+    if plain {
+        return Ok(());
+    }
+    Err(format!(
+        "{what} {name:?}; expected 1 to 200 characters without slashes, back-slashes and control characters, not beginning with a dot"
+    ))
 }
 
 /// The folder's name if it is numbered as the decathlon or nnU-Net do, else the name in `dataset.json`.

@@ -70,29 +70,39 @@ pub enum Error {
         /// Number of voxels in the file.
         total: usize,
     },
-    /// Image and label map do not lie on the same grid.
-    #[error("{}: shape {label_shape:?} (z, y, x) differs from that of {}, {image_shape:?}; they must be equal", .label.display(), .image.display())]
+    /// Two volumes that are used together differ in shape.
+    #[error("{}: shape {shape:?} (z, y, x) differs from that of {}, {reference_shape:?}; they must be equal", .file.display(), .reference.display())]
     ShapeMismatch {
-        /// The image file.
-        image: PathBuf,
-        /// The label file.
-        label: PathBuf,
-        /// Voxels of the image, z, y, x.
-        image_shape: [usize; 3],
-        /// Voxels of the label map, z, y, x.
-        label_shape: [usize; 3],
+        /// File of the volume that gives the grid: an image, or a reference segmentation.
+        reference: PathBuf,
+        /// File of the other volume.
+        file: PathBuf,
+        /// Voxels of the reference, z, y, x.
+        reference_shape: [usize; 3],
+        /// Voxels of the other volume, z, y, x.
+        shape: [usize; 3],
     },
-    /// Image and label map have different voxel sizes.
-    #[error("{}: voxel size {label_mm:?} mm (z, y, x) differs from that of {}, {image_mm:?}; they must be equal", .label.display(), .image.display())]
+    /// Two volumes that are used together differ in voxel size.
+    #[error("{}: voxel size {mm:?} mm (z, y, x) differs from that of {}, {reference_mm:?}; they must be equal", .file.display(), .reference.display())]
     SpacingMismatch {
-        /// The image file.
-        image: PathBuf,
-        /// The label file.
-        label: PathBuf,
-        /// Voxel size of the image, millimetres.
-        image_mm: [f64; 3],
-        /// Voxel size of the label map, millimetres.
-        label_mm: [f64; 3],
+        /// File of the volume that gives the grid.
+        reference: PathBuf,
+        /// File of the other volume.
+        file: PathBuf,
+        /// Voxel size of the reference, millimetres.
+        reference_mm: [f64; 3],
+        /// Voxel size of the other volume, millimetres.
+        mm: [f64; 3],
+    },
+    /// Two volumes that are used together lie at different places in the scanner.
+    #[error("{}: lies up to {mm:.1} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or ignore positions", .file.display(), .reference.display())]
+    PositionMismatch {
+        /// File of the volume that gives the grid.
+        reference: PathBuf,
+        /// File of the other volume.
+        file: PathBuf,
+        /// Largest distance between equal corners, millimetres.
+        mm: f64,
     },
     /// An image has more or fewer channels than the dataset has modalities.
     #[error("{path}: {found} channels, where {expected} are expected")]
@@ -151,6 +161,14 @@ pub enum Error {
     /// A request is impossible.
     #[error("{0}")]
     Invalid(String),
+    /// A file has a name that cannot name a case.
+    #[error("{}: {problem}", .path.display())]
+    FileName {
+        /// The file.
+        path: PathBuf,
+        /// The fault and a remedy.
+        problem: String,
+    },
     /// A file of predictions or references has no partner, or is no label map.
     #[error("{folder}: {problem}")]
     Evaluation {
@@ -175,12 +193,13 @@ pub enum NiftiProblem {
     #[error("the name must end in .nii or .nii.gz")]
     Extension,
     /// Not a NIfTI-1 single file.
-    #[error("not a NIfTI-1 file (header size {size}, magic {magic:?}; expected 348 and \"n+1\")")]
-    Magic {
-        /// The first field, 348 in NIfTI-1.
-        size: i32,
-        /// The last four bytes of the header, as text.
-        magic: String,
+    #[error("not a NIfTI-1 file: its header does not begin with the size 348 or does not end with \"n+1\"")]
+    Magic,
+    /// The compressed data do not match their checksum.
+    #[error("damaged ({cause}): the content does not match its checksum; copy the file again from its source")]
+    Damaged {
+        /// Error of the decompressor.
+        cause: String,
     },
     /// The file ends early, or its compressed stream is damaged.
     #[error("truncated or damaged: {found} of {expected} bytes could be read{}", .cause.as_ref().map(|c| format!(" ({c})")).unwrap_or_default())]

@@ -6,11 +6,15 @@ use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
 use crate::memory::{CaseBytes, Memory};
 use crate::nifti::read_geometry;
+use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
 
-/// Facts about a training set that the planner needs. Triples are z, y, x as in the files.
+/// Facts about a training set that the planner needs. Triples are z, y, x in the orientation of most cases.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
+    /// Most frequent orientation of the cases; none if no header gives one.
+    #[serde(default)]
+    pub orientation: Option<Orientation>,
     /// Voxel size of each case, millimetres.
     pub spacings: Vec<[f64; 3]>,
     /// Shape of each case after cropping to its nonzero region.
@@ -60,13 +64,16 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
         Ok(voxels * (4 * dataset.modalities.len() as u64 + 2 + 4))
     };
     // In order of the cases, so sums and the first error do not depend on threads.
-    let cases = memory.each(&dataset.training, CaseBytes::name, need, |case| look_at(dataset, case))?;
+    let orientation = dataset.orientation()?;
+    let cases =
+        memory.each(&dataset.training, CaseBytes::name, need, |case| CaseFacts::of(dataset, case, orientation))?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()
         .ok_or_else(|| Error::NoForeground { dataset: dataset.name.clone() })?;
     let mut relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
     Ok(Fingerprint {
+        orientation,
         spacings: cases.iter().map(|case| case.spacing_mm).collect(),
         shapes_after_crop: cases.iter().map(|case| case.shape_after_crop).collect(),
         intensity,
@@ -74,6 +81,7 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     })
 }
 
+/// Facts about a case; triples are z, y, x in the orientation of most cases.
 struct CaseFacts {
     spacing_mm: [f64; 3],
     shape_after_crop: [usize; 3],
@@ -94,20 +102,24 @@ struct Foreground {
 /// memory to some 100 MB for the largest task of the decathlon while moving a percentile by far less than noise.
 const MAX_SAMPLES: usize = 200_000;
 
-fn look_at(dataset: &Dataset, case: &Case) -> Result<CaseFacts> {
-    let (image, labels) = dataset.load_case(case)?;
-    let bounds = nonzero_bounds(&image.data.view());
-    let shape_after_crop = bounds.map(|b| b.len());
-    let relative_size =
-        shape_after_crop.iter().product::<usize>() as f64 / image.geometry.shape.iter().product::<usize>() as f64;
-    // Labelled voxels outside the crop are as much foreground to us; nnU-Net drops them, but an image that is zero
-    // where something is labelled is beyond both.
-    let foreground = image.data.outer_iter().map(|channel| {
-        let values = channel.iter().zip(&labels.data).filter(|&(_, &label)| label > 0).map(|(&v, _)| v);
-        Foreground::of(values.collect())
-    });
-    let foreground = foreground.collect();
-    Ok(CaseFacts { spacing_mm: image.geometry.spacing_mm, shape_after_crop, relative_size, foreground })
+impl CaseFacts {
+    fn of(dataset: &Dataset, case: &Case, orientation: Option<Orientation>) -> Result<Self> {
+        let (image, labels) = dataset.load_case(case)?;
+        let bounds = nonzero_bounds(&image.data.view());
+        let shape = bounds.map(|b| b.len());
+        let relative_size =
+            shape.iter().product::<usize>() as f64 / image.geometry.shape.iter().product::<usize>() as f64;
+        // Labelled voxels outside the crop count, too. nnU-Net leaves them out; that they exist is a fault of the data, of
+        // which `check_dataset` warns.
+        let foreground = image.data.outer_iter().map(|channel| {
+            let values = channel.iter().zip(&labels.data).filter(|&(_, &label)| label > 0).map(|(&v, _)| v);
+            Foreground::of(values.collect())
+        });
+        let foreground = foreground.collect();
+        let axes = AxisMap::to_orientation(&image.geometry, orientation);
+        let (spacing_mm, shape_after_crop) = (axes.triple(image.geometry.spacing_mm), axes.triple(shape));
+        Ok(Self { spacing_mm, shape_after_crop, relative_size, foreground })
+    }
 }
 
 impl Foreground {

@@ -3,14 +3,14 @@
 use nifti::{Endianness, NiftiHeader};
 
 use crate::error::NiftiProblem;
+use crate::orientation::Orientation;
 
 /// Bytes of a NIfTI-1 header.
 pub(crate) const HEADER_BYTES: usize = 348;
 
 /// The grid of a volume. Triples are in array order: z, y, x.
 ///
-/// Arrays hold voxels in the order of the file; orientation is never normalised, so a result written with the
-/// geometry of its image overlays it exactly.
+/// Arrays hold voxels in the order of the file, so a result written with the geometry of its image overlays it exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Geometry {
     /// Number of voxels along z, y, x.
@@ -42,25 +42,78 @@ impl Geometry {
         geometry
     }
 
+    /// Builds the grid of voxels at millimetres `affine` (i, j, k, 1), rows x, y, z, with i along the last axis of `shape`.
+    /// The header stores the matrix in single precision, as its sform.
+    ///
+    /// ```
+    /// let affine = [[-1.0, 0.0, 0.0, 30.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.5, 0.0]];
+    /// let geometry = msd_data::Geometry::from_affine([20, 32, 31], affine);
+    /// assert_eq!(geometry.spacing_mm, [2.5, 1.0, 1.0]);
+    /// assert_eq!(geometry.orientation().unwrap().to_string(), "LAS");
+    /// ```
+    pub fn from_affine(shape: [usize; 3], affine: [[f64; 4]; 3]) -> Self {
+        let lengths = [2, 1, 0].map(|j| affine.iter().map(|row| row[j] * row[j]).sum::<f64>().sqrt());
+        let mut geometry = Self::new(shape, lengths);
+        geometry.put(252, &[0i16.to_le_bytes(), 1i16.to_le_bytes()]); // qform_code, sform_code
+        for (row, offset) in affine.into_iter().zip([280, 296, 312]) {
+            geometry.put(offset, &row.map(|v| (v as f32).to_le_bytes()));
+        }
+        geometry
+    }
+
     /// Matrix from voxel indices to millimetres in the scanner, rows x, y, z: `affine` (i, j, k, 1) with i along the file's
-    /// first axis. The sform if the file has one, else the qform, else the voxel sizes alone.
+    /// first axis. The sform if the file has one, else the qform, else the voxel sizes alone; a form that is singular or holds
+    /// no numbers counts as absent.
     pub fn affine(&self) -> [[f64; 4]; 3] {
         let [dz, dy, dx] = self.spacing_mm;
-        if self.i16_at(254) > 0 {
-            return [280, 296, 312].map(|row| [0, 4, 8, 12].map(|column| self.f32_at(row + column)));
-        }
+        self.placement().unwrap_or([[dx, 0.0, 0.0, 0.0], [0.0, dy, 0.0, 0.0], [0.0, 0.0, dz, 0.0]])
+    }
+
+    /// Orientation of the file's axes in the scanner; none if the file has no usable form.
+    pub fn orientation(&self) -> Option<Orientation> {
+        orientation_of(&self.placement()?)
+    }
+
+    /// [`Self::affine`], or none if the file has no usable form.
+    pub(crate) fn placement(&self) -> Option<[[f64; 4]; 3]> {
+        let usable =
+            |form: &[[f64; 4]; 3]| form.as_flattened().iter().all(|v| v.is_finite()) && orientation_of(form).is_some();
+        self.sform().filter(usable).or_else(|| self.qform().filter(usable))
+    }
+
+    /// The sform in millimetres if the header has one, usable or not.
+    pub(crate) fn sform(&self) -> Option<[[f64; 4]; 3]> {
+        let unit_mm = self.unit_mm();
+        let row = |offset: usize| [0, 4, 8, 12].map(|column| self.f32_at(offset + column) * unit_mm);
+        (self.i16_at(254) > 0).then(|| [280, 296, 312].map(row))
+    }
+
+    /// The qform in millimetres if the header has one, usable or not.
+    pub(crate) fn qform(&self) -> Option<[[f64; 4]; 3]> {
         if self.i16_at(252) <= 0 {
-            return [[dx, 0.0, 0.0, 0.0], [0.0, dy, 0.0, 0.0], [0.0, 0.0, dz, 0.0]];
+            return None;
         }
-        let [b, c, d, ox, oy, oz] = [256, 260, 264, 268, 272, 276].map(|offset| self.f32_at(offset));
+        let [dz, dy, dx] = self.spacing_mm;
+        let [b, c, d] = [256, 260, 264].map(|offset| self.f32_at(offset));
+        let [ox, oy, oz] = [268, 272, 276].map(|offset| self.f32_at(offset) * self.unit_mm());
         let a = (1.0 - b * b - c * c - d * d).max(0.0).sqrt();
         let dz = if self.f32_at(76) < 0.0 { -dz } else { dz };
         let row = |r: [f64; 3], origin| [r[0] * dx, r[1] * dy, r[2] * dz, origin];
-        [
+        Some([
             row([a * a + b * b - c * c - d * d, 2.0 * (b * c - a * d), 2.0 * (b * d + a * c)], ox),
             row([2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)], oy),
             row([2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c], oz),
-        ]
+        ])
+    }
+
+    /// Millimetres per unit of length of the header. As in ITK, metres and micrometres are converted, anything else is
+    /// millimetres.
+    fn unit_mm(&self) -> f64 {
+        match self.header[123] & 7 {
+            1 => 1e3,
+            3 => 1e-3,
+            _ => 1.0,
+        }
     }
 
     fn i16_at(&self, offset: usize) -> i16 {
@@ -80,17 +133,14 @@ impl Geometry {
         bytes: &[u8; HEADER_BYTES],
         shape: [usize; 3],
     ) -> Result<Self, NiftiProblem> {
-        // As ITK does: metres and micrometres become millimetres, anything else is millimetres.
-        let unit = match header.xyzt_units & 7 {
-            1 => 1e3,
-            3 => 1e-3,
-            _ => 1.0,
-        };
-        let spacing_mm = [3, 2, 1].map(|i| f64::from(header.pixdim[i]).abs() * unit);
+        let mut geometry = Self { shape, spacing_mm: [1.0; 3], header: *bytes, endianness: header.endianness };
+        let unit_mm = geometry.unit_mm();
+        let spacing_mm = [3, 2, 1].map(|i| f64::from(header.pixdim[i]).abs() * unit_mm);
         if spacing_mm.iter().any(|&mm| !mm.is_finite() || mm <= 0.0) {
             return Err(NiftiProblem::Spacing { mm: spacing_mm });
         }
-        Ok(Self { shape, spacing_mm, header: *bytes, endianness: header.endianness })
+        geometry.spacing_mm = spacing_mm;
+        Ok(geometry)
     }
 
     /// The header of a file with `channels` volumes on this grid, of voxel type `code`.
@@ -118,6 +168,26 @@ impl Geometry {
 
     fn put<const N: usize>(&mut self, offset: usize, values: &[[u8; N]]) {
         self.header[offset..offset + N * values.len()].copy_from_slice(values.as_flattened());
+    }
+}
+
+fn orientation_of(affine: &[[f64; 4]; 3]) -> Option<Orientation> {
+    Orientation::nearest(affine.map(|[x, y, z, _]| [x, y, z]))
+}
+
+#[cfg(test)]
+impl Geometry {
+    /// A grid whose header has neither qform nor sform.
+    pub(crate) fn without_forms(shape: [usize; 3], spacing_mm: [f64; 3]) -> Self {
+        let mut geometry = Self::new(shape, spacing_mm);
+        geometry.put(252, &[0i16.to_le_bytes(), 0i16.to_le_bytes()]);
+        geometry
+    }
+
+    /// The same header with micrometres as its unit.
+    pub(crate) fn in_micrometres(mut self) -> Self {
+        self.header[123] = 3;
+        Self { spacing_mm: self.spacing_mm.map(|v| v / 1e3), ..self }
     }
 }
 

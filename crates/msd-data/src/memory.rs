@@ -137,9 +137,8 @@ pub(crate) struct CaseBytes {
 impl CaseBytes {
     pub(crate) fn of(case: &Case, plan: &Plan) -> Result<Self> {
         let (geometry, _) = read_geometry(&case.image[0])?;
-        let forward = plan.transpose_forward;
-        let shape = forward.map(|a| geometry.shape[a]);
-        let spacing_mm = forward.map(|a| geometry.spacing_mm[a]);
+        let axes = plan.axes_of(&geometry);
+        let (shape, spacing_mm) = (axes.triple(geometry.shape), axes.triple(geometry.spacing_mm));
         // In floating point, which saturates where an absurd voxel size leads to an absurd number of voxels.
         let bytes = |shape: [usize; 3]| {
             let per_voxel = (4 * plan.modalities.len() + 2) as f64;

@@ -1,7 +1,7 @@
 //! NIfTI-1 files: images, label maps, `.nii` and `.nii.gz`.
 //!
 //! Arrays are in C order with axes `[C, z, y, x]` (images) or `[z, y, x]` (label maps), which is the order of the
-//! voxels in the file; nothing is transposed or reoriented.
+//! voxels in the file; reading and writing neither transpose nor reorient.
 //!
 //! The `nifti` crate parses the header fields. Voxels are read and files are written here, because that crate
 //! allocates what a header claims before it sees the data, keeps no place for a damaged file's numbers in its
@@ -18,6 +18,7 @@ use nifti::Endianness;
 use crate::error::{Error, NiftiProblem, Result};
 use crate::geometry::{Geometry, HEADER_BYTES};
 
+mod gzip;
 mod reader;
 mod voxel_type;
 

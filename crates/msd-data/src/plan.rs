@@ -1,7 +1,8 @@
 //! From the facts about a dataset to voxel size, patch, strides and kernels: nnU-Net's planner for `3d_fullres`.
 //!
 //! Source: nnU-Net v2 (Isensee et al., Nature Methods 2021), `ExperimentPlanner`. All triples of a [`Plan`] are in
-//! network order: z, y, x moved so that the coarsest axis comes first ([`Plan::transpose_forward`]).
+//! network order: z, y, x of the plan's orientation, moved so that the coarsest axis comes first
+//! ([`Plan::transpose_forward`]).
 
 use std::path::Path;
 
@@ -10,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::dataset::{Dataset, Label};
 use crate::error::{Error, Result};
 use crate::fingerprint::{Fingerprint, IntensityStatistics, percentile};
+use crate::geometry::Geometry;
 use crate::json_file;
+use crate::orientation::{AxisMap, Orientation};
 
 mod topology;
 
@@ -46,7 +49,11 @@ pub struct Plan {
     pub intensity: Vec<IntensityStatistics>,
     /// Sums Dice over the batch before it is averaged.
     pub batch_dice: bool,
-    /// Axis `i` of the network is axis `transpose_forward[i]` of the file's z, y, x.
+    /// Orientation that every image is brought to: the most frequent one of the training cases. None, also in files of earlier
+    /// versions, leaves images as they are stored.
+    #[serde(default)]
+    pub orientation: Option<Orientation>,
+    /// Axis `i` of the network is axis `transpose_forward[i]` of z, y, x in the plan's orientation.
     pub transpose_forward: [usize; 3],
     /// Inverse of `transpose_forward`.
     pub transpose_backward: [usize; 3],
@@ -89,7 +96,7 @@ impl Normalization {
 pub struct PlanOptions {
     /// Memory that nnU-Net's own U-Net may take for training; scales patch and batch. nnU-Net plans for 8.
     pub gpu_memory_gb: f64,
-    /// Voxel size in millimetres, z, y, x as in the files; by default from the fingerprint.
+    /// Voxel size in millimetres, z, y, x in the orientation of most cases; by default from the fingerprint.
     pub spacing_mm: Option<[f64; 3]>,
     /// Patches per batch; by default from memory and the size of the dataset.
     pub batch_size: Option<usize>,
@@ -121,6 +128,13 @@ pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions)
     let (spacing_mm, median_shape) = (transpose_forward.map(|a| spacing[a]), transpose_forward.map(|a| median[a]));
 
     let network = NetworkPlan::of(spacing_mm, median_shape, dataset.training.len(), dataset.labels.len(), options);
+    if network.topology.strides.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: the cases are too small: {median:?} voxels (z, y, x) of {spacing:?} mm in the median, but at least 8 are \
+             needed along an axis; give a smaller spacing",
+            dataset.name
+        )));
+    }
     let normalization: Vec<_> = dataset.modalities.iter().map(|name| Normalization::for_modality(name)).collect();
     let mask =
         |n: &Normalization| *n == Normalization::ZScore && fingerprint.median_relative_size_after_cropping < 0.75;
@@ -138,12 +152,18 @@ pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions)
         batch_dice: network.low_resolution_exists,
         strides: network.topology.strides,
         kernels: network.topology.kernels,
+        orientation: fingerprint.orientation,
         transpose_forward,
         transpose_backward,
     })
 }
 
 impl Plan {
+    /// Axes of a prepared case in terms of the image's z, y, x.
+    pub(crate) fn axes_of(&self, geometry: &Geometry) -> AxisMap {
+        AxisMap::to_orientation(geometry, self.orientation).reordered(self.transpose_forward)
+    }
+
     /// Reads a `plan.json`.
     ///
     /// # Errors

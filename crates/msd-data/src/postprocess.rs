@@ -10,10 +10,11 @@ use ndarray::Array3;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::grid::Positions;
 use crate::json_file;
 use crate::metrics::dice;
-use crate::metrics::report::matched_files;
+use crate::metrics::report::{matched_files, read_pair};
 use crate::nifti::read_labels;
 
 /// Voxels that are reduced to their largest component.
@@ -57,11 +58,18 @@ impl Postprocessing {
     ///
     /// # Errors
     /// As [`crate::evaluate_folder`].
-    pub fn find(predictions: &[PathBuf], references: &Path) -> Result<FoundPostprocessing> {
-        let mut files = Vec::new();
+    pub fn find(predictions: &[PathBuf], references: &Path, positions: Positions) -> Result<FoundPostprocessing> {
+        let mut files: Vec<(PathBuf, PathBuf)> = Vec::new();
         for folder in predictions {
-            files.extend(matched_files(folder, references)?.pairs);
+            for (prediction, reference) in matched_files(folder, references)?.pairs {
+                if let Some((other, _)) = files.iter().find(|(_, known)| *known == reference) {
+                    let problem = format!("is of the same case as {}; one of them has to go", other.display());
+                    return Err(Error::FileName { path: prediction, problem });
+                }
+                files.push((prediction, reference));
+            }
         }
+        let files = Files { pairs: files, positions };
         let labels: Vec<u16> = labels_in(&files)?.into_iter().collect();
         let mut found = Self::default();
         let before = found.mean_dice(&files, &labels)?;
@@ -85,13 +93,13 @@ impl Postprocessing {
     }
 
     /// Mean Dice of each label over the cases where it is a number.
-    fn mean_dice(&self, files: &[(PathBuf, PathBuf)], labels: &[u16]) -> Result<BTreeMap<u16, f64>> {
+    fn mean_dice(&self, files: &Files, labels: &[u16]) -> Result<BTreeMap<u16, f64>> {
         let case = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<Vec<f64>> {
-            let (mut prediction, reference) = (read_labels(prediction)?.data, read_labels(reference)?.data);
-            self.apply(&mut prediction);
-            labels.iter().map(|&label| dice(&prediction.view(), &reference.view(), label)).collect()
+            let (mut prediction, reference) = read_pair(prediction, reference, files.positions)?;
+            self.apply(&mut prediction.data);
+            labels.iter().map(|&label| dice(&prediction.data.view(), &reference.data.view(), label)).collect()
         };
-        let cases: Vec<_> = files.par_iter().map(case).collect();
+        let cases: Vec<_> = files.pairs.par_iter().map(case).collect();
         let cases = cases.into_iter().collect::<Result<Vec<_>>>()?;
         let mean = |i: usize| {
             let dice: Vec<f64> = cases.iter().map(|case| case[i]).filter(|dice| !dice.is_nan()).collect();
@@ -118,13 +126,19 @@ impl Postprocessing {
     }
 }
 
+/// Predictions with their references.
+struct Files {
+    pairs: Vec<(PathBuf, PathBuf)>,
+    positions: Positions,
+}
+
 /// Labels above 0 that occur in any of the files.
-fn labels_in(files: &[(PathBuf, PathBuf)]) -> Result<BTreeSet<u16>> {
+fn labels_in(files: &Files) -> Result<BTreeSet<u16>> {
     let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> { Ok(read_labels(path)?.data.into_iter().collect()) };
     let both = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<BTreeSet<u16>> {
         Ok(&labels(prediction)? | &labels(reference)?)
     };
-    let found: Vec<_> = files.par_iter().map(both).collect();
+    let found: Vec<_> = files.pairs.par_iter().map(both).collect();
     let mut all = BTreeSet::new();
     for labels in found {
         all.extend(labels?);

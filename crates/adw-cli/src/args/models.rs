@@ -27,6 +27,9 @@ pub(crate) struct ModelArgs {
     /// Keep the label maps that an interrupted call has written
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Use the channels of an image voxel by voxel, wherever their headers place them in the scanner
+    #[arg(long)]
+    pub(crate) ignore_positions: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
@@ -70,6 +73,9 @@ pub(crate) struct PostprocessArgs {
     /// Write the steps that help to this file, for `adw predict --postprocessing`
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
+    /// Compare voxel by voxel, wherever the headers place the label maps in the scanner
+    #[arg(long)]
+    pub(crate) ignore_positions: bool,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
@@ -89,6 +95,9 @@ pub(crate) struct EvaluateArgs {
     /// Tolerance of the surface Dice (NSD): surfaces closer than this count as equal, in millimetres
     #[arg(long, value_name = "MM", default_value_t = 1.0)]
     pub(crate) tolerance_mm: f64,
+    /// Compare voxel by voxel, wherever the headers place the label maps in the scanner
+    #[arg(long)]
+    pub(crate) ignore_positions: bool,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

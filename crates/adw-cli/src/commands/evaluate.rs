@@ -8,6 +8,7 @@ use crate::{
     device,
     failure::bad_input,
     report::{metrics, progress::say},
+    run_config::positions,
     run_folder::{check_writable, parent},
 };
 
@@ -24,7 +25,11 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     if let Some(output) = &args.output {
         check_writable(&parent(output))?;
     }
-    let options = EvaluationOptions { tolerance_mm: args.tolerance_mm, ..EvaluationOptions::default() };
+    let options = EvaluationOptions {
+        tolerance_mm: args.tolerance_mm,
+        positions: positions(args.ignore_positions),
+        ..EvaluationOptions::default()
+    };
     let report = evaluate_folder(&args.predictions, &args.references, &options)?;
     if let Some(output) = &args.output {
         report.save(output)?;

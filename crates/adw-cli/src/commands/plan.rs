@@ -19,7 +19,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     if let Some(output) = &args.output {
         check_writable(&parent(output))?;
     }
-    let dataset = open_dataset(&args.dataset)?;
+    let mut dataset = open_dataset(&args.dataset)?;
+    dataset.positions = config.settings.data.positions();
     let plan = run::plan(&dataset, &config, memory::limit(args.memory))?;
     if let Some(output) = &args.output {
         plan.save(output)?;

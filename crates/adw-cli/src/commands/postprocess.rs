@@ -8,6 +8,7 @@ use crate::{
     device,
     failure::bad_input,
     report::progress::say,
+    run_config::positions,
     run_folder::{check_writable, parent},
 };
 
@@ -21,7 +22,7 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
         }
     }
     check_writable(&parent(&args.output))?;
-    let found = Postprocessing::find(&args.predictions, &args.references)?;
+    let found = Postprocessing::find(&args.predictions, &args.references, positions(args.ignore_positions))?;
     found.postprocessing.save(&args.output)?;
     if args.process.json {
         say(&format!("{}\n", serde_json::to_string(&found)?));

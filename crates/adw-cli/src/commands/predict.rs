@@ -9,7 +9,7 @@ use std::{
 use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
 use msd_data::{
-    Geometry, Plan, Postprocessing, PreparedCase,
+    Geometry, Plan, Positions, Postprocessing, PreparedCase,
     dataset::{case_id, channel_of, load_image, nifti_files},
     preprocess, write_labels,
 };
@@ -21,6 +21,7 @@ use crate::{
     failure::bad_input,
     model::{self, Models},
     report::progress::{Progress, emit, say},
+    run_config,
     run_folder::check_writable,
     segment::Segmenter,
 };
@@ -59,9 +60,10 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
+    let positions = run_config::positions(args.ignore_positions);
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
-        load_image(&image.files, models.plan.modalities.len())?;
+        load_image(&image.files, models.plan.modalities.len(), positions)?;
     }
 
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
@@ -76,7 +78,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         let name = format!("{}.nii.gz", image.name);
         let target = output.join(&name);
         if !(args.resume && target.is_file()) {
-            let (case, geometry) = prepare(image, &models.plan)?;
+            let (case, geometry) = prepare(image, &models.plan, positions)?;
             let mut labels = segmenter.segment(&case, &mut |window, windows| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
             })?;
@@ -107,14 +109,20 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         if !input.is_file() {
             bad_input!("--input {}: no such file or folder", input.display());
         }
-        return Ok(vec![one(input.to_owned())]);
+        let image = one(input.to_owned());
+        if image.name.is_empty() {
+            bad_input!("--input {}: the name must be UTF-8 and not begin with a dot", input.display());
+        }
+        return Ok(vec![image]);
     }
     let files = nifti_files(input)?;
     if files.is_empty() {
         bad_input!("--input {}: no .nii or .nii.gz there", input.display());
     }
     let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
-    if let Some(pair) = images.windows(2).find(|pair| pair[0].name == pair[1].name) {
+    let mut by_name: Vec<&Image> = images.iter().collect();
+    by_name.sort_by_key(|image| &image.name);
+    if let Some(pair) = by_name.windows(2).find(|pair| pair[0].name == pair[1].name) {
         bad_input!(
             "--input {}: {} and {} would have the same label map",
             input.display(),
@@ -142,8 +150,8 @@ fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
     whole.then(|| cases.into_iter().map(image).collect())
 }
 
-fn prepare(image: &Image, plan: &Plan) -> Result<(PreparedCase, Geometry)> {
-    let volume = load_image(&image.files, plan.modalities.len())?;
+fn prepare(image: &Image, plan: &Plan, positions: Positions) -> Result<(PreparedCase, Geometry)> {
+    let volume = load_image(&image.files, plan.modalities.len(), positions)?;
     let geometry = volume.geometry.clone();
     let case = preprocess(volume, None, plan).with_context(|| image.files[0].display().to_string())?;
     Ok((case, geometry))

@@ -11,7 +11,7 @@ use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, 
 use adw_supernet::{Architecture, DiceCe, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{EvaluationOptions, Report, evaluate_folder, write_labels};
+use msd_data::{EvaluationOptions, Report, evaluate_pairs, write_labels};
 use serde_json::json;
 
 use crate::{
@@ -310,15 +310,18 @@ impl Training<'_> {
 
     fn evaluate(&self, run: &Run, directory: &Path) -> Result<()> {
         let ids = &run.splits.fold(run.fold)?.validation;
-        let references = match ids.first() {
-            Some(id) => run.dataset.training_case(id)?.label.parent().unwrap_or(&run.dataset.root).to_owned(),
-            None => bad_input!("fold {} has no validation case", run.fold),
+        if ids.is_empty() {
+            bad_input!("fold {} has no validation case", run.fold);
+        }
+        let validation = directory.join("validation");
+        let pair = |id: &String| {
+            let reference = run.dataset.training_case(id)?.label.clone();
+            Ok((validation.join(format!("{id}.nii.gz")), reference))
         };
+        let pairs = ids.iter().map(pair).collect::<Result<Vec<_>>>()?;
         let labels = run.plan.labels.iter().map(|label| label.value).filter(|&value| value > 0).collect();
         let options = EvaluationOptions { labels: Some(labels), ..EvaluationOptions::default() };
-        let mut report = evaluate_folder(&directory.join("validation"), &references, &options)?;
-        // The network was trained on the cases without a prediction.
-        report.references_without_prediction.clear();
+        let report = evaluate_pairs(&pairs, &options)?;
         let file = directory.join("metrics.json");
         report.save(&file)?;
         self.report(run, &report, directory);

@@ -22,7 +22,7 @@ fn case() -> PreparedCase {
         shape_before_cropping: SHAPE,
         crop: SHAPE.map(|n| [0, n]),
         shape: SHAPE,
-        transpose_forward: [0, 1, 2],
+        axes: crate::AxisMap::IDENTITY,
     };
     PreparedCase { image, labels: Some(labels), locations: vec![], properties }
 }

@@ -1,6 +1,7 @@
 use ndarray::{Array3, Array4};
 
 use super::*;
+use crate::geometry::Geometry;
 use crate::nifti::{read_labels, write_image, write_labels};
 use crate::phantom::{PhantomOptions, write_dataset};
 
@@ -54,7 +55,7 @@ fn all_problems_are_listed_at_once() {
         ("error", "voxels are NaN"),
         ("warning", "phantom_005.nii.gz: no voxel is labelled"),
         ("warning", "phantom_006.nii.gz: every voxel of channel 0 is the same"),
-        ("warning", "lies up to 5.0 mm away"),
+        ("error", "phantom_007.nii.gz: lies up to 5.0 mm away"),
         ("warning", "1 files that dataset.json does not list, e.g. "),
     ] {
         let found = problems.iter().filter(|p| p.starts_with(kind) && p.contains(words)).count();
@@ -76,4 +77,61 @@ fn too_few_cases_and_wrong_counts_are_named() {
     assert!(problems[1].message.contains("numTraining is 7, but 4 cases are listed"));
     fs::write(&json, "{").unwrap();
     assert!(check_dataset(dir.path())[0].message.contains("not the JSON expected"));
+}
+
+/// Overwrites header bytes of an uncompressed copy under the same name.
+fn patch(path: &Path, changes: &[(usize, &[u8])]) {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = dir.path().join("plain.nii");
+    let image = crate::nifti::read_image(path).unwrap();
+    write_image(&plain, &image.data.view(), &image.geometry).unwrap();
+    let mut bytes = fs::read(&plain).unwrap();
+    for (offset, new) in changes {
+        bytes[*offset..offset + new.len()].copy_from_slice(new);
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn implausible_values_are_named_with_their_case() {
+    let dir = tempfile::tempdir().unwrap();
+    phantom(dir.path(), 10);
+    let file = |folder: &str, i: usize| dir.path().join(format!("{folder}/phantom_{i:03}.nii.gz"));
+    let both = |i: usize, changes: &[(usize, &[u8])]| {
+        patch(&file("imagesTr", i), changes);
+        patch(&file("labelsTr", i), changes);
+    };
+    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+    both(0, &[(280, &floats(&[0.5]))]);
+    both(1, &[(296, &floats(&[f32::NAN]))]);
+    both(
+        2,
+        &[(80, &floats(&[0.001; 3])), (280, &floats(&[0.001])), (300, &floats(&[0.001])), (320, &floats(&[0.001]))],
+    );
+    both(3, &[(280, &floats(&[-1.0, 0.0, 0.0, 11.0])), (252, &[0, 0])]);
+    both(4, &[(268, &floats(&[9.0]))]);
+    let mut image = crate::nifti::read_image(file("imagesTr", 5)).unwrap();
+    image.data[[0, 1, 1, 1]] = 3e38;
+    write_image(file("imagesTr", 5), &image.data.view(), &image.geometry).unwrap();
+    let mut image = crate::nifti::read_image(file("imagesTr", 6)).unwrap();
+    image.data.slice_axis_mut(ndarray::Axis(1), ndarray::Slice::from(4..)).fill(0.0);
+    write_image(file("imagesTr", 6), &image.data.view(), &image.geometry).unwrap();
+
+    let problems: Vec<String> = check_dataset(dir.path()).iter().map(ToString::to_string).collect();
+    for (case, words) in [
+        (0, "voxels measure [1.0, 1.0, 0.5] mm (z, y, x) by its sform, but [1.0, 1.0, 1.0] by its pixdim"),
+        (0, "place voxels up to "),
+        (1, "its sform is singular or holds no numbers"),
+        (2, "is far from the median of all cases, [1.0, 1.0, 1.0] mm"),
+        (2, "its extent"),
+        (3, "is stored in orientation LAS, most cases in RAS"),
+        (4, "its sform and its qform place voxels up to 9.0 mm apart"),
+        (5, "intensities up to 3e38"),
+        (6, "labelled voxels lie where the image is 0"),
+    ] {
+        let name = format!("phantom_{case:03}.nii.gz: ");
+        let found = problems.iter().filter(|p| p.starts_with("warning: ") && p.contains(&name) && p.contains(words));
+        assert_eq!(found.count(), 1, "{case} {words} in {problems:#?}");
+    }
+    assert!(problems.iter().all(|p| (0..7).any(|i| p.contains(&format!("phantom_{i:03}")))), "{problems:#?}");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Case, Label, TestCase, case_id, listed};
+use super::{Case, Label, TestCase, is_nifti, listed, nifti_stem};
 use crate::error::{Error, Result};
 
 /// Content of `dataset.json`.
@@ -81,9 +81,9 @@ impl Description {
         if names.len() < 2 {
             return Err("labels names only the background; at least one structure is needed".to_owned());
         }
-        if names.len() > usize::from(u16::MAX) {
-            let (found, most) = (names.len(), u16::MAX);
-            return Err(format!("{found} labels; at most {most} are possible"));
+        // Targets of a training are bytes, of which 255 stays free.
+        if names.len() > 255 {
+            return Err(format!("{} labels; at most 255 are possible, the background included", names.len()));
         }
         let labels = names.into_iter().enumerate().map(|(value, name)| Label { value: value as u16, name });
         Ok(labels.collect())
@@ -92,7 +92,7 @@ impl Description {
     /// Files of every case.
     pub(super) fn files(&self, dir: &Path, num_channels: usize) -> Result<Files> {
         let mut files = match (&self.channel_names, &self.dataset) {
-            (None, _) => self.listed(dir),
+            (None, _) => self.listed(dir)?,
             (Some(_), Some(cases)) => Files {
                 training: cases
                     .iter()
@@ -118,19 +118,20 @@ impl Description {
     }
 
     /// Cases of the decathlon's layout, which lists them under `training` and `test`.
-    fn listed(&self, dir: &Path) -> Files {
-        let training = self.training.iter().filter_map(|entry| {
-            Some(Case {
-                id: case_id(&entry.image)?,
-                image: vec![listed(dir, &entry.image)],
-                label: listed(dir, &entry.label),
-            })
-        });
-        let test = self.test.iter().filter_map(|entry| {
+    fn listed(&self, dir: &Path) -> Result<Files> {
+        let mut files = Files::default();
+        for entry in &self.training {
+            if let Some((id, image)) = listed_image(dir, &entry.image)? {
+                files.training.push(Case { id, image: vec![image], label: listed(dir, &entry.label) });
+            }
+        }
+        for entry in &self.test {
             let (TestEntry::Image(image) | TestEntry::Entry { image }) = entry;
-            Some(TestCase { id: case_id(image)?, image: vec![listed(dir, image)] })
-        });
-        Files { training: training.collect(), test: test.collect() }
+            if let Some((id, image)) = listed_image(dir, image)? {
+                files.test.push(TestCase { id, image: vec![image] });
+            }
+        }
+        Ok(files)
     }
 
     /// Cases of nnU-Net v2's layout, which finds them in the folders.
@@ -163,18 +164,34 @@ impl Description {
     }
 }
 
+/// Id and path of an image that `dataset.json` lists; none for macOS's AppleDouble files.
+fn listed_image(dir: &Path, file: &Path) -> Result<Option<(String, PathBuf)>> {
+    let path = listed(dir, file);
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        let problem = format!("lists {:?}, which names no file", file.display().to_string());
+        return Err(Error::DatasetJson { path: dir.join("dataset.json"), problem });
+    };
+    if name.starts_with("._") {
+        return Ok(None);
+    }
+    Ok(Some((nifti_stem(name).unwrap_or(name).to_owned(), path)))
+}
+
 /// Sorted ids of the files `ID_0000.nii.gz`, `ID_0001.nii.gz`, ... in a folder.
 fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String>> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        if !is_nifti(&path)? {
             continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let wrong = |problem| Error::FileName { path: path.clone(), problem };
+        let Some(stem) = name.strip_suffix(ending) else {
+            return Err(wrong(format!(
+                "the name does not end in {ending}, which is the file_ending in dataset.json; rename the file or change that"
+            )));
         };
-        let Some(stem) = name.strip_suffix(ending).filter(|stem| !stem.starts_with('.')) else {
-            continue;
-        };
-        let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let Some((id, channel)) = channel_of(stem) else {
             return Err(wrong(format!("the name must end in the number of its channel, as in {stem}_0000{ending}")));
         };

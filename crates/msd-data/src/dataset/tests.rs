@@ -54,7 +54,7 @@ fn impossible_descriptions_are_refused_in_one_line() {
         (|j| j["modality"] = json!({}), "modality is empty"),
         (|j| j["training"] = json!(7), "not the JSON expected"),
         (|j| j["training"][1]["label"] = json!("labelsTr/gone.nii.gz"), "labelsTr/gone.nii.gz, which does not exist;"),
-        (|j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone.nii.gz"]), "does not exist (nor do 1 more)"),
+        (|j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone2.nii.gz"]), "does not exist (nor do 1 more)"),
         (|j| j["training"][1] = j["training"][2].clone(), "twice"),
     ];
     for (change, says) in cases {
@@ -213,4 +213,78 @@ proptest! {
             prop_assert!(!error.to_string().contains('\n'), "{}", error);
         }
     }
+}
+
+#[test]
+fn names_are_plain_and_none_is_dropped_or_merged() {
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(Change, &str); 6] = [
+        (|j| j["name"] = json!("../../x"), "name \"../../x\"; expected 1 to 200 characters without slashes"),
+        (|j| j["test"] = json!(["a/imaging.nii.gz", "b/imaging.nii.gz"]), "test lists case \"imaging\" twice"),
+        (|j| j["training"][1]["image"] = json!("imagesTr/.hidden.nii.gz"), "case \".hidden\"; expected"),
+        (|j| j["training"][1]["image"] = json!("imagesTr/.."), "lists \"imagesTr/..\", which names no file"),
+        (|j| j["training"][1]["image"] = json!("imagesTr/a\nb.nii.gz"), "case \"a\\nb\"; expected"),
+        (|j| j["labels"] = (0..256).map(|i| (i.to_string(), json!("a"))).collect(), "256 labels; at most 255"),
+    ];
+    for (change, says) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        write_dataset(dir.path(), 3, change);
+        let message = Dataset::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains(says) && message.contains("dataset.json") && !message.contains('\n'), "{message}");
+    }
+    // Back-slashes of Windows, endings in capitals.
+    let dir = tempfile::tempdir().unwrap();
+    write_dataset(dir.path(), 3, |j| {
+        j["training"][1] = json!({"image": ".\\imagesTr\\c2.nii.gz", "label": ".\\labelsTr\\c2.nii.gz"});
+        j["training"][2]["image"] = json!("imagesTr/c1.NII.GZ");
+    });
+    fs::rename(dir.path().join("imagesTr/c1.nii.gz"), dir.path().join("imagesTr/c1.NII.GZ")).unwrap();
+    let dataset = Dataset::open(dir.path()).unwrap();
+    assert_eq!(dataset.training_ids(), ["c0", "c1", "c2"]);
+    dataset.training.iter().for_each(|case| _ = dataset.load_case(case).unwrap());
+    assert_eq!(nifti_files(&dir.path().join("imagesTr")).unwrap().len(), 3);
+}
+
+#[test]
+fn encodings_of_dataset_json() {
+    let dir = tempfile::tempdir().unwrap();
+    write_dataset(dir.path(), 3, |_| {});
+    let path = dir.path().join("dataset.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    assert_eq!(Dataset::open(dir.path()).unwrap().training.len(), 3);
+    fs::write(&path, text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
+    let fails = |says: &str| {
+        let message = Dataset::open(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("dataset.json: ") && message.contains(says), "{message}");
+    };
+    // Without a byte order mark it is UTF-8 with zeros, so no JSON.
+    fails("not the JSON expected");
+    let marked = [&[0xff, 0xfe][..], &text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>()].concat();
+    fs::write(&path, marked).unwrap();
+    fails("is encoded as UTF-16; save it as UTF-8");
+}
+
+#[test]
+fn files_with_another_ending_than_announced_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_dataset(dir.path(), 3, |json| {
+        *json = json!({"channel_names": {"0": "T1"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"});
+    });
+    for (from, to) in [("c0.nii.gz", "c0_0000.nii.gz"), ("c1.nii.gz", "c1_0000.nii.gz"), ("c2.nii.gz", "c2_0000.nii")] {
+        fs::rename(dir.path().join("imagesTr").join(from), dir.path().join("imagesTr").join(to)).unwrap();
+    }
+    let message = Dataset::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("c2_0000.nii: the name does not end in .nii.gz"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn names_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"M\xfcller.nii.gz");
+    fs::write(dir.path().join(name), "").unwrap();
+    let message = nifti_files(dir.path()).unwrap_err().to_string();
+    assert!(message.ends_with("ller.nii.gz: the name is not UTF-8; rename the file"), "{message}");
 }

@@ -15,7 +15,7 @@ pub mod surface;
 
 use ndarray::{ArrayView3, Zip};
 
-pub use report::{CaseReport, EvaluationOptions, LabelMetrics, MeanMetrics, Report, evaluate_folder};
+pub use report::{CaseReport, EvaluationOptions, LabelMetrics, MeanMetrics, Report, evaluate_folder, evaluate_pairs};
 pub use surface::{SurfaceDistances, hd95_mm, nsd, surface_distances};
 
 use crate::error::{Error, Result};

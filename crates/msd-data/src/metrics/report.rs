@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{overlap, surface_distances};
 use crate::dataset::{case_id, nifti_files};
 use crate::error::{Error, Result};
+use crate::grid::Positions;
 use crate::json_file;
 use crate::nifti::{LabelMap, read_labels};
 
@@ -22,11 +23,13 @@ pub struct EvaluationOptions {
     /// Makes a reference without a prediction an error. By default it is listed in the report, so that the predictions of one
     /// fold can be compared with a folder of all labels.
     pub require_all: bool,
+    /// Handling of predictions whose headers place them elsewhere than their references.
+    pub positions: Positions,
 }
 
 impl Default for EvaluationOptions {
     fn default() -> Self {
-        Self { labels: None, tolerance_mm: 1.0, require_all: false }
+        Self { labels: None, tolerance_mm: 1.0, require_all: false, positions: Positions::Checked }
     }
 }
 
@@ -119,17 +122,27 @@ impl Report {
     }
 }
 
-/// Compares every label map in `predictions` with the one of the same name in `references`, several at a time.
+/// Compares every label map in `predictions` with the one of the same name in `references`, several at a time. A prediction
+/// stored along other axes than its reference is brought to the reference's.
 ///
 /// # Errors
-/// [`Error::Evaluation`] if there are no predictions, predictions without reference or of another shape (all are
-/// listed); those of [`read_labels`].
+/// [`Error::Evaluation`] if there are no predictions, predictions without reference, or two files of one name;
+/// [`Error::ShapeMismatch`], [`Error::SpacingMismatch`], [`Error::PositionMismatch`]; those of [`read_labels`].
 pub fn evaluate_folder(predictions: &Path, references: &Path, options: &EvaluationOptions) -> Result<Report> {
     let MatchedFiles { pairs, missing } = matched_files(predictions, references)?;
-    let wrong = |folder: &Path, problem| Error::Evaluation { folder: folder.display().to_string(), problem };
     if options.require_all && !missing.is_empty() {
-        return Err(wrong(predictions, format!("no prediction for {}", list(&missing))));
+        let problem = format!("no prediction for {}", list(&missing));
+        return Err(Error::Evaluation { folder: predictions.display().to_string(), problem });
     }
+    let report = evaluate_pairs(&pairs, options)?;
+    Ok(Report { references_without_prediction: missing, ..report })
+}
+
+/// Compares label maps, each a prediction with its reference, several at a time.
+///
+/// # Errors
+/// Those of [`evaluate_folder`] that concern a pair; [`Error::Evaluation`] if no map has a label.
+pub fn evaluate_pairs(pairs: &[(PathBuf, PathBuf)], options: &EvaluationOptions) -> Result<Report> {
     let compared: Vec<Result<_>> =
         pairs.par_iter().map(|(prediction, reference)| compare(prediction, reference, options)).collect();
     let mut compared = compared.into_iter().collect::<Result<Vec<_>>>()?;
@@ -138,7 +151,9 @@ pub fn evaluate_folder(predictions: &Path, references: &Path, options: &Evaluati
         None => compared.iter().flat_map(|case| case.metrics.keys().copied()).collect(),
     };
     if labels.is_empty() {
-        return Err(wrong(references, "no voxel above 0 in any reference or prediction".to_owned()));
+        let folder = pairs.first().map(|(_, reference)| reference.display().to_string()).unwrap_or_default();
+        let problem = "no voxel above 0 in any reference or prediction".to_owned();
+        return Err(Error::Evaluation { folder, problem });
     }
     for case in &mut compared {
         for &label in &labels {
@@ -153,7 +168,7 @@ pub fn evaluate_folder(predictions: &Path, references: &Path, options: &Evaluati
         mean,
         metric_per_case,
         nsd_tolerance_mm: options.tolerance_mm,
-        references_without_prediction: missing,
+        references_without_prediction: Vec::new(),
     })
 }
 
@@ -174,17 +189,18 @@ impl Compared {
     }
 }
 
+/// Reads a prediction and its reference, and brings the prediction to the reference's axes.
+///
+/// # Errors
+/// Those of [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`], [`Error::PositionMismatch`].
+pub(crate) fn read_pair(prediction: &Path, reference: &Path, positions: Positions) -> Result<(LabelMap, LabelMap)> {
+    let expected = read_labels(reference)?;
+    let found = read_labels(prediction)?.onto(prediction, (reference, &expected.geometry), positions)?;
+    Ok((found, expected))
+}
+
 fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOptions) -> Result<Compared> {
-    let (prediction, reference) = (read_labels(prediction_file)?, read_labels(reference_file)?);
-    if prediction.data.shape() != reference.data.shape() {
-        let problem = format!(
-            "shape {:?} (z, y, x) differs from that of its reference {}, {:?}",
-            prediction.data.shape(),
-            reference_file.display(),
-            reference.data.shape()
-        );
-        return Err(Error::Evaluation { folder: prediction_file.display().to_string(), problem });
-    }
+    let (prediction, reference) = read_pair(prediction_file, reference_file, options.positions)?;
     let present: BTreeSet<u16> = prediction.data.iter().chain(&reference.data).copied().filter(|&v| v > 0).collect();
     let wanted = |label: &u16| options.labels.as_ref().is_none_or(|labels| labels.contains(label));
     let mut metrics = BTreeMap::new();
@@ -278,8 +294,15 @@ pub(crate) fn matched_files(predictions: &Path, references: &Path) -> Result<Mat
 
 /// Finds the NIfTI files of a folder by case id.
 fn label_maps(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
-    let files = nifti_files(folder)?.into_iter();
-    Ok(files.filter_map(|path| Some((case_id(&path)?, path))).collect())
+    let mut maps = BTreeMap::new();
+    for path in nifti_files(folder)? {
+        let id = case_id(&path).unwrap_or_default();
+        if let Some(other) = maps.insert(id, path.clone()) {
+            let problem = format!("is of the same case as {}; one of them has to go", other.display());
+            return Err(Error::FileName { path, problem });
+        }
+    }
+    Ok(maps)
 }
 
 /// Lists the first names and the number of the others.

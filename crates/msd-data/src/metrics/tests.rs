@@ -159,7 +159,45 @@ fn odd_folders_are_refused_in_one_line() {
     fails("no prediction for a");
     let large = Geometry::new([4, 4, 5], [1.0; 3]);
     write_labels(p.join("a.nii.gz"), &Array3::ones((4, 4, 5)).view(), &large).unwrap();
-    fails("shape [4, 4, 5] (z, y, x) differs from that of its reference");
+    fails("a.nii.gz: shape [4, 4, 5] (z, y, x) differs from that of ");
     fs::write(p.join("a.nii.gz"), "not a volume").unwrap();
     fails("truncated");
+}
+
+#[test]
+fn distances_of_voxels_stored_in_single_precision_meet_their_tolerance() {
+    let mut maps = [Array3::<u16>::zeros((3, 3, 6)), Array3::zeros((3, 3, 6))];
+    maps[0][[1, 1, 2]] = 1;
+    maps[1][[1, 1, 3]] = 1;
+    let spacing_mm = [f64::from(0.8f32); 3];
+    assert_eq!(nsd(&maps[0].view(), &maps[1].view(), 1, spacing_mm, 0.8).unwrap(), 1.0);
+    assert_eq!(nsd(&maps[0].view(), &maps[1].view(), 1, spacing_mm, 0.79).unwrap(), 0.0);
+}
+
+#[test]
+fn a_prediction_stored_along_other_axes_is_brought_to_its_reference() {
+    let dir = tempfile::tempdir().unwrap();
+    let (p, r) = (dir.path().join("p"), dir.path().join("r"));
+    write(dir.path(), "r", "a.nii.gz", &[1, 1, 1, 2]);
+    fs::create_dir_all(&p).unwrap();
+    let mut flipped = crate::nifti::read_labels(r.join("a.nii.gz")).unwrap().data;
+    flipped.invert_axis(ndarray::Axis(2));
+    let affine = |x| [[-1.0, 0.0, 0.0, x], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
+    let geometry = Geometry::from_affine([4, 4, 4], affine(3.0));
+    write_labels(p.join("a.nii.gz"), &flipped.view(), &geometry).unwrap();
+    let report = evaluate_folder(&p, &r, &EvaluationOptions::default()).unwrap();
+    assert_eq!(report.foreground_mean.dice, 1.0);
+
+    write_labels(p.join("a.nii.gz"), &flipped.view(), &Geometry::from_affine([4, 4, 4], affine(43.0))).unwrap();
+    let options = EvaluationOptions { positions: crate::Positions::Ignored, ..EvaluationOptions::default() };
+    let message = evaluate_folder(&p, &r, &EvaluationOptions::default()).unwrap_err().to_string();
+    assert!(
+        message.contains("p/a.nii.gz: lies up to 40.0 mm away from") && message.contains("r/a.nii.gz"),
+        "{message}"
+    );
+    assert!(evaluate_folder(&p, &r, &options).unwrap().foreground_mean.dice < 1.0);
+
+    write(dir.path(), "p", "a.nii", &[1]);
+    let message = evaluate_folder(&p, &r, &EvaluationOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("p/a.nii.gz: is of the same case as ") && message.contains("p/a.nii;"), "{message}");
 }

@@ -1,12 +1,11 @@
 //! Header checks and voxels of one file.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
 use nifti::{Endianness, NiftiHeader};
 
+use super::gzip::GzipReader;
 use super::voxel_type::VoxelType;
 use crate::error::{Error, NiftiProblem, Result};
 use crate::geometry::{Geometry, HEADER_BYTES};
@@ -14,6 +13,7 @@ use crate::geometry::{Geometry, HEADER_BYTES};
 /// A file opened and positioned at its first voxel.
 pub(super) struct NiftiFile<'a> {
     reader: Box<dyn Read + 'a>,
+    is_compressed: bool,
     pub(super) geometry: Geometry,
     pub(super) channels: usize,
     pub(super) dim: Vec<u16>,
@@ -25,7 +25,7 @@ pub(super) struct NiftiFile<'a> {
 
 impl NiftiFile<'static> {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
+        let file = adw_files::open_regular(path).map_err(Error::io(path))?;
         let file_bytes = file.metadata().map_err(Error::io(path))?.len();
         Self::of(BufReader::with_capacity(1 << 16, file), file_bytes, path)
     }
@@ -36,7 +36,7 @@ impl<'a> NiftiFile<'a> {
     pub(super) fn of(mut reader: impl BufRead + 'a, file_bytes: u64, path: &Path) -> Result<Self> {
         // By content, not by name: files are renamed more often than recompressed.
         let gzip = reader.fill_buf().map_err(Error::io(path))?.starts_with(&[0x1f, 0x8b]);
-        let reader: Box<dyn Read + 'a> = if gzip { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) };
+        let reader: Box<dyn Read + 'a> = if gzip { Box::new(GzipReader::new(reader)) } else { Box::new(reader) };
         Self::parse(reader, file_bytes, gzip).map_err(|problem| Error::nifti(path, problem))
     }
 
@@ -45,8 +45,7 @@ impl<'a> NiftiFile<'a> {
         read_fully(&mut reader, &mut bytes, 0, HEADER_BYTES as u64)?;
         let size = [i32::from_le_bytes, i32::from_be_bytes].map(|f| f([bytes[0], bytes[1], bytes[2], bytes[3]]));
         if !size.contains(&348) || &bytes[344..348] != b"n+1\0" {
-            let magic = String::from_utf8_lossy(&bytes[344..348]).trim_end_matches('\0').to_owned();
-            return Err(NiftiProblem::Magic { size: size[0], magic });
+            return Err(NiftiProblem::Magic);
         }
         let header = NiftiHeader::from_reader(&bytes[..]).map_err(|e| NiftiProblem::Header(e.to_string()))?;
         // The crate goes by the dimensions. A file that a tool swapped half is no file to guess about.
@@ -98,14 +97,12 @@ impl<'a> NiftiFile<'a> {
         }
         let shape = [2, 1, 0].map(|i| usize::from(dim[i]));
         let geometry = Geometry::from_header(&header, &bytes, shape)?;
-        // A slope of zero means "not scaled" by the standard; NaN is treated alike, as nibabel does.
-        let (slope, intercept) = (f64::from(header.scl_slope), f64::from(header.scl_inter));
-        let scaled = slope != 0.0 && slope.is_finite() && intercept.is_finite();
-        let scaling = if scaled { (slope, intercept) } else { (1.0, 0.0) };
-        Ok(Self { reader, geometry, channels, dim, voxel_type, scaling, offset })
+        let scaling = scaling(&header)?;
+        Ok(Self { reader, is_compressed: gzip, geometry, channels, dim, voxel_type, scaling, offset })
     }
 
-    /// Appends all voxels, mapped; memory grows with what is really read.
+    /// Appends all voxels, mapped. Memory grows with the voxels that are really there, and a compressed file is read to its
+    /// checksum.
     pub(super) fn read_voxels<T>(
         &mut self,
         path: &Path,
@@ -127,8 +124,39 @@ impl<'a> NiftiFile<'a> {
             self.voxel_type.decode(chunk, big, &mut values);
             out.extend(values.iter().map(|&v| map(v)));
         }
-        Ok(())
+        self.finish().map_err(|p| Error::nifti(path, p))
     }
+
+    /// Reads what follows the voxels of a compressed file, and thereby its checksum.
+    fn finish(&mut self) -> std::result::Result<(), NiftiProblem> {
+        /// Bytes that may follow the voxels: some tools append extensions of their own. A bomb is far larger.
+        const MAX_TRAILING_BYTES: u64 = 1 << 26;
+        if !self.is_compressed {
+            return Ok(());
+        }
+        match io::copy(&mut self.reader.by_ref().take(MAX_TRAILING_BYTES), &mut io::sink()) {
+            Ok(MAX_TRAILING_BYTES) => {
+                Err(NiftiProblem::Header("more than 64 MB follow the voxels that it describes".to_owned()))
+            }
+            Ok(_) => Ok(()),
+            Err(e) => Err(NiftiProblem::Damaged { cause: e.to_string() }),
+        }
+    }
+}
+
+/// Factor and offset of voxel values. A slope of zero means "not scaled" by the standard; one that is no number is treated
+/// alike, as nibabel does.
+fn scaling(header: &NiftiHeader) -> std::result::Result<(f64, f64), NiftiProblem> {
+    let (slope, intercept) = (f64::from(header.scl_slope), f64::from(header.scl_inter));
+    if slope == 0.0 || !slope.is_finite() {
+        return Ok((1.0, 0.0));
+    }
+    if !intercept.is_finite() {
+        return Err(NiftiProblem::Header(format!(
+            "slope {slope} with the intercept {intercept}; expected a finite number, as values are voxels times slope plus intercept"
+        )));
+    }
+    Ok((slope, intercept))
 }
 
 /// Fills `buffer`; `done` and `expected` count bytes of the whole uncompressed file, for the message.

@@ -225,3 +225,36 @@ fn what_fuzzing_found_is_refused_and_its_seeds_are_read() {
         assert!(error.contains("the header claims 2199023"), "{error}");
     }
 }
+
+/// A damaged byte anywhere in a compressed file is noticed, also where the voxels still unpack.
+#[test]
+fn compressed_files_are_read_to_their_checksum() {
+    let file = raw(false, &[20, 30, 10], 2, (1.0, 0.0), &[7; 6000]);
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::none());
+    encoder.write_all(&file).unwrap();
+    let stored = encoder.finish().unwrap();
+    read_bytes("a.nii.gz", &stored).unwrap();
+    let mut changed = stored.clone();
+    changed[3000] ^= 0x55;
+    let message = read_bytes("a.nii.gz", &changed).unwrap_err().to_string();
+    assert!(message.contains("a.nii.gz: damaged (") && message.contains("checksum"), "{message}");
+    for cut in 1..9 {
+        assert!(read_bytes("a.nii.gz", &stored[..stored.len() - cut]).is_err(), "{cut} bytes short");
+    }
+    // Several members, and zeros behind them, as gzip and tapes leave them.
+    let members = [gz(&file[..1000]), gz(&file[1000..]), vec![0; 700]].concat();
+    assert_eq!(read_bytes("a.nii.gz", &members).unwrap().data, read_bytes("a.nii.gz", &stored).unwrap().data);
+    assert!(read_bytes("a.nii.gz", &[gz(&file), b"junk".to_vec()].concat()).is_err());
+    let bomb = gz(&[file, vec![0; 70 << 20]].concat());
+    assert!(read_bytes("a.nii.gz", &bomb).unwrap_err().to_string().contains("more than 64 MB follow"));
+}
+
+#[test]
+fn a_slope_with_an_intercept_that_is_no_number_is_refused() {
+    let message = read_bytes("a.nii", &raw(false, &[1, 1, 1], 2, (0.01, f32::NAN), &[5])).unwrap_err().to_string();
+    assert!(message.contains("a.nii: unusable header: slope 0.0099") && message.contains("intercept NaN"), "{message}");
+    for slope in [0.0, f32::NAN, f32::INFINITY] {
+        let volume = read_bytes("a.nii", &raw(false, &[1, 1, 1], 2, (slope, f32::NAN), &[5])).unwrap();
+        assert_eq!(volume.data[[0, 0, 0, 0]], 5.0, "not scaled");
+    }
+}

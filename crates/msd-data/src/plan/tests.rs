@@ -55,12 +55,14 @@ fn more_memory_never_shrinks_the_patch_and_none_still_gives_one() {
 #[test]
 fn a_coarse_axis_goes_first() {
     let fingerprint = Fingerprint {
+        orientation: None,
         spacings: vec![[0.7, 0.8, 5.0]; 5],
         shapes_after_crop: vec![[200, 180, 30]; 5],
         intensity: vec![],
         median_relative_size_after_cropping: 1.0,
     };
     let dataset = Dataset {
+        positions: crate::Positions::Checked,
         root: "x".into(),
         name: "Coarse".into(),
         modalities: vec!["CT".into()],
@@ -68,6 +70,9 @@ fn a_coarse_axis_goes_first() {
         training: vec![],
         test: vec![],
     };
+    let tiny = Fingerprint { shapes_after_crop: vec![[3; 3]; 5], spacings: vec![[1.0; 3]; 5], ..fingerprint.clone() };
+    let message = super::plan(&tiny, &dataset, &PlanOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("too small: [3.0, 3.0, 3.0] voxels"), "{message}");
     let plan = plan(&fingerprint, &dataset, &PlanOptions::default()).unwrap();
     assert_eq!((plan.transpose_forward, plan.transpose_backward), ([2, 0, 1], [1, 2, 0]));
     assert_eq!((plan.spacing_mm, plan.median_shape), ([5.0, 0.7, 0.8], [30.0, 200.0, 180.0]));

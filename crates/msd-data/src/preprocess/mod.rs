@@ -1,6 +1,7 @@
 //! Preparation of a case for a network, and the way back to the image's grid.
 //!
-//! The order is nnU-Net's: transpose, crop to the nonzero region, normalise, resample. Normalising comes first, so
+//! The order is nnU-Net's: transpose, crop to the nonzero region, normalise, resample. Images stored in another orientation
+//! than the training cases are first brought to theirs. Normalising comes first, so
 //! its statistics are those of the scanner's own voxels.
 
 use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
@@ -10,6 +11,7 @@ use crate::dataset::Dataset;
 use crate::error::{Error, Result};
 use crate::memory::{CaseBytes, Memory};
 use crate::nifti::{LabelMap, Volume};
+use crate::orientation::AxisMap;
 use crate::plan::Plan;
 
 pub(crate) mod crop;
@@ -49,8 +51,8 @@ pub struct CaseProperties {
     pub crop: [[usize; 2]; 3],
     /// Shape after resampling: that of [`PreparedCase::image`].
     pub shape: [usize; 3],
-    /// [`Plan::transpose_forward`].
-    pub transpose_forward: [usize; 3],
+    /// Axes of the prepared case in terms of the image's z, y, x.
+    pub axes: AxisMap,
 }
 
 impl CaseProperties {
@@ -60,8 +62,8 @@ impl CaseProperties {
     }
 }
 
-/// Prepares one case as `plan` says: crop to the nonzero region, normalise, resample to the plan's voxel size, and
-/// remember where each label lies.
+/// Prepares a case for a plan: brings it to the plan's orientation, crops it to the nonzero region, normalises it, resamples it
+/// to the plan's voxel size, and lists the voxels of each label. Labels lie on the image's grid.
 ///
 /// Images are resampled with interpolating cubic B-splines and clipped to their own range; labels by linear
 /// interpolation of each label's indicator. Cases whose voxels are more than three times longer along one axis are
@@ -74,10 +76,9 @@ impl CaseProperties {
 /// [`Error::Shape`] if image, labels and plan do not fit each other.
 pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> Result<PreparedCase> {
     check(&image, labels.as_ref(), plan)?;
-    let forward = plan.transpose_forward;
-    let spacing_mm = forward.map(|a| image.geometry.spacing_mm[a]);
-    let image_axes = [0, 1 + forward[0], 1 + forward[1], 1 + forward[2]];
-    let data = image.data.permuted_axes(image_axes);
+    let axes = plan.axes_of(&image.geometry);
+    let spacing_mm = axes.triple(image.geometry.spacing_mm);
+    let data = axes.apply(image.data);
     let (_, d, h, w) = data.dim();
     let crop = crop::nonzero_bounds(&data.view()).map(|b| [b.start, b.end]);
     let mut image = cut(data, &[&[[0, plan.normalization.len()]], crop.as_slice()].concat());
@@ -85,7 +86,7 @@ pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> 
     let has_labels = labels.is_some();
     // Without labels only the sign matters, which separates inside from outside.
     let mut labels = match labels {
-        Some(labels) => Some(as_signed(cut(labels.data.permuted_axes(forward), &crop))),
+        Some(labels) => Some(as_signed(cut(axes.apply(labels.data), &crop))),
         None => outside.as_ref().map(|outside| Array3::zeros(outside.dim())),
     };
     if let (Some(labels), Some(outside)) = (&mut labels, outside) {
@@ -115,7 +116,7 @@ pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> 
         shape_before_cropping: [d, h, w],
         crop,
         shape,
-        transpose_forward: forward,
+        axes,
     };
     let image = resample::resample_image(image, shape, separate);
     let labels = labels.filter(|_| has_labels).map(|labels| resample::resample_labels(labels, shape, separate));

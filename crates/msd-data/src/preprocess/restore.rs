@@ -60,11 +60,7 @@ impl CaseProperties {
     fn paste(&self, cropped: &ArrayView3<u16>) -> Array3<u16> {
         let mut full = Array3::zeros(self.shape_before_cropping);
         full.slice_each_axis_mut(|ax| Slice::from(self.crop[ax.axis.0][0]..self.crop[ax.axis.0][1])).assign(cropped);
-        let mut backward = [0; 3];
-        for (i, &axis) in self.transpose_forward.iter().enumerate() {
-            backward[axis] = i;
-        }
-        full.permuted_axes(backward).as_standard_layout().into_owned()
+        self.axes.inverse().apply(full).as_standard_layout().into_owned()
     }
 
     fn check_shape(&self, what: &'static str, found: &[usize]) -> Result<()> {

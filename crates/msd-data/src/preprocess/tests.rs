@@ -74,3 +74,47 @@ fn ill_fitting_cases_are_refused() {
     let two = Volume { data: Array4::ones((2, 14, 12, 16)), geometry: image.geometry };
     assert!(preprocess(two, None, &plan).unwrap_err().to_string().contains("image channels"));
 }
+
+/// However a volume is stored, the network sees the same and its answer lies on the same organ.
+#[test]
+fn all_48_orientations_of_an_image_are_one_case() {
+    let (image, labels) = organ();
+    let shape = image.geometry.shape;
+    let oblique = [[1.9, 0.3, 0.0, -20.0], [-0.3, 0.95, 0.1, 4.0], [0.1, 0.0, 1.49, 9.0]];
+    let geometry = Geometry::from_affine(shape, oblique);
+    let plan = Plan { orientation: geometry.orientation(), ..test_plan([1.2, 1.5, 1.0], [2, 0, 1]) };
+    let expected = preprocess(
+        Volume { data: image.data.clone(), geometry: geometry.clone() },
+        Some(LabelMap { data: labels.data.clone(), geometry: geometry.clone() }),
+        &plan,
+    )
+    .unwrap();
+    let (d, h, w) = expected.labels.as_ref().unwrap().dim();
+    let logits = Array4::from_shape_fn((3, d, h, w), |(k, z, y, x)| {
+        f32::from(u8::from(expected.labels.as_ref().unwrap()[[z, y, x]].max(0) as usize == k)) + 0.01 * x as f32
+    });
+    let restored = expected.properties.restore_logits(&logits.view()).unwrap();
+    let mut seen = 0;
+    for letters in ["RAS", "RSA", "ARS", "ASR", "SRA", "SAR"] {
+        for bits in 0..8 {
+            let flip = |(i, c): (usize, char)| match (bits >> i & 1, c) {
+                (0, c) => c,
+                (_, 'R') => 'L',
+                (_, 'A') => 'P',
+                _ => 'I',
+            };
+            let code: String = letters.chars().enumerate().map(flip).collect();
+            let map = AxisMap::between(geometry.orientation().unwrap(), code.parse().unwrap());
+            let stored = Geometry::from_affine(map.triple(shape), crate::grid::moved_affine(&oblique, shape, map));
+            assert_eq!(stored.orientation().unwrap().to_string(), code);
+            let image = Volume { data: map.apply(image.data.clone()), geometry: stored.clone() };
+            let labels = LabelMap { data: map.apply(labels.data.clone()), geometry: stored };
+            let case = preprocess(image, Some(labels), &plan).unwrap();
+            assert_eq!((&case.image, &case.labels), (&expected.image, &expected.labels), "{code}");
+            assert_eq!(case.locations, expected.locations);
+            assert_eq!(case.properties.restore_logits(&logits.view()).unwrap(), map.apply(restored.view()), "{code}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 48);
+}

@@ -17,7 +17,7 @@ fn case(shape: [usize; 3], voxel: [usize; 3]) -> Arc<PreparedCase> {
         shape_before_cropping: shape,
         crop: shape.map(|n| [0, n]),
         shape,
-        transpose_forward: [0, 1, 2],
+        axes: crate::AxisMap::IDENTITY,
     };
     let locations = vec![ClassLocations { label: 2, voxels: vec![voxel.map(|v| v as u32)] }];
     Arc::new(PreparedCase { image, labels: Some(labels), locations, properties })

@@ -81,7 +81,8 @@ fn key(dataset: &Dataset, case: &Case, plan: &Plan) -> Result<String> {
         let name = path.strip_prefix(&dataset.root).unwrap_or(path).to_string_lossy();
         Ok((name, data.len(), since.map(|since| since.as_nanos().to_string())))
     });
-    let plan = (plan.spacing_mm, &plan.normalization, &plan.use_mask_for_norm, &plan.intensity, plan.transpose_forward);
+    let axes = (plan.orientation, plan.transpose_forward);
+    let plan = (plan.spacing_mm, &plan.normalization, &plan.use_mask_for_norm, &plan.intensity, axes);
     let key = (files.collect::<Result<Vec<_>>>()?, plan);
     Ok(serde_json::to_string(&key).expect("numbers and names"))
 }

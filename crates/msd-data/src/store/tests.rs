@@ -27,7 +27,7 @@ fn case(channels: usize, shape: [usize; 3]) -> PreparedCase {
             shape_before_cropping: shape,
             crop: [[0, d], [0, h], [0, w]],
             shape,
-            transpose_forward: [0, 1, 2],
+            axes: crate::AxisMap::IDENTITY,
         },
     }
 }

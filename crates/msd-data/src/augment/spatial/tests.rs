@@ -29,7 +29,7 @@ proptest! {
             shape_before_cropping: shape,
             crop: [[0, d], [0, h], [0, w]],
             shape,
-            transpose_forward: [0, 1, 2],
+            axes: crate::AxisMap::IDENTITY,
         };
         let case = PreparedCase { image, labels: Some(labels), locations: vec![], properties };
         let transform = SpatialTransform::affine(angles, scale, flat);

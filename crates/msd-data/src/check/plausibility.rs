@@ -1,0 +1,134 @@
+//! Values that can be used but are hardly meant: contradictory headers, absurd intensities, cases unlike all others.
+
+use std::path::{Path, PathBuf};
+
+use crate::fingerprint::percentile;
+use crate::geometry::Geometry;
+use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
+use crate::nifti::{LabelMap, Volume};
+use crate::orientation::{AxisMap, Orientation};
+use crate::preprocess::crop::nonzero_bounds;
+
+/// Intensities beyond this are taken for a fault. Counts of radiation, the largest in use, stay below 1e9.
+const ABSURD_INTENSITY: f32 = 1e10;
+
+/// Ratio to the median beyond which a voxel size or an extent is taken for a fault.
+const UNUSUAL_RATIO: f64 = 10.0;
+
+/// Describes what is implausible in an image by itself.
+pub(super) fn image(path: &Path, image: &Volume<f32>) -> Vec<String> {
+    let file = path.display();
+    let mut found: Vec<String> =
+        header(&image.geometry).into_iter().map(|problem| format!("{file}: {problem}")).collect();
+    for (c, channel) in image.data.outer_iter().enumerate() {
+        if channel.iter().all(|v| Some(v) == channel.first()) {
+            found.push(format!("{file}: every voxel of channel {c} is the same"));
+        }
+        let largest = channel.iter().fold(0f32, |largest, v| largest.max(v.abs()));
+        if largest > ABSURD_INTENSITY {
+            found.push(format!("{file}: channel {c} has intensities up to {largest:e}, which no scanner measures"));
+        }
+    }
+    found
+}
+
+/// Describes contradictions between the voxel sizes, the sform and the qform of a header.
+fn header(geometry: &Geometry) -> Vec<String> {
+    let mut found = Vec::new();
+    let forms = [("sform", geometry.sform()), ("qform", geometry.qform())];
+    if forms.iter().all(|(_, form)| form.is_none()) {
+        found.push("has neither sform nor qform, so its orientation is unknown and taken as stored".to_owned());
+    }
+    let mut usable = Vec::new();
+    for (name, form) in forms.into_iter().filter_map(|(name, form)| Some((name, form?))) {
+        let matrix = form.map(|[x, y, z, _]| [x, y, z]);
+        if form.as_flattened().iter().any(|v| !v.is_finite()) || Orientation::nearest(matrix).is_none() {
+            found.push(format!("its {name} is singular or holds no numbers; it is ignored"));
+            continue;
+        }
+        let lengths = [2, 1, 0].map(|j| matrix.iter().map(|row| row[j] * row[j]).sum::<f64>().sqrt());
+        let pixdim = geometry.spacing_mm;
+        if lengths.iter().zip(pixdim).any(|(a, b)| (a - b).abs() > 0.01 * b) {
+            let lengths = lengths.map(|mm| (mm * 1e4).round() / 1e4);
+            found.push(format!("voxels measure {lengths:?} mm (z, y, x) by its {name}, but {pixdim:?} by its pixdim"));
+        }
+        usable.push(form);
+    }
+    if let [sform, qform] = usable.as_slice() {
+        let mm = displacement_mm(geometry.shape, sform, qform);
+        let half_voxel = 0.5 * geometry.spacing_mm.into_iter().fold(f64::MAX, f64::min);
+        if mm > NEGLIGIBLE_MM.max(half_voxel) {
+            found.push(format!("its sform and its qform place voxels up to {mm:.1} mm apart; the sform is used"));
+        }
+    }
+    found
+}
+
+/// Counts labelled voxels outside the nonzero box of the image, which preprocessing cuts off.
+pub(super) fn labels_outside(path: &Path, labels: &LabelMap, image: &Volume<f32>) -> Option<String> {
+    let bounds = nonzero_bounds(&image.data.view());
+    let labelled = labels.data.indexed_iter().filter(|(_, label)| **label > 0);
+    let (mut outside, mut all) = (0, 0);
+    for ((z, y, x), _) in labelled {
+        all += 1;
+        outside += usize::from(!(bounds[0].contains(&z) && bounds[1].contains(&y) && bounds[2].contains(&x)));
+    }
+    let file = path.display();
+    (outside > 0).then(|| {
+        format!(
+            "{file}: {outside} of {all} labelled voxels lie where the image is 0, outside its content, and are cut off"
+        )
+    })
+}
+
+/// Orientation, voxel size and extent of most cases.
+pub(super) struct TypicalGrid {
+    orientation: Option<Orientation>,
+    spacing_mm: [f64; 3],
+    extent_mm: [f64; 3],
+}
+
+impl TypicalGrid {
+    /// Medians over the grids; none without any.
+    pub(super) fn of(grids: &[&(PathBuf, Geometry)]) -> Option<Self> {
+        if grids.is_empty() {
+            return None;
+        }
+        let orientation = Orientation::most_frequent(grids.iter().map(|(_, grid)| grid.orientation()));
+        let median = |of: fn(&Geometry) -> [f64; 3]| {
+            let values: Vec<_> =
+                grids.iter().map(|(_, grid)| AxisMap::to_orientation(grid, orientation).triple(of(grid))).collect();
+            [0, 1, 2].map(|a| percentile(&mut values.iter().map(|triple| triple[a]).collect::<Vec<_>>(), 50.0))
+        };
+        Some(Self { orientation, spacing_mm: median(|grid| grid.spacing_mm), extent_mm: median(extent_mm) })
+    }
+
+    /// Describes what distinguishes a grid from the typical one.
+    pub(super) fn compare(&self, path: &Path, grid: &Geometry) -> Vec<String> {
+        let file = path.display();
+        let mut found = Vec::new();
+        if let (Some(own), Some(most)) = (grid.orientation(), self.orientation)
+            && own != most
+        {
+            found
+                .push(format!("{file}: is stored in orientation {own}, most cases in {most}; it is brought to theirs"));
+        }
+        let axes = AxisMap::to_orientation(grid, self.orientation);
+        for (what, own, typical) in
+            [("voxel size", grid.spacing_mm, self.spacing_mm), ("extent", extent_mm(grid), self.extent_mm)]
+        {
+            let own = axes.triple(own);
+            let ratio = |a: usize| (own[a] / typical[a]).max(typical[a] / own[a]);
+            if (0..3).any(|a| ratio(a) > UNUSUAL_RATIO) {
+                found.push(format!(
+                    "{file}: its {what} {own:?} mm (z, y, x) is far from the median of all cases, {typical:?} mm; are its units right?"
+                ));
+            }
+        }
+        found
+    }
+}
+
+fn extent_mm(grid: &Geometry) -> [f64; 3] {
+    [0, 1, 2].map(|a| grid.spacing_mm[a] * grid.shape[a] as f64)
+}
