@@ -33,8 +33,20 @@ impl Conv3dGeometry {
         Self::new(stride, stride, [0; 3])
     }
 
-    /// Input positions from the first to the last that the dilated kernel covers along an axis.
-    fn reach(&self, axis: usize) -> usize {
+    /// Offset at which tap number `tap` of an axis reads: output `o` reads input `o * stride + offset`.
+    pub(crate) fn tap_offset(&self, axis: usize, tap: usize) -> isize {
+        (tap * self.dilation[axis]) as isize - self.padding[axis] as isize
+    }
+
+    /// Offset at which the input gradient reads the output's gradient through tap number `tap` of an axis: input
+    /// `i = residue + stride * q` is read by output `q + offset`, or by none through this tap.
+    pub(crate) fn transposed_tap_offset(&self, axis: usize, residue: usize, tap: usize) -> Option<isize> {
+        let (stride, distance) = (self.stride[axis] as isize, residue as isize - self.tap_offset(axis, tap));
+        (distance.rem_euclid(stride) == 0).then_some(distance / stride)
+    }
+
+    /// Input positions from the first to the last that the kernel covers along an axis.
+    pub(crate) fn reach(&self, axis: usize) -> usize {
         self.kernel[axis].saturating_sub(1).saturating_mul(self.dilation[axis]).saturating_add(1)
     }
 

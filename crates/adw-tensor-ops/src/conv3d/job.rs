@@ -91,10 +91,7 @@ pub(crate) struct Axis {
 impl Axis {
     /// Axis number `axis` of the forward pass.
     fn forward(geometry: &Conv3dGeometry, axis: usize, input: usize, output: usize) -> Self {
-        let tap = |k: usize| Tap {
-            offset: (k * geometry.dilation[axis]) as isize - geometry.padding[axis] as isize,
-            weight: k,
-        };
+        let tap = |k: usize| Tap { offset: geometry.tap_offset(axis, k), weight: k };
         Self {
             input_size: input,
             step: geometry.stride[axis],
@@ -106,15 +103,10 @@ impl Axis {
         }
     }
 
-    /// Axis number `axis` of the input gradient, for the input positions `i = residue + stride * q`. Output position `o`
-    /// reaches `i` through tap `k` if and only if `o = q + (residue + padding - dilation * k) / stride` without remainder.
+    /// Axis number `axis` of the input gradient, for the input positions `i = residue + stride * q`.
     fn grad_input(geometry: &Conv3dGeometry, axis: usize, input: usize, output: usize, residue: usize) -> Self {
         let stride = geometry.stride[axis];
-        let tap = |k: usize| {
-            let distance = (residue + geometry.padding[axis]) as isize - (k * geometry.dilation[axis]) as isize;
-            let reaches = distance.rem_euclid(stride as isize) == 0;
-            reaches.then_some(Tap { offset: distance / stride as isize, weight: k })
-        };
+        let tap = |k| geometry.transposed_tap_offset(axis, residue, k).map(|offset| Tap { offset, weight: k });
         Self {
             input_size: output,
             step: 1,
