@@ -11,10 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::{
-    UsageError,
-    launch::{build_adw, workspace},
-};
+use crate::{failure::UsageError, launch::build_adw, workspace::workspace};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BenchArgs {

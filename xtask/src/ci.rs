@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::launch::workspace;
+use crate::workspace::workspace;
 
 /// All tests of all crates, in release mode: numeric code, and programs that tests start, are too slow otherwise, and one
 /// profile means one build.

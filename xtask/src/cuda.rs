@@ -11,7 +11,7 @@ use std::{
 use adw_cuda_build::find_nvcc;
 use anyhow::{Context, Result};
 
-use crate::{UsageError, launch::workspace};
+use crate::{failure::UsageError, workspace::workspace};
 
 /// What a CUDA build needs to be linked and started.
 #[derive(Debug, PartialEq, Eq)]

@@ -18,8 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cuda::{before, link, target_folder},
-    cuda_check::sources,
-    launch::workspace,
+    workspace::{kernel_sources, workspace},
 };
 
 /// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cudnn`. The
@@ -270,7 +269,7 @@ impl Build {
         let headers = ["device.cuh", "emulate.h"].map(|h| include.join(h));
         let mut jobs = Vec::new();
         let mut libraries = Vec::new();
-        for source in sources(&workspace().join("crates"))? {
+        for source in kernel_sources(&workspace().join("crates"))? {
             let name = source.file_stem().unwrap_or_default().to_string_lossy();
             let library = self.emulated.join(format!("kernels-{name}.so"));
             let inputs = [&headers[..], std::slice::from_ref(&source)].concat();

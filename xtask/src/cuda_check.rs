@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{cuda_build, launch::workspace};
+use crate::{
+    cuda_build,
+    workspace::{kernel_sources, workspace},
+};
 
 /// What kernels are compiled for: A100 and H100.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
@@ -66,7 +69,7 @@ pub(crate) fn cuda_check(args: &CudaCheckArgs) -> Result<ExitCode> {
 }
 
 fn check_kernels(nvcc: &Path) -> Result<()> {
-    let sources = sources(&workspace().join("crates"))?;
+    let sources = kernel_sources(&workspace().join("crates"))?;
     if sources.is_empty() {
         bail!("no .cu file in {}", workspace().join("crates").display());
     }
@@ -117,21 +120,6 @@ pub(crate) fn find_nvcc() -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&folder);
     fs::rename(&aside, &folder).with_context(|| format!("cannot rename {}", aside.display()))?;
     Ok(nvcc)
-}
-
-/// Every `.cu` file below a folder, sorted.
-pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(sources(&path)?);
-        } else if path.extension().is_some_and(|e| e == "cu") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 fn assemble(nvcc: &Path, source: &Path, architecture: &str) -> Result<Vec<Usage>> {

@@ -11,11 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 
-use crate::{
-    cuda_build,
-    cuda_check::find_nvcc,
-    launch::{build_adw, workspace},
-};
+use crate::{cuda_build, cuda_check::find_nvcc, launch::build_adw, workspace::workspace};
 
 /// What the folder may hold: it travels.
 const LIMIT: u64 = 40 << 20;

@@ -10,8 +10,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    UsageError,
     cuda::{self, Cuda},
+    failure::UsageError,
+    workspace::workspace,
 };
 
 /// Commands of `adw`, which `cargo xtask` builds and starts.
@@ -20,11 +21,6 @@ pub(crate) const ADW_COMMANDS: [&str; 10] =
 
 /// Commands that run networks; only they need a build with CUDA.
 const NETWORK_COMMANDS: [&str; 4] = ["search", "retrain", "predict", "submit"];
-
-/// Root of the workspace.
-pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
-}
 
 /// Builds `adw` and becomes that program, with `arguments` as they are. Datasets and runs are those of the workspace
 /// wherever `cargo xtask` is called from, unless the environment names other folders.

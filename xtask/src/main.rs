@@ -6,30 +6,14 @@ mod ci;
 mod cuda;
 mod cuda_build;
 mod cuda_check;
+mod failure;
 mod gpu_bundle;
 mod launch;
+mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-
-/// Error that the user can put right: exit code 2. Every other error exits with 1.
-#[derive(Debug)]
-struct UsageError(String);
-
-impl std::fmt::Display for UsageError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
-
-/// Exit code for an error: 2 for bad arguments and for what the system refuses, such as a full disk.
-fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_io = |cause: &(dyn std::error::Error + 'static)| cause.is::<std::io::Error>();
-    if error.is::<UsageError>() || error.chain().any(is_io) { 2 } else { 1 }
-}
 
 #[derive(Parser)]
 #[command(
@@ -81,7 +65,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(exit_code(&error))
+            ExitCode::from(failure::exit_code(&error))
         }
     }
 }

@@ -47,12 +47,18 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.downcast_ref().is_some_and(training_input_is_bad)
             || cause.downcast_ref().is_some_and(network_is_bad)
     });
-    // Out of memory on a CUDA device comes wrapped in whatever was computed, or in candle's words.
-    if is_bad_input || one_line(error).contains(FULL) { 2 } else { 1 }
+    if is_bad_input || is_out_of_memory(error) { 2 } else { 1 }
 }
 
-/// What the errors of a full CUDA device advise.
-const FULL: &str = "take a smaller batch or patch";
+/// Returns true if a CUDA device had too little memory.
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref().is_some_and(adw_search::Error::is_out_of_memory)
+            || cause.downcast_ref().is_some_and(adw_supernet::Error::is_out_of_memory)
+            || cause.downcast_ref().is_some_and(adw_tensor_ops::Error::is_out_of_memory)
+            || cause.downcast_ref().is_some_and(adw_cuda::device::is_out_of_memory)
+    })
+}
 
 fn data_is_bad(error: &msd_data::Error) -> bool {
     !matches!(error, msd_data::Error::WorkerPanic { .. } | msd_data::Error::Shape { .. })
@@ -61,7 +67,7 @@ fn data_is_bad(error: &msd_data::Error) -> bool {
 fn training_input_is_bad(error: &adw_search::Error) -> bool {
     use adw_search::Error as E;
     match error {
-        // Transparent, so the chain of causes does not show it.
+        // Not in the chain of causes, because the outer error is transparent.
         E::Supernet(error) => network_is_bad(error),
         E::Io { .. }
         | E::File { .. }
@@ -69,9 +75,9 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         | E::AlreadyStarted { .. }
         | E::Config { .. }
         | E::NotFinite { .. }
+        | E::LogitsNotFinite
         | E::Stopped { .. } => true,
         E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } | E::UnknownClass { .. } => false,
-        E::LogitsNotFinite => true,
     }
 }
 
@@ -80,7 +86,7 @@ fn network_is_bad(error: &adw_supernet::Error) -> bool {
     matches!(error, E::Config(_) | E::Architecture(_) | E::File { .. })
 }
 
-/// The error and its causes on one line. A cause that an outer message already quotes is not repeated.
+/// Formats the error and its causes on one line. A cause that an outer message already quotes is not repeated.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -95,9 +101,8 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {text}");
         }
     }
-    // In candle's words, where it was candle that asked for the memory.
-    if line.contains("CUDA_ERROR_OUT_OF_MEMORY") {
-        line = format!("{line}: the CUDA device is full; {FULL}, or bf16 precision");
+    if is_out_of_memory(error) {
+        line += ": the CUDA device is full; take a smaller batch or patch, or bf16 precision";
     }
     line
 }
@@ -115,9 +120,22 @@ mod tests {
             (anyhow::Error::from(disk_full).context("writing model.safetensors"), 2),
             (anyhow::anyhow!("an invariant broke"), 1),
             (adw_search::Error::Tensor(candle_core::Error::Msg("shape".into())).into(), 1),
+            (adw_search::Error::Cuda(adw_cuda::Error::Lost("gone".into())).into(), 1),
+            (device_is_full().into(), 2),
         ] {
             assert_eq!(exit_code(&error), code, "{error:#}");
         }
+    }
+
+    fn device_is_full() -> adw_search::Error {
+        adw_search::Error::Cuda(adw_cuda::Error::OutOfMemory { bytes: 3, free: 1, total: 2 })
+    }
+
+    #[test]
+    fn a_full_device_comes_with_advice() {
+        let line = one_line(&anyhow::Error::from(device_is_full()).context("epoch 3"));
+        assert!(line.starts_with("epoch 3: the device has no 3 bytes left"), "{line}");
+        assert!(line.ends_with("take a smaller batch or patch, or bf16 precision"), "{line}");
     }
 
     #[test]

@@ -72,9 +72,7 @@ pub enum Error {
     #[error("{0}")]
     Unavailable(String),
     /// The device has too little memory.
-    #[error(
-        "the device has no {bytes} bytes left ({free} of {total} are free): take a smaller batch or patch, or bf16 precision"
-    )]
+    #[error("the device has no {bytes} bytes left ({free} of {total} are free)")]
     OutOfMemory {
         /// Bytes of the allocation.
         bytes: usize,

@@ -64,6 +64,8 @@ impl From<Error> for candle_core::Error {
     fn from(e: Error) -> Self {
         match e {
             Error::Candle(e) => e,
+            // Keeps its type, by which a full device is recognised.
+            Error::Cuda(e) => candle_core::Error::Cuda(Box::new(e)),
             e => candle_core::Error::wrap(e),
         }
     }

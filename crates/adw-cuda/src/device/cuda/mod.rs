@@ -86,13 +86,14 @@ pub fn peak_bytes(device: &CudaDevice) -> Option<u64> {
     Some(bytes)
 }
 
-/// Returns true if candle failed to allocate memory on a CUDA device.
+/// Returns true if a CUDA device had too little memory for an operation of candle, or for one of ours in its graph.
 pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
     use candle_core::Error as E;
     match error {
         E::Cuda(cause) => {
             let full = DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY);
             matches!(cause.downcast_ref(), Some(CudaError::Cuda(cause)) if *cause == full)
+                || matches!(cause.downcast_ref(), Some(Error::OutOfMemory { .. }))
         }
         E::Context { inner, .. } | E::WithPath { inner, .. } | E::WithBacktrace { inner, .. } => {
             is_out_of_memory(inner)
