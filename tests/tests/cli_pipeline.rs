@@ -1,4 +1,4 @@
-//! From a dataset to scored label maps: plan, search, retrain, predict, evaluate.
+//! Whole pipeline from a dataset to scored label maps: plan, search, retrain, predict, evaluate.
 #![allow(clippy::unwrap_used)]
 
 mod cli_support;

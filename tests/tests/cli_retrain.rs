@@ -1,4 +1,4 @@
-//! What may differ between the trainings of a run, and what a resumed training keeps.
+//! Differences between the trainings of a run, and the settings that a resumed training keeps.
 #![allow(clippy::unwrap_used)]
 
 mod cli_support;

@@ -18,7 +18,7 @@ pub(crate) struct BenchArgs {
     /// Only these cases [default: all]
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
-    /// How often the two programs take turns; medians are shown
+    /// Number of turns of the two programs; medians are shown
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Threads of both programs
@@ -36,14 +36,14 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Work that both programs are given.
+/// Work that both programs are timed on.
 struct Case {
     name: &'static str,
     about: &'static str,
     arguments: &'static [&'static str],
-    /// What `adw` gets besides.
+    /// Arguments for `adw` alone.
     adw_only: &'static [&'static str],
-    /// What PyTorch gets besides.
+    /// Arguments for PyTorch alone.
     torch_only: &'static [&'static str],
 }
 
@@ -161,7 +161,7 @@ fn torch_command(case: &Case, args: &BenchArgs) -> Command {
     command
 }
 
-/// The JSON object that a program prints in its last line.
+/// Runs a program and returns the JSON object in its last line.
 fn run(mut command: Command) -> Result<Map<String, Value>> {
     let program = command.get_program().display().to_string();
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {program}"))?;
@@ -173,7 +173,7 @@ fn run(mut command: Command) -> Result<Map<String, Value>> {
     serde_json::from_str(last).with_context(|| format!("{program} printed {last:?}"))
 }
 
-/// Figures of all rounds by name.
+/// Measurements of all rounds by name.
 #[derive(Default)]
 struct Samples(BTreeMap<String, Vec<f64>>);
 
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_case_is_told_the_known_ones() {
+    fn an_unknown_case_is_refused_with_the_known_ones() {
         let error = chosen(&["batch-3".into()]).err().expect("no such case");
         assert!(error.to_string().contains("batch-2"), "{error}");
         assert_eq!(chosen(&[]).expect("all").len(), CASES.len());

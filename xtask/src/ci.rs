@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 
 use crate::workspace::workspace;
 
-/// All tests of all crates, in release mode: numeric code, and programs that tests start, are too slow otherwise, and one
-/// profile means one build.
+/// Runs all tests of all crates in release mode: numeric code, and programs that tests start, are too slow otherwise, and
+/// one profile means one build.
 pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     run(Command::new(cargo).args(["test", "--workspace", "--release"]).args(rest))
 }
 
-/// The same script that the CI service runs.
+/// Runs the script of the CI service.
 pub(crate) fn ci() -> Result<ExitCode> {
     run(&mut Command::new(workspace().join(".ci/run")))
 }

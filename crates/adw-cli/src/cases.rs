@@ -7,18 +7,18 @@ use msd_data::{Memory, TrainingCase, prepare_training_cases, store_training_case
 
 use crate::{report::progress::note, run::Run};
 
-/// The cases prepared so far, by id.
+/// Cases prepared so far, by id.
 pub(crate) struct Cases {
     prepared: BTreeMap<String, TrainingCase>,
-    /// For the work of preparing.
+    /// Memory for the work of preparing.
     memory: Memory,
-    /// Where cases are kept that do not fit into memory.
+    /// Folder of the cases; none if they fit into memory.
     folder: Option<PathBuf>,
 }
 
 impl Cases {
-    /// For the cases called `ids`, which may take `left` of the memory. With more than that the run's folder is made, if
-    /// it is new, and they are kept in its `prepared/`, where a later training finds them.
+    /// Chooses where the cases called `ids` are kept: in memory if `left` is enough, else in `prepared/` of the run's folder,
+    /// which is created if the run is new, and where a later training finds them.
     ///
     /// # Errors
     /// An image whose header cannot be read; a disk that cannot be written to.
@@ -39,13 +39,13 @@ impl Cases {
         };
         Ok(Self {
             prepared: BTreeMap::new(),
-            // Of a case that is the last to be prepared, all others are in memory already.
+            // While the last case is prepared, all others are in memory already.
             memory: if fits { left.less(need.prepared) } else { left },
             folder,
         })
     }
 
-    /// The cases called `ids`, in their order, each read and prepared at most once.
+    /// Prepares the cases called `ids`, each at most once, and returns them in that order.
     ///
     /// # Errors
     /// A case that cannot be read or does not fit the dataset; the first in the order of `ids`.

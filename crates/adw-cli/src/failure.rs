@@ -86,6 +86,16 @@ fn network_is_bad(error: &adw_supernet::Error) -> bool {
     matches!(error, E::Config(_) | E::Architecture(_) | E::File { .. })
 }
 
+/// Remedy that a library's error leaves out, because it names options of the command line.
+fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    if is_out_of_memory(error) {
+        return Some("the CUDA device is full; take a smaller batch or patch, or bf16 precision");
+    }
+    let is_memory_limit = |cause: &msd_data::Error| matches!(cause, msd_data::Error::Memory { .. });
+    let is_limit = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_memory_limit));
+    is_limit.then_some("--memory GB sets the limit, --set data.spacing_mm=[D,H,W] the size of voxels")
+}
+
 /// Formats the error and its causes on one line. A cause that an outer message already quotes is not repeated.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
@@ -101,8 +111,8 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
             line = format!("{line}: {text}");
         }
     }
-    if is_out_of_memory(error) {
-        line += ": the CUDA device is full; take a smaller batch or patch, or bf16 precision";
+    if let Some(advice) = advice(error) {
+        line = format!("{line}: {advice}");
     }
     line
 }

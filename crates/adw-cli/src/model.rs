@@ -1,4 +1,4 @@
-//! What a model's file says beside its weights, and models that are used together.
+//! Model files: metadata beside the weights, and models whose logits are averaged.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,15 @@ use serde_json::json;
 
 use crate::{failure::bad_input, run_config::Settings};
 
-/// Models whose logits can be averaged: of one plan.
+/// Models of one plan, whose logits can be averaged.
 pub(crate) struct Models {
     pub(crate) networks: Vec<Unet>,
     pub(crate) plan: Plan,
-    /// Axes that were mirrored in the training of all of them.
+    /// Axes that every training mirrored, D H W.
     pub(crate) mirror_axes: [bool; 3],
 }
 
-/// Everything but architecture and weights that prediction needs, and where the model comes from.
+/// Metadata of a model: all that prediction needs besides architecture and weights, and the model's origin.
 pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTreeMap<String, String>> {
     let labels: BTreeMap<u16, &str> = plan.labels.iter().map(|label| (label.value, label.name.as_str())).collect();
     let mirrored = settings.data.augmentation.mirror > 0.0;
@@ -35,7 +35,7 @@ pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTre
     ]))
 }
 
-/// Reads models that are to be averaged, and lets them compute in `precision`.
+/// Reads models whose logits are averaged; they compute in `precision`.
 ///
 /// # Errors
 /// A file that is no model, or models of different plans.
@@ -78,7 +78,7 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
     }
 }
 
-/// A damaged model would segment everything as background, or nothing.
+/// Refuses weights that are NaN or infinite: such a model would segment every voxel alike.
 fn check_finite(file: &ModelFile, path: &Path) -> Result<()> {
     for (name, weights) in &file.weights {
         let values: Vec<f32> = weights.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -94,7 +94,7 @@ fn check_finite(file: &ModelFile, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A JSON value in a model's metadata.
+/// Reads a JSON value from a model's metadata.
 fn entry<T: DeserializeOwned>(file: &ModelFile, key: &str, path: &Path) -> Result<T> {
     let Some(text) = file.info.get(key) else {
         bad_input!("{}: no {key} in its metadata; was it written by `adw retrain`?", path.display());

@@ -1,4 +1,4 @@
-//! Changing single values of a TOML table by dotted key, and refusing keys that mean nothing.
+//! Changes of single values of a TOML table by dotted key; unknown keys are refused.
 
 use anyhow::Result;
 use toml::{Table, Value};
@@ -33,8 +33,8 @@ pub(crate) fn set(table: &mut Table, assignment: &str) -> Result<()> {
     Ok(())
 }
 
-/// Overlays `top` on `base`, section by section, refusing keys that `base` does not have. A tagged choice (a section with
-/// a `kind`) is replaced as a whole when the kind changes, for its other keys belong to the kind.
+/// Overlays `top` on `base`, section by section; keys that `base` does not have are refused. A tagged choice (a section with
+/// a `kind`) is replaced as a whole when the kind changes, because its other keys belong to the kind.
 ///
 /// # Errors
 /// An unknown key; the message starts with `origin`.
@@ -65,7 +65,7 @@ fn overlay_below(base: &mut Table, top: Table, prefix: &str, all: &Table, origin
     Ok(())
 }
 
-/// The dotted keys and values of all leaves, sections first to last.
+/// Lists the dotted keys and values of all leaves in the order of the table.
 pub(crate) fn leaves(table: &Table) -> Vec<(String, Value)> {
     let mut leaves = Vec::new();
     for (name, value) in table {
@@ -86,7 +86,7 @@ fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     }
 }
 
-/// `text` as a TOML value, or as the string it is.
+/// Reads `text` as a TOML value, else as a string.
 fn parse(text: &str) -> Value {
     toml::from_str::<Table>(&format!("value = {text}"))
         .ok()
@@ -94,13 +94,13 @@ fn parse(text: &str) -> Value {
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// Whether one may stand where the other stood. Words that stand for an absent value go with every type; whether the
-/// new one fits is then seen when the settings get their types.
+/// Returns true if one value may replace the other. Words for an absent value go with every type; a value that replaces one
+/// is checked when the table is converted into settings.
 fn same_type(a: &Value, b: &Value) -> bool {
     is_open(a) || is_open(b) || std::mem::discriminant(a) == std::mem::discriminant(b)
 }
 
-/// `"plan"`: as the plan says. `"none"`: not at all.
+/// Returns true for the words of absent values: `"plan"` (the plan's value) and `"none"`.
 pub(crate) fn is_open(value: &Value) -> bool {
     matches!(value.as_str(), Some("plan" | "none"))
 }
@@ -117,7 +117,7 @@ fn article(value: &Value) -> &'static str {
     }
 }
 
-/// The valid key that takes the fewest edits to reach; a key without its section counts as one edit away.
+/// The valid key with the fewest edits from `key`; a missing section counts as one edit.
 fn nearest(table: &Table, key: &str) -> String {
     let distance = |candidate: &str| {
         let last = candidate.rsplit('.').next().unwrap_or(candidate);

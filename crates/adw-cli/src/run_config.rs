@@ -1,4 +1,4 @@
-//! The settings of a run: a preset, overlaid by files and single values, checked, and kept in `config.toml`.
+//! Settings of a run: a preset, overlaid by files and single values, checked, and kept in `config.toml`.
 
 use std::{
     fs,
@@ -29,16 +29,16 @@ const PRESETS: [(&str, &str); 3] = [
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DataConfig {
-    /// Patch in voxels; the plan's if absent.
+    /// Patch in voxels, D H W; that of the plan if absent.
     pub(crate) patch_size: Option<[usize; 3]>,
-    /// Voxel size that cases are resampled to; the plan's if absent.
+    /// Voxel size that cases are resampled to, D H W; that of the plan if absent.
     pub(crate) spacing_mm: Option<[f64; 3]>,
-    /// GPU memory the planner plans for.
+    /// GPU memory that the plan is made for.
     pub(crate) gpu_memory_gb: f64,
     /// Uses files of a case voxel by voxel, even if their headers place them apart. Absent in runs of earlier versions.
     #[serde(default)]
     pub(crate) ignore_positions: bool,
-    /// Probability of each transform.
+    /// Probability of each transform of a patch.
     pub(crate) augmentation: Augmentation,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct PredictConfig {
     pub(crate) precision: Precision,
 }
 
-/// Settings with their types; see `configs/*.toml` for what they mean.
+/// Settings with their types; `configs/*.toml` explains each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -88,7 +88,7 @@ pub(crate) struct Settings {
     pub(crate) predict: PredictConfig,
 }
 
-/// Settings and the table they were read from.
+/// Settings and the table that they were read from.
 #[derive(Clone, Debug)]
 pub(crate) struct RunConfig {
     table: Table,
@@ -96,7 +96,7 @@ pub(crate) struct RunConfig {
 }
 
 impl RunConfig {
-    /// The preset, then `--seed`, then every `--set`.
+    /// Settings of the command line: the preset, then `--seed`, then every `--set`.
     ///
     /// # Errors
     /// No such preset, an unknown key, a value of the wrong type or without sense.
@@ -106,7 +106,7 @@ impl RunConfig {
         Self::from_table(table)
     }
 
-    /// This configuration with the changes that `args` ask for; a preset replaces all of it.
+    /// Configuration with the changes of the command line; a preset replaces all of it.
     ///
     /// # Errors
     /// As [`RunConfig::from_args`].
@@ -119,7 +119,7 @@ impl RunConfig {
         Self::from_table(table)
     }
 
-    /// The first key whose value differs in `other`, with both values, among those for which `concerns` holds.
+    /// The first key, among those for which `concerns` returns true, whose value differs in `other`, with both values.
     pub(crate) fn difference(&self, other: &Self, concerns: impl Fn(&str) -> bool) -> Option<(String, Value, Value)> {
         let theirs = overrides::leaves(&other.table);
         let absent = || Value::String("absent".to_owned());
@@ -140,20 +140,20 @@ impl RunConfig {
     }
 }
 
-/// Facts about a run that are no settings.
+/// Origin of a run: program, device, dataset, fold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunFacts {
-    /// Of the program that started the run.
+    /// Version of the program that started the run.
     pub(crate) version: String,
     pub(crate) device: String,
-    /// The dataset's folder.
+    /// Folder of the dataset.
     pub(crate) data: PathBuf,
-    /// The fold the run was started for; further ones may have joined it.
+    /// Fold that the run was started for; further folds may have joined it.
     pub(crate) fold: usize,
 }
 
-/// `config.toml`: the facts in `[run]`, then every setting.
+/// Formats `config.toml`: the facts in `[run]`, then every setting.
 pub(crate) fn render(facts: &RunFacts, config: &RunConfig) -> Result<String> {
     let mut table = Table::from_iter([("run".to_owned(), Value::try_from(facts)?)]);
     table.extend(config.table.clone());
@@ -175,7 +175,7 @@ pub(crate) fn load(path: &Path) -> Result<(RunFacts, RunConfig)> {
     Ok((facts, config))
 }
 
-/// A built-in preset, or a file that changes one: `base = "standard"` in its first line, quick by default.
+/// Reads a built-in preset, or a file that changes one: `base = "standard"` in its first line, quick by default.
 fn preset(name: &str) -> Result<Table> {
     if let Some((_, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
         let mut table: Table = toml::from_str(text).context("a built-in preset")?;
@@ -218,11 +218,11 @@ fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
     args.set.iter().try_for_each(|assignment| overrides::set(table, assignment))
 }
 
-/// Gives the table its types and checks the values.
+/// Converts a table into settings and checks the values.
 fn settings(table: &Table) -> Result<Settings> {
     let mut table = table.clone();
     leave_out_words(&mut table);
-    // The one seed is everybody's.
+    // The one seed at the top is also that of these sections.
     let seed = table.get("seed").cloned();
     for section in ["search", "retrain"] {
         if let (Some(Value::Table(section)), Some(seed)) = (table.get_mut(section), &seed) {
@@ -265,7 +265,7 @@ fn complete(table: &mut Table, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Removes what is `"plan"` or `"none"`: TOML has no null.
+/// Removes the values `"plan"` and `"none"`, which stand for absent ones: TOML has no null.
 fn leave_out_words(table: &mut Table) {
     table.retain(|_, value| !overrides::is_open(value));
     for (_, value) in table.iter_mut() {
@@ -275,15 +275,15 @@ fn leave_out_words(table: &mut Table) {
     }
 }
 
-/// Refuses a precision that the device cannot compute in; `section` is that of its key.
+/// Refuses a precision that the device cannot compute in; `section` holds its key.
 ///
 /// # Errors
-/// It is `bf16`, and there is no matrix unit.
+/// The precision is `bf16`, and the processor has no matrix unit.
 pub(crate) fn check_precision(section: &str, precision: Precision, device: &Device) -> Result<()> {
     in_section(section, check_available(precision, device))
 }
 
-/// A library names its own keys; the person knows them by their section.
+/// Adds the section to the key in an error of a library, which knows only its own keys.
 fn in_section(section: &str, checked: adw_search::Result<()>) -> Result<()> {
     match checked {
         Err(adw_search::Error::Config { key, value, expected }) => {

@@ -38,7 +38,10 @@ impl RunFolder {
             // Possibly a mount point or the current folder, which cannot be renamed over.
             let written = write_files(root, files);
             if written.is_err() {
-                files.iter().for_each(|(name, _)| drop(fs::remove_file(root.join(name))));
+                for (name, _) in files {
+                    // The error of the write is the one to report.
+                    let _ = fs::remove_file(root.join(name));
+                }
             }
             written?;
         } else {

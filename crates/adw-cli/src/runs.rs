@@ -27,7 +27,7 @@ pub(crate) struct RunChoice {
 /// Progress of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SearchState {
-    /// Its architecture exists.
+    /// The architecture exists.
     Finished,
     /// Neither an architecture nor a process that works on one.
     Interrupted,

@@ -1,4 +1,4 @@
-//! From a prepared case to a label map on the image's own grid.
+//! Segmentation of a prepared case into a label map on the image's own grid.
 
 use adw_search::infer::{Predict, SlidingWindow};
 use adw_supernet::Unet;
@@ -7,15 +7,15 @@ use candle_core::{Device, Tensor};
 use msd_data::PreparedCase;
 use ndarray::{Array3, ArrayView4};
 
-/// Trained networks whose logits are averaged, and how they look at an image.
+/// Trained networks whose logits are averaged, and the windows in which they see an image.
 pub(crate) struct Segmenter<'a> {
     pub(crate) models: &'a [Unet],
     pub(crate) window: SlidingWindow,
 }
 
 impl Segmenter<'_> {
-    /// The class of every voxel of the image that `case` was prepared from, `[z, y, x]`. `progress(done, total)` counts
-    /// windows.
+    /// Computes the label of every voxel of the image that `case` was prepared from, `[z, y, x]`. `progress(done, total)`
+    /// counts windows.
     ///
     /// # Errors
     /// A network fails, or its logits are not finite.

@@ -1,4 +1,4 @@
-//! Batches for `adw-search` from prepared cases, made ahead by threads.
+//! Batches for `adw-search`, prepared ahead of the training by threads.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,11 +6,11 @@ use adw_search::{Batch, BatchRequest, BatchRequests, BatchSource, BoxError, Part
 use candle_core::{Device, Tensor};
 use msd_data::{Augmentation, BatchKey, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
 
-/// Batches waiting to be fetched, at most.
+/// Maximal number of prepared batches that wait for the training.
 pub(crate) const QUEUE: usize = 4;
 
-/// Threads that make batches. Beside a network on the CPU a patch costs a small part of a training step, so a few keep up
-/// with all others; beside one on a CUDA device the processor has nothing else to do.
+/// Number of threads that prepare batches. With a network on the CPU a patch costs a small part of a training step, so that a
+/// few threads keep up; with a network on a CUDA device the processor has nothing else to do.
 pub(crate) fn num_loader_threads(device: &Device) -> usize {
     let all = rayon::current_num_threads();
     if device.is_cuda() { all } else { (all / 4).max(1) }
@@ -21,11 +21,11 @@ pub(crate) struct PatchSource {
     samplers: Arc<BTreeMap<Part, PatchSampler>>,
     seed: u64,
     num_threads: usize,
-    /// Each batch with its key, to check that batches are asked for in the order announced.
+    /// Prepared batches with their keys, by which the order of the requests is checked.
     loader: Option<Loader<(BatchKey, SampledBatch)>>,
 }
 
-/// What is the same for all parts.
+/// Settings of the sampling, the same for all parts.
 #[derive(Clone, Copy)]
 pub(crate) struct Sampling<'a> {
     pub(crate) plan: &'a Plan,
@@ -35,7 +35,7 @@ pub(crate) struct Sampling<'a> {
 }
 
 impl PatchSource {
-    /// A source of the given parts, each with its cases.
+    /// Creates a source of batches of the given parts, each with its cases.
     ///
     /// # Errors
     /// A part without cases; see [`PatchSampler::new`].
@@ -55,7 +55,7 @@ impl PatchSource {
     }
 }
 
-/// In the host's memory; the network takes it to its device.
+/// Converts a batch into tensors in the host's memory.
 fn to_batch(sampled: SampledBatch) -> candle_core::Result<Batch> {
     let device = &Device::Cpu;
     Ok(Batch {
@@ -82,18 +82,18 @@ impl BatchSource for PatchSource {
         };
         let (made_for, sampled) = made?;
         if made_for != key(request, self.seed) {
-            return Err(format!("{request} was asked for when {made_for:?} was due").into());
+            return Err(format!("{request} was requested, but {made_for:?} is next").into());
         }
         Ok(to_batch(sampled)?)
     }
 }
 
-/// Parts that are for looking, not for learning.
+/// Returns true for the parts on which a network is only validated.
 fn is_plain(part: Part) -> bool {
     matches!(part, Part::TrainBPlain | Part::Validation)
 }
 
-/// Different parts of one run never share random numbers.
+/// Purpose of a part's random numbers; different parts of one run never share them.
 fn purpose(part: Part) -> Purpose {
     match part {
         Part::TrainA | Part::Train => Purpose::Weights,

@@ -1,4 +1,4 @@
-//! `splits.json`: the five folds, and the halves A and B of each fold's training cases.
+//! Splits of a dataset (`splits.json`): five folds, and the halves A and B of each fold's training cases.
 
 use std::{fs, path::Path};
 
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::bad_input;
 
-/// All folds of a run.
+/// Folds of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Splits {
     pub(crate) folds: Vec<Split>,
 }
 
-/// One fold. A and B share no case and together are `train`; no list holds a validation case but `validation`.
+/// Case ids of one fold. A and B are disjoint and together make up `train`; no other list holds a case of `validation`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Split {
@@ -26,7 +26,7 @@ pub(crate) struct Split {
 }
 
 impl Splits {
-    /// nnU-Net's folds, halved with `seed`.
+    /// Makes nnU-Net's folds and halves their training cases with `seed`.
     ///
     /// # Errors
     /// Fewer than five cases.
@@ -39,7 +39,7 @@ impl Splits {
         Ok(Self { folds: folds.into_iter().map(split).collect() })
     }
 
-    /// Reads `splits.json`, which may have been edited, and checks that it is honest.
+    /// Reads `splits.json`, which may have been edited, and checks that its lists are disjoint as they should be.
     ///
     /// # Errors
     /// Not such a file; a validation case among the training cases; A and B overlap.
@@ -64,13 +64,16 @@ impl Splits {
         Ok(splits)
     }
 
-    /// Every case that some fold names.
+    /// Ids of the cases of every fold.
     pub(crate) fn ids(&self) -> impl Iterator<Item = &String> {
         let splits = self.folds.iter();
         splits.flat_map(|split| split.train.iter().chain(&split.validation))
     }
 
-    /// The fold called for by `--fold`.
+    /// Returns fold `fold`.
+    ///
+    /// # Errors
+    /// There is no such fold.
     pub(crate) fn fold(&self, fold: usize) -> Result<&Split> {
         let Some(split) = self.folds.get(fold) else {
             bad_input!("--fold {fold}: there are folds 0 to {}", self.folds.len().saturating_sub(1));

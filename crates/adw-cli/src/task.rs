@@ -1,4 +1,4 @@
-//! From the task on the command line to the folder of its dataset.
+//! Tasks: from a name on the command line to the folder of a dataset.
 
 use std::{
     env,

@@ -41,7 +41,7 @@ pub fn build(package: &str, binary: &str) -> PathBuf {
     executable.expect("cargo names the binary it built")
 }
 
-/// How a run of `adw` ended.
+/// Result of a run of `adw`.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: Option<i32>,
@@ -68,7 +68,7 @@ impl Outcome {
     }
 }
 
-/// One command line of `adw`.
+/// Command line of `adw`.
 #[derive(Clone, Debug, Default)]
 pub struct Adw {
     arguments: Vec<String>,

@@ -75,7 +75,7 @@ pub(crate) struct BenchStepArgs {
     /// Widest choice at full resolution
     #[arg(long, default_value_t = 48)]
     pub(crate) max_width: usize,
-    /// Position of the width gate relative to the normalisation: pre_norm (as published) or post_norm
+    /// Position of the width gate relative to the normalisation: `pre_norm` (as published) or `post_norm`
     #[arg(long, value_name = "POSITION", value_parser = gate_position, default_value = "pre_norm")]
     pub(crate) mask: GatePosition,
     /// Multiply in bfloat16: on CUDA devices, and on processors with a matrix unit (Intel AMX)

@@ -13,7 +13,7 @@ pub(crate) struct DownloadArgs {
     /// Tasks such as `heart` and `hippocampus`, or `all`
     #[arg(value_name = "TASK", required = true)]
     pub(crate) tasks: Vec<String>,
-    /// Folder that the datasets are put in [default: $ADW_DATA, else data]
+    /// Folder that the datasets are put in [default: `$ADW_DATA`, else `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Download `URL/TaskNN_Name.tar` instead of the published archive; `file://` URLs work too
@@ -27,7 +27,7 @@ pub(crate) struct DownloadArgs {
 /// `adw phantom`
 #[derive(Args, Debug)]
 pub(crate) struct PhantomArgs {
-    /// Folder of the new dataset [default: Task00_Phantom in $ADW_DATA, else in data]
+    /// Folder of the new dataset [default: `Task00_Phantom` in `$ADW_DATA`, else in `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
     /// Number of labelled cases

@@ -11,7 +11,7 @@ pub(crate) struct DatasetArgs {
     /// Task of the decathlon such as `hippocampus`, `phantom`, or the folder of a dataset
     #[arg(value_name = "TASK")]
     pub(crate) task: Option<String>,
-    /// Folder of the dataset, or the folder that datasets lie in [default: $ADW_DATA, else data]
+    /// Folder of the dataset, or the folder that datasets lie in [default: `$ADW_DATA`, else `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
 }
@@ -79,7 +79,7 @@ pub(crate) struct MemoryArgs {
 }
 
 /// Options of every command.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct ProcessArgs {
     /// Number of threads; results do not depend on it [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

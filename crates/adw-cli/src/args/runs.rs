@@ -13,7 +13,7 @@ pub(crate) struct SearchArgs {
     pub(crate) dataset: DatasetArgs,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
-    /// Folder of the run [default: a new one, runs/TASK/PRESET-NNN]
+    /// Folder of the run [default: a new one, `runs/TASK/PRESET-NNN`]
     #[arg(long, value_name = "DIR")]
     pub(crate) run: Option<PathBuf>,
     #[command(flatten)]

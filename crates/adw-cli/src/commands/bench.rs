@@ -1,4 +1,4 @@
-//! `adw bench step`: what one iteration of a search costs on this machine.
+//! `adw bench step`: time one iteration of a search.
 
 use std::time::Instant;
 
@@ -128,7 +128,7 @@ fn kernel_floors(device: &Device, work: &mut impl FnMut() -> Result<()>) -> Resu
     Ok(recorded.map_or(String::new(), |r| r.to_markdown()))
 }
 
-/// Where the network is: transfers are not what is timed.
+/// Random batch on the network's device, so that transfers are not timed.
 fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) -> Result<Batch> {
     let host = &Device::Cpu;
     let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), host)?;
@@ -137,7 +137,7 @@ fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) ->
     Ok(Batch { x: x.to_device(device)?, target: target.to_device(device)? })
 }
 
-/// Of `repeats` calls.
+/// Median duration of `repeats` calls of `work`.
 fn median_seconds(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut seconds = Vec::with_capacity(repeats);
     for _ in 0..repeats {

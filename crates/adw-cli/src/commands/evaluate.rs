@@ -1,4 +1,4 @@
-//! `adw evaluate`: label maps against references.
+//! `adw evaluate`: score label maps against references.
 
 use anyhow::Result;
 use msd_data::{EvaluationOptions, evaluate_folder};

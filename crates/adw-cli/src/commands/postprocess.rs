@@ -1,4 +1,4 @@
-//! `adw postprocess`: does keeping only the largest component help?
+//! `adw postprocess`: find the components whose removal improves predictions.
 
 use anyhow::{Context, Result};
 use msd_data::Postprocessing;

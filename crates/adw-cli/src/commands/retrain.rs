@@ -112,7 +112,7 @@ fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<
     Ok(())
 }
 
-/// The architecture of the interrupted training, of the command line, or of the search.
+/// Architecture of the interrupted training, of the command line, or of the search.
 fn choose_architecture(args: &RetrainArgs, run: &Run, earlier: Option<&Path>) -> Result<Architecture> {
     let Some(directory) = earlier.filter(|directory| architecture_in(directory).is_file()) else {
         return wanted_architecture(args, run);
@@ -134,7 +134,7 @@ fn choose_architecture(args: &RetrainArgs, run: &Run, earlier: Option<&Path>) ->
     Ok(stored)
 }
 
-/// The architecture of the command line, or of the search.
+/// Architecture of the command line, or of the search.
 fn wanted_architecture(args: &RetrainArgs, run: &Run) -> Result<Architecture> {
     let plan = &run.plan;
     if let Some(width) = args.uniform_width {
@@ -274,7 +274,7 @@ impl Training<'_> {
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Segments the validation cases as new images, one file each, and scores the files.
+    /// Segments the validation cases like new images, one file each, and scores the files.
     fn score(&self, run: &mut Run, model_file: &Path) -> Result<()> {
         let directory = self.directory(run)?;
         let predict = &run.config.settings.predict;

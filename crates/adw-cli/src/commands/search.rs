@@ -144,7 +144,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     Ok(())
 }
 
-/// The search space that the plan and the settings span.
+/// Search space of a run's plan and settings.
 fn supernet_config(run: &Run) -> SupernetConfig {
     let network = &run.config.settings.network;
     SupernetConfig {

@@ -32,7 +32,7 @@ fn manifest_of(bytes: &[u8]) -> Manifest {
     }
 }
 
-/// What is in `root`, hidden files included.
+/// Names in `root`, hidden files included.
 fn names(root: &Path) -> Vec<String> {
     let mut names: Vec<_> =
         fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! A web server of one file on 127.0.0.1, with the faults of real ones, for the download's tests.
+//! Web server of one file on 127.0.0.1, with the faults of real ones, for the download's tests.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-/// How the server treats a request.
+/// Faults of the server's answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
     /// Close the connection after this many bytes of a body.
@@ -19,18 +19,18 @@ pub(crate) struct Faults {
     pub(crate) ignore_ranges: bool,
     /// Add this to every Content-Length.
     pub(crate) length_lie: i64,
-    /// The first so many requests are answered 503.
+    /// Number of requests, from the first on, that are answered 503.
     pub(crate) busy_requests: usize,
     /// Answer this status to everything.
     pub(crate) status: Option<&'static str>,
-    /// Send no length at all: the body ends with the connection.
+    /// Send no length: the body ends with the connection.
     pub(crate) no_length: bool,
 }
 
-/// Serves `content` under any path until the process ends.
+/// Server of one content under any path, until the process ends.
 pub(crate) struct WebServer {
     pub(crate) url: String,
-    /// The first byte asked for by each request, in order.
+    /// First byte of each request's range, in order.
     pub(crate) asked_from: Arc<Mutex<Vec<usize>>>,
 }
 

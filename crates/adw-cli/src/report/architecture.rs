@@ -1,10 +1,11 @@
-//! A network's widths and depths as a table.
+//! Table of a network's widths and depths.
 
 use adw_supernet::Architecture;
 
 use super::table::Table;
 
-/// A row per block: where in the U it is, the size of its feature maps for a patch, the channels of its convolutions.
+/// Table with a row per block: its place in the U-Net, the size of its feature maps for a patch, the channels of its
+/// convolutions.
 pub(crate) fn table(architecture: &Architecture, patch: [usize; 3]) -> Table {
     let poolings = architecture.strides.len();
     let sizes = architecture.stage_sizes(patch);

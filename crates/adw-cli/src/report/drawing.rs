@@ -1,4 +1,4 @@
-//! A picture of an architecture: the U of a U-Net, drawn to scale.
+//! Drawing of an architecture: the U of a U-Net, to scale.
 
 use std::{
     fmt::{self, Write as _},
@@ -18,7 +18,7 @@ const HEIGHT: f64 = 96.0;
 const SHRINK: f64 = 0.72;
 const STAGE_GAP: f64 = 34.0;
 const MARGIN: f64 = 28.0;
-/// Room for one character of a channel count, and of a size.
+/// Width of one character of a channel count, and of a size.
 const CHANNELS_CHARACTER: f64 = 7.5;
 const SIZE_CHARACTER: f64 = 6.6;
 
@@ -34,7 +34,7 @@ const STYLE: &str = r##"<style>
 <rect width="100%" height="100%" fill="white"/>
 "##;
 
-/// Writes the picture to `path`.
+/// Writes the drawing as SVG to `path`.
 ///
 /// # Errors
 /// The disk is full or read-only.
@@ -43,8 +43,8 @@ pub(crate) fn save(architecture: &Architecture, patch: [usize; 3], path: &Path) 
     adw_files::write_bytes(path, picture.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// An SVG picture: a rectangle per layer, as wide as it has channels (which stand above it) and as high as its stage is
-/// fine; skips and poolings as arrows. `patch`: input voxels, D H W.
+/// Draws an architecture for a patch of `patch` voxels, D H W: a rectangle per layer, as wide as it has channels (written
+/// above it), higher in finer stages; skips and poolings as arrows.
 fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     let poolings = architecture.poolings();
     let stage_of = |block: usize| architecture.stage_of_block(block);
@@ -92,7 +92,7 @@ fn top(stage: usize) -> f64 {
     MARGIN + 20.0 + (0..stage).map(|s| height(s) + STAGE_GAP).sum::<f64>()
 }
 
-/// Draws the layers of a block from `x` on and returns where they end.
+/// Draws the layers of a block from `x` on and returns the end of the last.
 fn layers(out: &mut String, architecture: &Architecture, block: usize, widths: &[usize], mut x: f64) -> f64 {
     let widest = architecture.blocks.iter().flatten().copied().max().unwrap_or(1) as f64;
     let class = if block <= architecture.poolings() { "encoder" } else { "decoder" };
@@ -100,7 +100,7 @@ fn layers(out: &mut String, architecture: &Architecture, block: usize, widths: &
     let (y, h) = (top(stage), height(stage));
     for &channels in widths {
         let w = NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);
-        // A narrow layer is given the room that its number needs.
+        // The number above a narrow layer may be wider than the layer.
         let room = w.max(channels.to_string().len() as f64 * CHANNELS_CHARACTER);
         let (middle, left) = (x + room / 2.0, x + (room - w) / 2.0);
         line(
@@ -114,7 +114,7 @@ fn layers(out: &mut String, architecture: &Architecture, block: usize, widths: &
     x - GAP
 }
 
-/// From the end of one block to the beginning of another.
+/// Draws an arrow from the end of one block to the beginning of another.
 fn arrow(out: &mut String, class: &str, [from, to]: [f64; 2], [y1, y2]: [f64; 2]) {
     let (x1, x2) = (from + 3.0, to - 4.0);
     line(out, format_args!(r#"<path class="{class}" d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}"/>"#));

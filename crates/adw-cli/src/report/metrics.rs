@@ -1,4 +1,4 @@
-//! Segmentation metrics for a person.
+//! Table of segmentation metrics.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use msd_data::{Label, Report, metrics::MeanMetrics};
 
 use super::table::Table;
 
-/// A row per label, and their mean. `names` may lack labels, which are then called by their value.
+/// Formats a row per label, and their mean. Labels that `names` lacks are called by their value.
 pub(crate) fn table(report: &Report, names: &[Label]) -> String {
     let nsd = format!("NSD {} mm", report.nsd_tolerance_mm);
     let mut table = Table::of_numbers(["label", "Dice", "IoU", "HD95 mm", &nsd]);

@@ -1,4 +1,4 @@
-//! What a person or a program reads of a run.
+//! Output of the commands: tables and progress for people, JSON lines for programs.
 
 pub(crate) mod architecture;
 pub(crate) mod drawing;

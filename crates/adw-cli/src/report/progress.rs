@@ -1,4 +1,4 @@
-//! How far a long piece of work is: a bar for a person, JSON lines for a program, plain lines for a log file.
+//! Progress of long work: a bar on a terminal, JSON lines for programs, plain lines in a log file.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Reports on one piece of work.
+/// Progress of one piece of work.
 pub(crate) struct Progress {
     bar: ProgressBar,
     kind: Kind,
@@ -23,8 +23,8 @@ enum Kind {
 }
 
 impl Progress {
-    /// Work called `what` of `total` steps, of which `done` were done before this process.
-    pub(crate) fn new(what: &str, done: u64, total: u64, json: bool) -> Self {
+    /// Starts to report work of `total` steps, of which `done` were done before this process.
+    pub(crate) fn new(name: &str, done: u64, total: u64, json: bool) -> Self {
         let kind = match (json, io::stderr().is_terminal()) {
             (true, _) => Kind::Json,
             (false, true) => Kind::Bar,
@@ -41,9 +41,9 @@ impl Progress {
             .expect("the template is a constant")
             .progress_chars("=> "),
         );
-        bar.set_prefix(what.to_owned());
+        bar.set_prefix(name.to_owned());
         bar.set_position(done);
-        // Steps that another process did say nothing about this one's speed.
+        // Steps of an earlier process do not count for the speed.
         bar.reset_eta();
         if kind == Kind::Bar {
             bar.enable_steady_tick(Duration::from_millis(500));
@@ -51,7 +51,7 @@ impl Progress {
         Self { bar, kind }
     }
 
-    /// `done` steps are done; `message` is what is known at the moment.
+    /// Reports that `done` steps are done; `message` gives the latest numbers.
     pub(crate) fn step(&self, done: u64, message: impl FnOnce() -> String) {
         self.bar.set_position(done);
         if self.kind == Kind::Bar {
@@ -59,7 +59,7 @@ impl Progress {
         }
     }
 
-    /// A milestone: `event` for programs, `line` for people.
+    /// Reports a milestone: `event` to programs, `line` to people.
     pub(crate) fn milestone(&self, name: &str, event: &impl Serialize, line: impl FnOnce() -> String) {
         match self.kind {
             Kind::Bar => self.bar.set_message(line()),
@@ -78,7 +78,7 @@ impl Drop for Progress {
     }
 }
 
-/// One JSON line on stdout: the fields of `event` after `"event": name`.
+/// Prints a JSON line on stdout: the fields of `event` after `"event": name`.
 pub(crate) fn emit(name: &str, event: &impl Serialize) {
     let mut object = serde_json::Map::from_iter([("event".to_owned(), Value::from(name))]);
     match serde_json::to_value(event) {
@@ -89,12 +89,12 @@ pub(crate) fn emit(name: &str, event: &impl Serialize) {
     say(&format!("{}\n", Value::Object(object)));
 }
 
-/// A line on stderr, for a person.
+/// Prints a line on stderr.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Text on stdout. A reader that went away is no reason to lose a training.
+/// Prints text on stdout. Errors are ignored: a closed pipe must not end a training.
 pub(crate) fn say(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

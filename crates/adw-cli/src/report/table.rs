@@ -1,4 +1,4 @@
-//! Tables of plain text.
+//! Plain-text tables.
 
 use std::fmt::Write;
 
@@ -11,12 +11,12 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Names in the first column, left-aligned; numbers in the others, right-aligned.
+    /// Table with names in the first column, left-aligned, and numbers in the others, right-aligned.
     pub(crate) fn of_numbers<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
         Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new(), align_numbers: true }
     }
 
-    /// All columns left-aligned.
+    /// Table with all columns left-aligned.
     pub(crate) fn of_text<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
         Self { align_numbers: false, ..Self::of_numbers(header) }
     }
@@ -26,7 +26,7 @@ impl Table {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    /// The table as text, each line ending in a newline.
+    /// Formats the table, each line ending in a newline.
     pub(crate) fn render(&self) -> String {
         let all = || std::iter::once(&self.header).chain(&self.rows);
         let columns = all().map(Vec::len).max().unwrap_or(0);
