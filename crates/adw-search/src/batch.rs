@@ -53,14 +53,14 @@ impl fmt::Display for BatchRequest {
 /// Requests in the order in which they will be made; owned, so that a loader thread can prefetch.
 pub type BatchRequests = Box<dyn Iterator<Item = BatchRequest> + Send>;
 
-/// Supplies batches.
+/// Source of batches.
 ///
-/// A search or training calls [`announce`](Self::announce) once, with every request it will make from where it starts
-/// (or resumes) to its end, and then [`batch`](Self::batch) exactly in that order. A source that prefetches hands the
-/// iterator to its loader; one that does not ignores it.
+/// A search or training calls [`announce`](Self::announce) once, with every request from its start (or the point at
+/// which it resumes) to its end, and then [`batch`](Self::batch) in exactly that order. A source that prefetches passes
+/// the iterator to its loader; others ignore it.
 ///
 /// ```
-/// use adw_search::{Batch, BatchSource, BoxError, BatchRequest};
+/// use adw_search::{Batch, BatchRequest, BatchSource, BoxError};
 /// use candle_core::{DType, Device, Tensor};
 ///
 /// /// Every batch is zeros.

@@ -56,7 +56,7 @@ pub struct BilevelSettings<'a> {
     pub penalty: Option<CostPenalty>,
 }
 
-/// The batches of one iteration.
+/// Batches of one iteration.
 #[derive(Debug, Clone, Copy)]
 pub struct HalfBatches<'a> {
     /// Batch of half A.

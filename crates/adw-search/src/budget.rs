@@ -1,4 +1,4 @@
-//! The cost term of the search.
+//! Cost term of the search.
 
 use adw_supernet::{CostUnit, Supernet};
 use candle_core::Tensor;

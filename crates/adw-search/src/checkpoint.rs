@@ -1,4 +1,4 @@
-//! The state of a run in one file: parameters, optimisers, position, and which run it belongs to.
+//! State of a run in one file: parameters, optimisers, position, identity of the run.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -76,9 +76,9 @@ pub struct SearchConfig {
     pub clip: f64,
     /// Temperature of the Gumbel-softmax.
     pub tau: Temperature,
-    /// Cases the weights are trained on.
+    /// Half that the weights are trained on.
     pub weights_on: Half,
-    /// Batches the architecture is updated on.
+    /// Batches that the architecture is updated on.
     pub arch_batches: ArchBatches,
     /// Cost term; none unless given.
     #[serde(default)]
@@ -88,10 +88,10 @@ pub struct SearchConfig {
     pub precision: Precision,
     /// Validation batches per epoch (from half B, without noise); 0 for none.
     pub validation_batches: usize,
-    /// A checkpoint after every so many epochs, and always after the last.
+    /// Epochs from one checkpoint to the next; one is always written after the last epoch.
     #[serde(default = "one")]
     pub checkpoint_every_epochs: usize,
-    /// A checkpoint after every so many iterations, counted over the run; 0 for none between epochs.
+    /// Iterations, counted over the run, from one checkpoint to the next; 0 for none between epochs.
     #[serde(default)]
     pub checkpoint_every_iterations: usize,
     /// Seed of every random draw.
@@ -120,12 +120,12 @@ pub struct RetrainConfig {
     /// Precision of the convolutions, also in validation.
     #[serde(default)]
     pub precision: Precision,
-    /// Validation batches per validation; 0 for none.
+    /// Validation batches per epoch; 0 for none.
     pub validation_batches: usize,
-    /// A checkpoint after every so many epochs, and always after the last.
+    /// Epochs from one checkpoint to the next; one is always written after the last epoch.
     #[serde(default = "one")]
     pub checkpoint_every_epochs: usize,
-    /// A checkpoint after every so many iterations, counted over the run; 0 for none between epochs.
+    /// Iterations, counted over the run, from one checkpoint to the next; 0 for none between epochs.
     #[serde(default)]
     pub checkpoint_every_iterations: usize,
     /// Seed of every random draw.
@@ -147,7 +147,7 @@ fn nnunet_lr() -> LearningRate {
 }
 
 impl SearchConfig {
-    /// The published schedule (Huang et al., MIDL 2022).
+    /// Published settings (Huang et al., MIDL 2022).
     pub fn paper() -> Self {
         Self {
             // Published code: 250 epochs, architecture steps from epoch 100 on.
@@ -207,7 +207,7 @@ impl SearchConfig {
 }
 
 impl RetrainConfig {
-    /// nnU-Net's training, which the paper uses for the found networks: 1000 epochs of 250 iterations.
+    /// Settings of nnU-Net, which the paper uses for the found networks: 1000 epochs of 250 iterations.
     pub fn paper() -> Self {
         Self {
             epochs: 1000,

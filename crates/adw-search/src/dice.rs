@@ -12,7 +12,7 @@ const CHUNK: usize = 1 << 14;
 /// values in C order.
 ///
 /// # Errors
-/// When `logits` has another number of axes or more than 65536 classes.
+/// If `logits` has another number of axes or more than 65536 classes.
 pub fn argmax_labels(logits: &Tensor) -> Result<Vec<u16>> {
     let [batch, classes, voxels] = match *logits.dims() {
         [b, k, d, h, w] if (1..=1 << 16).contains(&k) => [b, k, d * h * w],
@@ -55,7 +55,7 @@ impl DiceCounts {
     /// Adds the voxels of one batch: `logits` `[B, K, D, H, W]` against `target` `[B, D, H, W]` (u8).
     ///
     /// # Errors
-    /// When the shapes do not fit, or `target` holds a class that `logits` lacks.
+    /// If the shapes do not fit, or `target` holds a class that `logits` lacks.
     pub fn add(&mut self, logits: &Tensor, target: &Tensor) -> Result<()> {
         let predicted = argmax_labels(logits)?;
         let dims = logits.dims();

@@ -1,4 +1,4 @@
-//! The crate's error type.
+//! Error type of the crate.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ pub enum Error {
         /// Error of the system.
         source: std::io::Error,
     },
-    /// A file has other content than its name promises.
+    /// A file has the wrong content.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.

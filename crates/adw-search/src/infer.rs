@@ -27,7 +27,7 @@ pub struct SlidingWindow {
 }
 
 impl SlidingWindow {
-    /// Half-patch steps, no mirroring, one window at a time.
+    /// Settings with half-patch steps, no mirroring, and one window per forward pass.
     pub fn new(patch: [usize; 3]) -> Self {
         Self { patch, step: 0.5, mirror: [false; 3], windows_per_forward: 1 }
     }
@@ -55,7 +55,8 @@ impl SlidingWindow {
     /// ```
     ///
     /// # Errors
-    /// When there is no model, a model fails or returns another shape than announced, or the logits are not finite.
+    /// If there is no model, a model fails or returns another shape than `[n, K, *patch]`, or the logits are not
+    /// finite.
     pub fn logits(
         &self,
         image: &Tensor,
@@ -107,7 +108,8 @@ impl SlidingWindow {
         Ok(())
     }
 
-    /// The image with zeros around it to at least a patch, an odd voxel after; and the voxels added before.
+    /// Pads the image with zeros to at least a patch, as many voxels before as after, or one more after. Returns it
+    /// with the numbers of voxels added before.
     fn pad(&self, image: &Tensor, shape: [usize; 3]) -> Result<(Tensor, [usize; 3])> {
         let mut padded = image.clone();
         let mut before = [0; 3];
@@ -188,7 +190,7 @@ pub fn window_starts(size: usize, patch: usize, step: f64) -> Vec<usize> {
 }
 
 /// Weights of the voxels of a window, `[D, H, W]`: `10 prod_axes exp(-((i - p/2) / (p/8))^2 / 2)`, rounded to f16 as
-/// nnU-Net keeps it; what rounds to zero takes the smallest other value.
+/// nnU-Net keeps it; weights that round to zero take the smallest other value.
 pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
     let axis = |p: usize| -> Vec<f64> {
         let sigma = p as f64 / 8.0;
@@ -218,7 +220,7 @@ struct WeightedSums {
     patch: [usize; 3],
     window: Vec<f32>,
     weights: Vec<f32>,
-    /// One map per class, sized at the first window.
+    /// One map per class; empty until the first window.
     logits: Vec<Vec<f32>>,
 }
 
@@ -264,7 +266,7 @@ impl WeightedSums {
         Ok(())
     }
 
-    /// Weighted means in the part of `shape` that starts at `start`.
+    /// Weighted means in the box of size `shape` at `start`, `[1, K, *shape]`.
     fn mean(mut self, start: [usize; 3], shape: [usize; 3]) -> Result<Tensor> {
         let weights = &self.weights;
         let finite = self.logits.par_iter_mut().all(|map| {
@@ -287,7 +289,8 @@ impl WeightedSums {
     }
 }
 
-/// Calls `f` with the flat ranges, in the image and in the box, of every row (along W) of a `size` box at `start`.
+/// Calls `f` for every row (along W) of a box of size `size` at `start`, with the row's flat range in the image and in
+/// the box.
 fn for_each_row(
     image: [usize; 3],
     size: [usize; 3],

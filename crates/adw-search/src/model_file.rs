@@ -1,4 +1,4 @@
-//! A trained network in one file: `model.safetensors`.
+//! Trained network in one file: `model.safetensors`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +31,7 @@ impl ModelFile {
     /// Writes the file. `path` is replaced when the new content is complete.
     ///
     /// # Errors
-    /// When the weights do not fit the architecture, `info` uses a reserved key, or the file cannot be written.
+    /// If the weights do not fit the architecture, `info` uses a reserved key, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         for reserved in ["format", "architecture"] {
             if self.info.contains_key(reserved) {
@@ -69,7 +69,7 @@ impl ModelFile {
     /// Builds the network with these weights.
     ///
     /// # Errors
-    /// When the weights do not fit the architecture.
+    /// If the weights do not fit the architecture.
     pub fn network(&self, dtype: DType, device: &Device) -> Result<Unet> {
         let net = Unet::new(&self.architecture, 0, dtype, device)?;
         parameters::set(net.parameters(), &self.weights)?;

@@ -24,7 +24,7 @@ pub(crate) fn values(parameters: &[Parameter]) -> Result<NamedTensors> {
 /// Sets every parameter to the tensor of its name.
 ///
 /// # Errors
-/// When a tensor is missing or has another shape.
+/// If a tensor is missing or has another shape.
 pub(crate) fn set(parameters: &[Parameter], values: &NamedTensors) -> Result<()> {
     for (name, var) in named(parameters) {
         let error = |got: String| Error::Shape {
@@ -42,11 +42,11 @@ pub(crate) fn set(parameters: &[Parameter], values: &NamedTensors) -> Result<()>
     Ok(())
 }
 
-/// Groups of tensors in one map, under the names `{group}/{name}`.
+/// TensorGroups of tensors in one map, under the names `{group}/{name}`.
 #[derive(Debug, Default)]
-pub(crate) struct Groups(pub(crate) NamedTensors);
+pub(crate) struct TensorGroups(pub(crate) NamedTensors);
 
-impl Groups {
+impl TensorGroups {
     pub(crate) fn insert(&mut self, group: &str, tensors: NamedTensors) {
         let named = tensors.into_iter().map(|(name, t)| (format!("{group}/{name}"), t));
         self.0.extend(named);

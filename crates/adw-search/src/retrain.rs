@@ -10,7 +10,7 @@ use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
 use crate::optim::{Ema, Optimizer};
-use crate::parameters::{self, Groups};
+use crate::parameters::{self, TensorGroups};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -128,7 +128,7 @@ impl RetrainTask<'_> {
 }
 
 impl TrainingTask for RetrainTask<'_> {
-    type Row = RetrainRow;
+    type HistoryRow = RetrainRow;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
@@ -174,7 +174,7 @@ impl TrainingTask for RetrainTask<'_> {
     }
 
     fn state(&self) -> Result<NamedTensors> {
-        let mut groups = Groups::default();
+        let mut groups = TensorGroups::default();
         groups.insert("parameter", parameters::values(self.net.parameters())?);
         groups.insert("optimizer", self.optimizer.state()?);
         if let Some(ema) = &self.ema {
@@ -184,10 +184,10 @@ impl TrainingTask for RetrainTask<'_> {
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
-        self.optimizer.load_state(&Groups::get(state, "optimizer"))?;
+        parameters::set(self.net.parameters(), &TensorGroups::get(state, "parameter"))?;
+        self.optimizer.load_state(&TensorGroups::get(state, "optimizer"))?;
         match &mut self.ema {
-            Some(ema) => ema.load_state(&Groups::get(state, "ema")),
+            Some(ema) => ema.load_state(&TensorGroups::get(state, "ema")),
             None => Ok(()),
         }
     }

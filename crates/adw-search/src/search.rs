@@ -10,7 +10,7 @@ use crate::config::{self, ArchBatches, Budget, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
-use crate::parameters::{self, Groups};
+use crate::parameters::{self, TensorGroups};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -200,7 +200,7 @@ fn mean_entropy<'a>(distributions: impl Iterator<Item = &'a Vec<f64>>) -> Option
 }
 
 impl TrainingTask for SearchTask<'_> {
-    type Row = SearchRow;
+    type HistoryRow = SearchRow;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let Position { epoch, iteration } = at;
@@ -283,7 +283,7 @@ impl TrainingTask for SearchTask<'_> {
     }
 
     fn state(&self) -> Result<NamedTensors> {
-        let mut groups = Groups::default();
+        let mut groups = TensorGroups::default();
         groups.insert("parameter", parameters::values(self.net.parameters())?);
         groups.insert("arch_optimizer", self.optimizers.arch.state()?);
         groups.insert("optimizer", self.optimizers.weights.state()?);
@@ -291,8 +291,8 @@ impl TrainingTask for SearchTask<'_> {
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        parameters::set(self.net.parameters(), &Groups::get(state, "parameter"))?;
-        self.optimizers.arch.load_state(&Groups::get(state, "arch_optimizer"))?;
-        self.optimizers.weights.load_state(&Groups::get(state, "optimizer"))
+        parameters::set(self.net.parameters(), &TensorGroups::get(state, "parameter"))?;
+        self.optimizers.arch.load_state(&TensorGroups::get(state, "arch_optimizer"))?;
+        self.optimizers.weights.load_state(&TensorGroups::get(state, "optimizer"))
     }
 }

@@ -15,7 +15,7 @@ use crate::{Batch, BatchRequest, BatchSource, Error, NamedTensors, Result};
 /// Steps, validation and state of a search or training; the loop supplies order, files and events.
 pub(crate) trait TrainingTask {
     /// A line of the history.
-    type Row: Serialize;
+    type HistoryRow: Serialize;
 
     /// One iteration on the batches of the schedule's parts, in their order.
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport>;
@@ -24,7 +24,7 @@ pub(crate) trait TrainingTask {
     fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts>;
 
     /// History row of a finished epoch.
-    fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<Self::Row>;
+    fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<Self::HistoryRow>;
 
     /// Everything that changes during the run.
     fn state(&self) -> Result<NamedTensors>;
@@ -56,7 +56,7 @@ pub(crate) fn run<T: TrainingTask>(
     files: &RunFiles,
     checkpoint: Option<Checkpoint>,
     source: &mut dyn BatchSource,
-    on_event: &mut OnEvent<'_, T::Row>,
+    on_event: &mut OnEvent<'_, T::HistoryRow>,
 ) -> Result<()> {
     let (mut at, mut means) = (Position::default(), RunningMeans::default());
     if let Some(checkpoint) = checkpoint {
@@ -114,7 +114,7 @@ struct LoopOutput<'r, 'e, R> {
 impl<R> LoopOutput<'_, '_, R> {
     /// Calls the callback, and ends the run if the callback stops it. Stopping a run whose last epoch is done has no
     /// effect.
-    fn emit<T: TrainingTask<Row = R>>(
+    fn emit<T: TrainingTask<HistoryRow = R>>(
         &mut self,
         task: &T,
         at: Position,
@@ -133,7 +133,12 @@ impl<R> LoopOutput<'_, '_, R> {
         Err(Error::Stopped { epoch: at.epoch, iteration: at.iteration })
     }
 
-    fn save_if_due<T: TrainingTask<Row = R>>(&mut self, task: &T, at: Position, means: &RunningMeans) -> Result<()> {
+    fn save_if_due<T: TrainingTask<HistoryRow = R>>(
+        &mut self,
+        task: &T,
+        at: Position,
+        means: &RunningMeans,
+    ) -> Result<()> {
         if !self.schedule.save_is_due(at) {
             return Ok(());
         }

@@ -13,7 +13,7 @@ pub const FORMAT: &str = "adw-architecture/1";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
-    /// [`FORMAT`].
+    /// Format of the file: [`FORMAT`].
     pub format: String,
     /// Image channels (modalities).
     pub in_channels: usize,
@@ -31,7 +31,7 @@ pub struct Architecture {
 }
 
 impl Architecture {
-    /// An architecture without provenance.
+    /// Makes an architecture without provenance.
     ///
     /// # Errors
     /// If these values make no network.
@@ -55,8 +55,9 @@ impl Architecture {
         Ok(a)
     }
 
-    /// Plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width` channels at
-    /// the finest stage, doubling per stage up to `cap_stage`. nnU-Net's network is `base_width` 32, `depth` 2.
+    /// Makes a plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width`
+    /// channels at the finest stage, doubling per stage up to `cap_stage`. nnU-Net's network is `base_width` 32,
+    /// `depth` 2.
     ///
     /// # Errors
     /// If these values make no network.

@@ -29,7 +29,7 @@ pub enum CostUnit {
     ActivationBytes,
 }
 
-/// The cost of a discrete network for one patch.
+/// Cost of a discrete network for one patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Multiply-accumulates of one forward pass.

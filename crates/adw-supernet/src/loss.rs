@@ -4,13 +4,13 @@ use crate::error::{Error, Result};
 use adw_tensor_ops::loss::{DiceCe, PendingLoss, check_target, deep_supervision_weights};
 use candle_core::{Tensor, Var};
 
-/// A loss on segmentation logits at several scales (deep supervision).
+/// Loss on segmentation logits at several scales (deep supervision).
 ///
-/// Any function from logits and target to a scalar tensor is one; candle differentiates it:
+/// Every function from logits and target to a scalar tensor is a loss, which candle differentiates:
 ///
 /// ```
 /// use adw_supernet::Loss;
-/// use candle_core::{D, DType, Device, Tensor};
+/// use candle_core::{DType, Device, Tensor};
 ///
 /// // Cross-entropy on the finest scale.
 /// let cross_entropy = |logits: &[Tensor], target: &Tensor| {

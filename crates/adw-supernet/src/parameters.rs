@@ -56,9 +56,9 @@ impl<'a> ParameterBuilder<'a> {
         self.push(name, role, &t)
     }
 
-    /// Adds a weight and returns its index. He initialisation for LeakyReLU(0.01): normal with variance `2 / (1.0001
-    /// fan_in)` (PyTorch's `kaiming_normal_`, as nnU-Net uses it), where the fan is the product of all dimensions but
-    /// the first, also for transposed convolutions.
+    /// Adds a weight and returns its index. He initialisation for LeakyReLU(0.01), as in nnU-Net (PyTorch's
+    /// `kaiming_normal_`): normal with variance `2 / (1.0001 fan_in)`, where the fan is the product of all dimensions
+    /// but the first, also for transposed convolutions.
     pub(crate) fn he_normal(&mut self, name: String, shape: impl Into<Shape>) -> Result<usize> {
         let shape = shape.into();
         let fan_in = shape.elem_count() / shape.dims()[0];

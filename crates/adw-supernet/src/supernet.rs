@@ -43,7 +43,8 @@ enum Softmaxes {
 }
 
 impl Supernet {
-    /// He-initialised weights, a function of `seed`; alpha and beta zero: every choice equally likely.
+    /// Builds a supernet with He-initialised weights, a function of `seed`, and alpha and beta zero: every choice is
+    /// equally likely.
     ///
     /// # Errors
     /// If the configuration is not valid, or tensors cannot be made on the device.
@@ -201,7 +202,7 @@ impl Supernet {
             .collect()
     }
 
-    /// The most probable architecture: argmax of beta per block, argmax of alpha per layer (the first on ties).
+    /// Most probable architecture: argmax of beta per block, argmax of alpha per layer (the first on ties).
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.

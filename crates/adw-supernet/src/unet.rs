@@ -16,8 +16,7 @@ use std::sync::Arc;
 /// network is part of candle's graph, with the same gradients.
 ///
 /// ```
-/// use adw_supernet::{Architecture, Loss, Unet};
-/// use adw_tensor_ops::loss::DiceCe;
+/// use adw_supernet::{Architecture, DiceCe, Loss, Unet};
 /// use candle_core::{DType, Device, Tensor};
 ///
 /// let a = Architecture::uniform(1, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 4, 2, 3)?;
@@ -42,7 +41,7 @@ pub struct Unet {
 }
 
 impl Unet {
-    /// He-initialised weights, a function of `seed`.
+    /// Builds a network with He-initialised weights, a function of `seed`.
     ///
     /// # Errors
     /// If the architecture is not valid, or tensors cannot be made on the device.

@@ -24,7 +24,7 @@ impl Point {
 }
 
 impl TrainingTask for Point {
-    type Row = Value;
+    type HistoryRow = Value;
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let mut values = vec![];
@@ -66,13 +66,13 @@ impl TrainingTask for Point {
 
 /// Checks that requests come in the announced order.
 #[derive(Default)]
-struct Source {
+struct RecordingSource {
     announced: Option<BatchRequests>,
     requested: Vec<BatchRequest>,
     fails_at: Option<usize>,
 }
 
-impl BatchSource for Source {
+impl BatchSource for RecordingSource {
     fn announce(&mut self, requests: BatchRequests) -> Result<(), BoxError> {
         self.announced = Some(requests);
         Ok(())
@@ -113,7 +113,7 @@ fn go(point: &mut Point, options: &RunOptions, stop_at: usize, stop: Stop) -> (R
         events += 1;
         if events == stop_at { ControlFlow::Break(stop) } else { ControlFlow::Continue(()) }
     };
-    let mut source = Source::default();
+    let mut source = RecordingSource::default();
     let result = run(point, &schedule(), &files, checkpoint, &mut source, &mut on_event);
     if result.is_ok() {
         assert_eq!(source.announced.unwrap().next(), None, "everything announced was requested");
@@ -208,7 +208,7 @@ fn a_folder_serves_one_run_at_a_time() {
 
 #[test]
 fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
-    let mut source = Source::default();
+    let mut source = RecordingSource::default();
     let (files, _) = RunFiles::open(&RunOptions::default(), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
     run(&mut Point::new(), &schedule(), &files, None, &mut source, &mut ignore).unwrap();
@@ -218,7 +218,7 @@ fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
     assert_eq!(of(3).filter(|p| *p == Part::TrainBPlain).count(), 2);
     assert!(source.requested.iter().all(|r| r.part != Part::Validation));
 
-    let mut failing = Source { fails_at: Some(8), ..Source::default() };
+    let mut failing = RecordingSource { fails_at: Some(8), ..RecordingSource::default() };
     let error = run(&mut Point::new(), &schedule(), &files, None, &mut failing, &mut ignore).unwrap_err();
     assert_eq!(error.to_string(), "batch (TrainB, epoch 1, iteration 0): hippocampus_007.nii.gz: truncated");
 }
@@ -227,7 +227,7 @@ fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
 fn a_diverged_run_ends_before_it_is_saved() {
     struct Diverging(Point);
     impl TrainingTask for Diverging {
-        type Row = Value;
+        type HistoryRow = Value;
         fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
             let mut report = self.0.iterate(at, batches)?;
             if (at.epoch, at.iteration) == (0, 2) {
@@ -251,7 +251,8 @@ fn a_diverged_run_ends_before_it_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     let (files, _) = RunFiles::open(&options(&dir, false), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
-    let error = run(&mut Diverging(Point::new()), &schedule(), &files, None, &mut Source::default(), &mut ignore);
+    let error =
+        run(&mut Diverging(Point::new()), &schedule(), &files, None, &mut RecordingSource::default(), &mut ignore);
     let message = error.unwrap_err().to_string();
     assert!(message.starts_with("epoch 0, iteration 2: grad_norm is NaN"), "{message}");
     assert!(!dir.path().join("checkpoint/latest.safetensors").exists());

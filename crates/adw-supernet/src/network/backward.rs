@@ -87,7 +87,7 @@ impl Network {
     }
 }
 
-/// Adds a gradient to what is there.
+/// Adds a gradient to `sum`, if there is one, or starts it.
 fn accumulate(sum: &mut Option<Tensor>, g: Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
         None => g,
