@@ -1,7 +1,8 @@
 //! Networks and bilevel steps beside golden numbers from PyTorch.
 //!
-//! Reads every `*.safetensors` of `ADW_GOLDEN`, or of `golden/` beside this file and of `../shared/golden` beside the
-//! repository if that exists. Each file names its network in its metadata; logits, losses, all gradients and (for
+//! Reads every `*.safetensors` of the folder `ADW_GOLDEN`, or of `tests/golden` and, where they exist beside the
+//! repository, of `../shared/golden` and `../shared/golden/supernet` (coarse targets sampled at the cells' centres, by a
+//! loss of this test). Each file names its network in its metadata; logits, losses, all gradients and (for
 //! `step_*` files) the parameters after bilevel steps are compared in f64 and f32.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -5,7 +5,7 @@ use adw_tensor_ops::conv3d::{Input, Precision};
 use adw_tensor_ops::norm_act::NormCoefficients;
 use candle_core::Tensor;
 
-/// A map `[B, D, H, W, C]`, to be normalised by whoever reads it if `norm` is there.
+/// Map `[B, D, H, W, C]` that a layer reads; with `norm`, the layer normalises it while reading.
 #[derive(Clone)]
 pub(super) struct Feature {
     pub(super) map: Tensor,
