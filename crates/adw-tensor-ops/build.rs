@@ -2,9 +2,9 @@
 
 fn main() {
     adw_cuda_build::kernels(&[
-        "src/conv3d/conv3d.cu",
-        "src/gumbel_softmax/gumbel_softmax.cu",
-        "src/loss/loss.cu",
-        "src/norm_act/norm_act.cu",
+        "src/conv3d/cuda/conv3d.cu",
+        "src/gumbel_softmax/cuda/gumbel_softmax.cu",
+        "src/loss/cuda/loss.cu",
+        "src/norm_act/cuda/norm_act.cu",
     ]);
 }

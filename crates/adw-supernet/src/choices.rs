@@ -2,22 +2,22 @@
 
 use crate::error::{Error, Result};
 use crate::network::{BlockRelaxation, RelaxationGradient};
-use crate::noise::GumbelSample;
-use crate::parameters::{Parameter, ParameterBuilder, Role};
+use crate::noise::{GumbelNoise, GumbelSample};
+use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use crate::space::{NUM_WIDTHS, SupernetConfig, width_options};
-use adw_tensor_ops::gumbel_softmax::gumbel_softmax;
-use adw_tensor_ops::width_mask;
+use adw_tensor_ops::gumbel_softmax::{
+    self, GumbelDraw, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec, gumbel_softmax,
+};
+use adw_tensor_ops::philox::Purpose;
 use candle_core::{DType, Device, Tensor};
 
-/// Parameters of all choices, and the masks of the candidate widths.
+/// Parameters of all choices.
 pub(crate) struct Choices {
     pub(crate) config: SupernetConfig,
     /// Per block and layer: parameter index of alpha, unless widths are fixed.
     pub(crate) alphas: Vec<Vec<Option<usize>>>,
     /// Per block: parameter index of beta, unless depths are fixed.
     pub(crate) betas: Vec<Option<usize>>,
-    /// Per block: `[5, C]`, on the host.
-    masks: Vec<Tensor>,
     dtype: DType,
 }
 
@@ -31,16 +31,10 @@ pub(crate) struct BlockSoftmaxes {
 
 impl Choices {
     /// Choices without parameters yet, see [`Self::add_parameters`].
-    pub(crate) fn new(config: SupernetConfig, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(config: SupernetConfig, dtype: DType) -> Self {
         let num_blocks = config.num_blocks();
-        let masks = (0..num_blocks)
-            .map(|i| {
-                let max = config.block_max_width(i);
-                Ok(width_mask::masks(&width_options(max), max, dtype, &Device::Cpu)?)
-            })
-            .collect::<Result<_>>()?;
         let alphas = vec![vec![None; config.max_depth]; num_blocks];
-        Ok(Self { config, alphas, betas: vec![None; num_blocks], masks, dtype })
+        Self { config, alphas, betas: vec![None; num_blocks], dtype }
     }
 
     /// Adds alpha of a layer or, with no layer, beta of a block, all zero: every candidate equally likely.
@@ -83,33 +77,113 @@ impl Choices {
             .collect()
     }
 
-    /// Gates and depth weights of every block, on the host, recorded in candle's graph.
-    pub(crate) fn relaxation(&self, parameters: &[Parameter], sample: &GumbelSample) -> Result<Vec<BlockRelaxation>> {
-        (self.softmaxes(parameters, sample)?.into_iter().zip(&self.masks))
-            .map(|(softmaxes, masks)| {
-                let gate = |g: &Option<Tensor>| g.as_ref().map(|g| Ok(width_mask::gate(g, masks)?)).transpose();
-                let gates = softmaxes.width.iter().map(gate).collect::<Result<_>>()?;
-                Ok(BlockRelaxation { gates, depth_weights: softmaxes.depth })
+    /// Softmaxes of all choices: widths of a block's layers, then its depth, block after block.
+    fn sites(&self) -> Vec<Site> {
+        let mut sites = Vec::new();
+        for (block, (alphas, &beta)) in self.alphas.iter().zip(&self.betas).enumerate() {
+            let widths = alphas.iter().enumerate();
+            sites.extend(widths.filter_map(|(l, &alpha)| Some(Site { block, layer: Some(l), parameter: alpha? })));
+            sites.extend(beta.map(|parameter| Site { block, layer: None, parameter }));
+        }
+        sites
+    }
+
+    fn specs<'a>(&self, sites: &[Site], parameters: &'a [Parameter]) -> Vec<SoftmaxSpec<'a>> {
+        let spec = |site: &Site| {
+            let channels = self.config.block_max_width(site.block);
+            let index = site.layer.map_or(site.block, |l| site.block * self.config.max_depth + l);
+            SoftmaxSpec {
+                logits: parameters[site.parameter].var.as_tensor(),
+                purpose: if site.layer.is_some() { Purpose::WidthNoise } else { Purpose::DepthNoise },
+                index: index as u32,
+                widths: site.layer.map(|_| width_options(channels).to_vec()),
+                channels,
+            }
+        };
+        sites.iter().map(spec).collect()
+    }
+
+    /// Noise of every softmax, and the temperature.
+    fn draw(&self, sites: &[Site], sample: &GumbelSample) -> Result<GumbelDraw> {
+        let noise = match &sample.noise {
+            GumbelNoise::Zero => SoftmaxNoise::Zero,
+            GumbelNoise::Keyed(key) => {
+                SoftmaxNoise::Streams { seed: key.seed, epoch: key.epoch, iteration: key.counter() }
+            }
+            GumbelNoise::Given(_) => {
+                let blocks = sample.noise.blocks(&self.config, self.dtype)?;
+                let of_site = |site: &Site| match site.layer {
+                    Some(l) => blocks[site.block].width[l].clone(),
+                    None => blocks[site.block].depth.clone(),
+                };
+                SoftmaxNoise::Given(sites.iter().map(of_site).collect())
+            }
+        };
+        Ok(GumbelDraw { noise, tau: sample.tau })
+    }
+
+    /// Values of all softmaxes of a pass, on the parameters' device.
+    pub(crate) fn sampled(&self, parameters: &[Parameter], sample: &GumbelSample) -> Result<SampledChoices> {
+        let sites = self.sites();
+        let draw = self.draw(&sites, sample)?;
+        let outputs = gumbel_softmax::forward(&self.specs(&sites, parameters), &draw)?;
+        Ok(SampledChoices { draw, outputs })
+    }
+
+    /// Gates and depth weights of every block.
+    pub(crate) fn relaxation(&self, sampled: &SampledChoices) -> Vec<BlockRelaxation> {
+        let mut blocks: Vec<BlockRelaxation> = (0..self.config.num_blocks())
+            .map(|_| BlockRelaxation { gates: vec![None; self.config.max_depth], depth_weights: None })
+            .collect();
+        for (site, output) in self.sites().into_iter().zip(&sampled.outputs) {
+            match site.layer {
+                Some(l) => blocks[site.block].gates[l].clone_from(&output.gate),
+                None => blocks[site.block].depth_weights = Some(output.probabilities.clone()),
+            }
+        }
+        blocks
+    }
+
+    /// Fills in the gradients by alpha and beta from those by gates and depth weights.
+    ///
+    /// # Errors
+    /// If a gradient does not fit its softmax.
+    pub(crate) fn backward(
+        &self,
+        parameters: &[Parameter],
+        sampled: &SampledChoices,
+        relaxation: &[RelaxationGradient],
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let sites = self.sites();
+        let by_output: Vec<_> = (sites.iter())
+            .map(|site| match site.layer {
+                Some(l) => {
+                    let gate = relaxation[site.block].gates[l].as_ref();
+                    SoftmaxGradient::Gate(gate.expect("the backward pass gives every gate a gradient"))
+                }
+                None => SoftmaxGradient::Options(&relaxation[site.block].depth_weights),
             })
-            .collect()
+            .collect();
+        let specs = self.specs(&sites, parameters);
+        let by_logits = gumbel_softmax::backward(&specs, &sampled.draw, &sampled.outputs, &by_output)?;
+        for (site, gradient) in sites.iter().zip(by_logits) {
+            gradients[site.parameter] = Some(gradient);
+        }
+        Ok(())
     }
 }
 
-/// Scalar whose gradient by alpha and beta, through candle's graph of `blocks`, is that of the loss.
-pub(crate) fn surrogate(blocks: &[BlockRelaxation], gradients: &[RelaxationGradient]) -> Result<Tensor> {
-    let host = |t: &Tensor| t.to_device(&Device::Cpu);
-    let mut terms = Vec::new();
-    for (block, gradient) in blocks.iter().zip(gradients) {
-        for (gate, g) in block.gates.iter().zip(&gradient.gates) {
-            if let (Some(gate), Some(g)) = (gate, g) {
-                terms.push((gate * host(g)?)?.sum_all()?);
-            }
-        }
-        if let Some(h) = &block.depth_weights {
-            let sums: Vec<Tensor> =
-                gradient.depth_weights.iter().map(|g| host(g)?.sum_all()).collect::<candle_core::Result<_>>()?;
-            terms.push((h * Tensor::stack(&sums, 0)?)?.sum_all()?);
-        }
-    }
-    Ok(Tensor::stack(&terms, 0)?.sum_all()?)
+/// Place of a choice in the supernet: a block's depth, or the width of one of its layers.
+struct Site {
+    block: usize,
+    layer: Option<usize>,
+    /// Index of alpha or beta among the parameters.
+    parameter: usize,
+}
+
+/// Values of all softmaxes of a pass, and the noise they were computed with.
+pub(crate) struct SampledChoices {
+    draw: GumbelDraw,
+    outputs: Vec<SoftmaxOutput>,
 }

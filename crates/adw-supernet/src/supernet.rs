@@ -5,13 +5,10 @@
 //! `AdwBlock` (adaptive depth and width): up to `max_depth` of those in a row, and `sum_l h_l out_l` with
 //! `h = softmax((beta + noise) / tau)` as output. Only the deepest path is computed.
 
-#[cfg(feature = "cuda")]
-mod on_device;
-
 use crate::architecture::Architecture;
-use crate::choices::{BlockSoftmaxes, Choices, surrogate};
+use crate::choices::{BlockSoftmaxes, Choices, SampledChoices};
 use crate::error::Result;
-use crate::network::{BackwardRequest, BlockRelaxation, Network, NetworkShape, Relaxation, Trace};
+use crate::network::{BackwardRequest, Network, NetworkShape, Relaxation, Trace};
 use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use crate::space::{SupernetConfig, width_options};
@@ -30,16 +27,7 @@ pub struct Supernet {
 pub struct SupernetTrace {
     network: Trace,
     relaxation: Relaxation,
-    softmaxes: Softmaxes,
-}
-
-/// Softmaxes behind a relaxation, for the gradients by alpha and beta.
-enum Softmaxes {
-    /// Gates and depth weights on the host, recorded in candle's graph.
-    Graph(Vec<BlockRelaxation>),
-    /// Computed by one launch on a CUDA device.
-    #[cfg(feature = "cuda")]
-    Kernel(on_device::Chosen),
+    choices: SampledChoices,
 }
 
 impl Supernet {
@@ -60,7 +48,7 @@ impl Supernet {
             widths: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
             up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
-        let mut choices = Choices::new(config, dtype)?;
+        let mut choices = Choices::new(config, dtype);
         let network = Network::build(ParameterBuilder::new(seed, dtype, device), shape, |builder, block, layer| {
             choices.add_parameters(builder, block, layer)
         })?;
@@ -110,26 +98,11 @@ impl Supernet {
         self.choices.softmaxes(self.parameters(), sample)
     }
 
-    /// Relaxation of a pass on the network's device, and the softmaxes behind it.
-    fn relaxation(&self, sample: &GumbelSample) -> Result<(Relaxation, Softmaxes)> {
-        let position = self.config().mask;
-        let device = self.network.device();
-        #[cfg(feature = "cuda")]
-        if let (Device::Cuda(_), GumbelNoise::Zero | GumbelNoise::Keyed(_)) = (device, &sample.noise) {
-            let chosen = on_device::Chosen::new(&self.choices, self.parameters(), sample)?;
-            let blocks = chosen.blocks(&self.choices);
-            return Ok((Relaxation { position, blocks }, Softmaxes::Kernel(chosen)));
-        }
-        let recorded = self.choices.relaxation(self.parameters(), sample)?;
-        let to_device = |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(device)).transpose();
-        let blocks = recorded
-            .iter()
-            .map(|block| {
-                let gates = block.gates.iter().map(to_device).collect::<candle_core::Result<_>>()?;
-                Ok(BlockRelaxation { gates, depth_weights: to_device(&block.depth_weights)? })
-            })
-            .collect::<Result<_>>()?;
-        Ok((Relaxation { position, blocks }, Softmaxes::Graph(recorded)))
+    /// Choices of a pass, and the relaxation that they make of the network.
+    fn relaxation(&self, sample: &GumbelSample) -> Result<(Relaxation, SampledChoices)> {
+        let sampled = self.choices.sampled(self.parameters(), sample)?;
+        let blocks = self.choices.relaxation(&sampled);
+        Ok((Relaxation { position: self.config().mask, blocks }, sampled))
     }
 
     /// Logits of every decoder step, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`, and the trace for
@@ -138,9 +111,9 @@ impl Supernet {
     /// # Errors
     /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
     pub fn forward(&self, x: &Tensor, sample: &GumbelSample) -> Result<(Vec<Tensor>, SupernetTrace)> {
-        let (relaxation, softmaxes) = self.relaxation(sample)?;
+        let (relaxation, choices) = self.relaxation(sample)?;
         let (logits, network) = self.network.forward(x, Some(&relaxation), self.precision)?;
-        Ok((logits, SupernetTrace { network, relaxation, softmaxes }))
+        Ok((logits, SupernetTrace { network, relaxation, choices }))
     }
 
     /// Gradients of a scalar by the parameters of `role`, from its gradients by the logits of [`Self::forward`]: one
@@ -150,18 +123,12 @@ impl Supernet {
     /// # Errors
     /// If `trace` or `grad_logits` do not fit the supernet.
     pub fn backward(&self, trace: SupernetTrace, grad_logits: Vec<Option<Tensor>>, role: Role) -> Result<Gradients> {
-        let SupernetTrace { network, relaxation, softmaxes } = trace;
+        let SupernetTrace { network, relaxation, choices } = trace;
         let request = BackwardRequest { relaxation: Some(&relaxation), role, image: false };
         let found = self.network.backward(network, grad_logits, request)?;
         let mut gradients = found.parameters;
         if role == Role::Architecture {
-            match &softmaxes {
-                Softmaxes::Graph(blocks) => {
-                    self.differentiate(&surrogate(blocks, &found.relaxation)?, &mut gradients)?;
-                }
-                #[cfg(feature = "cuda")]
-                Softmaxes::Kernel(chosen) => chosen.gradients(&self.choices, &found.relaxation, &mut gradients)?,
-            }
+            self.choices.backward(self.parameters(), &choices, &found.relaxation, &mut gradients)?;
         }
         Ok(gradients)
     }

@@ -55,6 +55,11 @@ impl Error {
             _ => false,
         }
     }
+
+    /// [`Error::DType`].
+    pub(crate) fn dtype(op: &'static str, got: DType) -> Self {
+        Self::DType { op, got }
+    }
 }
 
 /// `Result` with this crate's [`Error`].

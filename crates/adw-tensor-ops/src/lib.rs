@@ -10,7 +10,7 @@ mod autograd;
 mod backend;
 pub mod conv3d;
 pub mod conv_transpose3d;
-pub mod cuda;
+mod cuda;
 mod error;
 mod geometry;
 pub mod gumbel_softmax;
@@ -19,8 +19,6 @@ mod map;
 #[cfg(feature = "nn")]
 pub mod nn;
 pub mod norm_act;
-#[cfg(feature = "cuda")]
-mod on_device;
 pub mod peak;
 pub mod philox;
 mod precision;

@@ -40,6 +40,11 @@ impl Precision {
         }
     }
 
+    /// Number of elements in 16 bytes, which a thread on a CUDA device moves at a time.
+    pub(crate) fn piece_len(self) -> usize {
+        16 / self.element_bytes()
+    }
+
     /// Bytes of an element of a map on a CUDA device.
     pub(crate) fn element_bytes(self) -> usize {
         match self {

@@ -1,9 +1,9 @@
 //! From candle tensors to slices and back, for ops that take more tensors than candle's custom ops can.
 
 use crate::error::{Error, Result};
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, Device, Layout, Shape, Storage, StorageRef, Tensor, WithDType};
+use candle_core::{CpuStorage, DType, Device, Layout, Shape, Storage, StorageRef, Tensor, WithDType};
 
 /// Result of a kernel: storage and shape of a tensor that does not exist yet, on any device.
 pub(crate) struct Computed {
@@ -20,6 +20,20 @@ impl Computed {
         let shape = shape.into();
         assert_eq!(data.len(), shape.elem_count(), "elements of {shape:?}");
         Self { storage: Storage::Cpu(T::to_cpu_storage_owned(data)), shape }
+    }
+
+    /// Scalar on the device of `like`, f64 if `like` is, else f32.
+    pub(crate) fn scalar(value: f64, like: &Tensor) -> Result<Self> {
+        let host = match like.dtype() {
+            DType::F64 => CpuStorage::F64(vec![value]),
+            _ => CpuStorage::F32(vec![value as f32]),
+        };
+        let storage = match like.device() {
+            Device::Cpu => Storage::Cpu(host),
+            Device::Cuda(device) => Storage::Cuda(device.storage_from_cpu_storage_owned(host)?),
+            Device::Metal(device) => Storage::Metal(device.storage_from_cpu_storage_owned(host)?),
+        };
+        Ok(Self { storage, shape: ().into() })
     }
 
     /// The result as a tensor without gradient.

@@ -6,13 +6,17 @@
 
 use crate::conv3d::kernels::Conv3dKernels;
 use crate::error::{Error, Result};
+use crate::gumbel_softmax::kernels::GumbelSoftmaxKernels;
+use crate::loss::kernels::DiceCeKernels;
+use crate::norm_act::kernels::NormActKernels;
+use adw_cuda::device::CudaRuntime;
 use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// Kernels of every op on one kind of device.
-pub(crate) trait Backend: Conv3dKernels {}
+pub(crate) trait Backend: Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels {}
 
-impl<T: Conv3dKernels> Backend for T {}
+impl<T: Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels> Backend for T {}
 
 /// Kernels on the processor, for tensors in the host's memory.
 pub(crate) struct Cpu;
@@ -24,6 +28,7 @@ pub(crate) struct Cpu;
 pub(crate) fn of(op: &'static str, tensor: &Tensor) -> Result<Arc<dyn Backend>> {
     match tensor.device() {
         Device::Cpu => Ok(Arc::new(Cpu)),
-        _ => Err(Error::Device { op }),
+        Device::Cuda(device) => Ok(CudaRuntime::of(device)?),
+        Device::Metal(_) => Err(Error::Device { op }),
     }
 }

@@ -99,7 +99,7 @@ fn with_sources<T: Element, R>(
             None => None,
             Some(n) => {
                 n.check(op, input.map)?;
-                Some((read(op, "scale", &n.scale)?, read(op, "shift", &n.shift)?, n.slope))
+                Some((read(op, "scale", &n.scale)?, read(op, "shift", &n.shift)?, n.config.slope))
             }
         };
         locks.push((read(op, "input", input.map)?, norm));

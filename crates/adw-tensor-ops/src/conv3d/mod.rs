@@ -14,12 +14,10 @@ pub(crate) mod amx;
 #[path = "amx/absent.rs"]
 pub(crate) mod amx;
 mod cpu;
-pub mod cuda;
+pub(crate) mod cuda;
 mod direct;
 mod job;
 pub(crate) mod kernels;
-#[cfg(test)]
-mod operands;
 mod packed_weight;
 mod packing;
 mod partial_sums;

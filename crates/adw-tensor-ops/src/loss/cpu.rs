@@ -1,12 +1,56 @@
-use super::DiceCe;
+//! Dice + cross-entropy on the processor.
+
+use super::kernels::{DiceCe, DiceCeKernels, OP, ScaleLosses};
+use super::target::{check, labels, resize_target, unknown_label};
+use crate::backend::Cpu;
 use crate::error::Result;
+use crate::map::map_dims;
 use crate::simd::Element;
+use crate::storage::{read, tensor, with_element};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Voxels per task; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 4096;
 
-pub(super) struct Job<'a, T> {
+impl DiceCeKernels for Cpu {
+    fn dice_ce(
+        &self,
+        config: DiceCe,
+        scales: &[(&Tensor, f64)],
+        target: &Tensor,
+    ) -> Result<(ScaleLosses, Vec<Tensor>)> {
+        let (mut losses, mut gradients) = (Vec::with_capacity(scales.len()), Vec::with_capacity(scales.len()));
+        for &(logits, weight) in scales {
+            let (_, size, _) = map_dims(OP, "logits", logits)?;
+            let target = resize_target(target, size)?;
+            let (batch, _, classes) = check(logits, &target)?;
+            let target = labels(&target, classes)?;
+            let (loss, gradient) = with_element!(OP, logits, T => {
+                let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
+                let voxels = LabelledLogits::<T>::new(x.slice()?, t.slice()?, batch, classes, config)?;
+                let sums = voxels.sums();
+                Ok((voxels.loss(&sums), tensor(voxels.gradient(&sums, weight), logits.shape())?))
+            })?;
+            losses.push(loss);
+            gradients.push(gradient);
+        }
+        Ok((ScaleLosses::Known(losses), gradients))
+    }
+
+    fn dice_ce_loss(&self, config: DiceCe, logits: &Tensor, target: &Tensor) -> Result<f64> {
+        let (batch, _, classes) = map_dims(OP, "logits", logits)?;
+        let target = labels(target, classes)?;
+        with_element!(OP, logits, T => {
+            let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
+            let voxels = LabelledLogits::<T>::new(x.slice()?, t.slice()?, batch, classes, config)?;
+            Ok(voxels.loss(&voxels.sums()))
+        })
+    }
+}
+
+/// Logits `[B, voxels, K]` and the label of every voxel.
+struct LabelledLogits<'a, T> {
     logits: &'a [T],
     target: &'a [u8],
     batch: usize,
@@ -48,8 +92,8 @@ impl SampleSums {
     }
 }
 
-/// Per sample, or one for the whole batch with `batch_dice`.
-pub(super) struct Sums(Vec<SampleSums>);
+/// Sums per sample, or of the whole batch with `batch_dice`.
+struct Sums(Vec<SampleSums>);
 
 /// Writes softmax(x) to `p` and returns `log sum exp(x)`.
 #[inline]
@@ -67,10 +111,10 @@ fn softmax<T: Element>(x: &[T], p: &mut [T]) -> T {
     max + sum.ln()
 }
 
-impl<'a, T: Element> Job<'a, T> {
-    pub(super) fn new(logits: &'a [T], target: &'a [u8], batch: usize, classes: usize, config: DiceCe) -> Result<Self> {
+impl<'a, T: Element> LabelledLogits<'a, T> {
+    fn new(logits: &'a [T], target: &'a [u8], batch: usize, classes: usize, config: DiceCe) -> Result<Self> {
         if let Some(&label) = target.iter().find(|&&t| usize::from(t) >= classes) {
-            return Err(super::unknown_label(label.into(), classes));
+            return Err(unknown_label(label.into(), classes));
         }
         Ok(Self { logits, target, batch, classes, config })
     }
@@ -79,7 +123,7 @@ impl<'a, T: Element> Job<'a, T> {
         self.target.len() / self.batch
     }
 
-    pub(super) fn sums(&self) -> Sums {
+    fn sums(&self) -> Sums {
         let (k, voxels) = (self.classes, self.voxels());
         let parts: Vec<(usize, SampleSums)> = self
             .chunks()
@@ -108,13 +152,13 @@ impl<'a, T: Element> Job<'a, T> {
         Sums(sums)
     }
 
-    /// `(sample, first voxel, voxels)`
+    /// Tasks `(sample, first voxel, number of voxels)`.
     fn chunks(&self) -> Vec<(usize, usize, usize)> {
         let voxels = self.voxels();
         (0..self.batch).flat_map(|b| (0..voxels).step_by(CHUNK).map(move |i| (b, i, CHUNK.min(voxels - i)))).collect()
     }
 
-    pub(super) fn loss(&self, sums: &Sums) -> f64 {
+    fn loss(&self, sums: &Sums) -> f64 {
         let cross_entropy: f64 = sums.0.iter().map(|s| s.cross_entropy).sum();
         let mut dice = 0.0;
         for s in &sums.0 {
@@ -126,9 +170,9 @@ impl<'a, T: Element> Job<'a, T> {
         cross_entropy / self.target.len() as f64 - dice / (sums.0.len() * (self.classes - 1)) as f64
     }
 
-    /// Of `weight * loss` by the logits: with `q_k = d loss / d p_k` of the Dice part,
+    /// Gradient of `weight * loss` by the logits: with `q_k = d loss / d p_k` of the Dice part,
     /// `p_k (q_k - sum_j p_j q_j) + (p_k - t_k) / voxels`.
-    pub(super) fn gradient(&self, sums: &Sums, weight: f64) -> Vec<T> {
+    fn gradient(&self, sums: &Sums, weight: f64) -> Vec<T> {
         let (k, voxels) = (self.classes, self.voxels());
         let share = weight / (sums.0.len() * (k - 1)) as f64;
         // q_k = everywhere[k] + (on_target[k] where the target is k), per group.
@@ -148,13 +192,13 @@ impl<'a, T: Element> Job<'a, T> {
         let ce = T::from_f64(weight / self.target.len() as f64);
         let mut grad = vec![T::ZERO; self.logits.len()];
         let mut rest = grad.as_mut_slice();
-        let mut jobs = Vec::new();
+        let mut tasks = Vec::new();
         for (b, first, n) in self.chunks() {
             let (out, after) = rest.split_at_mut(n * k);
             rest = after;
-            jobs.push((b, b * voxels + first, n, out));
+            tasks.push((b, b * voxels + first, n, out));
         }
-        jobs.into_par_iter().for_each(|(b, at, n, out)| {
+        tasks.into_par_iter().for_each(|(b, at, n, out)| {
             let (everywhere, on_target) = &q[if self.config.batch_dice { 0 } else { b }];
             let x = &self.logits[at * k..(at + n) * k];
             for ((g, x), &t) in out.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(&self.target[at..at + n]) {

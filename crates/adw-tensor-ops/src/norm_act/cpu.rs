@@ -160,11 +160,6 @@ pub(crate) struct Normalised<'a, T> {
     pub(crate) slope: T,
 }
 
-/// `z`, materialised.
-pub(crate) fn apply<T: Element>(set: InstructionSet, map: &Normalised<T>) -> Vec<T> {
-    weighted_sum(set, &[(*map, T::ONE)])
-}
-
 /// `sum_l h_l z_l` over maps of one shape, in one pass over the raw maps.
 pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<T>, T)]) -> Vec<T> {
     let first = &maps[0].0;

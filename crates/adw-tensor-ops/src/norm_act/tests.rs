@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{finite_difference, numbers};
 use crate::width_mask::{fold_into_affine, fold_into_weight};
 use adw_testing::{assert_close, tolerance};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Shape, Tensor, Var};
 
 fn var(seed: u32, shape: impl Into<Shape>) -> Var {
     let shape = shape.into();

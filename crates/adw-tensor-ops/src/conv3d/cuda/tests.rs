@@ -1,13 +1,23 @@
 //! Every pass beside the op on the CPU, emulated; and those of the transposed convolution, which are the same kernels.
 
-use super::*;
+use super::correlate::{forward, grad_input};
+use super::grad_weight::{grad_weight, splits};
+use super::maps::SourceMap;
+use super::operands;
+use super::shape::{ConvShape, MAX_SHARED};
+use super::weights::Weights;
 use crate::conv_transpose3d;
-use crate::conv3d::{self, Input, Precision, operands};
+use crate::conv3d::{self, Input};
 use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
+use crate::geometry::Conv3dGeometry;
+use crate::norm_act::cuda::forward::coefficients;
+use crate::norm_act::cuda::operands::AffineAddresses;
 use crate::norm_act::{self, NormAct, NormCoefficients};
+use crate::precision::Precision;
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
 use adw_cuda::recording::{Dry, Recording};
 use adw_cuda::work::{Machine, Recorder};
+use adw_cuda::{Address, Buffer, Launch, Params, Runtime};
 use candle_core::Tensor;
 
 struct Case {
@@ -33,8 +43,8 @@ const fn case(
 }
 
 impl Case {
-    fn layer(&self, element: ElementType) -> Layer {
-        Layer { batch: self.batch, size: self.size, geometry: self.geometry, element }
+    fn layer(&self, precision: Precision) -> ConvShape {
+        ConvShape { batch: self.batch, size: self.size, geometry: self.geometry, precision }
     }
 }
 
@@ -64,7 +74,7 @@ struct Maps {
 }
 
 impl Maps {
-    fn new(rt: &Emulator, seed: u32, batch: usize, size: [usize; 3], channels: &[usize], element: ElementType) -> Self {
+    fn new(rt: &Emulator, seed: u32, batch: usize, size: [usize; 3], channels: &[usize], precision: Precision) -> Self {
         let mut maps = Self {
             cpu: Vec::new(),
             cpu_norms: Vec::new(),
@@ -74,15 +84,15 @@ impl Maps {
         };
         for (i, &c) in channels.iter().enumerate() {
             let seed = seed + 10 * i as u32;
-            let x = values(seed, batch * size.iter().product::<usize>() * c, element);
+            let x = values(seed, batch * size.iter().product::<usize>() * c, precision);
             let map = tensor(&x, &[batch, size[0], size[1], size[2], c]);
-            let parameter = |seed| tensor(&values(seed, c, ElementType::F32), &[c]);
+            let parameter = |seed| tensor(&values(seed, c, Precision::Full), &[c]);
             let moments = norm_act::moments(&map).unwrap();
             let gamma = (parameter(seed + 1) + 2.0).unwrap();
             let norm = NormAct::default().coefficients(&moments, &gamma, &parameter(seed + 2), None).unwrap();
             let vector = |t: &Tensor| rt.upload(&t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             maps.device_norms.push((vector(&norm.scale), vector(&norm.shift)));
-            maps.device.push(upload(rt, element, &x));
+            maps.device.push(upload(rt, precision, &x));
             maps.cpu.push(map);
             maps.cpu_norms.push(norm);
         }
@@ -109,14 +119,14 @@ impl Maps {
     }
 }
 
-fn for_every_case(test: &str, mut f: impl FnMut(&Case, ElementType, &str)) {
+fn for_every_case(test: &str, mut f: impl FnMut(&Case, Precision, &str)) {
     if !emulated::is_available(test) {
         return;
     }
     for (i, case) in CASES.iter().enumerate() {
-        for element in [ElementType::F32, ElementType::Bf16] {
-            let what = format!("case {i}, {element:?}");
-            f(case, element, &what);
+        for precision in [Precision::Full, Precision::Bf16] {
+            let what = format!("case {i}, {precision:?}");
+            f(case, precision, &what);
         }
     }
 }
@@ -127,49 +137,50 @@ struct WeightPair {
     device: EmulatedBuffer,
 }
 
-fn weights(rt: &Emulator, shape: &[usize], element: ElementType) -> WeightPair {
-    let values = values(99, shape.iter().product(), element);
+fn weights(rt: &Emulator, shape: &[usize], precision: Precision) -> WeightPair {
+    let values = values(99, shape.iter().product(), precision);
     WeightPair { cpu: tensor(&values, shape), device: rt.upload(&values), values }
 }
 
 #[test]
 fn forward_with_moments() {
-    for_every_case("forward_with_moments", |case, element, what| {
+    for_every_case("forward_with_moments", |case, precision, what| {
         let rt = Emulator::new();
         let ci: usize = case.ci.iter().sum();
         let [kd, kh, kw] = case.geometry.kernel;
-        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
+        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, precision);
         let shape = [case.co, ci, kd, kh, kw];
-        let w = weights(&rt, &shape, element);
+        let w = weights(&rt, &shape, precision);
         let output = case.geometry.output_size("test", case.size).unwrap();
         let n = case.batch * output.iter().product::<usize>() * case.co;
         for norm_all in [false, true] {
             let (y, m) = conv3d::forward(&maps.inputs(norm_all), &w.cpu, case.geometry, Precision::Full).unwrap();
-            let out = rt.alloc(n * element.size()).unwrap();
+            let out = rt.alloc(n * precision.element_bytes()).unwrap();
             let packed = Weights { data: w.device.address(), co: case.co, ci };
             let ones = rt.upload(&vec![1.0f32; case.co]);
-            let affine = norm_act::cuda::Affine { gamma: ones.address(), beta: ones.address(), gate: None };
+            let affine = AffineAddresses { gamma: ones.address(), beta: ones.address(), gate: None };
             // SAFETY: the buffers have the sizes of the shapes.
             let coefficients = unsafe {
-                let partial = forward(&rt, &case.layer(element), &maps.sources(norm_all), &packed, out.address(), true)
-                    .unwrap()
-                    .unwrap();
-                norm_act::cuda::coefficients(&rt, &partial, &affine, NormAct::default(), case.batch, case.co).unwrap()
+                let partial =
+                    forward(&rt, &case.layer(precision), &maps.sources(norm_all), &packed, out.address(), true)
+                        .unwrap()
+                        .unwrap();
+                coefficients(&rt, &partial, &affine, NormAct::default(), case.batch, case.co).unwrap()
             };
-            compare(&format!("{what}: y"), &out, element, &y, tolerance(element));
+            compare(&format!("{what}: y"), &out, precision, &y, tolerance(precision));
             compare(
                 &format!("{what}: mean"),
                 &coefficients.mean,
-                ElementType::F32,
+                Precision::Full,
                 m.mean_and_variance().unwrap().0,
-                tolerance(element),
+                tolerance(precision),
             );
             compare(
                 &format!("{what}: variance"),
                 &coefficients.variance,
-                ElementType::F32,
+                Precision::Full,
                 m.mean_and_variance().unwrap().1,
-                tolerance(element),
+                tolerance(precision),
             );
         }
     });
@@ -177,14 +188,14 @@ fn forward_with_moments() {
 
 #[test]
 fn gradients() {
-    for_every_case("gradients", |case, element, what| {
+    for_every_case("gradients", |case, precision, what| {
         let rt = Emulator::new();
         let ci: usize = case.ci.iter().sum();
         let [kd, kh, kw] = case.geometry.kernel;
         let output = case.geometry.output_size("test", case.size).unwrap();
-        let x = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
-        let g = Maps::new(&rt, 50, case.batch, output, &[case.co], element);
-        let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
+        let x = Maps::new(&rt, 1, case.batch, case.size, case.ci, precision);
+        let g = Maps::new(&rt, 50, case.batch, output, &[case.co], precision);
+        let w = weights(&rt, &[case.co, ci, kd, kh, kw], precision);
         let packed = Weights { data: w.device.address(), co: case.co, ci };
         let mut first = 0;
         for &c in case.ci {
@@ -199,13 +210,14 @@ fn gradients() {
                 Precision::Full,
             )
             .unwrap();
-            let out = rt.alloc(case.batch * case.size.iter().product::<usize>() * c * element.size()).unwrap();
+            let out =
+                rt.alloc(case.batch * case.size.iter().product::<usize>() * c * precision.element_bytes()).unwrap();
             // SAFETY: the buffers have the sizes of the shapes.
             unsafe {
                 let source = g.sources(false)[0];
-                grad_input(&rt, &case.layer(element), source, &packed, wanted, out.address()).unwrap();
+                grad_input(&rt, &case.layer(precision), source, &packed, wanted, out.address()).unwrap();
             }
-            compare(&format!("{what}: grad x"), &out, element, &expected, tolerance(element));
+            compare(&format!("{what}: grad x"), &out, precision, &expected, tolerance(precision));
         }
         let expected =
             conv3d::grad_weight(&x.inputs(true), g.inputs(false)[0], case.geometry, Precision::Full).unwrap();
@@ -213,9 +225,9 @@ fn gradients() {
         // SAFETY: the buffers have the sizes of the shapes.
         unsafe {
             let (maps, grad) = (x.sources(true), g.sources(false)[0]);
-            grad_weight(&rt, &case.layer(element), &maps, grad, out.address()).unwrap();
+            grad_weight(&rt, &case.layer(precision), &maps, grad, out.address()).unwrap();
         }
-        compare(&format!("{what}: grad w"), &out, ElementType::F32, &expected, tolerance(element));
+        compare(&format!("{what}: grad w"), &out, Precision::Full, &expected, tolerance(precision));
     });
 }
 
@@ -228,17 +240,17 @@ fn transposed_convolution() {
     for (batch, ci, co, size, stride) in
         [(2, 24, 16, [2, 3, 5], [2, 2, 2]), (1, 40, 56, [3, 2, 3], [1, 2, 2]), (1, 5, 3, [3, 1, 4], [2, 1, 3])]
     {
-        for element in [ElementType::F32, ElementType::Bf16] {
+        for precision in [Precision::Full, Precision::Bf16] {
             let rt = Emulator::new();
             let up = [0, 1, 2].map(|i| size[i] * stride[i]);
             let geometry = Conv3dGeometry::non_overlapping(stride);
-            let layer = Layer { batch, size: up, geometry, element };
-            let x = Maps::new(&rt, 1, batch, size, &[ci], element);
-            let g = Maps::new(&rt, 50, batch, up, &[co], element);
-            let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], element);
+            let layer = ConvShape { batch, size: up, geometry, precision };
+            let x = Maps::new(&rt, 1, batch, size, &[ci], precision);
+            let g = Maps::new(&rt, 50, batch, up, &[co], precision);
+            let w = weights(&rt, &[ci, co, stride[0], stride[1], stride[2]], precision);
             let packed = Weights { data: w.device.address(), co: ci, ci: co };
             let alloc = |size: [usize; 3], c: usize| {
-                rt.alloc(batch * size.iter().product::<usize>() * c * element.size()).unwrap()
+                rt.alloc(batch * size.iter().product::<usize>() * c * precision.element_bytes()).unwrap()
             };
             let (y, gx, gw) = (alloc(up, co), alloc(size, ci), rt.alloc(w.values.len() * 4).unwrap());
             // SAFETY: the buffers have the sizes of the shapes.
@@ -249,11 +261,11 @@ fn transposed_convolution() {
                 grad_weight(&rt, &layer, &[g], x, gw.address()).unwrap();
             }
             let (x, g) = (x.inputs(true)[0], g.inputs(false)[0].map);
-            let t = tolerance(element);
-            compare("y", &y, element, &conv_transpose3d::forward(x, &w.cpu).unwrap(), t);
-            compare("grad x", &gx, element, &conv_transpose3d::grad_input(g, &w.cpu).unwrap(), t);
+            let t = tolerance(precision);
+            compare("y", &y, precision, &conv_transpose3d::forward(x, &w.cpu).unwrap(), t);
+            compare("grad x", &gx, precision, &conv_transpose3d::grad_input(g, &w.cpu).unwrap(), t);
             let expected = conv_transpose3d::grad_weight(x, g, stride).unwrap();
-            compare("grad w", &gw, ElementType::F32, &expected, t);
+            compare("grad w", &gw, Precision::Full, &expected, t);
         }
     }
 }
@@ -261,13 +273,13 @@ fn transposed_convolution() {
 /// A library's operands: maps normalised and side by side, weights and their gradients with channels last.
 #[test]
 fn operands_of_a_library() {
-    for_every_case("operands_of_a_library", |case, element, what| {
+    for_every_case("operands_of_a_library", |case, precision, what| {
         let rt = Emulator::new();
         let ci: usize = case.ci.iter().sum();
         let taps: usize = case.geometry.kernel.iter().product();
         let voxels: usize = case.size.iter().product();
-        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, element);
-        assert!(operands::supports(&maps.sources(false), element));
+        let maps = Maps::new(&rt, 1, case.batch, case.size, case.ci, precision);
+        assert!(operands::supports(&maps.sources(false), precision));
         for norm_all in [false, true] {
             let parts = maps.inputs(norm_all).into_iter().map(|i| match i.norm {
                 None => i.map.clone(),
@@ -277,10 +289,10 @@ fn operands_of_a_library() {
             let expected = Tensor::cat(&parts, 4).unwrap();
             let sources = maps.sources(norm_all);
             // SAFETY: the maps have the sizes of the shapes.
-            let got = unsafe { operands::plain(&rt, &sources, case.batch, voxels, element).unwrap() };
+            let got = unsafe { operands::plain(&rt, &sources, case.batch, voxels, precision).unwrap() };
             match (&got.memory, &sources[..]) {
                 (Some(memory), _) => {
-                    compare(what, memory, element, &expected, tolerance(element));
+                    compare(what, memory, precision, &expected, tolerance(precision));
                 }
                 (None, [one]) => assert!(one.norm.is_none() && got.address == one.data),
                 (None, _) => panic!("{what}: two maps cannot lie in one"),
@@ -288,26 +300,26 @@ fn operands_of_a_library() {
         }
 
         let [kd, kh, kw] = case.geometry.kernel;
-        let w = weights(&rt, &[case.co, ci, kd, kh, kw], element);
+        let w = weights(&rt, &[case.co, ci, kd, kh, kw], precision);
         let all = Weights { data: w.device.address(), co: case.co, ci };
         for wanted in [0..ci, ci / 2..ci] {
             // SAFETY: the weights have the sizes of the shapes.
-            let filter = unsafe { operands::filter(&rt, &all, taps, &wanted, element).unwrap() };
+            let filter = unsafe { operands::filter(&rt, &all, taps, &wanted, precision).unwrap() };
             let channels_last = |t: &Tensor| {
                 let t = t.reshape((case.co, ci, taps)).unwrap();
                 let t = t.narrow(1, wanted.start, wanted.len()).unwrap();
                 t.transpose(1, 2).unwrap().contiguous().unwrap()
             };
-            compare(what, &filter, element, &channels_last(&w.cpu), 0.0);
+            compare(what, &filter, precision, &channels_last(&w.cpu), 0.0);
             if wanted.len() == ci {
                 let back = rt.alloc(w.values.len() * 4).unwrap();
                 let (from, dims) = (filter.address(), [case.co, ci, taps]);
                 // SAFETY: the buffers have the sizes of the shapes.
                 unsafe {
                     let to = back.address();
-                    operands::weight_gradient(&rt, from, element, dims, to).unwrap();
+                    operands::weight_gradient(&rt, from, precision, dims, to).unwrap();
                 }
-                compare(what, &back, ElementType::F32, &w.cpu, 0.0);
+                compare(what, &back, Precision::Full, &w.cpu, 0.0);
             }
         }
     });
@@ -320,7 +332,7 @@ fn work_of(
     batch: usize,
     size: [usize; 3],
     geometry: Conv3dGeometry,
-    element: ElementType,
+    precision: Precision,
 ) -> Recorder {
     let rt = Recording::new(Dry, Machine::H100);
     let maps: Vec<_> = channels
@@ -333,7 +345,7 @@ fn work_of(
     let ci = channels.iter().map(|c| c.0).sum();
     let weights = Weights { data: Address(1), co, ci };
     let (grad, a) = (SourceMap::plain(Address(1), co), Address(1));
-    let layer = Layer { batch, size, geometry, element };
+    let layer = ConvShape { batch, size, geometry, precision };
     // SAFETY: nothing runs.
     unsafe {
         forward(&rt, &layer, &maps, &weights, a, true).unwrap();
@@ -356,7 +368,7 @@ fn work_equals_numbers_by_hand() {
     let weights = 27 * 24 * 12;
     let output = 2 * 48 * 12 * 2;
     let products = 2 * weights * 48 * 2;
-    let work = work_of(&[(16, true), (8, false)], 12, 2, [4, 6, 8], geometry, ElementType::Bf16);
+    let work = work_of(&[(16, true), (8, false)], 12, 2, [4, 6, 8], geometry, Precision::Bf16);
     // All 48 outputs fit one box: moments of 12 channels and a count per sample.
     let moments = 2 * (12 * 2 + 1) * 4;
     let forward = maps + weights * 2 + output + moments;
@@ -379,7 +391,7 @@ fn work_equals_numbers_by_hand() {
 #[test]
 fn voxels_that_no_tap_reaches_are_no_work() {
     let geometry = Conv3dGeometry::same([1; 3], [2; 3]);
-    let work = work_of(&[(4, false)], 4, 1, [5; 3], geometry, ElementType::F32);
+    let work = work_of(&[(4, false)], 4, 1, [5; 3], geometry, Precision::Full);
     let (map, weights, moments) = (27 * 4 * 4, 16 * 4, (2 * 4 + 1) * 4);
     let forward = map + weights + map + moments;
     let grad_input = map + weights + 125 * 4 * 4;
@@ -389,7 +401,7 @@ fn voxels_that_no_tap_reaches_are_no_work() {
 /// Shares fill the multiprocessors as long as their sums are not more work than that saves.
 #[test]
 fn shares_of_the_weight_gradient() {
-    let bf16 = |blocks, boxes, ci: usize, co: usize| splits(blocks, boxes, 128, 27 * ci * co * 4, ElementType::Bf16);
+    let bf16 = |blocks, boxes, ci: usize, co: usize| splits(blocks, boxes, 128, 27 * ci * co * 4, Precision::Bf16);
     // 48 to 48 channels on the finest maps: a block for each multiprocessor, no more sums than that.
     assert_eq!(bf16(3, 6300, 48, 48), 44);
     // 384 to 384 on the coarsest: 192 blocks take two rounds, shares of half as many boxes three.
@@ -419,7 +431,7 @@ impl Runtime for &MostShared {
 #[test]
 fn shared_memory_of_real_layers() {
     let (a, size) = (Address(16), [40, 56, 40]);
-    for element in [ElementType::F32, ElementType::Bf16] {
+    for precision in [Precision::Full, Precision::Bf16] {
         for (kernel, stride) in [
             ([3, 3, 3], [1, 1, 1]),
             ([3, 3, 3], [2, 2, 2]),
@@ -430,7 +442,7 @@ fn shared_memory_of_real_layers() {
             ([8, 1, 1], [4, 1, 1]),
         ] {
             let geometry = Conv3dGeometry::new(kernel, stride, kernel.map(|k| k / 2));
-            let layer = Layer { batch: 1, size, geometry, element };
+            let layer = ConvShape { batch: 1, size, geometry, precision };
             for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
                 let most = MostShared::default();
                 let weights = Weights { data: a, co, ci };
@@ -443,7 +455,7 @@ fn shared_memory_of_real_layers() {
                     grad_weight(&&most, &layer, &[map], grad, a).unwrap();
                 }
                 let most = most.0.get() as usize;
-                assert!(most > 0 && most <= MOST_SHARED, "{element:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}");
+                assert!(most > 0 && most <= MAX_SHARED, "{precision:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}");
             }
         }
     }

@@ -1,11 +1,11 @@
-use super::*;
-use crate::cuda::ElementType;
+use super::launch::{Draw, SoftmaxEntry, backward, forward};
 use crate::cuda::testing::{compare, tensor, values};
 use crate::gumbel_softmax::{self, gumbel_softmax};
 use crate::philox::{Purpose, Stream};
+use crate::precision::Precision;
 use crate::width_mask;
-use adw_cuda::Buffer;
 use adw_cuda::emulated::{self, Emulator};
+use adw_cuda::{Buffer, Runtime};
 use candle_core::{DType, Device, Tensor, Var};
 
 /// A width choice and a depth choice in one launch, beside candle's arithmetic and graph.
@@ -18,15 +18,15 @@ fn noise_softmax_gates_and_their_gradients() {
     let (channels, tau) = (39, 1.7);
     for noisy in [true, false] {
         let rt = Emulator::new();
-        let pass = Pass { seed: 0x1234_5678_9abc_def0, epoch: 3, iteration: 41, noisy, tau };
-        let (alpha, beta) = (values(1, 5, ElementType::F32), values(2, 3, ElementType::F32));
-        let grad_gate = values(3, channels, ElementType::F32);
-        let dots: Vec<Vec<f32>> = (0..3).map(|i| values(10 + i, channels, ElementType::F32)).collect();
+        let pass = Draw { seed: 0x1234_5678_9abc_def0, epoch: 3, iteration: 41, noisy, tau };
+        let (alpha, beta) = (values(1, 5, Precision::Full), values(2, 3, Precision::Full));
+        let grad_gate = values(3, channels, Precision::Full);
+        let dots: Vec<Vec<f32>> = (0..3).map(|i| values(10 + i, channels, Precision::Full)).collect();
         let alloc = |n: usize| rt.alloc(4 * n).unwrap();
         let (p_width, p_depth, gates, g_alpha, g_beta) = (alloc(5), alloc(3), alloc(channels), alloc(5), alloc(3));
         let (alpha_d, beta_d, grad_gate_d) = (rt.upload(&alpha), rt.upload(&beta), rt.upload(&grad_gate));
         let dots_d: Vec<_> = dots.iter().map(|d| rt.upload(d)).collect();
-        let mut width = Softmax {
+        let mut width = SoftmaxEntry {
             logits: alpha_d.address(),
             probabilities: p_width.address(),
             gates: gates.address(),
@@ -36,10 +36,10 @@ fn noise_softmax_gates_and_their_gradients() {
             channels: channels as u32,
             purpose: Purpose::WidthNoise as u32,
             index: 7,
-            ..Softmax::default()
+            ..SoftmaxEntry::default()
         };
         width.widths[..5].copy_from_slice(&widths);
-        let mut depth = Softmax {
+        let mut depth = SoftmaxEntry {
             logits: beta_d.address(),
             probabilities: p_depth.address(),
             grad_logits: g_beta.address(),
@@ -47,7 +47,7 @@ fn noise_softmax_gates_and_their_gradients() {
             channels: channels as u32,
             purpose: Purpose::DepthNoise as u32,
             index: 2,
-            ..Softmax::default()
+            ..SoftmaxEntry::default()
         };
         for (slot, d) in depth.grad_options.iter_mut().zip(&dots_d) {
             *slot = d.address();
@@ -83,7 +83,7 @@ fn noise_softmax_gates_and_their_gradients() {
             ("grad alpha", &g_alpha, grads.get(&alpha).unwrap()),
             ("grad beta", &g_beta, grads.get(&beta).unwrap()),
         ] {
-            compare(what, got, ElementType::F32, expected, 1e-5);
+            compare(what, got, Precision::Full, expected, 1e-5);
         }
     }
 }

@@ -1,7 +1,10 @@
+use super::launch::{Scale, Target, loss_and_gradients};
 use super::*;
 use crate::cuda::testing::{compare, tensor, tolerance, upload, values};
 use crate::loss::{deep_supervision_weights, resize_target};
+use crate::precision::Precision;
 use adw_cuda::emulated::{self, Emulator};
+use adw_cuda::{Buffer, Runtime};
 use candle_core::{Device, Tensor};
 
 /// Three scales of odd sizes, few and many classes, several chunks of voxels.
@@ -11,12 +14,12 @@ fn loss_and_gradients_of_all_scales() {
         return;
     }
     let batch = 2;
-    for (classes, batch_dice, element) in [
-        (2, true, ElementType::F32),
-        (3, false, ElementType::Bf16),
-        (4, true, ElementType::Bf16),
-        (21, false, ElementType::F32),
-        (5, true, ElementType::F32),
+    for (classes, batch_dice, precision) in [
+        (2, true, Precision::Full),
+        (3, false, Precision::Bf16),
+        (4, true, Precision::Bf16),
+        (21, false, Precision::Full),
+        (5, true, Precision::Full),
     ] {
         let rt = Emulator::new();
         let config = DiceCe { batch_dice, ..DiceCe::default() };
@@ -29,11 +32,13 @@ fn loss_and_gradients_of_all_scales() {
         let logits: Vec<Vec<f32>> = (sizes[..3].iter().zip(1..))
             .map(|(s, seed)| {
                 let n = batch * s.iter().product::<usize>() * classes;
-                values(seed, n, element).iter().map(|x| 4.0 * x).collect()
+                values(seed, n, precision).iter().map(|x| 4.0 * x).collect()
             })
             .collect();
-        let device: Vec<_> =
-            logits.iter().map(|x| (upload(&rt, element, x), rt.alloc(x.len() * element.size()).unwrap())).collect();
+        let device: Vec<_> = logits
+            .iter()
+            .map(|x| (upload(&rt, precision, x), rt.alloc(x.len() * precision.element_bytes()).unwrap()))
+            .collect();
         let labels = rt.upload(&labels);
         let scales: Vec<_> = (0..3)
             .map(|i| Scale {
@@ -45,7 +50,7 @@ fn loss_and_gradients_of_all_scales() {
             .collect();
         let finest = Target { data: labels.address(), size: sizes[0] };
         // SAFETY: the buffers have the sizes of the scales.
-        let got = unsafe { loss_and_gradients(&rt, config, &scales, finest, batch, classes, element).unwrap() };
+        let got = unsafe { loss_and_gradients(&rt, config, &scales, finest, batch, classes, precision).unwrap() };
         let losses = got.loss.read::<f32>();
         assert_eq!(got.status.read::<u32>(), [0; 3]);
         for i in 0..3 {
@@ -60,7 +65,7 @@ fn loss_and_gradients_of_all_scales() {
                 losses[i],
                 expected.loss
             );
-            compare(&what, &device[i].1, element, &expected.grad_logits, tolerance(element));
+            compare(&what, &device[i].1, precision, &expected.grad_logits, tolerance(precision));
         }
     }
 }
@@ -76,6 +81,6 @@ fn labels_without_a_class_are_reported() {
     let scale = Scale { logits: logits.address(), grad: grad.address(), size: [2; 3], weight: 1.0 };
     let target = Target { data: labels.address(), size: [2; 3] };
     // SAFETY: eight voxels of three classes.
-    let got = unsafe { loss_and_gradients(&rt, DiceCe::default(), &[scale], target, 1, 3, ElementType::F32).unwrap() };
+    let got = unsafe { loss_and_gradients(&rt, DiceCe::default(), &[scale], target, 1, 3, Precision::Full).unwrap() };
     assert_eq!(got.status.read::<u32>(), [201]);
 }

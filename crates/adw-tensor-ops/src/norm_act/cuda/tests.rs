@@ -1,12 +1,16 @@
 //! Every kernel beside the op on the CPU, emulated.
 
-use super::*;
-use crate::cuda::ElementType;
+use super::backward::{GradAddresses, backward};
+use super::forward::{coefficients, moments, weighted_sum};
+use super::operands::{AffineAddresses, Coefficients};
+use crate::cuda::MapShape;
 use crate::cuda::testing::{compare, f64s, tensor, tolerance, upload, values};
-use crate::norm_act::{self, Gate, NormCoefficients};
+use crate::norm_act::{self, Gate, GatePosition, NormAct, NormCoefficients};
+use crate::precision::Precision;
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
 use adw_cuda::recording::{Dry, Recording};
 use adw_cuda::work::Machine;
+use adw_cuda::{Address, Buffer, Runtime};
 use candle_core::Tensor;
 
 /// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
@@ -14,7 +18,7 @@ const SHAPES: [(usize, [usize; 3], usize); 5] =
     [(2, [3, 5, 7], 5), (1, [9, 8, 7], 48), (3, [2, 3, 11], 33), (2, [9, 11, 13], 16), (1, [1, 1, 3], 72)];
 
 struct Case {
-    element: ElementType,
+    precision: Precision,
     shape: MapShape,
     dims: [usize; 5],
     y: Vec<f32>,
@@ -27,27 +31,27 @@ fn cases() -> impl Iterator<Item = Case> {
     let gates = [None, Some(GatePosition::PreNorm), Some(GatePosition::PostNorm)];
     let all = SHAPES.into_iter().flat_map(move |s| gates.map(|g| (s, g)));
     all.flat_map(|((batch, [d, h, w], channels), position)| {
-        [ElementType::F32, ElementType::Bf16].map(|element| {
-            let shape = MapShape { batch, voxels: d * h * w, channels, element };
-            let mut y = values(1, shape.len(), element);
+        [Precision::Full, Precision::Bf16].map(|precision| {
+            let shape = MapShape { batch, voxels: d * h * w, channels, precision };
+            let mut y = values(1, shape.len(), precision);
             // A large mean in some channels: squares must not cancel.
             for (i, y) in y.iter_mut().enumerate() {
                 if i % channels % 3 == 1 {
                     *y += 4.0;
                 }
             }
-            let positive = |seed| values(seed, channels, ElementType::F32).iter().map(|x| 0.75 + 0.5 * x).collect();
+            let positive = |seed| values(seed, channels, Precision::Full).iter().map(|x| 0.75 + 0.5 * x).collect();
             Case {
-                element,
+                precision,
                 shape,
                 dims: [batch, d, h, w, channels],
                 // What bf16 holds of it.
-                y: match element {
-                    ElementType::F32 => y,
-                    ElementType::Bf16 => y.iter().map(|&y| half::bf16::from_f32(y).to_f32()).collect(),
+                y: match precision {
+                    Precision::Full => y,
+                    Precision::Bf16 => y.iter().map(|&y| half::bf16::from_f32(y).to_f32()).collect(),
                 },
                 gamma: positive(2),
-                beta: values(3, channels, ElementType::F32),
+                beta: values(3, channels, Precision::Full),
                 gate: position.map(|p| (positive(4), p)),
             }
         })
@@ -79,10 +83,10 @@ impl Case {
         let moments_cpu = norm_act::moments(&y_cpu).unwrap();
         let cpu =
             config.coefficients(&moments_cpu, &tensor(&self.gamma, &[c]), &tensor(&self.beta, &[c]), gate_cpu).unwrap();
-        let y = upload(&rt, self.element, &self.y);
+        let y = upload(&rt, self.precision, &self.y);
         let (gamma, beta) = (rt.upload(&self.gamma), rt.upload(&self.beta));
         let gate = self.gate.as_ref().map(|(g, p)| (rt.upload(g), *p));
-        let affine = Affine {
+        let affine = AffineAddresses {
             gamma: gamma.address(),
             beta: beta.address(),
             gate: gate.as_ref().map(|(g, p)| (g.address(), *p)),
@@ -111,7 +115,7 @@ fn coefficients_of_a_map() {
             ("shift", &p.device.shift, &p.cpu.shift),
         ] {
             // Statistics are f32 whatever the map's elements are.
-            compare(&what(name), buffer, ElementType::F32, expected, 1e-5);
+            compare(&what(name), buffer, Precision::Full, expected, 1e-5);
         }
     }
 }
@@ -137,7 +141,7 @@ fn weighted_sums() {
             let weights = tensor(&weights[..n], &[n]);
             let expected = norm_act::weighted_sum(&cpu, Some(&weights)).unwrap();
             let what = format!("sum of {n} maps {:?}", case.shape);
-            compare(&what, &out, case.element, &expected, tolerance(case.element));
+            compare(&what, &out, case.precision, &expected, tolerance(case.precision));
         }
     }
 }
@@ -150,18 +154,18 @@ fn backward_of_a_map() {
     for case in cases() {
         let p = case.pair();
         let (c, n) = (case.shape.channels, case.shape.len());
-        let (g1, g2) = (values(7, n, case.element), values(8, n, case.element));
+        let (g1, g2) = (values(7, n, case.precision), values(8, n, case.precision));
         let weight = 0.37f32;
         let device_weight = p.rt.upload(&[weight]);
         for (has_outer, has_direct) in [(true, true), (true, false), (false, true)] {
-            let (outer, direct) = (upload(&p.rt, case.element, &g1), upload(&p.rt, case.element, &g2));
+            let (outer, direct) = (upload(&p.rt, case.precision, &g1), upload(&p.rt, case.precision, &g2));
             let out = p.rt.alloc(case.shape.bytes()).unwrap();
-            let affine = Affine {
+            let affine = AffineAddresses {
                 gamma: p.gamma.address(),
                 beta: p.beta.address(),
                 gate: p.gate.as_ref().map(|(g, at)| (g.address(), *at)),
             };
-            let grad = GradOutput {
+            let grad = GradAddresses {
                 outer: has_outer.then(|| (outer.address(), device_weight.address())),
                 direct: has_direct.then(|| direct.address()),
             };
@@ -182,12 +186,12 @@ fn backward_of_a_map() {
             )
             .unwrap();
             let what = |name: &str| format!("{name} of {:?}, outer {has_outer}, direct {has_direct}", case.shape);
-            compare(&what("grad y"), &out, case.element, &expected.y, tolerance(case.element));
+            compare(&what("grad y"), &out, case.precision, &expected.y, tolerance(case.precision));
             // Sums of many terms that cancel: rounding of single terms shows, so the tolerance is that of the sums.
-            compare(&what("grad gamma"), &got.gamma, ElementType::F32, &expected.gamma, 1e-5);
-            compare(&what("grad beta"), &got.beta, ElementType::F32, &expected.beta, 1e-5);
+            compare(&what("grad gamma"), &got.gamma, Precision::Full, &expected.gamma, 1e-5);
+            compare(&what("grad beta"), &got.beta, Precision::Full, &expected.beta, 1e-5);
             if let (Some(got), Some(expected)) = (&got.gate, &expected.gate) {
-                compare(&what("grad gate"), got, ElementType::F32, expected, 1e-5);
+                compare(&what("grad gate"), got, Precision::Full, expected, 1e-5);
             }
             if has_outer {
                 let dot: f64 = got.outer_dot.read::<f32>().iter().map(|&d| f64::from(d)).sum();
@@ -201,15 +205,16 @@ fn backward_of_a_map() {
 
 #[test]
 fn work_of_the_backward_pass_equals_numbers_by_hand() {
-    let shape = MapShape { batch: 2, voxels: 300, channels: 16, element: ElementType::F32 };
+    let shape = MapShape { batch: 2, voxels: 300, channels: 16, precision: Precision::Full };
     let a = Address(1);
-    let affine = Affine { gamma: a, beta: a, gate: Some((a, GatePosition::PreNorm)) };
+    let affine = AffineAddresses { gamma: a, beta: a, gate: Some((a, GatePosition::PreNorm)) };
     let coefficients = Coefficients { mean: a, variance: a, scale: a, shift: a, config: NormAct::default() };
     // A map of 2 x 300 x 16 f32; a vector per sample and channel; two chunks of at most 256 voxels, three sums each.
     let (map, vector, partial, channel) = (38_400, 128, 2 * 2 * 3 * 16 * 4, 64);
-    for (grad, maps_read) in
-        [(GradOutput { outer: Some((a, a)), direct: Some(a) }, 3), (GradOutput { outer: None, direct: Some(a) }, 2)]
-    {
+    for (grad, maps_read) in [
+        (GradAddresses { outer: Some((a, a)), direct: Some(a) }, 3),
+        (GradAddresses { outer: None, direct: Some(a) }, 2),
+    ] {
         let rt = Recording::new(Dry, Machine::H100);
         // SAFETY: nothing runs.
         unsafe { backward(&rt, a, &coefficients, &affine, grad, &shape, a).unwrap() };

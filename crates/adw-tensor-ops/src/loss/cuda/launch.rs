@@ -1,41 +1,38 @@
 //! Launches of `loss.cu`: Dice + cross-entropy of all scales of deep supervision.
 
-use super::DiceCe;
-use crate::cuda::ElementType;
+use super::super::kernels::DiceCe;
+use crate::precision::Precision;
 use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
 
-#[cfg(test)]
-mod tests;
-
-/// The kernels' source.
-pub const MODULE: Module = adw_cuda::module!("loss");
+/// Source of the kernels.
+pub(crate) const MODULE: Module = adw_cuda::module!("loss");
 
 const THREADS: u32 = 256;
 const CHUNK: usize = 4096;
-/// The most scales of one launch.
-pub const MAX_SCALES: usize = 8;
+/// Most scales of one launch.
+pub(crate) const MAX_SCALES: usize = 8;
 
-/// Logits of one scale and the place of their gradient.
+/// Addresses of one scale's logits and of their gradient.
 #[derive(Clone, Copy, Debug)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// `[B, size, K]`
-    pub logits: Address,
-    /// As the logits; written.
-    pub grad: Address,
+    pub(crate) logits: Address,
+    /// Gradient, of the logits' shape; written.
+    pub(crate) grad: Address,
     /// D, H, W.
-    pub size: [usize; 3],
-    /// Of this scale in the sum of losses; above 0.
-    pub weight: f64,
+    pub(crate) size: [usize; 3],
+    /// Weight of this scale in the sum of losses; above 0.
+    pub(crate) weight: f64,
 }
 
-/// The labels, one byte per voxel of the finest scale, `[B, size]`.
+/// Labels, one byte per voxel of the finest scale, `[B, size]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
-    /// Of the labels.
-    pub data: Address,
+pub(crate) struct Target {
+    /// Address of the labels.
+    pub(crate) data: Address,
     /// D, H, W.
-    pub size: [usize; 3],
+    pub(crate) size: [usize; 3],
 }
 
 #[derive(Clone, Copy, Default)]
@@ -70,15 +67,15 @@ struct LossParams {
 // SAFETY: plain numbers, laid out as in loss.cu.
 unsafe impl Params for LossParams {}
 
-/// What stays on the device until somebody asks.
-pub struct Losses<B> {
+/// Losses on the device.
+pub(crate) struct Losses<B> {
     /// `[scales]` f32, not multiplied by the weights.
-    pub loss: B,
+    pub(crate) loss: B,
     /// `[scales]` u32: 0, or 1 + the largest label that has no class; the gradients mean nothing then.
-    pub status: B,
+    pub(crate) status: B,
 }
 
-/// Losses of all scales and the gradients of their weighted sum: three launches.
+/// Launches the losses of all scales and the gradients of their weighted sum, three kernels.
 ///
 /// # Safety
 /// The addresses are those of logits, gradients and labels of these sizes.
@@ -88,14 +85,14 @@ pub struct Losses<B> {
 ///
 /// # Panics
 /// If there is no scale, or more than [`MAX_SCALES`].
-pub unsafe fn loss_and_gradients<R: Runtime>(
+pub(crate) unsafe fn loss_and_gradients<R: Runtime>(
     rt: &R,
     config: DiceCe,
     scales: &[Scale],
     target: Target,
     batch: usize,
     classes: usize,
-    element: ElementType,
+    precision: Precision,
 ) -> Result<Losses<R::Buffer>> {
     assert!((1..=MAX_SCALES).contains(&scales.len()), "{} scales, expected 1 to {MAX_SCALES}", scales.len());
     let mut total = 0;
@@ -144,19 +141,19 @@ pub unsafe fn loss_and_gradients<R: Runtime>(
         work,
         params,
     };
-    let (sums, gradient) = match (element, group) {
-        (ElementType::F32, 4) => ("loss_sums_f32_k4", "loss_gradient_f32"),
-        (ElementType::F32, _) => ("loss_sums_f32_k16", "loss_gradient_f32"),
-        (ElementType::Bf16, 4) => ("loss_sums_bf16_k4", "loss_gradient_bf16"),
-        (ElementType::Bf16, _) => ("loss_sums_bf16_k16", "loss_gradient_bf16"),
+    let (sums, gradient) = match (precision, group) {
+        (Precision::Full, 4) => ("loss_sums_f32_k4", "loss_gradient_f32"),
+        (Precision::Full, _) => ("loss_sums_f32_k16", "loss_gradient_f32"),
+        (Precision::Bf16, 4) => ("loss_sums_bf16_k4", "loss_gradient_bf16"),
+        (Precision::Bf16, _) => ("loss_sums_bf16_k16", "loss_gradient_bf16"),
     };
     let voxels: usize = scales.iter().map(|s| s.size.iter().product::<usize>()).sum();
     let logits = batch * voxels * classes;
-    let maps = logits * element.size();
+    let maps = logits * precision.element_bytes();
     // Coarser scales read labels that the finest one has read.
     let labels = batch * voxels.min(target.size.iter().product());
     let partial_bytes = total as usize * (3 * classes + 2) * 4;
-    // SAFETY: the buffers have room for what the kernels write; the caller vouches for the rest.
+    // SAFETY: the buffers have room for what the kernels write; the caller guarantees the other addresses.
     unsafe {
         let warps = THREADS as usize / 32;
         rt.launch(&launch(

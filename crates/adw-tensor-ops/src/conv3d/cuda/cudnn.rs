@@ -1,0 +1,115 @@
+//! Passes of the convolution by cuDNN, where [`ConvolutionBackend::Cudnn`](adw_cuda::device::ConvolutionBackend) selects it.
+//!
+//! Work that cuDNN cannot do in the same pass takes launches of its own: maps are normalised and joined before it, moments
+//! are taken after it. Its weight gradients of bf16 maps are rounded to bf16.
+
+use super::maps::SourceMap;
+use super::operands::{filter, plain, supports, weight_gradient};
+use super::shape::ConvShape;
+use super::weights::Weights;
+use crate::cuda::MapShape;
+use crate::norm_act::cuda::forward::moments;
+use crate::norm_act::cuda::operands::PartialMoments;
+use crate::precision::Precision;
+use adw_cuda::device::{ConvPass, Convolution, CudaRuntime, DeviceBuffer};
+use adw_cuda::{Address, Buffer, Result, Runtime};
+use std::ops::Range;
+
+fn convolution(shape: &ConvShape, channels_in: usize, channels_out: usize) -> Convolution {
+    Convolution {
+        bf16: shape.precision == Precision::Bf16,
+        batch: shape.batch,
+        channels_in,
+        channels_out,
+        input: shape.size,
+        output: shape.output(),
+        kernel: shape.geometry.kernel,
+        stride: shape.geometry.stride,
+        padding: shape.geometry.padding,
+    }
+}
+
+fn product(v: [usize; 3]) -> usize {
+    v.iter().product()
+}
+
+/// Forward pass; the inner option holds the moments of `y` if `with_moments`. `None` if cuDNN does not run the pass.
+///
+/// # Safety
+/// The addresses are those of maps `[batch, size, C]`, of the weights, and of room for `[batch, output size, Cout]`.
+pub(super) unsafe fn forward(
+    rt: &CudaRuntime,
+    shape: &ConvShape,
+    maps: &[SourceMap],
+    weights: &Weights,
+    out: Address,
+    with_moments: bool,
+) -> Result<Option<Option<PartialMoments<DeviceBuffer>>>> {
+    let (c, precision) = (convolution(shape, weights.ci, weights.co), shape.precision);
+    let Some(pass) = rt.cudnn_pass(ConvPass::Forward, &c)?.filter(|_| supports(maps, precision)) else {
+        return Ok(None);
+    };
+    let y = MapShape { batch: c.batch, voxels: product(c.output), channels: c.channels_out, precision };
+    // SAFETY: the caller guarantees the addresses; what is allocated here has the sizes of the shapes.
+    unsafe {
+        let x = plain(rt, maps, c.batch, product(c.input), precision)?;
+        let w = filter(rt, weights, product(c.kernel), &(0..weights.ci), precision)?;
+        rt.run_cudnn(&pass, [x.address, w.address(), out])?;
+        Ok(Some(if with_moments { Some(moments(rt, out, &y)?) } else { None }))
+    }
+}
+
+/// Gradient by the input channels `wanted`. Returns false if cuDNN does not run the pass.
+///
+/// # Safety
+/// The addresses are those of a map `[batch, output size, Cout]`, of the weights, and of room for
+/// `[batch, size, wanted.len()]`.
+pub(super) unsafe fn grad_input(
+    rt: &CudaRuntime,
+    shape: &ConvShape,
+    grad_output: SourceMap,
+    weights: &Weights,
+    wanted: &Range<usize>,
+    out: Address,
+) -> Result<bool> {
+    let (c, precision) = (convolution(shape, wanted.len(), weights.co), shape.precision);
+    let Some(pass) = rt.cudnn_pass(ConvPass::GradInput, &c)?.filter(|_| supports(&[grad_output], precision)) else {
+        return Ok(false);
+    };
+    // SAFETY: the caller guarantees the addresses; what is allocated here has the sizes of the shapes.
+    unsafe {
+        let y = plain(rt, &[grad_output], c.batch, product(c.output), precision)?;
+        let w = filter(rt, weights, product(c.kernel), wanted, precision)?;
+        rt.run_cudnn(&pass, [out, w.address(), y.address])?;
+    }
+    Ok(true)
+}
+
+/// Gradient by the weight. Returns false if cuDNN does not run the pass.
+///
+/// # Safety
+/// The addresses are those of maps `[batch, size, C]`, of a map `[batch, output size, Cout]`, and of room for the result.
+pub(super) unsafe fn grad_weight(
+    rt: &CudaRuntime,
+    shape: &ConvShape,
+    maps: &[SourceMap],
+    grad_output: SourceMap,
+    out: Address,
+) -> Result<bool> {
+    let ci = maps.iter().map(|m| m.channels).sum();
+    let (c, precision) = (convolution(shape, ci, grad_output.channels), shape.precision);
+    let is_supported = supports(maps, precision) && supports(&[grad_output], precision);
+    let Some(pass) = rt.cudnn_pass(ConvPass::GradWeight, &c)?.filter(|_| is_supported) else {
+        return Ok(false);
+    };
+    let dims = [c.channels_out, ci, product(c.kernel)];
+    let w = rt.alloc(product(dims) * precision.element_bytes())?;
+    // SAFETY: the caller guarantees the addresses; what is allocated here has the sizes of the shapes.
+    unsafe {
+        let x = plain(rt, maps, c.batch, product(c.input), precision)?;
+        let y = plain(rt, &[grad_output], c.batch, product(c.output), precision)?;
+        rt.run_cudnn(&pass, [x.address, w.address(), y.address])?;
+        weight_gradient(rt, w.address(), precision, dims, out)?;
+    }
+    Ok(true)
+}
