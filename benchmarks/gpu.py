@@ -3,9 +3,9 @@
     python gpu.py                      # in the folder that `cargo xtask gpu-bundle` made, on the machine with the GPU
     python gpu.py --output results     # somewhere else; results.json and gpu.md land there
 
-Needs Python, a driver for CUDA 13, and cuBLAS and cuRAND from a toolkit or from PyTorch's wheels; cuDNN from there for the
-convolutions that it does faster; PyTorch (with
-torch_step.py and adwunet_torch.py beside this file) for the times beside ours. No Rust, no network. Every part that fails is told and left out; what was measured until then is kept.
+Needs Python, a driver for CUDA 13, and cuBLAS and cuRAND from a toolkit or from PyTorch's wheels; cuDNN from there for
+convolutions by cuDNN; PyTorch (with torch_step.py and adwunet_torch.py beside this file) for the times beside ours. No Rust, no
+network. A part that fails is reported and left out; measurements until then are kept.
 
 --smoke runs everything on a small problem and PyTorch on the CPU: a test of this script, not of a GPU.
 """
@@ -42,7 +42,10 @@ CASES = {
 OURS = {
     "f32": [],
     "bf16": ["--bf16"],
-    "bf16, own kernels only": ["--bf16", "--convolutions", "own"],
+}
+CUDNN_OPTIONS = {
+    "f32, cuDNN": ["--convolutions", "cudnn"],
+    "bf16, cuDNN": ["--bf16", "--convolutions", "cudnn"],
 }
 # Of these the best counts, quantity by quantity.
 TORCH = {
@@ -98,7 +101,6 @@ THEIR_ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(FOLDERS))
 ENVIRONMENT = dict(
     os.environ,
     LD_LIBRARY_PATH=":".join(FOLDERS + ([] if CUDNN else [os.path.join(HERE, "without-cudnn")])),
-    XDG_CACHE_HOME=os.path.join(args.output, "adw-cache"),
 )
 results = {
     "date": datetime.date.today().isoformat(),
@@ -150,18 +152,6 @@ def parity():
         print("\n".join("    " + line for line in outcomes), flush=True)
 
 
-def choices():
-    """Who was faster for which pass of which convolution, as the program's tables say."""
-    found = {}
-    for file in glob.glob(os.path.join(args.output, "adw-cache", "adw", "*.json")):
-        try:
-            with open(file) as text:
-                found.update(json.load(text)["microseconds"])
-        except (OSError, ValueError) as error:
-            print(f"    {file}: {error}", flush=True)
-    return found
-
-
 def times():
     adw = unpack("adw")
     torch_device = ["--device", "cpu"] if args.smoke else ["--device", "cuda"]
@@ -171,7 +161,7 @@ def times():
     for case, work in CASES.items():
         measured = results["times"].setdefault(case, {})
         for _ in range(rounds):
-            for name, options in OURS.items():
+            for name, options in (OURS | CUDNN_OPTIONS if CUDNN else OURS).items():
                 command = [adw, "bench", "step", "--json", "--device", "cuda:0", *work, *options, *repeats]
                 line = last_json(run(f"{case}: adw, {name}", command))
                 if line:
@@ -248,19 +238,6 @@ def table():
             cells.append(f"**{own / best:.2f}**" if own and best else "-")
             text.append(f"| {quantity} | " + " | ".join(cells) + " |")
         text.append("")
-    if results.get("choices"):
-        text.append("| passes of convolutions | measured | own kernels faster | median of own / best of cuDNN |\n|---|--:|--:|--:|")
-        for kind in ["Forward", "GradInput", "GradWeight"]:
-            for element in ["f32", "bf16"]:
-                ratios = []
-                for work, ways in results["choices"].items():
-                    others = [v for k, v in ways.items() if k != "own"]
-                    if work.startswith(kind + " ") and f" {element} " in work and others:
-                        ratios.append(ways["own"] / min(others))
-                if ratios:
-                    faster = sum(r <= 1 for r in ratios)
-                    text.append(f"| {kind}, {element} | {len(ratios)} | {faster} | {statistics.median(ratios):.2f} |")
-        text.append("")
     if "training" in results:
         t = results["training"]
         dice = t["metrics"]["foreground_mean"]["Dice"]
@@ -274,7 +251,6 @@ def table():
 
 def save():
     os.makedirs(args.output, exist_ok=True)
-    results["choices"] = choices()
     with open(os.path.join(args.output, "results.json"), "w") as file:
         json.dump(results, file, indent=1)
     with open(os.path.join(args.output, "gpu.md"), "w") as file:

@@ -1,5 +1,5 @@
 //! The CUDA kernels, in builds with CUDA.
 
 fn main() {
-    adw_cuda_build::kernels(&["src/optim/optim.cu"]);
+    adw_cuda_build::kernels(&["src/optim/cuda/optim.cu"]);
 }

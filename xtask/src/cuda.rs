@@ -118,7 +118,7 @@ impl Cuda {
             ),
             None => format!(
                 "a build with CUDA but without cuDNN, for there are a driver and a toolkit ({home}), but no {CUDNN}: \
-                 install it, or set LD_LIBRARY_PATH to its folder, for convolutions that it does faster"
+                 install it, or set LD_LIBRARY_PATH to its folder, for `--convolutions cudnn`"
             ),
         }
     }

@@ -1,41 +1,42 @@
 use candle_core::{DType, Shape};
 
-/// What can go wrong when an op is called: always a mistake in the arguments, found before any work is done, or an
-/// error of candle itself.
+/// Errors of the ops: mistakes in arguments, found before any work is done, and errors of candle or of a device.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A tensor has a shape that the op cannot take.
+    /// A tensor has a shape that the op does not support.
     #[error("{op}: {what} has shape {got:?}, expected {expected}")]
     Shape {
-        /// The op that was called.
+        /// Name of the op.
         op: &'static str,
-        /// Which of its arguments.
+        /// Name of the argument.
         what: &'static str,
-        /// The shape it has.
+        /// Shape of the argument.
         got: Shape,
-        /// What it should have been, in words.
+        /// Expected shape, in words.
         expected: String,
     },
-    /// A tensor has an element type that the op does not compute in.
-    #[error("{op}: element type {got:?} is not supported, expected f32 or f64 (all arguments alike)")]
+    /// A tensor has an element type that the op does not support on the tensor's device.
+    #[error("{op}: element type {got:?} is not supported, expected {expected}")]
     DType {
-        /// The op that was called.
+        /// Name of the op.
         op: &'static str,
-        /// The type it was given.
+        /// Element type of the tensor.
         got: DType,
+        /// Supported element types.
+        expected: &'static str,
     },
-    /// A tensor lies on a device that this build cannot compute on.
+    /// A tensor lies on a device that this build has no kernels for.
     #[error("{op}: no implementation for this tensor's device in this build")]
     Device {
-        /// The op that was called.
+        /// Name of the op.
         op: &'static str,
     },
     /// A number is outside the range the op is defined for.
     #[error("{op}: {what}")]
     Argument {
-        /// The op that was called.
+        /// Name of the op.
         op: &'static str,
-        /// Which argument, its value and what would be right.
+        /// Name of the argument, its value and the range.
         what: String,
     },
     /// An error of a CUDA device.
@@ -57,8 +58,8 @@ impl Error {
     }
 
     /// [`Error::DType`].
-    pub(crate) fn dtype(op: &'static str, got: DType) -> Self {
-        Self::DType { op, got }
+    pub(crate) fn dtype(op: &'static str, got: DType, expected: &'static str) -> Self {
+        Self::DType { op, got, expected }
     }
 }
 

@@ -69,7 +69,7 @@ impl Reader<'_> {
 
 /// The elements of a contiguous tensor, as a custom op gets it.
 pub(crate) fn cpu_slice<'a, T: WithDType>(op: &'static str, cpu: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let data = cpu.as_slice::<T>().map_err(|_| Error::DType { op, got: cpu.dtype() })?;
+    let data = cpu.as_slice::<T>().map_err(|_| Error::dtype(op, cpu.dtype(), "f32 or f64, all arguments alike"))?;
     let (start, end) =
         layout.contiguous_offsets().ok_or(Error::Argument { op, what: "a tensor is not contiguous".into() })?;
     Ok(&data[start..end])
@@ -92,7 +92,7 @@ macro_rules! with_element {
                 type $t = f64;
                 $body
             }
-            got => Err($crate::error::Error::DType { op: $op, got }),
+            got => Err($crate::error::Error::dtype($op, got, "f32 or f64, all arguments alike")),
         }
     };
 }

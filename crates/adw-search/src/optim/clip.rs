@@ -3,6 +3,7 @@
 use candle_core::{DType, Storage, Tensor};
 use rayon::prelude::*;
 
+use super::backend::{self, Clipping, Scale};
 use super::in_place::Real;
 use crate::Result;
 
@@ -15,55 +16,35 @@ pub fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// What gradients of norm `norm` are multiplied by: `min(1, max_norm / (norm + 1e-6))`, as
+/// Factor that clips gradients of norm `norm`: `min(1, max_norm / (norm + 1e-6))`, as
 /// `torch.nn.utils.clip_grad_norm_`.
 pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
     (max_norm / (norm + 1e-6)).min(1.0)
 }
 
-/// The factor that clips gradients.
-#[derive(Debug)]
-pub enum Scale {
-    /// This.
-    Known(f64),
-    /// On the gradients' device, where the next step finds it.
-    #[cfg(feature = "cuda")]
-    OnDevice(super::on_device::Clipping),
-}
-
-/// What gradients are multiplied by to have a norm of at most `max_norm` (see [`clip_scale`]), and their norm before. On
-/// a CUDA device `step` is called before anybody waits for the norm; its kernels leave everything as it is when the norm
-/// is not finite, as on the CPU, where `step` is not called.
+/// Clips gradients and steps: calls `step` with the factor that gives them a norm of at most `max_norm` (see
+/// [`clip_scale`]), and returns their norm before.
+///
+/// On the CPU `step` is not called if the norm is not finite. On a CUDA device it is called before the norm is known, and
+/// its kernels change nothing if the norm is not finite.
 ///
 /// # Errors
 /// If a gradient cannot be read, or `step` fails.
 pub fn clip(gradients: &[Option<Tensor>], max_norm: f64, step: impl FnOnce(&Scale) -> Result<()>) -> Result<f64> {
-    #[cfg(feature = "cuda")]
-    if let Some(rt) = gradients.iter().flatten().next().and_then(adw_cuda::device::CudaRuntime::of_tensor) {
-        let gradients = gradients.iter().flatten().collect::<Vec<_>>();
-        let clipping = super::on_device::clip(rt, &gradients, max_norm)?;
-        let scale = Scale::OnDevice(clipping);
-        step(&scale)?;
-        let Scale::OnDevice(clipping) = scale else { unreachable!("made above") };
-        return clipping.norm();
-    }
-    let norm = global_norm(gradients)?;
-    if norm.is_finite() {
-        step(&Scale::Known(clip_scale(norm, max_norm)))?;
-    }
-    Ok(norm)
-}
-
-impl Scale {
-    /// The number, for parameters on the host.
-    ///
-    /// # Panics
-    /// If it is on a device: then the parameters are, too.
-    pub(super) fn known(&self) -> f64 {
-        match self {
-            Self::Known(scale) => *scale,
-            #[cfg(feature = "cuda")]
-            Self::OnDevice(_) => panic!("gradients on a CUDA device, parameters on the host"),
+    let clipping = match gradients.iter().flatten().next() {
+        Some(first) => backend::of(first)?.clip(gradients, max_norm)?,
+        None => Clipping::Known(0.0),
+    };
+    match clipping {
+        Clipping::Known(norm) => {
+            if norm.is_finite() {
+                step(&Scale::Known(clip_scale(norm, max_norm)))?;
+            }
+            Ok(norm)
+        }
+        Clipping::OnDevice { scale, norm } => {
+            step(&Scale::OnDevice(scale))?;
+            norm()
         }
     }
 }

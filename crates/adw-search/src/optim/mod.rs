@@ -5,27 +5,30 @@
 //! the parameter's dtype (F32 or F64), so results do not depend on the number of threads.
 
 mod adam;
+mod backend;
 mod clip;
+mod config;
+mod cpu;
 #[allow(unsafe_code, reason = "launches of kernels")]
-pub mod cuda;
+mod cuda;
 mod ema;
 mod in_place;
-#[cfg(feature = "cuda")]
-#[allow(unsafe_code, reason = "launches of kernels")]
-mod on_device;
 mod sgd;
+mod slots;
 
-pub use adam::{Adam, AdamConfig};
-pub use clip::{Scale, clip, clip_scale, global_norm};
-pub use ema::{Ema, EmaConfig};
-pub use sgd::{Sgd, SgdConfig};
+pub use adam::Adam;
+pub use backend::Scale;
+pub use clip::{clip, clip_scale, global_norm};
+pub use config::{AdamConfig, EmaConfig, SgdConfig};
+pub use ema::Ema;
+pub use sgd::Sgd;
 
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, NamedTensors, Result};
+use crate::{NamedTensors, Result};
 
-/// What all optimisers do.
+/// Updates of parameters from their gradients, and the state behind them.
 pub trait Optimizer {
     /// One update with learning rate `lr` on gradients multiplied by `scale` (see [`clip_scale`]; 1 leaves them).
     ///
@@ -41,7 +44,7 @@ pub trait Optimizer {
     /// As [`Optimizer::step`].
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()>;
 
-    /// Everything but the parameters that a resumed run needs.
+    /// State that a resumed run needs besides the parameters.
     fn state(&self) -> Result<NamedTensors>;
 
     /// Restores what [`Optimizer::state`] gave; state that is absent starts afresh.
@@ -51,7 +54,7 @@ pub trait Optimizer {
     fn load_state(&mut self, state: &NamedTensors) -> Result<()>;
 }
 
-/// The choice of an optimiser in a configuration file.
+/// Choice of an optimiser in a configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum OptimizerConfig {
@@ -69,45 +72,6 @@ impl OptimizerConfig {
             Self::Adam(config) => Box::new(Adam::new(parameters, config.clone())),
         }
     }
-}
-
-/// Refuses a number of gradients other than that of parameters.
-fn check_count(parameters: usize, gradients: usize) -> Result<()> {
-    if parameters == gradients {
-        return Ok(());
-    }
-    Err(Error::Shape {
-        what: "gradients".into(),
-        expected: format!("{parameters} entries, one per parameter"),
-        got: gradients.to_string(),
-    })
-}
-
-/// `gradient` laid out like its parameter.
-fn matching(name: &str, var: &Var, gradient: &Tensor) -> Result<Tensor> {
-    if gradient.shape() != var.shape() || gradient.dtype() != var.dtype() {
-        return Err(Error::Shape {
-            what: format!("gradient of {name}"),
-            expected: format!("{:?} {:?}", var.dtype(), var.shape()),
-            got: format!("{:?} {:?}", gradient.dtype(), gradient.shape()),
-        });
-    }
-    Ok(gradient.contiguous()?)
-}
-
-/// A copy of `state[key]` that owns its storage, checked against the parameter it belongs to.
-fn restored(state: &NamedTensors, key: &str, var: &Var) -> Result<Option<Tensor>> {
-    let Some(tensor) = state.get(key) else {
-        return Ok(None);
-    };
-    if tensor.shape() != var.shape() || tensor.dtype() != var.dtype() {
-        return Err(Error::Shape {
-            what: format!("stored {key}"),
-            expected: format!("{:?} {:?}", var.dtype(), var.shape()),
-            got: format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
-        });
-    }
-    Ok(Some(tensor.to_device(var.device())?.copy()?))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use candle_core::{DType, Shape, Storage, Tensor};
 /// # Errors
 /// If kernels do not support its element type.
 pub(crate) fn precision_of(op: &'static str, map: &Tensor) -> Result<Precision> {
-    Precision::of_maps(map.dtype()).ok_or_else(|| Error::dtype(op, map.dtype()))
+    Precision::of_maps(map.dtype()).ok_or_else(|| Error::dtype(op, map.dtype(), "f32 or bf16 on a CUDA device"))
 }
 
 /// Address of a tensor's first element.
@@ -51,7 +51,7 @@ pub(crate) fn map_address(op: &'static str, rt: &CudaRuntime, map: &Tensor) -> R
 pub(crate) fn f32_address(op: &'static str, rt: &CudaRuntime, t: &Tensor) -> Result<Address> {
     match t.dtype() {
         DType::F32 => address(op, rt, t),
-        got => Err(Error::dtype(op, got)),
+        got => Err(Error::dtype(op, got, "f32 on a CUDA device")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Softmaxes on the processor: candle's arithmetic, and its graph for their gradients.
 
 use super::kernels::{
-    GumbelDraw, SoftmaxNoise, GumbelSoftmaxKernels, OP, SoftmaxGradient, SoftmaxOutput, SoftmaxSpec, wrong_gradient,
+    GumbelDraw, GumbelSoftmaxKernels, OP, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec, wrong_gradient,
 };
 use super::one::{gumbel_softmax, noise};
 use crate::backend::Cpu;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use candle_core::Tensor;
 use kernels::OP;
 
-pub use kernels::{GumbelDraw, SoftmaxNoise, SoftmaxGradient, SoftmaxOutput, SoftmaxSpec};
+pub use kernels::{GumbelDraw, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec};
 pub use one::{gumbel_softmax, noise};
 
 /// Value of every softmax of a pass, without gradient: `softmax((logits + noise) / tau)` of each choice, and the gates of

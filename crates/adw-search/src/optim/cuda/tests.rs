@@ -1,8 +1,9 @@
 //! Several steps beside the optimisers on the CPU, emulated.
 
-use super::*;
-use crate::optim::{Adam, Ema, EmaConfig, Optimizer, Sgd, clip_scale, global_norm};
+use super::launch::{CHUNK, List, SlotEntry, adam, chunks, ema, gradient_norm, sgd};
+use crate::optim::{Adam, AdamConfig, Ema, EmaConfig, Optimizer, Sgd, SgdConfig, clip_scale, global_norm};
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
+use adw_cuda::{Address, Buffer};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{Device, Tensor, Var};
 
@@ -43,8 +44,8 @@ fn steps_and_norm() {
         for step in 1..=3 {
             let grads: Vec<Vec<f32>> = LENGTHS.iter().zip(10 * step..).map(|(&n, i)| numbers(i, n)).collect();
             let device_grads: Vec<_> = grads.iter().map(|g| rt.upload(g)).collect();
-            let slots: Vec<Slot> = (0..LENGTHS.len())
-                .map(|i| Slot {
+            let slots: Vec<SlotEntry> = (0..LENGTHS.len())
+                .map(|i| SlotEntry {
                     weight: weights[i].address(),
                     grad: device_grads[i].address(),
                     first: state[i].0.address(),
@@ -58,7 +59,7 @@ fn steps_and_norm() {
                 slots: slots.address(),
                 chunks: table_d.address(),
                 num_chunks: table.len(),
-                elements: slots.read::<Slot>().iter().map(|s| s.len as usize).sum(),
+                elements: slots.read::<SlotEntry>().iter().map(|s| s.len as usize).sum(),
             };
             // The last step's gradients are within the limit.
             let max_norm = if step == 3 { 1e6 } else { 12.0 };
@@ -100,7 +101,7 @@ fn exponential_moving_average() {
         var.set(&Tensor::new(w.as_slice(), &Device::Cpu).unwrap()).unwrap();
         cpu.update().unwrap();
         let weight = rt.upload(&w);
-        let slots = [Slot {
+        let slots = [SlotEntry {
             weight: weight.address(),
             grad: Address::NONE,
             first: average.address(),
@@ -113,7 +114,7 @@ fn exponential_moving_average() {
             slots: slots.address(),
             chunks: table_d.address(),
             num_chunks: table.len(),
-            elements: slots.read::<Slot>()[0].len as usize,
+            elements: slots.read::<SlotEntry>()[0].len as usize,
         };
         let t = f64::from(step);
         // SAFETY: the slot has buffers of its length.

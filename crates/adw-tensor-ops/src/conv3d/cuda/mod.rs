@@ -57,7 +57,7 @@ fn conv_shape(
 fn source(op: &'static str, rt: &CudaRuntime, input: Input, like: &Tensor) -> Result<SourceMap> {
     let (_, _, channels) = map_dims(op, "input", input.map)?;
     if input.map.dtype() != like.dtype() {
-        return Err(Error::dtype(op, input.map.dtype()));
+        return Err(Error::dtype(op, input.map.dtype(), "that of the other maps"));
     }
     let data = map_address(op, rt, input.map)?;
     Ok(match input.norm {

@@ -6,7 +6,7 @@ mod launch;
 mod tests;
 
 use super::kernels::{
-    GumbelDraw, SoftmaxNoise, GumbelSoftmaxKernels, OP, SoftmaxGradient, SoftmaxOutput, SoftmaxSpec, wrong_gradient,
+    GumbelDraw, GumbelSoftmaxKernels, OP, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec, wrong_gradient,
 };
 use crate::backend::Cpu;
 use crate::cuda::tensors::{empty, f32_address};
@@ -34,7 +34,8 @@ fn to_host<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Vec<Tens
 /// Value of softmaxes with given noise, computed on the host.
 fn forward_on_host(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw, device: &Device) -> Result<Vec<SoftmaxOutput>> {
     let logits = to_host(softmaxes.iter().map(|s| s.logits))?;
-    let on_host: Vec<_> = softmaxes.iter().zip(&logits).map(|(s, logits)| SoftmaxSpec { logits, ..s.clone() }).collect();
+    let on_host: Vec<_> =
+        softmaxes.iter().zip(&logits).map(|(s, logits)| SoftmaxSpec { logits, ..s.clone() }).collect();
     let outputs = Cpu.gumbel_softmaxes(&on_host, draw)?.into_iter().map(|output| {
         let gate = output.gate.map(|gate| gate.to_device(device)).transpose()?;
         Ok(SoftmaxOutput { probabilities: output.probabilities.to_device(device)?, gate })
@@ -50,7 +51,8 @@ fn backward_on_host(
     device: &Device,
 ) -> Result<Vec<Tensor>> {
     let logits = to_host(softmaxes.iter().map(|s| s.logits))?;
-    let on_host: Vec<_> = softmaxes.iter().zip(&logits).map(|(s, logits)| SoftmaxSpec { logits, ..s.clone() }).collect();
+    let on_host: Vec<_> =
+        softmaxes.iter().zip(&logits).map(|(s, logits)| SoftmaxSpec { logits, ..s.clone() }).collect();
     let copies = gradients.iter().map(|gradient| match *gradient {
         SoftmaxGradient::Gate(gate) => to_host([gate]),
         SoftmaxGradient::Options(options) => to_host(options),

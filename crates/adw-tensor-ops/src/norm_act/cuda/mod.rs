@@ -116,7 +116,7 @@ impl NormActKernels for CudaRuntime {
         let affine = affine_addresses(self, affine, shape.channels)?;
         let like_y = |g: &Tensor| {
             if g.dtype() != y.dtype() {
-                return Err(Error::dtype(OP, g.dtype()));
+                return Err(Error::dtype(OP, g.dtype(), "that of the map"));
             }
             map_address(OP, self, g)
         };

@@ -1,42 +1,39 @@
 //! Launches of `optim.cu`: optimisers and the gradient norm over all parameters at once.
 
-use super::{AdamConfig, SgdConfig};
+use super::super::config::{AdamConfig, SgdConfig};
 use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime};
 
-#[cfg(test)]
-mod tests;
-
-/// The kernels' source.
-pub const MODULE: Module = adw_cuda::module!("optim");
+/// Source of the kernels.
+pub(super) const MODULE: Module = adw_cuda::module!("optim");
 
 const THREADS: u32 = 256;
 /// Elements of a block: 64 per thread.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 
-/// One parameter; all of it f32 on the device.
+/// Addresses of one parameter, all f32 on the device.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Slot {
+pub(super) struct SlotEntry {
     /// Updated in place.
-    pub weight: Address,
-    /// Its gradient.
-    pub grad: Address,
+    pub(super) weight: Address,
+    /// Gradient of the weight.
+    pub(super) grad: Address,
     /// Velocity (SGD) or mean of gradients (Adam); zeros at first.
-    pub first: Address,
+    pub(super) first: Address,
     /// Mean of squared gradients (Adam).
-    pub second: Address,
-    /// Elements.
-    pub len: u64,
+    pub(super) second: Address,
+    /// Number of elements.
+    pub(super) len: u64,
 }
 
 // SAFETY: addresses and a number, laid out as in optim.cu.
-unsafe impl Params for Slot {}
+unsafe impl Params for SlotEntry {}
 
-/// A chunk of a parameter.
+/// Chunk of a parameter.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Chunk {
+pub(super) struct Chunk {
     slot: u32,
     first: u32,
 }
@@ -44,9 +41,9 @@ pub struct Chunk {
 // SAFETY: numbers, laid out as in optim.cu.
 unsafe impl Params for Chunk {}
 
-/// The chunks of all slots, in order. Slots and chunks are copied to the device once.
-pub fn chunks(slots: &[Slot]) -> Vec<Chunk> {
-    let of_slot = |(slot, s): (usize, &Slot)| {
+/// Chunks of all slots, in order.
+pub(super) fn chunks(slots: &[SlotEntry]) -> Vec<Chunk> {
+    let of_slot = |(slot, s): (usize, &SlotEntry)| {
         (0..(s.len as usize).div_ceil(CHUNK)).map(move |first| Chunk { slot: slot as u32, first: first as u32 })
     };
     slots.iter().enumerate().flat_map(of_slot).collect()
@@ -54,15 +51,15 @@ pub fn chunks(slots: &[Slot]) -> Vec<Chunk> {
 
 /// Slots and their [`chunks`] in the device's memory.
 #[derive(Clone, Copy, Debug)]
-pub struct List {
-    /// Of the slots.
-    pub slots: Address,
-    /// Of the chunks.
-    pub chunks: Address,
-    /// How many chunks there are.
-    pub num_chunks: usize,
-    /// Elements of all slots together.
-    pub elements: usize,
+pub(super) struct List {
+    /// Address of the slots.
+    pub(super) slots: Address,
+    /// Address of the chunks.
+    pub(super) chunks: Address,
+    /// Number of chunks.
+    pub(super) num_chunks: usize,
+    /// Number of elements of all slots together.
+    pub(super) elements: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -126,14 +123,14 @@ fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, work: Work, param
     Launch { module: MODULE, kernel, grid: [blocks as u32, 1, 1], threads: THREADS, shared, work, params }
 }
 
-/// The step of [`Sgd`](super::Sgd). `scale` is the address of one f32, or [`Address::NONE`] for 1.
+/// Launches the step of [`Sgd`](super::super::Sgd). `scale` is the address of one f32, or [`Address::NONE`] for 1.
 ///
 /// # Safety
 /// The addresses in the list are valid.
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn sgd<R: Runtime>(rt: &R, list: &List, config: &SgdConfig, lr: f64, scale: Address) -> Result<()> {
+pub(super) unsafe fn sgd<R: Runtime>(rt: &R, list: &List, config: &SgdConfig, lr: f64, scale: Address) -> Result<()> {
     let params = SgdParams {
         list: list.into(),
         scale,
@@ -144,18 +141,18 @@ pub unsafe fn sgd<R: Runtime>(rt: &R, list: &List, config: &SgdConfig, lr: f64, 
     };
     // Reads weight, gradient and velocity, writes weight and velocity.
     let work = Work::new(5 * 4 * list.elements, 9 * list.elements);
-    // SAFETY: as the caller vouches.
+    // SAFETY: the caller guarantees the addresses.
     unsafe { rt.launch(&launch("optim_sgd", list.num_chunks, 0, work, params)) }
 }
 
-/// The step of [`Adam`](super::Adam); `steps` counts updates of these parameters, this one included.
+/// Launches the step of [`Adam`](super::super::Adam); `steps` counts updates of these parameters, this one included.
 ///
 /// # Safety
 /// The addresses in the list are valid.
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn adam<R: Runtime>(
+pub(super) unsafe fn adam<R: Runtime>(
     rt: &R,
     list: &List,
     config: &AdamConfig,
@@ -177,7 +174,7 @@ pub unsafe fn adam<R: Runtime>(
     };
     // Reads weight, gradient and both means, writes all but the gradient.
     let work = Work::new(7 * 4 * list.elements, 14 * list.elements);
-    // SAFETY: as the caller vouches.
+    // SAFETY: the caller guarantees the addresses.
     unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, work, params)) }
 }
 
@@ -191,37 +188,37 @@ struct EmaParams {
 // SAFETY: plain numbers, laid out as in optim.cu.
 unsafe impl Params for EmaParams {}
 
-/// The update of [`Ema`](super::Ema): `first` of every slot is the average.
+/// Launches the update of [`Ema`](super::super::Ema): `first` of every slot is the average.
 ///
 /// # Safety
 /// The addresses in the list are valid.
 ///
 /// # Errors
 /// If the launch fails.
-pub unsafe fn ema<R: Runtime>(rt: &R, list: &List, decay: f64) -> Result<()> {
+pub(super) unsafe fn ema<R: Runtime>(rt: &R, list: &List, decay: f64) -> Result<()> {
     let params = EmaParams { list: list.into(), decay: decay as f32, one_minus_decay: (1.0 - decay) as f32 };
     // Reads weight and average, writes the average.
     let work = Work::new(3 * 4 * list.elements, 3 * list.elements);
-    // SAFETY: as the caller vouches.
+    // SAFETY: the caller guarantees the addresses.
     unsafe { rt.launch(&launch("optim_ema", list.num_chunks, 0, work, params)) }
 }
 
-/// The norm of all gradients together, and what clips them to `max_norm`.
-pub struct GradientNorm<B> {
+/// Norm of all gradients together, and the factor that clips it.
+pub(super) struct GradientNorm<B> {
     /// One f64.
-    pub norm: B,
-    /// One f32: [`clip_scale`](super::clip_scale).
-    pub scale: B,
+    pub(super) norm: B,
+    /// One f32: [`clip_scale`](crate::optim::clip_scale).
+    pub(super) scale: B,
 }
 
-/// Norm and scale, left on the device.
+/// Launches the norm and the factor, which stay on the device.
 ///
 /// # Safety
 /// The addresses in the list are valid.
 ///
 /// # Errors
 /// If a launch fails or the device has no memory left.
-pub unsafe fn gradient_norm<R: Runtime>(rt: &R, list: &List, max_norm: f64) -> Result<GradientNorm<R::Buffer>> {
+pub(super) unsafe fn gradient_norm<R: Runtime>(rt: &R, list: &List, max_norm: f64) -> Result<GradientNorm<R::Buffer>> {
     let partial_bytes = list.num_chunks * 8;
     let partial = rt.alloc(partial_bytes)?;
     let out = GradientNorm { norm: rt.alloc(8)?, scale: rt.alloc(4)? };
@@ -232,7 +229,7 @@ pub unsafe fn gradient_norm<R: Runtime>(rt: &R, list: &List, max_norm: f64) -> R
         scale: out.scale.address(),
         max_norm,
     };
-    // SAFETY: as the caller vouches.
+    // SAFETY: the caller guarantees the addresses.
     unsafe {
         rt.launch(&launch(
             "optim_norm_partial",
