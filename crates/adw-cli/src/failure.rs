@@ -75,6 +75,7 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         | E::AlreadyStarted { .. }
         | E::Config { .. }
         | E::NotFinite { .. }
+        | E::LogitsNotFinite
         | E::Stopped { .. } => true,
         E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } | E::UnknownClass { .. } => false,
     }
