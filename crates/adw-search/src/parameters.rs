@@ -42,7 +42,7 @@ pub(crate) fn set(parameters: &[Parameter], values: &NamedTensors) -> Result<()>
     Ok(())
 }
 
-/// TensorGroups of tensors in one map, under the names `{group}/{name}`.
+/// Groups of tensors in one map, under the names `{group}/{name}`.
 #[derive(Debug, Default)]
 pub(crate) struct TensorGroups(pub(crate) NamedTensors);
 

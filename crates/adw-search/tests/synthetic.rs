@@ -8,7 +8,7 @@ use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
 use adw_supernet::{Architecture, CostUnit, DiceCe, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use std::ops::ControlFlow;
 
 use cubes::{Cubes, PATCH, supernet_config};
@@ -244,6 +244,42 @@ fn training_learns_the_problem_and_delivers_the_average() {
     }
     let head = |w: &adw_search::NamedTensors| w["head.0.weight"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_ne!(head(&trained.weights), head(&trained.last_weights));
+}
+
+/// Mean squared error between the finest probabilities and the one-hot target, differentiated by candle.
+fn brier_score(logits: &[Tensor], target: &Tensor) -> candle_core::Result<Tensor> {
+    let exp = logits[0].broadcast_sub(&logits[0].detach().max_keepdim(1)?)?.exp()?;
+    let p = exp.broadcast_div(&exp.sum_keepdim(1)?)?;
+    let classes = Tensor::arange(0u8, p.dim(1)? as u8, p.device())?.reshape((1, (), 1, 1, 1))?;
+    let one_hot = target.unsqueeze(1)?.broadcast_eq(&classes)?.to_dtype(p.dtype())?;
+    (p - one_hot)?.sqr()?.mean_all()
+}
+
+#[test]
+fn a_search_and_a_training_take_any_loss() {
+    let (mut rows, mut history) = (vec![], vec![]);
+    let mut on_event = |event: &Event<'_, SearchRow>| {
+        if let Event::Epoch(row) = event {
+            rows.push((*row).clone());
+        }
+        ControlFlow::Continue(())
+    };
+    let (config, options) = (SearchConfig { iterations_per_epoch: 10, ..search_config() }, RunOptions::default());
+    let mut net = supernet();
+    let before = bits(net.parameters(), Some(Role::Architecture));
+    search(&mut net, PATCH, &brier_score, &config, &options, &mut Cubes::new(2), &mut on_event).unwrap();
+    assert!(rows[2].loss.unwrap() < 0.9 * rows[0].loss.unwrap(), "{rows:?}");
+    assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
+
+    let mut on_event = |event: &Event<'_, RetrainRow>| {
+        if let Event::Epoch(row) = event {
+            history.push((*row).clone());
+        }
+        ControlFlow::Continue(())
+    };
+    let config = RetrainConfig { iterations_per_epoch: 10, ..retrain_config() };
+    retrain(&mut unet(), &brier_score, &config, &options, &mut Cubes::new(2), &mut on_event).unwrap();
+    assert!(history[2].loss.unwrap() < 0.9 * history[0].loss.unwrap(), "{history:?}");
 }
 
 #[test]
