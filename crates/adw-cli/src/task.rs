@@ -168,7 +168,7 @@ pub(crate) fn dataset_folder(args: &DatasetArgs) -> Result<PathBuf> {
 /// Opens the dataset that the command line names.
 ///
 /// # Errors
-/// Those of [`dataset_folder`] and [`Dataset::open`].
+/// As [`dataset_folder()`] and [`Dataset::open`].
 pub(crate) fn open_dataset(args: &DatasetArgs) -> Result<Dataset> {
     Ok(Dataset::open(&dataset_folder(args)?)?)
 }
