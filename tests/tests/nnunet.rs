@@ -1,4 +1,4 @@
-//! What nnU-Net itself computed for a dataset, against ours: fingerprint, plan, splits, preprocessed volumes.
+//! Comparison with nnU-Net's own results for a dataset: fingerprint, plan, splits, preprocessed volumes.
 //!
 //! Every folder in `$ADW_NNUNET_GOLDEN` that holds a dataset `msd/` and nnU-Net's `nnUNetPlans.json` is a case; its
 //! `dataset_fingerprint.json`, `splits_final.json` and `CASE.safetensors` (`data`, `seg`) are compared where they are
@@ -18,8 +18,8 @@ use msd_data::{
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-/// Past the test harness, which shows the output of a passing test only on request.
-fn tell(line: &str) {
+/// Prints past the test harness, which shows the output of a passing test only on request.
+fn print(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
@@ -29,7 +29,7 @@ fn nnunets_own_numbers_come_out() {
     let asked = env::var_os("ADW_NNUNET_GOLDEN").map(PathBuf::from);
     let root = asked.clone().unwrap_or_else(|| shared.join("golden/nnunet"));
     if asked.is_none() && !root.is_dir() {
-        return tell("SKIPPED: ADW_NNUNET_GOLDEN names no folder of nnU-Net's results");
+        return print("SKIPPED: ADW_NNUNET_GOLDEN names no folder of nnU-Net's results");
     }
     let mut folders: Vec<PathBuf> = fs::read_dir(&root)
         .unwrap_or_else(|e| panic!("{}: {e}", root.display()))
@@ -52,7 +52,7 @@ fn nnunets_own_numbers_come_out() {
         let mut comparison = Comparison { folder, facts: Vec::new(), wrong: Vec::new() };
         comparison.of(&Dataset::open(&msd).unwrap());
         let Comparison { facts, wrong, .. } = comparison;
-        tell(&format!("{name}: {}", facts.join(", ")));
+        print(&format!("{name}: {}", facts.join(", ")));
         failures.extend(wrong.into_iter().map(|wrong| format!("{name}: {wrong}")));
     }
     assert!(cases > 0, "{}: no folder with msd/ and nnUNetPlans.json", root.display());
@@ -61,7 +61,7 @@ fn nnunets_own_numbers_come_out() {
 
 struct Comparison {
     folder: PathBuf,
-    /// For the line that is printed.
+    /// Facts for the printed line.
     facts: Vec<String>,
     wrong: Vec<String>,
 }

@@ -80,7 +80,7 @@ impl Drop for NewFile {
 /// Writes `path` through `write`. What carries that name stays until the new content is complete on the disk.
 ///
 /// # Errors
-/// As [`NewFile::create`] and [`NewFile::commit`]; the error of `write`.
+/// Those of [`NewFile::create`] and [`NewFile::commit`]; the error of `write`.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut NewFile) -> io::Result<()>) -> io::Result<()> {
     let mut file = NewFile::create(path)?;
     write(&mut file)?;
@@ -90,7 +90,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut NewFile) -> io::Result<
 /// Writes `bytes` as the content of `path`, as [`write_atomic`] does.
 ///
 /// # Errors
-/// As [`write_atomic`].
+/// Those of [`write_atomic`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomic(path, |file| file.write_all(bytes))
 }

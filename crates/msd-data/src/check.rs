@@ -48,7 +48,7 @@ impl fmt::Display for Problem {
 /// `dataset.json`, then those of the cases in their order. Empty if it is sound.
 ///
 /// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases. Warnings: a
-/// number of cases other than announced, files that no entry lists, labels that occur nowhere, cases without
+/// number of cases other than announced, files that no entry lists or several do, labels that occur nowhere, cases without
 /// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
 /// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
 ///
@@ -75,7 +75,12 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
     if let Some(announced) = announced_cases(dir).filter(|&n| n != found) {
         problems.push(warning(format!("{json}: numTraining is {announced}, but {found} cases are listed")));
     }
-    let listed: BTreeSet<_> = dataset.listed_files().collect();
+    let mut listed = BTreeSet::new();
+    for file in dataset.listed_files() {
+        if !listed.insert(file) {
+            problems.push(warning(format!("{json}: lists {} more than once", file.display())));
+        }
+    }
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed));
     }

@@ -161,7 +161,7 @@ impl Dataset {
     /// Finds the training cases called `ids`, in their order.
     ///
     /// # Errors
-    /// As [`Self::training_case`].
+    /// Those of [`Self::training_case`].
     pub fn training_cases(&self, ids: &[String]) -> Result<Vec<&Case>> {
         ids.iter().map(|id| self.training_case(id)).collect()
     }
@@ -213,7 +213,7 @@ impl Dataset {
 /// other axes than the first are brought to its axes.
 ///
 /// # Errors
-/// As [`Dataset::load_image`].
+/// Those of [`Dataset::load_image`].
 pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) -> Result<Volume<f32>> {
     let Some((first, others)) = files.split_first() else {
         return Err(Error::Invalid("an image without a file".to_owned()));

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::geometry::rounded;
+
 /// Result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -83,7 +85,7 @@ pub enum Error {
         shape: [usize; 3],
     },
     /// Two volumes that are used together differ in voxel size.
-    #[error("{}: voxel size {mm:?} mm (z, y, x) differs from that of {}, {reference_mm:?}; they must be equal", .file.display(), .reference.display())]
+    #[error("{}: voxel size {:?} mm (z, y, x) differs from that of {}, {:?}; they must be equal", .file.display(), rounded(*.mm), .reference.display(), rounded(*.reference_mm))]
     SpacingMismatch {
         /// File of the volume that gives the grid.
         reference: PathBuf,

@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::dataset::Case;
 use crate::error::{Error, Result};
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, rounded};
 use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::resampled_shape;
@@ -152,7 +152,8 @@ impl CaseBytes {
     pub(crate) fn name(case: &Case) -> String {
         let file = case.image[0].display();
         match read_geometry(&case.image[0]) {
-            Ok((Geometry { shape: [z, y, x], spacing_mm: [dz, dy, dx], .. }, _)) => {
+            Ok((Geometry { shape: [z, y, x], spacing_mm, .. }, _)) => {
+                let [dz, dy, dx] = rounded(spacing_mm);
                 format!("{file} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)")
             }
             Err(_) => file.to_string(),

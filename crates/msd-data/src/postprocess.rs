@@ -57,7 +57,7 @@ impl Postprocessing {
     /// per candidate, so memory does not grow with their number.
     ///
     /// # Errors
-    /// As [`crate::evaluate_folder`].
+    /// Those of [`crate::evaluate_folder`]; [`Error::FileName`] for two predictions of one case.
     pub fn find(predictions: &[PathBuf], references: &Path, positions: Positions) -> Result<FoundPostprocessing> {
         let mut files: Vec<(PathBuf, PathBuf)> = Vec::new();
         for folder in predictions {

@@ -20,7 +20,7 @@ use crate::{
     device,
     failure::bad_input,
     model::{self, Models},
-    report::progress::{Progress, emit, say},
+    report::progress::{Progress, emit, note, say},
     run_config,
     run_folder::check_writable,
     segment::Segmenter,
@@ -63,7 +63,13 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let positions = run_config::positions(args.ignore_positions);
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
-        load_image(&image.files, models.plan.modalities.len(), positions)?;
+        let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
+        if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
+            let file = image.files[0].display();
+            note(&format!(
+                "{file}: its header gives no orientation; taken as stored in {orientation}, like the training cases"
+            ));
+        }
     }
 
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::fingerprint::percentile;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, rounded};
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
 use crate::nifti::{LabelMap, Volume};
 use crate::orientation::{AxisMap, Orientation};
@@ -49,8 +49,10 @@ fn header(geometry: &Geometry) -> Vec<String> {
         let lengths = [2, 1, 0].map(|j| matrix.iter().map(|row| row[j] * row[j]).sum::<f64>().sqrt());
         let pixdim = geometry.spacing_mm;
         if lengths.iter().zip(pixdim).any(|(a, b)| (a - b).abs() > 0.01 * b) {
-            let lengths = lengths.map(|mm| (mm * 1e4).round() / 1e4);
-            found.push(format!("voxels measure {lengths:?} mm (z, y, x) by its {name}, but {pixdim:?} by its pixdim"));
+            let (by_form, by_pixdim) = (rounded(lengths), rounded(pixdim));
+            found.push(format!(
+                "voxels measure {by_form:?} mm (z, y, x) by its {name}, but {by_pixdim:?} by its pixdim"
+            ));
         }
         usable.push(form);
     }
@@ -121,7 +123,9 @@ impl TypicalGrid {
             let ratio = |a: usize| (own[a] / typical[a]).max(typical[a] / own[a]);
             if (0..3).any(|a| ratio(a) > UNUSUAL_RATIO) {
                 found.push(format!(
-                    "{file}: its {what} {own:?} mm (z, y, x) is far from the median of all cases, {typical:?} mm; are its units right?"
+                    "{file}: its {what} {:?} mm (z, y, x) is far from the median of all cases, {:?} mm; are its units right?",
+                    rounded(own),
+                    rounded(typical)
                 ));
             }
         }

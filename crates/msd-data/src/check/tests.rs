@@ -75,6 +75,11 @@ fn too_few_cases_and_wrong_counts_are_named() {
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[0].message.starts_with("4 training cases, but five-fold"));
     assert!(problems[1].message.contains("numTraining is 7, but 4 cases are listed"));
+    let twice = text.replace("labelsTr/phantom_001", "labelsTr/phantom_000");
+    fs::write(&json, twice).unwrap();
+    let found = check_dataset(dir.path());
+    let words = "labelsTr/phantom_000.nii.gz more than once";
+    assert!(found.iter().any(|p| p.severity == Severity::Warning && p.message.contains(words)), "{found:?}");
     fs::write(&json, "{").unwrap();
     assert!(check_dataset(dir.path())[0].message.contains("not the JSON expected"));
 }

@@ -1,13 +1,12 @@
 //! The text of a `dataset.json`, in either layout.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Case, Label, TestCase, is_nifti, listed, nifti_stem};
+use super::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
 use crate::error::{Error, Result};
 
 /// Content of `dataset.json`.
@@ -180,11 +179,7 @@ fn listed_image(dir: &Path, file: &Path) -> Result<Option<(String, PathBuf)>> {
 /// Sorted ids of the files `ID_0000.nii.gz`, `ID_0001.nii.gz`, ... in a folder.
 fn ids_in(folder: &Path, ending: &str, num_channels: usize) -> Result<Vec<String>> {
     let mut ids = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if !is_nifti(&path)? {
-            continue;
-        }
+    for path in nifti_files(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let wrong = |problem| Error::FileName { path: path.clone(), problem };
         let Some(stem) = name.strip_suffix(ending) else {

@@ -82,7 +82,7 @@ fn letters_and_their_mistakes() {
     }
 }
 
-/// What nibabel's `as_reoriented` gives for an array of shape 2, 3, 4 (x, y, z) from RAS to PIR.
+/// Expected is the result of nibabel's `as_reoriented` for an array of shape 2, 3, 4 (x, y, z) from RAS to PIR.
 #[test]
 fn a_map_moves_voxels_where_they_belong() {
     let array = Array3::from_shape_fn((4, 3, 2), |(z, y, x)| 100 * x + 10 * y + z);

@@ -133,7 +133,7 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     assert!((size as usize) >= real, "{size} is an upper bound of {real}");
 }
 
-/// Where the cases lie changes nothing in the batches.
+/// Batches do not depend on the place of the cases.
 #[test]
 fn batches_from_files_are_those_from_memory() {
     use crate::{Augmentation, BatchKey, PatchSampler, Purpose, TrainingCase};
