@@ -1,4 +1,4 @@
-//! Maps lie channels last in memory, `[B, D, H, W, C]`, and are seen as `[B, C, D, H, W]` from outside.
+//! Layout of maps: channels last in memory, `[B, D, H, W, C]`, with views `[B, C, D, H, W]` at the public border.
 
 use crate::error::{Error, Result};
 use crate::geometry::num_elements;
@@ -15,7 +15,7 @@ pub(crate) fn map_dims(op: &'static str, what: &'static str, map: &Tensor) -> Re
     }
 }
 
-/// `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`.
+/// Converts `[B, C, D, H, W]` to contiguous `[B, D, H, W, C]`; a tensor that lies so already is not copied.
 pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
     if x.rank() != 5 {
         return Err(Error::Shape { op, what: "x", got: x.shape().clone(), expected: "[B, C, D, H, W]".into() });
@@ -24,7 +24,7 @@ pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
     Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
 }
 
-/// `[B, D, H, W, C]` seen as `[B, C, D, H, W]`.
+/// View of `[B, D, H, W, C]` as `[B, C, D, H, W]`.
 pub(crate) fn channels_first(y: &Tensor) -> Result<Tensor> {
     Ok(y.permute((0, 4, 1, 2, 3))?)
 }

@@ -1,13 +1,13 @@
-//! What the processor can do at most: the yardstick of the convolutions' speed.
+//! Peak speed of the processor, which benchmarks compare the convolutions with.
 
 use crate::conv3d::tile::{Operands, Segment, max_rows, run_tile};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::time::Instant;
 
-/// Floating-point operations per second (two per multiply-add) of the convolutions' register tile on every thread of the
-/// current rayon pool, its operands in the first-level cache: the best of some runs. A convolution by the direct sum
-/// cannot be faster; Winograd's can, since it does fewer operations than it is credited with.
+/// Measures the floating-point operations per second (two per multiply-add) of the convolutions' register tile, on all
+/// threads of the current rayon pool with operands in the first-level cache: the best of 20 runs. A convolution by the
+/// direct sum cannot be faster; one by Winograd's transforms can, since it does fewer operations than are counted.
 pub fn flops_per_second(set: InstructionSet) -> f64 {
     let once = || {
         let start = Instant::now();

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
 use crate::norm_act::Moments;
-use crate::norm_act::cpu::{self as norm_cpu, BlockMoments};
+use crate::norm_act::cpu::{BlockMoments, ChannelMoments, join_moments};
 use crate::precision::Precision;
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet};
@@ -241,7 +241,7 @@ pub(crate) fn convolve<T: ConvElement>(
     sources: &[Source<T>],
     weight: &[T],
     with_moments: bool,
-) -> (Vec<T>, Option<norm_cpu::Moments<T>>) {
+) -> (Vec<T>, Option<ChannelMoments<T>>) {
     let ConvShape { batch, output, out_channels, .. } = *shape;
     let job = Correlation::forward(shape, sources, weight);
     let mut moments = None;
@@ -249,7 +249,7 @@ pub(crate) fn convolve<T: ConvElement>(
     let y = unsafe {
         filled(batch * output.iter().product::<usize>() * out_channels, |out| {
             let blocks = correlate(config, &job, out, with_moments);
-            moments = with_moments.then(|| norm_cpu::join_moments(&blocks, batch, out_channels));
+            moments = with_moments.then(|| join_moments(&blocks, batch, out_channels));
         })
     };
     (y, moments)

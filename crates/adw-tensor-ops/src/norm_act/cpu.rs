@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Voxels that one task of a pass over a map takes; fixed, so that sums do not depend on the number of threads.
+/// Voxels that one task of a pass over a map computes; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 2048;
 
 /// Mean and sum of squared deviations of some voxels of one sample, for a range of channels.
@@ -18,8 +18,8 @@ pub(crate) struct BlockMoments<T> {
     m2: Vec<T>,
 }
 
-/// Moments of rows of voxels, each `voxels` long with `stride` elements from voxel to voxel. Two passes (mean first) over
-/// what is still in the cache: the squares of a map with a large mean would cancel.
+/// Computes the moments of rows of voxels, each `voxels` long with `stride` elements from voxel to voxel. Two passes over
+/// data that is still in the cache, the mean first: sums of squares would cancel in a map with a large mean.
 ///
 /// # Safety
 /// Every row is valid for reading `channels.len()` elements at each of its voxels.
@@ -33,7 +33,7 @@ pub(crate) unsafe fn block_moments<T: Element>(
 ) -> BlockMoments<T> {
     let n = channels.len();
     let voxels_of = |row: *const T| {
-        // SAFETY: as the caller vouches.
+        // SAFETY: the caller guarantees that these elements are valid.
         (0..voxels).map(move |v| unsafe { std::slice::from_raw_parts(row.add(v * stride), n) })
     };
     let mut mean = vec![T::ZERO; n];
@@ -56,7 +56,7 @@ pub(crate) unsafe fn block_moments<T: Element>(
     for m in &mut mean {
         *m *= scale;
     }
-    // The deviations would sum to zero from the exact mean; what they do sum to corrects the rounded one.
+    // Deviations from the exact mean sum to zero; their sum here corrects the rounded mean.
     let (mut m2, mut sum) = (vec![T::ZERO; n], vec![T::ZERO; n]);
     for row in rows {
         for x in voxels_of(row) {
@@ -74,14 +74,14 @@ pub(crate) unsafe fn block_moments<T: Element>(
     BlockMoments { batch_idx, channels, count, mean, m2 }
 }
 
-/// Mean and (population) variance per sample and channel, `[B, C]`.
-pub(crate) struct Moments<T> {
+/// Mean and population variance per sample and channel, `[B, C]`.
+pub(crate) struct ChannelMoments<T> {
     pub(crate) mean: Vec<T>,
     pub(crate) variance: Vec<T>,
 }
 
 /// Joins the moments of blocks in their order (Chan et al. 1983), in f64.
-pub(crate) fn join_moments<T: Element>(blocks: &[BlockMoments<T>], batch: usize, channels: usize) -> Moments<T> {
+pub(crate) fn join_moments<T: Element>(blocks: &[BlockMoments<T>], batch: usize, channels: usize) -> ChannelMoments<T> {
     let mut count = vec![0.0f64; batch * channels];
     let mut mean = vec![0.0f64; batch * channels];
     let mut m2 = vec![0.0f64; batch * channels];
@@ -96,19 +96,20 @@ pub(crate) fn join_moments<T: Element>(blocks: &[BlockMoments<T>], batch: usize,
             count[at] = total;
         }
     }
-    Moments {
+    ChannelMoments {
         mean: mean.into_iter().map(T::from_f64).collect(),
         variance: m2.iter().zip(&count).map(|(m2, n)| T::from_f64(m2 / n)).collect(),
     }
 }
 
-struct MomentsOf<'a, T> {
+/// Kernel that computes the moments of a part of a map.
+struct ChunkMoments<'a, T> {
     x: &'a [T],
     channels: usize,
     batch_idx: usize,
 }
 
-impl<T: Element> Kernel<T> for MomentsOf<'_, T> {
+impl<T: Element> Kernel<T> for ChunkMoments<'_, T> {
     type Output = BlockMoments<T>;
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self) -> BlockMoments<T> {
@@ -118,8 +119,8 @@ impl<T: Element> Kernel<T> for MomentsOf<'_, T> {
     }
 }
 
-/// Moments of a map `[B, voxels, C]`.
-pub(crate) fn moments<T: Element>(set: InstructionSet, x: &[T], batch: usize, channels: usize) -> Moments<T> {
+/// Computes the moments of a map `[B, voxels, C]`.
+pub(crate) fn moments<T: Element>(set: InstructionSet, x: &[T], batch: usize, channels: usize) -> ChannelMoments<T> {
     let per_sample = x.len() / batch;
     let blocks: Vec<BlockMoments<T>> = (0..batch)
         .flat_map(|b| (0..per_sample).step_by(CHUNK * channels).map(move |i| (b, i)))
@@ -128,7 +129,7 @@ pub(crate) fn moments<T: Element>(set: InstructionSet, x: &[T], batch: usize, ch
         .map(|(b, i)| {
             let x = &x[b * per_sample..(b + 1) * per_sample];
             let x = &x[i..(i + CHUNK * channels).min(per_sample)];
-            dispatch(set, MomentsOf { x, channels, batch_idx: b })
+            dispatch(set, ChunkMoments { x, channels, batch_idx: b })
         })
         .collect();
     join_moments(&blocks, batch, channels)
@@ -148,7 +149,7 @@ impl<'a, T: Element> GradOutput<'a, T> {
     }
 }
 
-/// A raw map and the affine that normalises it: `z = leaky(scale * y + shift)`, both `[B, C]`.
+/// A raw map and the affine function that normalises it: `z = leaky(scale * y + shift)`, both `[B, C]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Normalised<'a, T> {
     pub(crate) y: &'a [T],
@@ -160,7 +161,7 @@ pub(crate) struct Normalised<'a, T> {
     pub(crate) slope: T,
 }
 
-/// `sum_l h_l z_l` over maps of one shape, in one pass over the raw maps.
+/// Computes `sum_l h_l z_l` over maps of one shape, in one pass over the raw maps.
 pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<T>, T)]) -> Vec<T> {
     let first = &maps[0].0;
     let (c, per_sample) = (first.channels, first.y.len() / first.batch);
@@ -175,16 +176,16 @@ pub(crate) fn weighted_sum<T: Element>(set: InstructionSet, maps: &[(Normalised<
     }
 }
 
-/// A part of a map that is being filled.
+/// The elements `range` of a map that is being filled.
 ///
 /// # Safety
-/// The range lies inside the map, and nobody else accesses it while the slice lives.
+/// The range lies inside the map, and nothing else accesses it while the slice lives.
 unsafe fn uninit_slice<'a, T>(out: SharedOut<T>, range: &Range<usize>) -> &'a mut [MaybeUninit<T>] {
-    // SAFETY: as the caller vouches; `MaybeUninit` may be uninitialised.
+    // SAFETY: the caller guarantees range and exclusive access; `MaybeUninit` may be uninitialised.
     unsafe { std::slice::from_raw_parts_mut(out.ptr().add(range.start).cast(), range.len()) }
 }
 
-/// `(sample, range of elements)` of every chunk of a map.
+/// Lists the chunks of a map: sample and range of elements.
 fn chunks(batch: usize, per_sample: usize, channels: usize) -> Vec<(usize, Range<usize>)> {
     let step = CHUNK * channels;
     (0..batch)
@@ -196,6 +197,7 @@ fn chunks(batch: usize, per_sample: usize, channels: usize) -> Vec<(usize, Range
         .collect()
 }
 
+/// Kernel that writes a chunk of a weighted sum.
 struct SumChunk<'a, T> {
     maps: &'a [(Normalised<'a, T>, T)],
     batch_idx: usize,
@@ -228,15 +230,17 @@ impl<T: Element> Kernel<T> for SumChunk<'_, T> {
     }
 }
 
-/// Per sample and channel, with `gv = grad z * leaky'(v)`: `sum gv`, `sum gv (y - mean)`; and the sum of `outer * z`.
+/// Sums over voxels that the backward pass needs, with `gv = grad z * leaky'(v)`.
 pub(crate) struct GradSums {
-    /// `[B, C]`
+    /// `sum gv`, `[B, C]`.
     pub(crate) grad: Vec<f64>,
-    /// `[B, C]`
+    /// `sum gv (y - mean)`, `[B, C]`.
     pub(crate) grad_centred: Vec<f64>,
+    /// Sum of `outer * z` over the whole map.
     pub(crate) outer_dot: f64,
 }
 
+/// Computes the sums of a map's gradient over the voxels.
 pub(crate) fn grad_sums<T: Element>(set: InstructionSet, map: &Normalised<T>, grad: GradOutput<T>) -> GradSums {
     let c = map.channels;
     let parts: Vec<(usize, ChunkSums<T>)> = chunks(map.batch, map.y.len() / map.batch, c)
@@ -254,12 +258,14 @@ pub(crate) fn grad_sums<T: Element>(set: InstructionSet, map: &Normalised<T>, gr
     sums
 }
 
+/// [`GradSums`] of one chunk, per channel.
 struct ChunkSums<T> {
     grad: Vec<T>,
     grad_centred: Vec<T>,
     outer_dot: Vec<T>,
 }
 
+/// Kernel that computes the sums of a chunk.
 struct SumGradChunk<'a, T> {
     map: &'a Normalised<'a, T>,
     grad: GradOutput<'a, T>,
@@ -309,7 +315,7 @@ impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
     }
 }
 
-/// `grad y = scale * (gv - offset - factor * (y - mean))`, `offset` and `factor` `[B, C]`.
+/// Computes `grad y = scale * (gv - offset - factor * (y - mean))`, `offset` and `factor` `[B, C]`.
 pub(crate) fn grad_input<T: Element>(
     set: InstructionSet,
     map: &Normalised<T>,
@@ -328,6 +334,7 @@ pub(crate) fn grad_input<T: Element>(
     }
 }
 
+/// Kernel that writes a chunk of the gradient of the raw map.
 struct GradChunk<'a, T> {
     map: &'a Normalised<'a, T>,
     grad: GradOutput<'a, T>,

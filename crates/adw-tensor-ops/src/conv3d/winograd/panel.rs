@@ -58,20 +58,25 @@ fn copy_lanes<S: Simd>(
     let pitch = source.channels;
     let count = dst.len() / S::LANES;
     let src = &source.data[first_voxel * pitch..(first_voxel + count) * pitch];
-    let voxels = dst.chunks_exact_mut(S::LANES).zip(src.chunks_exact(pitch));
-    match source.norm {
-        None => {
-            for (dst, voxel) in voxels {
-                S::write(dst, S::read(&voxel[first_of_source..][..len]));
+    assert!(first_of_source + len <= pitch && len <= S::LANES, "channels that the map does not have");
+    // SAFETY: `src` has `count` voxels of `pitch` elements, among them `len` from `first_of_source` on; `dst` has room for
+    // `count` vectors.
+    unsafe {
+        let (src, dst) = (src.as_ptr().add(first_of_source), dst.as_mut_ptr());
+        match source.norm {
+            None => {
+                for i in 0..count {
+                    S::store(dst.add(i * S::LANES), S::load_up_to(src.add(i * pitch), len));
+                }
             }
-        }
-        Some(norm) => {
-            let at = batch_idx * pitch + first_of_source;
-            let (scale, shift) = (S::read(&norm.scale[at..][..len]), S::read(&norm.shift[at..][..len]));
-            let slope = S::splat(norm.slope);
-            for (dst, voxel) in voxels {
-                let x = S::read(&voxel[first_of_source..][..len]);
-                S::write(dst, S::leaky(S::mul_add(x, scale, shift), slope));
+            Some(norm) => {
+                let at = batch_idx * pitch + first_of_source;
+                let (scale, shift) = (S::read(&norm.scale[at..][..len]), S::read(&norm.shift[at..][..len]));
+                let slope = S::splat(norm.slope);
+                for i in 0..count {
+                    let x = S::load_up_to(src.add(i * pitch), len);
+                    S::store(dst.add(i * S::LANES), S::leaky(S::mul_add(x, scale, shift), slope));
+                }
             }
         }
     }

@@ -120,10 +120,11 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
                                 }
                             }
                         }
-                        let y = transform_plane::<S, A, N>(&x);
+                        let columns = transform_columns::<S, A, N>(&x);
                         for i in 0..4 {
+                            let row = A::apply::<S>(columns[i]);
                             for j in 0..4 {
-                                S::store(out.add((i * 4 + j) * S::LANES), y[i][j]);
+                                S::store(out.add((i * 4 + j) * S::LANES), row[j]);
                             }
                         }
                         out = out.add(tile_len(S::LANES));
@@ -134,9 +135,9 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
     }
 }
 
-/// Applies `A` along both axes of a plane.
+/// Applies `A` to every column of a plane.
 #[inline(always)]
-fn transform_plane<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vector; N]; N]) -> [[S::Vector; 4]; 4] {
+fn transform_columns<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vector; N]; N]) -> [[S::Vector; N]; 4] {
     let zero = S::splat(S::Elem::ZERO);
     let mut columns = [[zero; N]; 4];
     for j in 0..N {
@@ -149,11 +150,7 @@ fn transform_plane<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vector
             columns[i][j] = column[i];
         }
     }
-    let mut y = [[zero; 4]; 4];
-    for i in 0..4 {
-        y[i] = A::apply::<S>(columns[i]);
-    }
-    y
+    columns
 }
 
 /// `G g`
