@@ -114,17 +114,9 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: &Operands<S::Elem>, s
             let c = o.c.add(r * o.c_row);
             for (v, &sum) in row.iter().enumerate() {
                 let at = c.add(v * o.c_vector);
-                let add = |before| {
-                    if o.accumulate { S::mul_add(sum, one, before) } else { sum }
-                };
-                if v + 1 == V {
-                    let n = if o.accumulate { o.tail } else { 0 };
-                    S::store_first(at, add(S::load_first(at, n)), o.tail);
-                } else if o.accumulate {
-                    S::store(at, add(S::load(at)));
-                } else {
-                    S::store(at, sum);
-                }
+                let lanes = if v + 1 == V { o.tail } else { S::LANES };
+                let sum = if o.accumulate { S::mul_add(sum, one, S::load_up_to(at, lanes)) } else { sum };
+                S::store_up_to(at, sum, lanes);
             }
         }
     }

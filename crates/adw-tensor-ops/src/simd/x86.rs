@@ -2,11 +2,12 @@
 
 use super::vector::{Kernel, Simd, memory_operations, operations};
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _CMP_GT_OQ, _mm256_add_ps, _mm256_blendv_ps, _mm256_cmp_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_mask_mov_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps, _mm512_sub_ps,
+    __m256, __m256i, __m512, _CMP_GT_OQ, _mm_castps_pd, _mm_movehl_ps, _mm_store_ss, _mm_storel_pd, _mm_storeu_ps,
+    _mm256_add_ps, _mm256_blendv_ps, _mm256_castps256_ps128, _mm256_cmp_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskload_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps, _mm256_sub_ps, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_mask_mov_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 /// 16 lanes of f32, 32 registers.
@@ -86,7 +87,24 @@ impl Simd for Avx2 {
         unsafe fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
         unsafe fn store(p: *mut f32, v: __m256) { _mm256_storeu_ps(p, v) }
         unsafe fn load_first(p: *const f32, n: usize) -> __m256 { _mm256_maskload_ps(p, first_lanes_8(n)) }
-        unsafe fn store_first(p: *mut f32, v: __m256, n: usize) { _mm256_maskstore_ps(p, first_lanes_8(n), v) }
+        unsafe fn store_first(p: *mut f32, v: __m256, n: usize) {
+            // Not by a mask: AMD's processors take some twenty micro-operations for a masked store.
+            if n == 8 {
+                return _mm256_storeu_ps(p, v);
+            }
+            let (mut p, mut rest) = (p, _mm256_castps256_ps128(v));
+            if n & 4 != 0 {
+                _mm_storeu_ps(p, rest);
+                (p, rest) = (p.add(4), _mm256_extractf128_ps::<1>(v));
+            }
+            if n & 2 != 0 {
+                _mm_storel_pd(p.cast(), _mm_castps_pd(rest));
+                (p, rest) = (p.add(2), _mm_movehl_ps(rest, rest));
+            }
+            if n & 1 != 0 {
+                _mm_store_ss(p, rest);
+            }
+        }
     }
 
     #[target_feature(enable = "avx2,fma")]
