@@ -13,14 +13,14 @@ use anyhow::{Context, Result};
 
 use crate::{failure::UsageError, workspace::workspace};
 
-/// What a CUDA build needs to be linked and started.
+/// Files that a CUDA build needs to be linked and started.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cuda {
     /// The toolkit's folder.
     home: PathBuf,
-    /// Where the program finds the toolkit's libraries.
+    /// Folder of the toolkit's libraries.
     libraries: PathBuf,
-    /// cuDNN's library, if it is there.
+    /// Path of cuDNN's library, if it is there.
     cudnn: Option<PathBuf>,
 }
 
@@ -30,7 +30,8 @@ const LIBRARIES: [&str; 5] = ["libcublas.so", "libcublasLt.so", "libcudart.so", 
 /// cuDNN's, which is not part of a toolkit; the release whose interface the program knows.
 const CUDNN: &str = "libcudnn.so.9";
 
-/// Why there is no CUDA build; each is a sentence's end. cuDNN is looked for in the toolkit, too.
+/// Finds the files of a CUDA build; the error says what is missing, as the end of a sentence. cuDNN is looked for in
+/// the toolkit, too.
 fn look(driver: Option<&Path>, nvcc: Option<&Path>, cudnn_folders: &[PathBuf]) -> Result<Cuda, String> {
     if driver.is_none() {
         return Err("there is no NVIDIA driver (libcuda.so.1) here".into());
@@ -60,7 +61,7 @@ fn look(driver: Option<&Path>, nvcc: Option<&Path>, cudnn_folders: &[PathBuf]) -
     Ok(Cuda { home, libraries, cudnn })
 }
 
-/// Where the dynamic linker, or a program's makers, look for libraries.
+/// Folders in which the dynamic linker looks for libraries.
 fn library_folders() -> Vec<PathBuf> {
     let asked = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let usual = [
@@ -192,7 +193,7 @@ pub(crate) fn link(to: &Path, link: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where builds with CUDA are kept.
+/// Target folder of builds with CUDA.
 pub(crate) fn target_folder() -> PathBuf {
     workspace().join("target/cuda")
 }

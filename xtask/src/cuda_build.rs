@@ -5,10 +5,8 @@
 //! with a GPU the same program finds the real ones.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::{OsStr, OsString},
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -18,6 +16,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cuda::{before, link, target_folder},
+    cuda_stubs::stub_source,
     workspace::{kernel_sources, workspace},
 };
 
@@ -25,7 +24,7 @@ use crate::{
 /// program is among them for its dependencies' features, which are so those of its own build.
 const TESTED: [&str; 3] = ["adw-cli", "adw-cuda", "adw-e2e"];
 
-/// How kernels are compiled for the host. Fibers jump between stacks, which glibc's checked longjmp takes for a mistake;
+/// Flags that compile kernels for the host. Fibers jump between stacks, which glibc's checked longjmp takes for a mistake;
 /// a product and a sum in one rounding would depend on the host's processor.
 const KERNEL_FLAGS: [&str; 10] = [
     "-x",
@@ -47,16 +46,16 @@ struct Library {
     version: u32,
     /// cudarc's module with its functions.
     module: &'static str,
-    /// What a function that is not emulated returns: "not supported" in the library's own numbers.
+    /// Result of a function that is not emulated: "not supported" in the library's own numbers.
     failure: u32,
 }
 
 /// The environment of a build.
 pub(crate) struct Build {
     variables: Vec<(&'static str, OsString)>,
-    /// Where the libraries to link with lie, and the kernels for the host.
+    /// Folder of the libraries to link with and of the kernels for the host.
     emulated: PathBuf,
-    /// Where a program finds them.
+    /// Search path of a program for them.
     library_path: OsString,
 }
 
@@ -137,7 +136,7 @@ impl Build {
             ("LIBRARY_PATH", before(&[&emulated], "LIBRARY_PATH")?),
             ("CUDARC_CUDA_VERSION", format!("{}", major * 1000 + minor * 10).into()),
         ]);
-        // What candle-kernels would ask a GPU for, and a default of half the cores.
+        // candle-kernels would read the first from a GPU; the second's default is half of the cores.
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         for (name, value) in [("CUDA_COMPUTE_CAP", "90".to_owned()), ("CUDAFORGE_THREADS", threads.to_string())] {
             if env::var_os(name).is_none() {
@@ -218,7 +217,7 @@ impl Build {
             let file = format!("lib{name}.so.{version}");
             let path = self.emulated.join(&file);
             let bindings = bindings.join(module).join("sys/mod.rs");
-            // Those with sources of their own are in C++.
+            // Libraries with a source of their own are in C++.
             let own_source = match name {
                 "cuda" => Some(own.join("driver.cpp")),
                 "cudnn" => Some(own.join("cudnn.cpp")),
@@ -325,7 +324,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Where cargo keeps cudarc's sources.
+/// Folder of cudarc's sources.
 fn cudarc() -> Result<PathBuf> {
     let output = Command::new(cargo())
         .current_dir(workspace())
@@ -341,39 +340,6 @@ fn cudarc() -> Result<PathBuf> {
     let manifest = cudarc.and_then(|p| p["manifest_path"].as_str()).context("candle no longer depends on cudarc")?;
     let folder = Path::new(manifest).parent().context("a manifest's folder")?;
     Ok(folder.to_path_buf())
-}
-
-/// C source with a weak definition of every function that cudarc's bindings declare.
-fn stub_source(bindings: &str, failure: u32) -> String {
-    let mut text = format!(
-        "#include <stdio.h>\n\
-         static int missing(const char *name) {{\n    \
-             fprintf(stderr, \"emulated CUDA: %s is not emulated\\n\", name);\n    \
-             return {failure};\n\
-         }}\n"
-    );
-    for (name, gives_text) in declared(bindings) {
-        let weak = "__attribute__((weak))";
-        let line = if gives_text {
-            format!("{weak} const char *{name}(void) {{ return \"not emulated\"; }}")
-        } else {
-            format!("{weak} int {name}(void) {{ return missing(\"{name}\"); }}")
-        };
-        writeln!(text, "{line}").expect("writing to a string");
-    }
-    text
-}
-
-/// The functions in cudarc's bindings, some of which are there for several versions of CUDA; and whether they give text.
-fn declared(bindings: &str) -> BTreeMap<&str, bool> {
-    let declarations =
-        bindings.lines().filter_map(|l| l.trim().strip_prefix("pub unsafe fn ")).filter_map(|l| l.split_once('('));
-    declarations
-        .filter(|(name, _)| name.starts_with("cu") || name.starts_with("nvrtc"))
-        // cudarc's own, not the library's.
-        .filter(|(name, _)| *name != "culib")
-        .map(|(name, rest)| (name, rest.contains("-> *const")))
-        .collect()
 }
 
 fn compile<'a>(
@@ -399,7 +365,7 @@ fn compile<'a>(
     fs::rename(&aside, output).with_context(|| output.display().to_string())
 }
 
-/// Whether `output` is missing or older than one of the files that it is made of.
+/// Returns true if `output` is missing or older than one of the files that it is made of.
 fn is_older(output: &Path, inputs: &[PathBuf]) -> bool {
     let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
     let made = time(output);
@@ -415,20 +381,5 @@ mod tests {
         let text = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 12.8, V12.8.93\n";
         assert_eq!(parse_version(text), Some((12, 8)));
         assert_eq!(parse_version("nvcc"), None);
-    }
-
-    #[test]
-    fn a_stub_for_every_function_once() {
-        let bindings = "#[cfg(feature = \"cuda-12000\")]\n\
-                        pub unsafe fn cuThing_v2(a: u32) -> CUresult {\n\
-                        pub unsafe fn cuThing_v2(a: u64) -> CUresult {\n    \
-                        pub unsafe fn nvrtcGetErrorString(r: nvrtcResult) -> *const c_char {\n\
-                        pub unsafe fn culib() -> &'static Lib {\n\
-                        pub unsafe fn from_library(l: L) -> Self {\n";
-        let source = stub_source(bindings, 801);
-        assert!(source.contains("return 801;"));
-        assert_eq!(source.matches("int cuThing_v2(void)").count(), 1, "{source}");
-        assert!(source.contains("const char *nvrtcGetErrorString(void)"));
-        assert!(!source.contains("culib") && !source.contains("from_library"));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     workspace::{kernel_sources, workspace},
 };
 
-/// What kernels are compiled for: A100 and H100.
+/// Architectures that kernels are compiled for: A100 and H100.
 const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
 
 /// Compiler and headers of CUDA 13.0, as wheels; all that compiling takes.
@@ -27,10 +27,10 @@ const WHEELS: [&str; 5] = [
     "nvidia-cuda-runtime==13.0.96",
 ];
 
-/// Kernels that may keep something in local memory, and why: (name, bytes of stack, reason).
+/// Kernels that may use local memory: (name, bytes of stack, reason).
 const ALLOWED: [(&str, u32, &str); 0] = [];
 
-/// What the assembler says about one kernel.
+/// Resources of one kernel, as the assembler reports them.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Usage {
     kernel: String,

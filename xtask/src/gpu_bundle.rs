@@ -13,7 +13,7 @@ use flate2::{Compression, write::GzEncoder};
 
 use crate::{cuda_build, cuda_check::find_nvcc, launch::build_adw, workspace::workspace};
 
-/// What the folder may hold: it travels.
+/// Most bytes of the folder, which is carried to another machine.
 const LIMIT: u64 = 40 << 20;
 
 /// Scripts that go along.

@@ -6,6 +6,7 @@ mod ci;
 mod cuda;
 mod cuda_build;
 mod cuda_check;
+mod cuda_stubs;
 mod failure;
 mod gpu_bundle;
 mod launch;

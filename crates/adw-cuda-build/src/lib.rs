@@ -5,7 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The files that every kernel source includes, by their names there.
+/// Names and texts of the files that every kernel source includes.
 pub const HEADERS: [(&str, &str); 2] =
     [("device.cuh", include_str!("../include/device.cuh")), ("emulate.h", include_str!("../include/emulate.h"))];
 
@@ -13,7 +13,7 @@ pub const HEADERS: [(&str, &str); 2] =
 const TARGETS: [&str; 3] =
     ["arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90", "arch=compute_90,code=compute_90"];
 
-/// Where nvcc is, if somewhere: `NVCC`, `bin/nvcc` below `CUDA_HOME` or `CUDA_PATH`, the search path, `/usr/local/cuda`.
+/// Path of nvcc, the first of: `NVCC`, `bin/nvcc` below `CUDA_HOME` or `CUDA_PATH`, the search path, `/usr/local/cuda`.
 pub fn find_nvcc() -> Option<PathBuf> {
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
     let path = env::var_os("PATH").unwrap_or_default();
@@ -25,8 +25,8 @@ pub fn find_nvcc() -> Option<PathBuf> {
         .find(|nvcc| nvcc.is_file())
 }
 
-/// For a `build.rs`: with the package's feature `cuda`, compiles every source to `OUT_DIR/NAME.fatbin`, where
-/// `adw_cuda::module!` finds it.
+/// Compiles every source to `OUT_DIR/NAME.fatbin`, where `adw_cuda::module!` finds it, if the package has the feature
+/// `cuda`. Called by build scripts.
 ///
 /// # Panics
 /// If there is no nvcc, or a source does not compile: the build's error message.

@@ -1,4 +1,4 @@
-// A cuDNN whose convolutions run on the host, beside the emulated driver: what this workspace asks of libcudnn.so.9, by its
+// A cuDNN whose convolutions run on the host, beside the emulated driver: the part of libcudnn.so.9 that this workspace calls, by its
 // older interface (descriptors of tensors, filters and convolutions). Maps and filters have their channels last.
 //
 // It refuses what the real one would refuse or what must not be asked of it: operands outside an allocation, descriptors

@@ -8,7 +8,7 @@ use adw_cuda::device::{CudaRuntime, DeviceInfo, info, open};
 use adw_cuda::{Buffer, Error, Runtime};
 use candle_core::{CudaDevice, D, DType, Device, Result, Tensor};
 
-/// As the emulated driver reads them, once per process.
+/// Environment variables that the emulated driver reads, once per process.
 const DEVICES: &str = "ADW_EMULATED_CUDA_DEVICES";
 const MEMORY: &str = "ADW_EMULATED_CUDA_MEMORY";
 const FAIL_AT: &str = "ADW_EMULATED_CUDA_FAIL_AT";
@@ -85,7 +85,7 @@ fn cuda_tensors_go_there_and_back() -> Result<()> {
     Ok(())
 }
 
-/// What networks leave to candle's own kernels, against the host.
+/// Ops of candle's own kernels that networks use, against the host.
 #[test]
 fn cuda_views_casts_and_arithmetic_are_the_hosts() -> Result<()> {
     type Op = fn(&Tensor, &Tensor) -> Result<Tensor>;

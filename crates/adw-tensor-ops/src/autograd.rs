@@ -8,10 +8,10 @@ use crate::storage::Computed;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
 
-/// A custom op whose value is there.
+/// Custom op whose value has been computed.
 struct Recorded<F> {
     name: &'static str,
-    /// Taken when candle asks for the value, once.
+    /// Taken out when candle computes the op, once.
     value: Mutex<Option<Computed>>,
     backward: F,
 }

@@ -1,10 +1,10 @@
 //! Counter-based random numbers: Philox4x32-10 (Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy as
 //! 1, 2, 3*, SC 2011).
 //!
-//! A number is a function of what it is for, not of what was drawn before it. So the order of threads, a resumed run and
-//! the device change nothing.
+//! A number is a function of its purpose and place in the run, not of the numbers drawn before it. So the order of threads, a
+//! resumed run and the device change nothing.
 
-/// What a stream of numbers is for. The value is part of the generator's counter: never reuse or renumber one.
+/// Purpose of a stream of numbers. The value is part of the generator's counter: never reuse or renumber one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Purpose {
@@ -14,16 +14,16 @@ pub enum Purpose {
     WidthNoise = 2,
     /// Gumbel noise of the depth choice.
     DepthNoise = 3,
-    /// For users of this crate.
+    /// Any purpose of users of this crate.
     Other = 255,
 }
 
-/// Names one stream of random numbers.
+/// Key of one stream of random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// Of the whole run.
+    /// Seed of the whole run.
     pub seed: u64,
-    /// What the numbers are for.
+    /// Purpose of the numbers.
     pub purpose: Purpose,
     /// Training epoch.
     pub epoch: u32,
@@ -34,7 +34,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The four words at `position` of this stream.
+    /// Four words at `position` of this stream.
     pub fn words(&self, position: u32) -> [u32; 4] {
         assert!(self.index < 1 << 24, "the purpose lies above the index");
         let counter = [position, self.index | (self.purpose as u32) << 24, self.iteration, self.epoch];

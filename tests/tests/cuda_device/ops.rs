@@ -117,7 +117,7 @@ fn convolutions_in_bf16() {
             ci.iter().enumerate().map(|(i, &c)| rounded(numbers(i as u32, &shape(size, c)))).collect();
         let total = ci.iter().sum::<usize>();
         let weight = numbers(9, &[co, total, kernel[0], kernel[1], kernel[2]]);
-        // As the device rounds them.
+        // Rounded as on the device.
         let weight = f32(&rounded(weight));
         let output = geometry.output_size("test", size).unwrap();
         let gradient = rounded(numbers(10, &shape(output, co)));

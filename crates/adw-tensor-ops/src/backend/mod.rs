@@ -1,6 +1,6 @@
 //! Backends: the kernels of every op, on the CPU and on CUDA devices.
 //!
-//! An op checks its arguments and calls the kernels that [`of`] returns for them; it never asks where a tensor lies. Each
+//! An op checks its arguments and calls the kernels that [`of`] returns for them; it contains no code for a particular device. Each
 //! op's folder has the trait of its kernels (`kernels.rs`), their CPU implementation (`cpu.rs`) and their CUDA
 //! implementation (`cuda/`).
 

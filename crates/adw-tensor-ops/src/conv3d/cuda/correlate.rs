@@ -129,10 +129,8 @@ impl<B: Buffer> Correlation<'_, B> {
             }
         }
         let (batch, channels_out) = (self.batch, self.channels_out);
-        let partial = match with_moments {
-            true => Some(PartialMoments::alloc(rt, batch, tiling.num_tiles(), channels_out)?),
-            false => None,
-        };
+        let alloc = || PartialMoments::alloc(rt, batch, tiling.num_tiles(), channels_out);
+        let partial = with_moments.then(alloc).transpose()?;
         let int = |v: [usize; 3]| v.map(|n| n as i32);
         let params = CorrelateParams {
             sources: Sources::new(self.maps, self.precision),
@@ -199,7 +197,7 @@ pub(super) unsafe fn forward<R: Runtime>(
     let output = shape.output();
     let axes = [0, 1, 2].map(|i| TapAxis {
         step: geometry.stride[i],
-        taps: (0..geometry.kernel[i]).map(|k| (k as i32 - geometry.padding[i] as i32, k)).collect(),
+        taps: (0..geometry.kernel[i]).map(|k| (geometry.tap_offset(i, k) as i32, k)).collect(),
         count: output[i],
         out_step: 1,
         out_offset: 0,
@@ -235,14 +233,10 @@ pub(super) unsafe fn grad_input<R: Runtime>(
 ) -> Result<()> {
     let ConvShape { batch, size, geometry, precision } = *shape;
     let input = shape.output();
-    let [kernel, stride, padding] = [geometry.kernel, geometry.stride, geometry.padding];
-    // Output o reaches input i = residue + stride q through tap k iff o = q + (residue + padding - k) / stride.
+    let [kernel, stride] = [geometry.kernel, geometry.stride];
     let axis = |i: usize, residue: usize| TapAxis {
         step: 1,
-        taps: (0..kernel[i])
-            .filter(|k| (residue + padding[i] + stride[i] * kernel[i] - k).is_multiple_of(stride[i]))
-            .map(|k| ((residue as i32 + padding[i] as i32 - k as i32) / stride[i] as i32, k))
-            .collect(),
+        taps: (0..kernel[i]).filter_map(|k| Some((geometry.transposed_tap_offset(i, residue, k)? as i32, k))).collect(),
         count: size[i].saturating_sub(residue).div_ceil(stride[i]),
         out_step: stride[i],
         out_offset: residue,

@@ -1,17 +1,13 @@
 //! Passes of the convolution by cuDNN, where [`ConvolutionBackend::Cudnn`](adw_cuda::device::ConvolutionBackend) selects it.
 //!
-//! Work that cuDNN cannot do in the same pass takes launches of its own: maps are normalised and joined before it, moments
-//! are taken after it. Its weight gradients of bf16 maps are rounded to bf16.
+//! Maps are normalised and joined before the pass, in a launch of their own. cuDNN's weight gradients of bf16 maps are rounded to bf16.
 
 use super::maps::SourceMap;
 use super::operands::{filter, plain, supports, weight_gradient};
 use super::shape::ConvShape;
 use super::weights::Weights;
-use crate::cuda::MapShape;
-use crate::norm_act::cuda::forward::moments;
-use crate::norm_act::cuda::operands::PartialMoments;
 use crate::precision::Precision;
-use adw_cuda::device::{ConvPass, Convolution, CudaRuntime, DeviceBuffer};
+use adw_cuda::device::{ConvPass, Convolution, CudaRuntime};
 use adw_cuda::{Address, Buffer, Result, Runtime};
 use std::ops::Range;
 
@@ -33,7 +29,7 @@ fn product(v: [usize; 3]) -> usize {
     v.iter().product()
 }
 
-/// Forward pass; the inner option holds the moments of `y` if `with_moments`. `None` if cuDNN does not run the pass.
+/// Forward pass. Returns false if cuDNN does not run it.
 ///
 /// # Safety
 /// The addresses are those of maps `[batch, size, C]`, of the weights, and of room for `[batch, output size, Cout]`.
@@ -43,20 +39,18 @@ pub(super) unsafe fn forward(
     maps: &[SourceMap],
     weights: &Weights,
     out: Address,
-    with_moments: bool,
-) -> Result<Option<Option<PartialMoments<DeviceBuffer>>>> {
+) -> Result<bool> {
     let (c, precision) = (convolution(shape, weights.ci, weights.co), shape.precision);
     let Some(pass) = rt.cudnn_pass(ConvPass::Forward, &c)?.filter(|_| supports(maps, precision)) else {
-        return Ok(None);
+        return Ok(false);
     };
-    let y = MapShape { batch: c.batch, voxels: product(c.output), channels: c.channels_out, precision };
     // SAFETY: the caller guarantees the addresses; what is allocated here has the sizes of the shapes.
     unsafe {
         let x = plain(rt, maps, c.batch, product(c.input), precision)?;
         let w = filter(rt, weights, product(c.kernel), &(0..weights.ci), precision)?;
         rt.run_cudnn(&pass, [x.address, w.address(), out])?;
-        Ok(Some(if with_moments { Some(moments(rt, out, &y)?) } else { None }))
     }
+    Ok(true)
 }
 
 /// Gradient by the input channels `wanted`. Returns false if cuDNN does not run the pass.

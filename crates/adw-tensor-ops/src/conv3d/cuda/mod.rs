@@ -13,11 +13,13 @@ pub(crate) mod weights;
 mod tests;
 
 use super::kernels::{Conv3dKernels, Input, input_dims};
+use crate::cuda::MapShape;
 use crate::cuda::tensors::{empty, f32_address, map_address, precision_of};
 use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
 use crate::norm_act::Moments;
+use crate::norm_act::cuda::forward::moments;
 use crate::norm_act::cuda::tensors::{coefficients, partial_moments};
 use crate::precision::Precision;
 use crate::storage::Computed;
@@ -95,9 +97,12 @@ impl Conv3dKernels for CudaRuntime {
         let (y, out) = empty(self, inputs[0].map.dtype(), (batch, d, h, w, weights.co))?;
         // SAFETY: the addresses are those of tensors of these shapes.
         let parts = unsafe {
-            match cudnn::forward(self, &shape, &maps, &weights, out, with_moments)? {
-                Some(moments) => moments,
-                None => correlate::forward(self, &shape, &maps, &weights, out, with_moments)?,
+            if cudnn::forward(self, &shape, &maps, &weights, out)? {
+                let (precision, channels) = (shape.precision, weights.co);
+                let shape = MapShape { batch, voxels: d * h * w, channels, precision };
+                with_moments.then(|| moments(self, out, &shape)).transpose()?
+            } else {
+                correlate::forward(self, &shape, &maps, &weights, out, with_moments)?
             }
         };
         let moments = parts.map(|p| partial_moments(self, p, batch, weights.co)).transpose()?;

@@ -22,7 +22,7 @@ use candle_core::Tensor;
 
 struct Case {
     batch: usize,
-    /// Of one or two maps side by side.
+    /// Channels of one or two maps side by side.
     ci: &'static [usize],
     co: usize,
     size: [usize; 3],
@@ -325,7 +325,7 @@ fn operands_of_a_library() {
     });
 }
 
-/// What the launches of the three passes cannot do without; the addresses are never followed.
+/// Work of the launches of the three passes; the addresses are never read.
 fn work_of(
     channels: &[(usize, bool)],
     co: usize,
@@ -427,7 +427,7 @@ impl Runtime for &MostShared {
     }
 }
 
-/// What consumer devices have is enough, for every layer that a network may have.
+/// Shared memory of consumer devices is enough for every layer that a network may have.
 #[test]
 fn shared_memory_of_real_layers() {
     let (a, size) = (Address(16), [40, 56, 40]);

@@ -45,7 +45,7 @@ fn cases() -> impl Iterator<Item = Case> {
                 precision,
                 shape,
                 dims: [batch, d, h, w, channels],
-                // What bf16 holds of it.
+                // Rounded to bf16, since that is what the kernel reads.
                 y: match precision {
                     Precision::Full => y,
                     Precision::Bf16 => y.iter().map(|&y| half::bf16::from_f32(y).to_f32()).collect(),
