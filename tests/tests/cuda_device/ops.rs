@@ -286,34 +286,27 @@ fn losses_in_bf16() {
 
 #[test]
 fn softmaxes_with_the_noise_of_the_host() {
-    use adw_tensor_ops::gumbel_softmax::cuda::Pass;
-    use adw_tensor_ops::gumbel_softmax::on_device;
-    let pass = Pass { seed: 5, epoch: 2, iteration: 7, noisy: true, tau: 0.7 };
+    use gumbel_softmax::{GumbelDraw, SoftmaxNoise, SoftmaxSpec};
+    let (seed, epoch, iteration, tau) = (5, 2, 7, 0.7);
+    let draw = GumbelDraw { noise: SoftmaxNoise::Streams { seed, epoch, iteration }, tau };
     let widths = vec![4, 8, 12, 16];
     let logits = [numbers(1, &[4]), numbers(2, &[3])].map(|l| both(&l));
-    let options = vec![
-        on_device::Options {
-            logits: &logits[0][1],
-            purpose: Purpose::WidthNoise,
-            index: 3,
-            widths: Some(widths.clone()),
-            channels: 16,
-        },
-        on_device::Options {
-            logits: &logits[1][1],
-            purpose: Purpose::DepthNoise,
-            index: 1,
-            widths: None,
-            channels: 16,
-        },
-    ];
-    let got = on_device::forward(options, &pass).unwrap();
+    let width = SoftmaxSpec {
+        logits: &logits[0][1],
+        purpose: Purpose::WidthNoise,
+        index: 3,
+        widths: Some(widths.clone()),
+        channels: 16,
+    };
+    let depth =
+        SoftmaxSpec { logits: &logits[1][1], purpose: Purpose::DepthNoise, index: 1, widths: None, channels: 16 };
+    let got = gumbel_softmax::forward(&[width, depth], &draw).unwrap();
     for (i, (purpose, index)) in [(Purpose::WidthNoise, 3), (Purpose::DepthNoise, 1)].into_iter().enumerate() {
-        let stream = Stream { seed: pass.seed, purpose, epoch: pass.epoch, iteration: pass.iteration, index };
+        let stream = Stream { seed, purpose, epoch, iteration, index };
         let logits = logits[i][0].to_dtype(DType::F64).unwrap();
         let n = logits.elem_count();
         let noise = gumbel_softmax::noise(stream, n, DType::F64, &Device::Cpu).unwrap();
-        let expected = gumbel_softmax(&logits, &noise, pass.tau).unwrap();
+        let expected = gumbel_softmax(&logits, &noise, tau).unwrap();
         close("probabilities", &got[i].probabilities, &expected, OP);
     }
     let p = flat(&got[0].probabilities);

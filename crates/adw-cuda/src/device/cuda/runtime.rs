@@ -50,7 +50,6 @@ impl CudaRuntime {
     ///
     /// # Errors
     /// Only in builds without CUDA.
-    #[expect(clippy::unnecessary_wraps, reason = "builds without CUDA have the same function")]
     pub fn of(device: &CudaDevice) -> Result<Arc<Self>> {
         static ALL: LazyLock<Mutex<HashMap<DeviceId, Arc<CudaRuntime>>>> = LazyLock::new(Mutex::default);
         let new = || {
