@@ -189,9 +189,12 @@ enum Algorithm<T: 'static> {
     Amx(Amx, &'static AmxKernels<T>),
 }
 
+/// A function with the arguments of [`correlate`], but for the unit in place of the configuration.
+type CorrelateOnAmx<T> = unsafe fn(Amx, &Correlation<T>, SharedOut<T>, bool) -> Vec<BlockMoments<T>>;
+
 /// The two jobs on the matrix unit.
 pub(crate) struct AmxKernels<T> {
-    correlate: unsafe fn(Amx, &Correlation<T>, SharedOut<T>, bool) -> Vec<BlockMoments<T>>,
+    correlate: CorrelateOnAmx<T>,
     weight_gradient: fn(Amx, &WeightGradient<T>) -> Vec<T>,
 }
 

@@ -135,12 +135,9 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
 
 /// Every instruction set of this processor with both algorithms.
 fn all_configs() -> impl Iterator<Item = KernelConfig> {
-    InstructionSet::available().into_iter().flat_map(|instruction_set| {
-        [WinogradUse::Never, WinogradUse::IfSupported].map(|winograd| KernelConfig {
-            instruction_set,
-            winograd,
-            amx: None,
-        })
+    InstructionSet::available().into_iter().flat_map(|set| {
+        let config = |winograd| KernelConfig { instruction_set: set, winograd, amx: None };
+        [WinogradUse::Never, WinogradUse::IfSupported].map(config)
     })
 }
 

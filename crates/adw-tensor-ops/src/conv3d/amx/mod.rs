@@ -9,8 +9,8 @@
 //! ```
 //! Two tiles of rows by two of columns stay in the unit for the whole sum.
 //!
-//! Rust has no stable functions for these instructions, hence the assembler. Linux only: the system has to be asked for the
-//! unit's state first.
+//! Rust has no stable functions for these instructions, hence the assembler. Linux only: a process must request
+//! the unit's state from the system first.
 
 pub(super) mod correlation;
 mod unit;

@@ -232,13 +232,13 @@ impl<T: Element> CorrelateTiles<'_, T> {
         let [d, h, w] = &self.job.axes;
         let pitch = self.job.out_channels;
         let [od, oh, ow] = outputs.first;
-        for plane in 0..outputs.count[0] {
-            if shares[plane] == 0.0 {
+        for (plane, &share) in shares.iter().enumerate().take(outputs.count[0]) {
+            if share == 0.0 {
                 continue;
             }
             // The outputs have no value yet when the first frequency contributes to them.
             let is_first = depth_idx == plane;
-            let share = S::splat(T::from_f64(shares[plane]));
+            let share = S::splat(T::from_f64(share));
             for i in 0..outputs.count[1] {
                 let row = (self.block.batch_idx * d.output_size + od + plane) * h.output_size + oh + i;
                 let voxel = row * w.output_size + ow;
