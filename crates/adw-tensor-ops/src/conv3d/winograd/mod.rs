@@ -8,7 +8,7 @@
 //! output   A^T m = [m0 + m1 + m2,  m1 - m2 + m3]        y = A^T [(G g) * (B^T x)]
 //! gradient dg    = G^T [(A dy) * (B^T x)]               the adjoint in g: the weight gradient costs as little
 //! ```
-//! All coefficients are 0, 1, -1 and 1/2, so that little accuracy is lost: [`crate::conv3d`]'s tests hold it to the same
+//! All coefficients are 0, 1, -1 and 1/2, so that little accuracy is lost: the tests of [`mod@crate::conv3d`] hold it to the same
 //! bound as the direct sum.
 //!
 //! The four *frequencies* of axis D are taken one after the other, and at each of them the sixteen of H and W at once:
