@@ -8,6 +8,7 @@ use super::groups::{DatasetArgs, DeviceArgs, ProcessArgs};
 
 /// Trained models and how they are applied.
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of the command line")]
 pub(crate) struct ModelArgs {
     /// Trained models; the logits of several are averaged
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
