@@ -80,6 +80,19 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
     let predict =
         Adw::new(["predict"]).path("--model", &model).path("--input", &data.join("imagesTs")).path("--output", &plain);
     predict.succeed();
+    // The case that lacks a channel is named, not the first one.
+    let partial = dir.path().join("partial");
+    fs::create_dir_all(&partial).unwrap();
+    for name in names(&data.join("imagesTs")).iter().take(3) {
+        fs::copy(data.join("imagesTs").join(name), partial.join(name)).unwrap();
+    }
+    let lacking = names(&partial)[2].strip_suffix("_0000.nii.gz").unwrap().to_owned();
+    Adw::new(["predict"])
+        .path("--model", &model)
+        .path("--input", &partial)
+        .path("--output", &dir.path().join("none"))
+        .run()
+        .assert_bad_input(&[&format!("case {lacking} has files of the channels [0]"), "0 to 1"]);
     let step = msd_data::Postprocessing::load(&steps).unwrap();
     for name in names(&plain) {
         let mut labels = read_labels(plain.join(&name)).unwrap().data;

@@ -26,9 +26,9 @@ fn print(line: &str) {
 #[test]
 fn nnunets_own_numbers_come_out() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let asked = env::var_os("ADW_NNUNET_GOLDEN").map(PathBuf::from);
-    let root = asked.clone().unwrap_or_else(|| shared.join("golden/nnunet"));
-    if asked.is_none() && !root.is_dir() {
+    let requested = env::var_os("ADW_NNUNET_GOLDEN").map(PathBuf::from);
+    let root = requested.clone().unwrap_or_else(|| shared.join("golden/nnunet"));
+    if requested.is_none() && !root.is_dir() {
         return print("SKIPPED: ADW_NNUNET_GOLDEN names no folder of nnU-Net's results");
     }
     let mut folders: Vec<PathBuf> = fs::read_dir(&root)
@@ -41,7 +41,7 @@ fn nnunets_own_numbers_come_out() {
     let mut cases = 0;
     for folder in folders {
         let mut msd = folder.join("msd");
-        if !msd.is_dir() && asked.is_none() && folder.ends_with("hippocampus") {
+        if !msd.is_dir() && requested.is_none() && folder.ends_with("hippocampus") {
             msd = shared.join("data/Task04_Hippocampus");
         }
         if !msd.is_dir() {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use msd_data::{
     Geometry, Plan, Positions, Postprocessing, PreparedCase,
     dataset::{case_id, channel_of, load_image, nifti_files},
+    nifti::read_geometry,
     preprocess, write_labels,
 };
 use serde_json::json;
@@ -125,6 +126,15 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     if files.is_empty() {
         bad_input!("--input {}: no .nii or .nii.gz there", input.display());
     }
+    if let Some((case, channels)) = incomplete_case(&files, num_channels)
+        && read_geometry(&files[0]).is_ok_and(|(_, in_file)| in_file == 1)
+    {
+        bad_input!(
+            "--input {}: case {case} has files of the channels {channels:?}, but the models take the channels 0 to {}",
+            input.display(),
+            num_channels - 1
+        );
+    }
     let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
     let mut by_name: Vec<&Image> = images.iter().collect();
     by_name.sort_by_key(|image| &image.name);
@@ -137,6 +147,20 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         );
     }
     Ok(images)
+}
+
+/// Finds a case without a file for each channel, and the channels it has; none unless every file is named after a channel.
+fn incomplete_case(files: &[PathBuf], num_channels: usize) -> Option<(String, Vec<usize>)> {
+    if num_channels == 1 {
+        return None;
+    }
+    let mut cases = BTreeMap::<String, Vec<usize>>::new();
+    for file in files {
+        let id = case_id(file)?;
+        let (case, channel) = channel_of(&id)?;
+        cases.entry(case.to_owned()).or_default().push(channel);
+    }
+    cases.into_iter().find(|(_, channels)| !channels.iter().copied().eq(0..num_channels))
 }
 
 /// Groups sorted files into images of one file per channel; none if the names or the number of files do not fit that.
