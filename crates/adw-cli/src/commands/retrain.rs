@@ -27,7 +27,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::{self, RunConfig, check_precision},
-    run_folder::{RunFolder, config_path},
+    run_folder::{RunFolder, check_new, config_path},
     runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
     source::{PatchSource, Sampling},
@@ -77,6 +77,9 @@ fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     let named = Task::locate(&args.dataset)?;
     let provide = |task: &Task| task.provide(&args.fetch).map(ToOwned::to_owned);
     if let Some(root) = &args.run {
+        if !RunFolder::exists(root) {
+            check_new(root)?;
+        }
         let data = named.as_ref().map(provide).transpose()?;
         return Ok((RunChoice { root: root.clone(), fold: args.fold, resume: false }, data));
     }

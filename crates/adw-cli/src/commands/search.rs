@@ -25,7 +25,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::{RunConfig, check_precision},
-    run_folder::RunFolder,
+    run_folder::{RunFolder, check_new},
     runs::{RunChoice, choose_for_search, task_runs},
     source::{PatchSource, Sampling},
     task::Task,
@@ -65,8 +65,12 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
 
 /// Run of the search, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
 fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
-    // Before a download: a mistake in the settings should not take minutes to be found.
-    RunConfig::from_args(&args.config)?;
+    let exists = args.run.as_ref().is_some_and(|root| RunFolder::exists(root));
+    if !exists && !args.resume {
+        // Mistakes in the arguments are found before a download, which may take hours.
+        RunConfig::from_args(&args.config)?;
+        args.run.as_deref().map(check_new).transpose()?;
+    }
     let named = Task::locate(&args.dataset)?;
     let Some(root) = &args.run else {
         let task = named.map_or_else(phantom, Ok)?;
@@ -76,7 +80,7 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         return Ok((choice, data));
     };
     let task = match named {
-        None if args.resume || RunFolder::exists(root) => None,
+        None if args.resume || exists => None,
         None => Some(phantom()?),
         named => named,
     };

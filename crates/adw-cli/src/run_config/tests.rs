@@ -1,0 +1,108 @@
+use super::*;
+
+fn args(preset: Option<&str>, set: &[&str]) -> ConfigArgs {
+    ConfigArgs { preset: preset.map(str::to_owned), set: set.iter().map(ToString::to_string).collect(), seed: Some(7) }
+}
+
+fn message(set: &str) -> String {
+    RunConfig::from_args(&args(None, &[set])).unwrap_err().to_string()
+}
+
+#[test]
+fn presets_are_complete_and_survive_config_toml() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    let facts = RunFacts { version: "1".into(), device: "cpu".into(), data: "d".into(), fold: 3 };
+    for (name, _) in PRESETS {
+        let config = RunConfig::from_args(&args(Some(name), &[])).unwrap();
+        assert_eq!((config.settings.search.seed, config.settings.retrain.seed), (7, 7));
+        let Settings { search, retrain, predict, .. } = &config.settings;
+        assert_eq!(
+            [search.precision, retrain.precision, predict.precision],
+            [Precision::Full; 3],
+            "{name}: bf16 is for whoever asks for it"
+        );
+        fs::write(&path, render(&facts, &config).unwrap()).unwrap();
+        let (read_facts, read) = load(&path).unwrap();
+        assert_eq!(read_facts, facts);
+        assert_eq!(config.difference(&read, |_| true), None, "{name}");
+        assert_eq!(read.settings.search, config.settings.search);
+    }
+}
+
+#[test]
+fn the_paper_preset_is_the_published_schedule() {
+    let paper = RunConfig::from_args(&args(Some("paper"), &[])).unwrap().settings;
+    let search = SearchConfig { seed: 7, ..SearchConfig::paper() };
+    let every = paper.search.checkpoint_every_iterations;
+    assert_eq!(paper.search, SearchConfig { checkpoint_every_iterations: every, ..search });
+    let every = paper.retrain.checkpoint_every_iterations;
+    let retrain = RetrainConfig { seed: 7, ..RetrainConfig::paper() };
+    assert_eq!(paper.retrain, RetrainConfig { checkpoint_every_iterations: every, ..retrain });
+    assert_eq!((paper.network.max_width, paper.network.max_depth), (48, 3));
+    assert_eq!(paper.network.mask, GatePosition::PreNorm);
+}
+
+#[test]
+fn optional_values_can_be_given_and_taken() {
+    let set = ["data.patch_size=[8, 16, 8]", "search.cost={unit=\"macs\", weight=1.0, budget={fraction=0.4}}"];
+    let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
+    assert_eq!(settings.data.patch_size, Some([8, 16, 8]));
+    assert!(settings.search.cost.is_some());
+    let settings = RunConfig::from_args(&args(None, &["retrain.ema=none"])).unwrap().settings;
+    assert!(settings.retrain.ema.is_none() && settings.data.patch_size.is_none());
+}
+
+#[test]
+fn a_precision_is_read_everywhere_and_refused_only_where_it_is_used() {
+    let set = ["search.precision=bf16", "retrain.precision=bf16", "predict.precision=bf16"];
+    let settings = RunConfig::from_args(&args(None, &set)).unwrap().settings;
+    let asked = [settings.search.precision, settings.retrain.precision, settings.predict.precision];
+    assert_eq!(asked, [Precision::Bf16; 3]);
+    check_precision("search", Precision::Full, &Device::Cpu).unwrap();
+    match check_precision("search", Precision::Bf16, &Device::Cpu) {
+        Ok(()) => assert!(Precision::Bf16.is_available()),
+        Err(error) => {
+            assert!(!Precision::Bf16.is_available());
+            let message = error.to_string();
+            assert!(message.starts_with("search.precision = bf16: expected full, for"), "{message}");
+        }
+    }
+    assert!(message("search.precision=half").contains("expected `full` or `bf16`"));
+}
+
+#[test]
+fn values_without_sense_are_named_with_their_section() {
+    assert_eq!(message("search.epochs=0"), "search.epochs = 0: expected at least 1");
+    assert!(message("network.mask=behind").contains("behind"));
+    assert!(message("predict.step=0").contains("predict.step = 0"));
+    assert!(message("data.patch_size=[1, 2]").contains("patch_size"));
+}
+
+#[test]
+fn keys_that_a_table_lacks_have_their_defaults_and_can_be_set() {
+    let mut table = preset("quick").unwrap();
+    let search = table["search"].as_table_mut().unwrap();
+    for key in ["cost", "precision"] {
+        search.remove(key).unwrap();
+    }
+    let config = RunConfig::from_table(table).unwrap();
+    assert_eq!(config.table["search"]["cost"].as_str(), Some("none"));
+    assert_eq!(config.table["search"]["precision"].as_str(), Some("full"));
+    assert!(config.table["search"].get("seed").is_none());
+    let changed = config.changed_by(&args(None, &["search.precision=bf16"])).unwrap();
+    assert_eq!(changed.settings.search.precision, Precision::Bf16);
+}
+
+#[test]
+fn a_file_changes_a_preset() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.toml");
+    fs::write(&path, "base = \"paper\"\n[search]\nepochs = 3\nwarmup_epochs = 1\n").unwrap();
+    let config = RunConfig::from_args(&args(path.to_str(), &[])).unwrap();
+    assert_eq!((config.settings.search.epochs, config.settings.network.max_width), (3, 48));
+    let paper = RunConfig::from_args(&args(Some("paper"), &[])).unwrap();
+    let (key, ours, theirs) = config.difference(&paper, |_| true).unwrap();
+    assert_eq!((key.as_str(), ours, theirs), ("search.epochs", Value::Integer(3), Value::Integer(250)));
+    assert_eq!(config.difference(&paper, |key| key.starts_with("retrain.")), None);
+}
