@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView3, Axis, concatenate};
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::grid::Positions;
 use crate::nifti::{LabelMap, Volume, read_geometry, read_image, read_labels};
 use crate::orientation::Orientation;
 
+mod case;
 mod description;
 
+pub use case::{Case, Label, TestCase, case_id, nifti_files};
 pub use description::channel_of;
 use description::{Description, Files};
 
@@ -35,45 +36,6 @@ pub struct Dataset {
     pub test: Vec<TestCase>,
     /// Handling of files of a case whose headers place them apart.
     pub positions: Positions,
-}
-
-/// A label and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Label {
-    /// Value in label maps.
-    pub value: u16,
-    /// Name in `dataset.json`.
-    pub name: String,
-}
-
-/// A labelled case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Case {
-    /// File name without `.nii.gz` (and, with a file per channel, without `_0000`).
-    pub id: String,
-    /// Files of the image: one with all channels, or one per channel in the order of the modalities.
-    pub image: Vec<PathBuf>,
-    /// File of the label map.
-    pub label: PathBuf,
-}
-
-/// A case without labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TestCase {
-    /// Name of the case, formed like [`Case::id`].
-    pub id: String,
-    /// Files of the image, like [`Case::image`].
-    pub image: Vec<PathBuf>,
-}
-
-/// Path of a file that `dataset.json` lists, without the `./` that the decathlon puts in front. Where no file is called so,
-/// back-slashes separate folders, as on Windows.
-fn listed(dir: &Path, file: &Path) -> PathBuf {
-    let path: PathBuf = dir.join(file).components().collect();
-    match file.to_str() {
-        Some(text) if text.contains('\\') && !path.exists() => dir.join(text.replace('\\', "/")).components().collect(),
-        _ => path,
-    }
 }
 
 impl Dataset {
@@ -239,58 +201,6 @@ pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) 
     let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
     image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");
     Ok(image)
-}
-
-/// Lists the NIfTI files in a folder, `.nii` and `.nii.gz` in any case, in the order of their names; hidden files are left
-/// out.
-///
-/// # Errors
-/// [`Error::Io`] if the folder cannot be read, [`Error::FileName`] for a name that is not UTF-8.
-pub fn nifti_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if is_nifti(&path)? {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// Returns true for names that end like NIfTI files and are not hidden.
-///
-/// # Errors
-/// [`Error::FileName`] for such a name that is not UTF-8, since no case can be called so.
-fn is_nifti(path: &Path) -> Result<bool> {
-    let name = path.file_name().unwrap_or_default();
-    let text = name.to_string_lossy();
-    if text.starts_with('.') || nifti_stem(&text).is_none() {
-        return Ok(false);
-    }
-    if name.to_str().is_none() {
-        let problem = "the name is not UTF-8; rename the file".to_owned();
-        return Err(Error::FileName { path: path.to_path_buf(), problem });
-    }
-    Ok(true)
-}
-
-/// The name before `.nii` or `.nii.gz` in any case.
-fn nifti_stem(name: &str) -> Option<&str> {
-    let without = |ending: &str| {
-        let (stem, end) = name.split_at_checked(name.len().checked_sub(ending.len())?)?;
-        end.eq_ignore_ascii_case(ending).then_some(stem)
-    };
-    without(".nii.gz").or_else(|| without(".nii"))
-}
-
-/// File name without `.nii` or `.nii.gz`; `None` for AppleDouble and hidden files and for names that are not UTF-8.
-pub fn case_id(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?;
-    if name.starts_with('.') {
-        return None;
-    }
-    Some(nifti_stem(name).unwrap_or(name).to_owned())
 }
 
 /// Checks that ids are unique and can become file names.

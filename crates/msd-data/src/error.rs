@@ -3,8 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::geometry::rounded;
-
 /// Result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -268,4 +266,9 @@ impl Error {
 
 fn and_more(others: usize) -> String {
     if others == 0 { String::new() } else { format!(" (nor do {others} more)") }
+}
+
+/// Rounds to five digits for messages: headers are in single precision, whose 0.8 reads 0.800000012.
+pub(crate) fn rounded(values: [f64; 3]) -> [f64; 3] {
+    values.map(|v| format!("{v:.4e}").parse().unwrap_or(v))
 }

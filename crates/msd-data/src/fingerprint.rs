@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
-use crate::memory::{CaseBytes, Memory};
+use crate::memory::Memory;
 use crate::nifti::read_geometry;
 use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
@@ -66,7 +66,7 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     // In order of the cases, so sums and the first error do not depend on threads.
     let orientation = dataset.orientation()?;
     let cases =
-        memory.each(&dataset.training, CaseBytes::name, need, |case| CaseFacts::of(dataset, case, orientation))?;
+        memory.each(&dataset.training, Case::described, need, |case| CaseFacts::of(dataset, case, orientation))?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()
@@ -116,7 +116,7 @@ impl CaseFacts {
             Foreground::of(values.collect())
         });
         let foreground = foreground.collect();
-        let axes = AxisMap::to_orientation(&image.geometry, orientation);
+        let axes = AxisMap::between_known(image.geometry.orientation(), orientation);
         let (spacing_mm, shape_after_crop) = (axes.triple(image.geometry.spacing_mm), axes.triple(shape));
         Ok(Self { spacing_mm, shape_after_crop, relative_size, foreground })
     }

@@ -171,11 +171,6 @@ impl Geometry {
     }
 }
 
-/// Rounds to five digits for messages: headers are in single precision, whose 0.8 reads 0.800000012.
-pub(crate) fn rounded(values: [f64; 3]) -> [f64; 3] {
-    values.map(|v| format!("{v:.4e}").parse().unwrap_or(v))
-}
-
 fn orientation_of(affine: &[[f64; 4]; 3]) -> Option<Orientation> {
     Orientation::nearest(affine.map(|[x, y, z, _]| [x, y, z]))
 }

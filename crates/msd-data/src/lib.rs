@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod augment;
+mod case_bytes;
 pub mod check;
 pub mod dataset;
 mod error;

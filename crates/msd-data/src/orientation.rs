@@ -6,8 +6,6 @@ use std::str::FromStr;
 use ndarray::{ArrayBase, Axis, Data, Dimension};
 use serde::{Deserialize, Serialize};
 
-use crate::geometry::Geometry;
-
 /// Direction in which the index along each axis of a file grows, as three letters in the order of the file's axes (x, y, z of
 /// an array `[z, y, x]` from last to first): `R`ight or `L`eft, `A`nterior or `P`osterior, `S`uperior or `I`nferior. In
 /// `RAS`, the first index grows towards the patient's right.
@@ -171,9 +169,9 @@ impl AxisMap {
         map
     }
 
-    /// Map of arrays in orientation `to` in terms of those on a grid; the identity if either has no orientation.
-    pub(crate) fn to_orientation(geometry: &Geometry, to: Option<Orientation>) -> Self {
-        geometry.orientation().zip(to).map_or(Self::IDENTITY, |(from, to)| Self::between(from, to))
+    /// Map of arrays in orientation `to` in terms of those in orientation `from`; the identity if either is unknown.
+    pub(crate) fn between_known(from: Option<Orientation>, to: Option<Orientation>) -> Self {
+        from.zip(to).map_or(Self::IDENTITY, |(from, to)| Self::between(from, to))
     }
 
     /// Map of an array whose axis `i` is axis `order[i]` of this one.

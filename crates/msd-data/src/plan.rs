@@ -161,7 +161,7 @@ pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions)
 impl Plan {
     /// Axes of a prepared case in terms of the image's z, y, x.
     pub(crate) fn axes_of(&self, geometry: &Geometry) -> AxisMap {
-        AxisMap::to_orientation(geometry, self.orientation).reordered(self.transpose_forward)
+        AxisMap::between_known(geometry.orientation(), self.orientation).reordered(self.transpose_forward)
     }
 
     /// Reads a `plan.json`.

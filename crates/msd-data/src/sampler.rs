@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use rand::RngExt;
 
-use crate::augment::{Augmentation, DrawnTransforms, Patch, SpatialTransform};
+use crate::augment::{Augmentation, DrawnTransforms, Patch, SpatialTransform, enlarged_patch};
 use crate::error::{Error, Result};
 use crate::random::{Purpose, rng};
 use crate::training_case::TrainingCase;
@@ -138,7 +138,7 @@ impl PatchSampler {
         let rng = &mut rng(key.seed, key.purpose, key.epoch, key.iteration, sample as u32);
         let case_idx = rng.random_range(0..self.cases.len());
         let case = &self.cases[case_idx];
-        let enlarged = self.augmentation.enlarged_patch(self.patch_size);
+        let enlarged = enlarged_patch(&self.augmentation, self.patch_size);
         // Rounding makes this every second sample of a batch of two, and none of a batch of one.
         let unforced = (self.batch_size as f64 * (1.0 - self.forced_foreground)).round_ties_even() as usize;
         let shape = case.shape();

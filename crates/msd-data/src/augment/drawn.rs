@@ -4,7 +4,9 @@ use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
 
 use super::intensity::{self, BrightnessAndContrast, Gamma};
-use super::{Augmentation, Patch, filter, spatial};
+use super::patch::{Patch, mirror};
+use super::probabilities::Augmentation;
+use super::{filter, spatial};
 
 /// Takes the random words for `len` elements of noise from a generator: the result begins at them, and `rng` behind them.
 pub(super) fn take_noise(rng: &mut ChaCha8Rng, len: usize) -> ChaCha8Rng {
@@ -108,9 +110,9 @@ impl DrawnTransforms {
         }
         for (channel, t) in image.chunks_exact_mut(voxels).zip(&self.channels) {
             t.apply(channel, shape);
-            super::mirror(channel, shape, self.mirror);
+            mirror(channel, shape, self.mirror);
         }
-        super::mirror(labels, shape, self.mirror);
+        mirror(labels, shape, self.mirror);
     }
 
     pub(crate) fn apply_to(&self, patch: &mut Patch) {

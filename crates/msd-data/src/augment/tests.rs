@@ -59,7 +59,7 @@ fn enlarged_patches_are_those_of_nnunet() {
     assert_eq!(spatial::enlarged([80, 192, 160]), [194, 289, 210]);
     assert_eq!(spatial::enlarged([128, 128, 128]), [205, 205, 205]);
     assert_eq!(spatial::enlarged([20, 64, 80])[0], 20, "flat patches keep axis 0");
-    assert_eq!(Augmentation::light().enlarged_patch([40, 56, 40]), [40, 56, 40]);
+    assert_eq!(enlarged_patch(&Augmentation::light(), [40, 56, 40]), [40, 56, 40]);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::error::rounded;
 use crate::fingerprint::percentile;
-use crate::geometry::{Geometry, rounded};
+use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
 use crate::nifti::{LabelMap, Volume};
 use crate::orientation::{AxisMap, Orientation};
@@ -98,8 +99,10 @@ impl TypicalGrid {
         }
         let orientation = Orientation::most_frequent(grids.iter().map(|(_, grid)| grid.orientation()));
         let median = |of: fn(&Geometry) -> [f64; 3]| {
-            let values: Vec<_> =
-                grids.iter().map(|(_, grid)| AxisMap::to_orientation(grid, orientation).triple(of(grid))).collect();
+            let values: Vec<_> = grids
+                .iter()
+                .map(|(_, grid)| AxisMap::between_known(grid.orientation(), orientation).triple(of(grid)))
+                .collect();
             [0, 1, 2].map(|a| percentile(&mut values.iter().map(|triple| triple[a]).collect::<Vec<_>>(), 50.0))
         };
         Some(Self { orientation, spacing_mm: median(|grid| grid.spacing_mm), extent_mm: median(extent_mm) })
@@ -115,7 +118,7 @@ impl TypicalGrid {
             found
                 .push(format!("{file}: is stored in orientation {own}, most cases in {most}; it is brought to theirs"));
         }
-        let axes = AxisMap::to_orientation(grid, self.orientation);
+        let axes = AxisMap::between_known(grid.orientation(), self.orientation);
         for (what, own, typical) in
             [("voxel size", grid.spacing_mm, self.spacing_mm), ("extent", extent_mm(grid), self.extent_mm)]
         {

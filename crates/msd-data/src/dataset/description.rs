@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
+use super::case::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
 use crate::error::{Error, Result};
 
 /// Content of `dataset.json`.

@@ -7,9 +7,10 @@
 use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
 use serde::{Deserialize, Serialize};
 
+use crate::case_bytes::CaseBytes;
 use crate::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::memory::{CaseBytes, Memory};
+use crate::memory::Memory;
 use crate::nifti::{LabelMap, Volume};
 use crate::orientation::AxisMap;
 use crate::plan::Plan;
@@ -141,7 +142,7 @@ pub fn prepare_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| CaseBytes::name(case),
+        |case| case.described(),
         |case| Ok(CaseBytes::of(case, plan)?.preparing),
         |case| {
             let (image, labels) = dataset.load_case(case)?;

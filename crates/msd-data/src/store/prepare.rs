@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::StoredCase;
+use crate::case_bytes::CaseBytes;
 use crate::dataset::{Case, Dataset};
 use crate::error::{Error, Result};
-use crate::memory::{CaseBytes, Memory};
+use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::preprocess::preprocess;
 
@@ -30,7 +31,7 @@ pub fn store_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| CaseBytes::name(case),
+        |case| case.described(),
         |case| Ok(CaseBytes::of(case, plan)?.preparing),
         |case| {
             let key = key(dataset, case, plan)?;

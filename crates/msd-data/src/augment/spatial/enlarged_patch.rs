@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use pulp::{Arch, NullaryFnOnce};
 
-use super::Patch;
+use crate::augment::patch::Patch;
 use crate::training_case::CaseRegion;
 
 /// An enlarged patch of a case: the voxels that a patch may be made of.

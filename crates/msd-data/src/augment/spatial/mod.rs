@@ -4,7 +4,8 @@ use std::f32::consts::PI;
 
 use rand::{Rng, RngExt};
 
-use super::{Augmentation, Patch};
+use super::patch::Patch;
+use super::probabilities::Augmentation;
 use crate::error::Result;
 use crate::training_case::TrainingCase;
 
@@ -29,7 +30,7 @@ fn max_rotation(patch: [usize; 3]) -> f32 {
 }
 
 /// Shape of a box that holds the patch after the largest rotation about any one axis, enlarged by 1 / 0.85.
-pub(crate) fn enlarged(patch: [usize; 3]) -> [usize; 3] {
+pub(super) fn enlarged(patch: [usize; 3]) -> [usize; 3] {
     let p = patch.map(|n| n as f64);
     let (s, c) = f64::from(max_rotation(patch)).min(std::f64::consts::FRAC_PI_2).sin_cos();
     let rotated = [
@@ -42,6 +43,11 @@ pub(crate) fn enlarged(patch: [usize; 3]) -> [usize; 3] {
         out[0] = patch[0];
     }
     out
+}
+
+/// Shape of the part of an image that a patch is made of: larger than the patch if it may be rotated or scaled.
+pub(crate) fn enlarged_patch(augmentation: &Augmentation, patch: [usize; 3]) -> [usize; 3] {
+    if augmentation.rotation == 0.0 && augmentation.scaling == 0.0 { patch } else { enlarged(patch) }
 }
 
 impl SpatialTransform {

@@ -1,0 +1,112 @@
+//! Probabilities of the transforms, and presets of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Probability with which each transform is applied to a patch, independently of the others.
+///
+/// ```
+/// use msd_data::Augmentation;
+/// let gentle = Augmentation { blur: 0.05, ..Augmentation::light() };
+/// assert_eq!(gentle.rotation, 0.0);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    /// Rotation by up to 30 degrees about each axis (180 in-plane for very flat patches).
+    pub rotation: f64,
+    /// Scaling of space by 0.7 to 1.4, the same along each axis.
+    pub scaling: f64,
+    /// Gaussian noise of standard deviation up to 0.1.
+    pub noise: f64,
+    /// Gaussian blur of 0.5 to 1 voxels.
+    pub blur: f64,
+    /// Intensities times 0.75 to 1.25.
+    pub brightness: f64,
+    /// Deviations from the mean times 0.75 to 1.25, within the old range.
+    pub contrast: f64,
+    /// Down to 0.5 to 1 of the resolution and up again.
+    pub low_resolution: f64,
+    /// Gamma correction of the negative.
+    pub gamma_inverted: f64,
+    /// Gamma correction by 0.7 to 1.5 with mean and deviation kept.
+    pub gamma: f64,
+    /// Mirroring along each axis, independently.
+    pub mirror: f64,
+}
+
+impl Augmentation {
+    /// No transform, for validation.
+    pub fn none() -> Self {
+        Self {
+            rotation: 0.0,
+            scaling: 0.0,
+            noise: 0.0,
+            blur: 0.0,
+            brightness: 0.0,
+            contrast: 0.0,
+            low_resolution: 0.0,
+            gamma_inverted: 0.0,
+            gamma: 0.0,
+            mirror: 0.0,
+        }
+    }
+
+    /// Transforms that cost next to nothing (mirroring, brightness, contrast, gamma and noise), with nnU-Net's
+    /// probabilities.
+    pub fn light() -> Self {
+        let full = Self::full();
+        Self { rotation: 0.0, scaling: 0.0, blur: 0.0, low_resolution: 0.0, ..full }
+    }
+
+    /// All of nnU-Net's transforms with its probabilities.
+    pub fn full() -> Self {
+        Self {
+            rotation: 0.2,
+            scaling: 0.2,
+            noise: 0.1,
+            blur: 0.2,
+            brightness: 0.15,
+            contrast: 0.15,
+            low_resolution: 0.25,
+            gamma_inverted: 0.1,
+            gamma: 0.3,
+            mirror: 0.5,
+        }
+    }
+
+    /// Returns the preset called `none`, `light` or `full`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another name.
+    pub fn preset(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Self::none()),
+            "light" => Ok(Self::light()),
+            "full" => Ok(Self::full()),
+            _ => Err(Error::Invalid(format!("augmentation {name:?}; expected none, light or full"))),
+        }
+    }
+
+    /// Checks that every probability is from 0 to 1.
+    pub(crate) fn check(&self) -> Result<()> {
+        for (name, p) in [
+            ("rotation", self.rotation),
+            ("scaling", self.scaling),
+            ("noise", self.noise),
+            ("blur", self.blur),
+            ("brightness", self.brightness),
+            ("contrast", self.contrast),
+            ("low_resolution", self.low_resolution),
+            ("gamma_inverted", self.gamma_inverted),
+            ("gamma", self.gamma),
+            ("mirror", self.mirror),
+        ] {
+            if !(0.0..=1.0).contains(&p) {
+                return Err(Error::Invalid(format!("augmentation: {name} is {p}; a probability is from 0 to 1")));
+            }
+        }
+        Ok(())
+    }
+}
