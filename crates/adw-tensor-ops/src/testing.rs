@@ -1,7 +1,6 @@
-//! Numbers, comparison and gradient check for the tests of this crate.
+//! Numbers and gradient check for the tests of this crate.
 
-use crate::simd::Element;
-use adw_testing::{Tolerance, tolerance};
+use adw_testing::{assert_close, central_differences, tolerance};
 use candle_core::{Tensor, Var};
 
 /// Reproducible numbers in (-1, 1).
@@ -11,21 +10,15 @@ pub(crate) fn numbers(seed: u32, n: usize) -> Vec<f64> {
     stream.uniform().take(n).map(|u| 2.0 * u - 1.0).collect()
 }
 
-/// [`adw_testing::assert_close`] for elements of any type, by relative L2 error.
-pub(crate) fn assert_close<T: Element>(what: &str, got: &[T], expected: &[f64], tolerance: f64) {
-    let got: Vec<f64> = got.iter().map(|g| g.to_f64()).collect();
-    adw_testing::assert_close(what, &got, expected, Tolerance::l2(tolerance));
-}
-
 /// Compares candle's gradient of the scalar `f` by `x` (f64) with central differences, at up to 40 elements.
 pub(crate) fn finite_difference(what: &str, x: &Var, f: impl Fn(&Tensor) -> Tensor) {
     let grad = f(x).backward().unwrap().get(x).unwrap_or_else(|| panic!("{what}: no gradient")).clone();
     let grad = grad.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let values = x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let indices = (0..values.len()).step_by(values.len().div_ceil(40));
-    let numeric = adw_testing::central_differences(&values, indices.clone(), 1e-5, |values| {
+    let numeric = central_differences(&values, indices.clone(), 1e-5, |values| {
         f(&Tensor::from_slice(values, x.shape(), x.device()).unwrap()).to_scalar::<f64>().unwrap()
     });
     let grad: Vec<f64> = indices.map(|i| grad[i]).collect();
-    adw_testing::assert_close(what, &grad, &numeric, tolerance::FINITE_DIFFERENCE);
+    assert_close(what, &grad, &numeric, tolerance::FINITE_DIFFERENCE);
 }

@@ -36,10 +36,14 @@ impl Tolerance {
     }
 }
 
+/// Copies and reorderings.
+pub const EXACT: Tolerance = Tolerance::elements(0.0, 0.0);
 /// Scalars and short closed forms in f64: a few roundings of 1.1e-16.
 pub const F64_CLOSED_FORM: Tolerance = Tolerance::elements(1e-12, 0.0);
 /// Sums of products in f64, up to some thousand terms.
 pub const F64_SUM: Tolerance = Tolerance::l2(1e-14);
+/// Sums of millions of terms in f64, in another order.
+pub const F64_LONG_SUM: Tolerance = Tolerance::l2(1e-12);
 /// f64 through a normalisation, whose division and root add roundings.
 pub const F64_NORMALISED: Tolerance = Tolerance::l2(1e-13);
 /// f64 gradients by two different formulas of the same derivative, through convolution and normalisation.

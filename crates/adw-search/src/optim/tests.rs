@@ -1,3 +1,4 @@
+use adw_testing::{assert_close, tolerance};
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 
@@ -17,19 +18,12 @@ fn gradient(values: &[f64], dtype: DType) -> Option<Tensor> {
     Some(Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
 }
 
-fn close(got: &[f64], expected: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), expected.len());
-    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-        assert!((g - e).abs() <= tolerance * (1.0 + e.abs()), "index {i}: got {g}, expected {e}");
-    }
-}
-
 const NESTEROV: SgdConfig = SgdConfig { momentum: 0.99, weight_decay: 3e-5 };
 
 #[test]
 fn sgd_under_a_constant_gradient_follows_the_closed_form() {
     // v_t = g (1 - m^t) / (1 - m);  w_t = w_0 - lr sum_s (g + m v_s).
-    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
+    for (dtype, tolerance) in [(DType::F64, tolerance::F64_STEPS), (DType::F32, tolerance::F32_STEPS)] {
         let w = var(&[1.0, -2.0], dtype);
         let config = SgdConfig { momentum: 0.9, weight_decay: 0.0 };
         let mut sgd = Sgd::new([("w", &w)], config);
@@ -38,7 +32,7 @@ fn sgd_under_a_constant_gradient_follows_the_closed_form() {
             sgd.step(&[gradient(&g, dtype)], 0.1, 1.0).unwrap();
         }
         let travelled: f64 = (1..=20).map(|t| 1.0 + 0.9 * (1.0 - 0.9f64.powi(t)) / 0.1).sum();
-        close(&values(&w), &[1.0 - 0.1 * g[0] * travelled, -2.0 - 0.1 * g[1] * travelled], tolerance);
+        assert_close("weights", &values(&w), &[1.0 - 0.1 * g[0] * travelled, -2.0 - 0.1 * g[1] * travelled], tolerance);
     }
 }
 
@@ -48,22 +42,22 @@ fn sgd_two_steps_with_decay_and_changing_gradients_by_hand() {
     let mut sgd = Sgd::new([("w", &w)], SgdConfig { momentum: 0.5, weight_decay: 0.1 });
     // g = 1 + 0.2 = 1.2, v = 1.2, w = 2 - 0.1 (1.2 + 0.6) = 1.82
     sgd.step(&[gradient(&[1.0], DType::F64)], 0.1, 1.0).unwrap();
-    close(&values(&w), &[1.82], 1e-15);
+    assert_close("weight", &values(&w), &[1.82], tolerance::F64_STEP);
     // g = -1 * 0.5 + 0.182 = -0.318, v = 0.6 - 0.318 = 0.282, w = 1.82 - 0.2 (-0.318 + 0.141)
     sgd.step(&[gradient(&[-1.0], DType::F64)], 0.2, 0.5).unwrap();
-    close(&values(&w), &[1.8554], 1e-15);
+    assert_close("weight", &values(&w), &[1.8554], tolerance::F64_STEP);
 }
 
 #[test]
 fn adam_under_a_constant_gradient_moves_by_the_learning_rate() {
     // Both corrections cancel for a constant g: every step is lr g / (|g| + eps).
-    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+    for (dtype, tolerance) in [(DType::F64, tolerance::F64_STEPS), (DType::F32, tolerance::F32_STEPS)] {
         let w = var(&[1.0, 0.0], dtype);
         let mut adam = Adam::new([("w", &w)], AdamConfig { eps: 0.1, ..AdamConfig::default() });
         for _ in 0..7 {
             adam.step(&[gradient(&[2.0, -0.4], dtype)], 0.01, 1.0).unwrap();
         }
-        close(&values(&w), &[1.0 - 7.0 * 0.01 * 2.0 / 2.1, 7.0 * 0.01 * 0.4 / 0.5], tolerance);
+        assert_close("weights", &values(&w), &[1.0 - 7.0 * 0.01 * 2.0 / 2.1, 7.0 * 0.01 * 0.4 / 0.5], tolerance);
     }
 }
 
@@ -75,7 +69,7 @@ fn adam_second_step_by_hand() {
     adam.step(&[gradient(&[-3.0], DType::F64)], 1.0, 1.0).unwrap();
     // m = 0.25 - 1.5 = -1.25, corrected by 1 - 0.25; v = 0.1875 + 2.25 = 2.4375, corrected by 1 - 0.5625
     let second = (1.25 / 0.75) / (2.4375f64 / 0.4375).sqrt();
-    close(&values(&w), &[-1.0 + second], 1e-14);
+    assert_close("weight", &values(&w), &[-1.0 + second], tolerance::F64_STEP);
 }
 
 #[test]
@@ -142,7 +136,7 @@ fn large_tensors_are_updated_wholly_with_the_same_bits_for_any_number_of_threads
     let (one, norms) = run(1);
     assert_eq!((one.clone(), norms.clone()), run(3));
     let exact: f64 = start.iter().map(|v| f64::from(*v as f32).powi(2)).sum::<f64>().sqrt();
-    close(&norms[..1], &[exact], 1e-12);
+    assert_close("norm", &norms[..1], &[exact], tolerance::F64_LONG_SUM);
     assert!(one.iter().zip(&start).all(|(a, b)| f64::from(*a).abs() < b.abs()), "every element shrank");
 }
 
@@ -166,7 +160,7 @@ fn average_of_constant_weights_is_constant_and_of_a_jump_is_the_product_of_decay
     // (1 + t) / (10 + t) = 2/11, 3/12, 4/13, 5/14; the last two exceed 0.3.
     let expected = 2.0 / 11.0 * 0.25 * 0.3 * 0.3;
     let seen = ema.with_average(|| Ok(values(&w))).unwrap();
-    close(&seen, &[expected], 1e-15);
+    assert_close("average", &seen, &[expected], tolerance::F64_STEP);
     assert_eq!(values(&w), [0.0], "own weights are back");
     let failed: Result<()> = ema.with_average(|| Err(candle_core::Error::msg("failed").into()));
     assert!(failed.is_err());

@@ -50,17 +50,17 @@ pub(crate) mod testing {
     //! Maps of both precision types for the tests of the kernels.
 
     use crate::precision::Precision;
-    use crate::testing::{assert_close, numbers};
+    use crate::testing::numbers;
     use adw_cuda::emulated::{EmulatedBuffer, Emulator};
+    use adw_testing::{Tolerance, assert_close, tolerance};
     use candle_core::{Device, Tensor};
     use half::bf16;
 
-    /// Relative L2 error that a kernel may have beside the op in f32.
-    pub(crate) fn tolerance(precision: Precision) -> f64 {
+    /// Tolerance of a kernel beside the op in f32.
+    pub(crate) fn tolerance(precision: Precision) -> Tolerance {
         match precision {
-            Precision::Full => 1e-5,
-            // Eight significant bits: 0.4 % per rounding of an input or result.
-            Precision::Bf16 => 2e-2,
+            Precision::Full => tolerance::F32_KERNEL,
+            Precision::Bf16 => tolerance::BF16_KERNEL,
         }
     }
 
@@ -104,7 +104,7 @@ pub(crate) mod testing {
         buffer: &EmulatedBuffer,
         precision: Precision,
         expected: &Tensor,
-        tolerance: f64,
+        tolerance: Tolerance,
     ) {
         assert_close(what, &download(buffer, precision), &f64s(expected), tolerance);
     }

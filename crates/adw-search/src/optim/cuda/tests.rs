@@ -16,10 +16,8 @@ fn numbers(index: u32, n: usize) -> Vec<f32> {
 }
 
 fn assert_close(what: &str, got: &EmulatedBuffer, expected: &Tensor) {
-    let (got, expected) = (got.read::<f32>(), expected.to_vec1::<f32>().unwrap());
-    let error: f64 = got.iter().zip(&expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let norm: f64 = expected.iter().map(|&b| f64::from(b).powi(2)).sum();
-    assert!(error.sqrt() <= 1e-5 * norm.sqrt(), "{what}: relative error {:e}", (error / norm).sqrt());
+    let expected = expected.to_vec1::<f32>().unwrap();
+    adw_testing::assert_close(what, &got.read::<f32>(), &expected, adw_testing::tolerance::F32_KERNEL);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
 use adw_cuda::recording::{Dry, Recording};
 use adw_cuda::work::{Machine, Recorder};
 use adw_cuda::{Address, Buffer, Launch, Params, Runtime};
+use adw_testing::tolerance::EXACT;
 use candle_core::Tensor;
 
 struct Case {
@@ -310,7 +311,7 @@ fn operands_of_a_library() {
                 let t = t.narrow(1, wanted.start, wanted.len()).unwrap();
                 t.transpose(1, 2).unwrap().contiguous().unwrap()
             };
-            compare(what, &filter, precision, &channels_last(&w.cpu), 0.0);
+            compare(what, &filter, precision, &channels_last(&w.cpu), EXACT);
             if wanted.len() == ci {
                 let back = rt.alloc(w.values.len() * 4).unwrap();
                 let (from, dims) = (filter.address(), [case.co, ci, taps]);
@@ -319,7 +320,7 @@ fn operands_of_a_library() {
                     let to = back.address();
                     operands::weight_gradient(&rt, from, precision, dims, to).unwrap();
                 }
-                compare(what, &back, Precision::Full, &w.cpu, 0.0);
+                compare(what, &back, Precision::Full, &w.cpu, EXACT);
             }
         }
     });

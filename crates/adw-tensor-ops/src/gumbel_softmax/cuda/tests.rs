@@ -6,6 +6,7 @@ use crate::precision::Precision;
 use crate::width_mask;
 use adw_cuda::emulated::{self, Emulator};
 use adw_cuda::{Buffer, Runtime};
+use adw_testing::tolerance::F32_KERNEL;
 use candle_core::{DType, Device, Tensor, Var};
 
 /// A width choice and a depth choice in one launch, beside candle's arithmetic and graph.
@@ -83,7 +84,7 @@ fn noise_softmax_gates_and_their_gradients() {
             ("grad alpha", &g_alpha, grads.get(&alpha).unwrap()),
             ("grad beta", &g_beta, grads.get(&beta).unwrap()),
         ] {
-            compare(what, got, Precision::Full, expected, 1e-5);
+            compare(what, got, Precision::Full, expected, F32_KERNEL);
         }
     }
 }

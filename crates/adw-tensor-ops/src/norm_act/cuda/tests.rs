@@ -11,6 +11,7 @@ use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
 use adw_cuda::recording::{Dry, Recording};
 use adw_cuda::work::Machine;
 use adw_cuda::{Address, Buffer, Runtime};
+use adw_testing::tolerance::F32_KERNEL;
 use candle_core::Tensor;
 
 /// Odd sizes, channels that do not divide into pieces, and maps of several chunks.
@@ -115,7 +116,7 @@ fn coefficients_of_a_map() {
             ("shift", &p.device.shift, &p.cpu.shift),
         ] {
             // Statistics are f32 whatever the map's elements are.
-            compare(&what(name), buffer, Precision::Full, expected, 1e-5);
+            compare(&what(name), buffer, Precision::Full, expected, F32_KERNEL);
         }
     }
 }
@@ -188,10 +189,10 @@ fn backward_of_a_map() {
             let what = |name: &str| format!("{name} of {:?}, outer {has_outer}, direct {has_direct}", case.shape);
             compare(&what("grad y"), &out, case.precision, &expected.y, tolerance(case.precision));
             // Sums of many terms that cancel: rounding of single terms shows, so the tolerance is that of the sums.
-            compare(&what("grad gamma"), &got.gamma, Precision::Full, &expected.gamma, 1e-5);
-            compare(&what("grad beta"), &got.beta, Precision::Full, &expected.beta, 1e-5);
+            compare(&what("grad gamma"), &got.gamma, Precision::Full, &expected.gamma, F32_KERNEL);
+            compare(&what("grad beta"), &got.beta, Precision::Full, &expected.beta, F32_KERNEL);
             if let (Some(got), Some(expected)) = (&got.gate, &expected.gate) {
-                compare(&what("grad gate"), got, Precision::Full, expected, 1e-5);
+                compare(&what("grad gate"), got, Precision::Full, expected, F32_KERNEL);
             }
             if has_outer {
                 let dot: f64 = got.outer_dot.read::<f32>().iter().map(|&d| f64::from(d)).sum();
