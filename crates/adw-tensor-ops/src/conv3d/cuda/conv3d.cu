@@ -563,7 +563,7 @@ struct GatherParams {
     u32 voxels, chunk;
 };
 
-// Maps side by side and normalised, for who cannot read them otherwise. A thread keeps one piece of the channels. Blocks:
+// Maps side by side and normalised, as libraries read them. A thread keeps one piece of the channels. Blocks:
 // (chunks of voxels, samples).
 template <class T>
 __device__ void gather(const GatherParams &p) {
@@ -592,12 +592,12 @@ struct GradWeightParams {
     Sources grad;     // the gradient of the output: one map
     float *partial;   // [splits * parts, taps, ci, co]
     Tiling tiling;
-    int kernel[3];
+    int kernel[3], dilation[3];
     u32 batch, parts;
     u32 buffers;  // one or two
 };
 
-// dW[tap, ci, co] = sum over voxels: x[voxel * step + tap, ci] grad[voxel, co]. Nine warps with three taps each: all 27 of
+// dW[tap, ci, co] = sum over voxels: x[voxel * step + dilation * tap, ci] grad[voxel, co]. Nine warps with three taps each: all 27 of
 // a 3x3x3 kernel for 16 x 48 channels stay in registers while the block walks over its boxes. Of smaller kernels, several
 // `parts` of a box's voxels are summed apart. Blocks: (16 of ci, 48 of co, splits of the boxes).
 template <class T>
@@ -626,7 +626,8 @@ __device__ void grad_weight(const GradWeightParams &p) {
     for (int s = 0; s < SLOTS; ++s) {
         const int slot = warp * SLOTS + s, tap = slot % taps;
         part[s] = slot / taps < int(p.parts) ? slot / taps : -1;
-        const int kw = tap % p.kernel[2], kh = tap / p.kernel[2] % p.kernel[1], kd = tap / p.kernel[2] / p.kernel[1];
+        const int kw = tap % p.kernel[2] * p.dilation[2], kh = tap / p.kernel[2] % p.kernel[1] * p.dilation[1];
+        const int kd = tap / p.kernel[2] / p.kernel[1] * p.dilation[0];
         shift[s] = ((kd * t.region[1] + kh) * t.region[2] + kw) * ROW;
 #pragma unroll
         for (int j = 0; j < NT; ++j)

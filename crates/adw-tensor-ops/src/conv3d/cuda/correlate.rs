@@ -104,8 +104,9 @@ impl<B: Buffer> Correlation<'_, B> {
     fn work(&self, moments_bytes: usize) -> Work {
         let taps: usize = self.axes.iter().map(|a| a.taps.len()).product();
         let outputs: usize = self.axes.iter().map(|a| a.count).product();
+        let reach = |a: &TapAxis| if a.taps.is_empty() { 0 } else { a.reach() };
         let axes = self.axes.iter().zip(self.input);
-        let voxels_read = axes.map(|(a, size)| reached(a.first(), a.taps.len(), a.step, a.count, size)).product();
+        let voxels_read = axes.map(|(a, size)| reached(a.first(), reach(a), a.step, a.count, size)).product();
         let channels_in: usize = self.maps.iter().map(|m| m.channels).sum();
         let products = taps * channels_in * self.channels_out;
         let elements = products + self.batch * outputs * self.channels_out;

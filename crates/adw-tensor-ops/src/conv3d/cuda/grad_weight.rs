@@ -20,6 +20,7 @@ struct GradWeightParams {
     partial: Address,
     tiling: Tiling,
     kernel: [i32; 3],
+    dilation: [i32; 3],
     batch: u32,
     parts: u32,
     buffers: u32,
@@ -88,8 +89,9 @@ impl Plan {
             let gradients = BOX * (OUTPUT_CHANNELS + piece) * element_bytes;
             tables.next_multiple_of(16) + buffers * (gradients + region_voxels * row_bytes)
         };
-        let (first, one) = (geometry.padding.map(|p| -(p as i32)), |region_voxels| shared(1, region_voxels));
-        let tiling = Tiling::new(shape.output(), geometry.stride, first, geometry.kernel, size, one);
+        let first = [0, 1, 2].map(|i| geometry.tap_offset(i, 0) as i32);
+        let (reach, one_buffer) = ([0, 1, 2].map(|i| geometry.reach(i)), |region_voxels| shared(1, region_voxels));
+        let tiling = Tiling::new(shape.output(), geometry.stride, first, reach, size, one_buffer);
         let taps: usize = geometry.kernel.iter().product();
         let parts = (MAX_TAPS / taps).min(tiling.positions() / 16);
         let blocks = [blocks(ci, INPUT_CHANNELS), blocks(co, OUTPUT_CHANNELS)];
@@ -128,8 +130,10 @@ pub(super) unsafe fn grad_weight<R: Runtime>(
     let partial = rt.alloc(splits * share_bytes)?;
     let output = shape.output();
     let outputs: usize = output.iter().product();
-    let reached =
-        |i: usize| reached(-(geometry.padding[i] as i32), geometry.kernel[i], geometry.stride[i], output[i], size[i]);
+    let reached = |i: usize| {
+        let (first, reach) = (geometry.tap_offset(i, 0) as i32, geometry.reach(i));
+        reached(first, reach, geometry.stride[i], output[i], size[i])
+    };
     let maps_read = maps_bytes(maps, batch, (0..3).map(reached).product(), precision);
     let gradient_read = maps_bytes(&[grad_output], batch, outputs, precision);
     let work = Work::new(maps_read + gradient_read + splits * share_bytes, 2 * taps * ci * co * outputs * batch);
@@ -151,6 +155,7 @@ pub(super) unsafe fn grad_weight<R: Runtime>(
                 partial: partial.address(),
                 tiling,
                 kernel: geometry.kernel.map(|k| k as i32),
+                dilation: geometry.dilation.map(|d| d as i32),
                 batch: batch as u32,
                 parts: parts as u32,
                 buffers: buffers as u32,

@@ -42,8 +42,9 @@ fn conv_shape(
     let batch = map.dims()[0];
     if !supports(&geometry) {
         return refuse(format!(
-            "kernel {:?} and dilation {:?}, expected at most 8 taps along an axis, 27 in all and no dilation on a CUDA device",
-            geometry.kernel, geometry.dilation
+            "kernel {:?}, stride {:?} and dilation {:?}, expected on a CUDA device a kernel of at most 8 along an axis and 27 \
+             in all, and dilation only with stride 1 and a dilated kernel of at most 5 along an axis",
+            geometry.kernel, geometry.stride, geometry.dilation
         ));
     }
     if batch > 65535 {

@@ -16,10 +16,15 @@ pub(super) const MAX_TAPS: usize = 27;
 /// Bytes of shared memory that a block may have on every device since compute capability 8.0.
 pub(super) const MAX_SHARED: usize = 99 * 1024;
 
+/// Most input positions that a dilated kernel covers along an axis, so that its region fits into shared memory.
+const MAX_DILATED_REACH: usize = 5;
+
 /// Returns true if the kernels support this geometry.
 pub(super) fn supports(geometry: &Conv3dGeometry) -> bool {
     let num_taps = geometry.kernel.iter().product::<usize>();
-    geometry.dilation == [1; 3] && geometry.kernel.iter().all(|&k| k <= MAX_AXIS_TAPS) && num_taps <= MAX_TAPS
+    let is_dense = geometry.dilation == [1; 3];
+    let is_small = geometry.stride == [1; 3] && (0..3).all(|i| geometry.reach(i) <= MAX_DILATED_REACH);
+    num_taps <= MAX_TAPS && geometry.kernel.iter().all(|&k| k <= MAX_AXIS_TAPS) && (is_dense || is_small)
 }
 
 /// Shape of a convolution, the same for its three passes.

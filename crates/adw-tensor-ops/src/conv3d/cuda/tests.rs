@@ -4,7 +4,7 @@ use super::correlate::{forward, grad_input};
 use super::grad_weight::{grad_weight, splits};
 use super::maps::SourceMap;
 use super::operands;
-use super::shape::{ConvShape, MAX_SHARED};
+use super::shape::{ConvShape, MAX_SHARED, supports};
 use super::weights::Weights;
 use crate::conv_transpose3d;
 use crate::conv3d::{self, Input};
@@ -43,6 +43,11 @@ const fn case(
     Case { batch, ci, co, size, geometry }
 }
 
+const fn dilated(mut case: Case, dilation: [usize; 3]) -> Case {
+    case.geometry.dilation = dilation;
+    case
+}
+
 impl Case {
     fn layer(&self, precision: Precision) -> ConvShape {
         ConvShape { batch: self.batch, size: self.size, geometry: self.geometry, precision }
@@ -60,6 +65,8 @@ const CASES: &[Case] = &[
     case(1, &[8], 72, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
     case(1, &[5, 3], 9, [7, 8, 9], [3, 3, 1], [3, 1, 2], [2, 0, 0]),
     case(2, &[8], 100, [3, 2, 1], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    dilated(case(1, &[5, 16], 20, [6, 7, 9], [3, 3, 3], [1, 1, 1], [2, 1, 2]), [2, 1, 2]),
+    dilated(case(2, &[8], 9, [9, 4, 6], [3, 1, 2], [1, 1, 1], [4, 0, 1]), [2, 1, 3]),
     // More boxes than shares of the weight gradient, with two buffers and with one.
     case(2, &[40], 100, [9, 20, 20], [1, 1, 3], [1, 1, 1], [0, 0, 1]),
     case(1, &[40], 100, [20, 40, 40], [3, 1, 1], [2, 2, 2], [1, 0, 0]),
@@ -442,21 +449,24 @@ fn shared_memory_of_real_layers() {
             ([1, 1, 1], [1, 1, 1]),
             ([8, 1, 1], [4, 1, 1]),
         ] {
-            let geometry = Conv3dGeometry::new(kernel, stride, kernel.map(|k| k / 2));
-            let layer = ConvShape { batch: 1, size, geometry, precision };
-            for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
-                let most = MostShared::default();
-                let weights = Weights { data: a, co, ci };
-                let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
-                // SAFETY: nothing runs.
-                unsafe {
-                    forward(&&most, &layer, &[map], &weights, a, true).unwrap();
-                    let all = 0..ci;
-                    grad_input(&&most, &layer, grad, &weights, all, a).unwrap();
-                    grad_weight(&&most, &layer, &[map], grad, a).unwrap();
+            let dense = Conv3dGeometry::new(kernel, stride, kernel.map(|k| k / 2));
+            let dilated = Conv3dGeometry { dilation: [2; 3], ..dense };
+            for geometry in [dense, dilated].into_iter().filter(supports) {
+                let layer = ConvShape { batch: 1, size, geometry, precision };
+                for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
+                    let most = MostShared::default();
+                    let weights = Weights { data: a, co, ci };
+                    let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
+                    // SAFETY: nothing runs.
+                    unsafe {
+                        forward(&&most, &layer, &[map], &weights, a, true).unwrap();
+                        let all = 0..ci;
+                        grad_input(&&most, &layer, grad, &weights, all, a).unwrap();
+                        grad_weight(&&most, &layer, &[map], grad, a).unwrap();
+                    }
+                    let most = most.0.get() as usize;
+                    assert!(most > 0 && most <= MAX_SHARED, "{precision:?}, {ci} to {co}, {geometry:?}: {most}");
                 }
-                let most = most.0.get() as usize;
-                assert!(most > 0 && most <= MAX_SHARED, "{precision:?}, {ci} to {co}, {kernel:?}, {stride:?}: {most}");
             }
         }
     }
