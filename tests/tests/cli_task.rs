@@ -17,7 +17,7 @@ fn a_search_and_a_training_need_no_argument() {
     assert_eq!(names(here), ["data", "runs"]);
     assert_eq!(names(&here.join("data")), ["Task00_Phantom"]);
 
-    // What is finished is shown again; without --resume a new run starts.
+    // With --resume, a finished run is shown again; without it, a new run starts.
     let shown = adw(&["search", "phantom", "--resume"]).succeed();
     assert_eq!(shown.stdout, searched.stdout);
     adw(&["search", "--fold", "1"]).args(TINY).succeed();

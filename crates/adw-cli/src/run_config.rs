@@ -222,7 +222,7 @@ fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
 fn settings(table: &Table) -> Result<Settings> {
     let mut table = table.clone();
     leave_out_words(&mut table);
-    // The one seed at the top is also that of these sections.
+    // Search and retraining take the seed of the whole configuration.
     let seed = table.get("seed").cloned();
     for section in ["search", "retrain"] {
         if let (Some(Value::Table(section)), Some(seed)) = (table.get_mut(section), &seed) {

@@ -62,7 +62,7 @@ fn resample_into(
 ) {
     let (n_in, n_out) = ([0, 1, 2].map(|a| from.shape()[a]), [0, 1, 2].map(|a| to.shape()[a]));
     let mut axes: Vec<usize> = (0..3).filter(|&a| Some(a) != separate && n_in[a] != n_out[a]).collect();
-    // What grows most comes last: the maps between stay small.
+    // The axis that grows most is resampled last, which keeps the intermediate volumes small.
     axes.sort_by(|&a, &b| (n_out[a] * n_in[b]).cmp(&(n_out[b] * n_in[a])));
     let clip = interpolation == Interpolation::Cubic && !axes.is_empty();
     let whole = (clip && separate.is_none()).then(|| range(from));
