@@ -1,9 +1,8 @@
 //! Networks and bilevel steps beside golden numbers from PyTorch.
 //!
-//! Reads every `*.safetensors` of the folder `ADW_GOLDEN`, or of `tests/golden` and, where they exist beside the
-//! repository, of `../shared/golden` and `../shared/golden/supernet` (coarse targets sampled at the cells' centres, by a
-//! loss of this test). Each file names its network in its metadata; logits, losses, all gradients and (for
-//! `step_*` files) the parameters after bilevel steps are compared in f64 and f32.
+//! Reads every `*.safetensors` of the folder `ADW_GOLDEN`, or of `tests/golden` and, where it exists beside the
+//! repository, of `../shared/golden/supernet`. Each file names its network and loss in its metadata; logits, losses, all
+//! gradients and (for `step_*` files) the parameters after bilevel steps are compared in f64 and f32.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +13,6 @@ use adw_supernet::{
     BlockNoise, DiceCe, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Role, SearchSpace,
     Supernet, SupernetConfig,
 };
-use adw_tensor_ops::loss::{deep_supervision_weights, dice_ce};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use adw_testing::{Tolerance, difference, tolerance};
 use candle_core::{DType, Device, Tensor};
@@ -108,39 +106,10 @@ fn flat(t: &Tensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Position of a coarse target's voxels in the finest target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TargetSampling {
-    /// First voxel of every cell: the loss of the networks here.
-    Corner,
-    /// Voxel at the centre of every cell, `floor((i + 1/2) s)`.
-    Centre,
-}
-
 /// Loss of a golden file.
-fn loss_of(golden: &Golden, sampling: TargetSampling) -> Box<dyn Loss> {
+fn loss_of(golden: &Golden) -> DiceCe {
     let batch_dice = golden.metadata.get("batch_dice").is_none_or(|v| v.as_bool().unwrap());
-    let config = DiceCe { batch_dice, ..DiceCe::default() };
-    match sampling {
-        TargetSampling::Corner => Box::new(config),
-        TargetSampling::Centre => Box::new(move |logits: &[Tensor], target: &Tensor| {
-            let mut sum = Tensor::zeros((), logits[0].dtype(), &Device::Cpu)?;
-            for (logits, weight) in logits.iter().zip(deep_supervision_weights(logits.len())) {
-                sum = (sum + (dice_ce(logits, &centre_sampled(target, &logits.dims()[2..])?, config)? * weight)?)?;
-            }
-            Ok(sum)
-        }),
-    }
-}
-
-fn centre_sampled(target: &Tensor, size: &[usize]) -> candle_core::Result<Tensor> {
-    let mut sampled = target.clone();
-    for (axis, &to) in size.iter().enumerate() {
-        let from = target.dim(axis + 1)?;
-        let index: Vec<u32> = (0..to).map(|i| ((2 * i + 1) * from / (2 * to)) as u32).collect();
-        sampled = sampled.index_select(&Tensor::new(index, &Device::Cpu)?, axis + 1)?.contiguous()?;
-    }
-    Ok(sampled)
+    DiceCe { batch_dice, ..DiceCe::default() }
 }
 
 fn loss_and_gradients(
@@ -195,8 +164,8 @@ impl Report {
     }
 }
 
-fn check_forward(golden: &Golden, sampling: TargetSampling, dtype: DType, report: &mut Report) {
-    let loss = loss_of(golden, sampling);
+fn check_forward(golden: &Golden, dtype: DType, report: &mut Report) {
+    let loss = loss_of(golden);
     let net = golden.supernet("param", dtype);
     let sample = golden.sample("noise", net.config(), dtype);
     let (x, target) = (golden.tensor("x", dtype), golden.tensor("target", DType::U8));
@@ -207,7 +176,7 @@ fn check_forward(golden: &Golden, sampling: TargetSampling, dtype: DType, report
     let (finest, _) = loss.value_and_gradients(&logits[..1], &target).unwrap();
     report.compare("loss_dice_ce", &[finest.value().unwrap()], &golden.vector("loss_dice_ce"));
     for role in [Role::Weight, Role::Architecture] {
-        let (loss, gradients) = loss_and_gradients(&net, &*loss, (&x, &target), &sample, role);
+        let (loss, gradients) = loss_and_gradients(&net, &loss, (&x, &target), &sample, role);
         report.compare("loss", &[loss], &golden.vector("loss"));
         for (p, g) in net.parameters().iter().zip(&gradients) {
             let name = format!("grad.{}", golden_name(&p.name));
@@ -222,15 +191,15 @@ fn check_forward(golden: &Golden, sampling: TargetSampling, dtype: DType, report
     }
 }
 
-fn check_steps(golden: &Golden, sampling: TargetSampling, dtype: DType, report: &mut Report) {
-    let loss = loss_of(golden, sampling);
+fn check_steps(golden: &Golden, dtype: DType, report: &mut Report) {
+    let loss = loss_of(golden);
     let net = golden.supernet("before", dtype);
     let losses = golden.vector("losses");
     let on_b = golden.metadata.get("weights_on").is_some_and(|v| v == "b");
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
     let settings = BilevelSettings {
-        loss: &*loss,
+        loss: &loss,
         arch_lr: 4e-4,
         lr: 1e-2,
         clip: 12.0,
@@ -259,7 +228,7 @@ fn check_steps(golden: &Golden, sampling: TargetSampling, dtype: DType, report: 
 
 /// Compares all files of a folder and returns their number. A file that needs what networks here do not have is named
 /// and left out.
-fn check_folder(folder: &Path, sampling: TargetSampling) -> usize {
+fn check_folder(folder: &Path) -> usize {
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|e| e.unwrap().path())
@@ -280,9 +249,9 @@ fn check_folder(folder: &Path, sampling: TargetSampling) -> usize {
         for dtype in [DType::F64, DType::F32] {
             let mut report = Report::new(dtype, golden.config().mask);
             if golden.metadata.contains_key("steps") {
-                check_steps(&golden, sampling, dtype, &mut report);
+                check_steps(&golden, dtype, &mut report);
             } else {
-                check_forward(&golden, sampling, dtype, &mut report);
+                check_forward(&golden, dtype, &mut report);
             }
             write!(line, "  {}: worst {:.1e} ({})", dtype.as_str(), report.worst.0, report.worst.1).unwrap();
             if report.worst_alpha > 0.0 {
@@ -303,21 +272,15 @@ fn repository() -> PathBuf {
 #[test]
 fn golden_cases() {
     if let Some(folder) = std::env::var_os("ADW_GOLDEN") {
-        let n = check_folder(Path::new(&folder), TargetSampling::Corner);
-        println!("{n} golden cases of {}", folder.display());
+        println!("{} golden cases of {}", check_folder(Path::new(&folder)), folder.display());
         return;
     }
-    let own = check_folder(&repository().join("tests/golden"), TargetSampling::Corner);
-    println!("{own} golden cases of tests/golden");
-    for (folder, sampling) in
-        [("../shared/golden", TargetSampling::Corner), ("../shared/golden/supernet", TargetSampling::Centre)]
-    {
-        let path = repository().join(folder);
-        if path.is_dir() {
-            println!("{} golden cases of {folder}", check_folder(&path, sampling));
-        } else {
-            println!("SKIPPED: {folder} is not there");
-        }
+    println!("{} golden cases of tests/golden", check_folder(&repository().join("tests/golden")));
+    let shared = repository().join("../shared/golden/supernet");
+    if shared.is_dir() {
+        println!("{} golden cases of {}", check_folder(&shared), shared.display());
+    } else {
+        println!("SKIPPED: {} is not there", shared.display());
     }
 }
 

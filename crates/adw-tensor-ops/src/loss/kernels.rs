@@ -56,7 +56,7 @@ pub(crate) trait DiceCeKernels {
     /// Loss of every scale of deep supervision, and the gradients of `sum_i weight_i loss_i` by the logits.
     ///
     /// `scales`: logits `[B, D, H, W, K]`, contiguous, at least one, and their weights. `target`: integers `[B, D, H, W]` on a
-    /// grid from which every scale's comes by nearest-neighbour resampling.
+    /// grid from which every scale's comes by [`super::resize_target`].
     fn dice_ce(&self, config: DiceCe, scales: &[(&Tensor, f64)], target: &Tensor)
     -> Result<(ScaleLosses, Vec<Tensor>)>;
 

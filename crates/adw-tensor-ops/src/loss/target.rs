@@ -58,8 +58,8 @@ pub(super) fn unknown_label(label: i64, classes: usize) -> Error {
     Error::Argument { op: OP, what }
 }
 
-/// Nearest-neighbour resampling of a target `[B, D, H, W]` to a grid of `size`: voxel `floor(i * size_in / size_out)` per
-/// axis, PyTorch's `nearest`.
+/// Nearest-neighbour resampling of a target `[B, D, H, W]` to a grid of `size`: per axis the voxel at the cell's centre,
+/// `floor((i + 1/2) size_in / size_out)`, as PyTorch's `nearest-exact` and nnU-Net's targets of deep supervision.
 ///
 /// # Errors
 /// If the target is not of that shape.
@@ -68,7 +68,7 @@ pub fn resize_target(target: &Tensor, size: [usize; 3]) -> Result<Tensor> {
     let mut t = target.clone();
     for (axis, (from, to)) in [d, h, w].into_iter().zip(size).enumerate() {
         if from != to {
-            let index: Vec<u32> = (0..to).map(|i| (i * from / to) as u32).collect();
+            let index: Vec<u32> = (0..to).map(|i| ((2 * i + 1) * from / (2 * to)) as u32).collect();
             t = t.index_select(&Tensor::from_vec(index, to, t.device())?, axis + 1)?;
         }
     }

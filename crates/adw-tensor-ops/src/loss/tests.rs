@@ -60,10 +60,11 @@ fn deep_supervision() {
     let outputs = |c: &Tensor| [fine.as_tensor().clone(), c.clone(), coarsest.as_tensor().clone()];
     let total = deep_supervision_loss(&outputs(&coarse), &target, config).unwrap().to_scalar::<f64>().unwrap();
     let small = resize_target(&target, [2, 2, 3]).unwrap();
-    // floor(i * in / out): depth 3 -> 2 reads 0, 1; height 4 -> 2 reads 0, 2; width 5 -> 3 reads 0, 1, 3.
+    // floor((i + 1/2) in / out): depth 3 -> 2 reads 0, 2; height 4 -> 2 reads 1, 3; width 5 -> 3 reads 0, 2, 4.
     let t = target.to_vec3_of_batch(1);
     let s = small.to_vec3_of_batch(1);
-    assert_eq!(s[1][1], [t[1][2][0], t[1][2][1], t[1][2][3]]);
+    assert_eq!(s[1][1], [t[2][3][0], t[2][3][2], t[2][3][4]]);
+    assert_eq!(s[0][0], [t[0][1][0], t[0][1][2], t[0][1][4]]);
     let one = |x: &Tensor, t: &Tensor| dice_ce(x, t, config).unwrap().to_scalar::<f64>().unwrap();
     let expected = (one(&fine, &target) * 2.0 + one(&coarse, &small)) / 3.0;
     assert_close("loss", &[total], &[expected], tolerance::F64_CLOSED_FORM);

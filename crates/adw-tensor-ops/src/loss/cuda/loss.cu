@@ -1,6 +1,6 @@
 // Soft Dice + cross-entropy over all scales of deep supervision: three launches for all of them. Probabilities are never
 // stored; both passes read the logits once and compute the softmax in registers. The target of a coarser scale is read
-// from the finest one at floor(i * size_in / size_out).
+// from the finest one at the centre of the cell, floor((i + 1/2) size_in / size_out).
 #include "device.cuh"
 
 constexpr int THREADS = 256;
@@ -47,8 +47,9 @@ struct Part {
 
 __device__ u32 label(const Params &p, const Scale &s, u32 batch_idx, u32 voxel) {
     const u32 w = voxel % s.size[2], h = voxel / s.size[2] % s.size[1], d = voxel / s.size[2] / s.size[1];
-    const u32 td = d * p.target_size[0] / s.size[0], th = h * p.target_size[1] / s.size[1];
-    const u32 tw = w * p.target_size[2] / s.size[2];
+    const u32 td = (2 * d + 1) * p.target_size[0] / (2 * s.size[0]);
+    const u32 th = (2 * h + 1) * p.target_size[1] / (2 * s.size[1]);
+    const u32 tw = (2 * w + 1) * p.target_size[2] / (2 * s.size[2]);
     return p.target[((i64(batch_idx) * p.target_size[0] + td) * p.target_size[1] + th) * p.target_size[2] + tw];
 }
 
