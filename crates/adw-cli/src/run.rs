@@ -1,7 +1,11 @@
 //! Run that a command works on: settings, dataset, plan and splits.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
+use adw_supernet::DiceCe;
 use anyhow::{Context, Result};
 use msd_data::{Dataset, Memory, Plan, PlanOptions, fingerprint};
 
@@ -95,6 +99,21 @@ impl Run {
         let fold = request.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
         Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: Some(folder) })
+    }
+
+    /// Loss of searches and trainings: Dice over the batch or per sample, as the plan says, and cross-entropy.
+    pub(crate) fn loss(&self) -> DiceCe {
+        DiceCe { batch_dice: self.plan.batch_dice, ..DiceCe::default() }
+    }
+
+    /// Facts that a search or training of this run depends on, beside its settings.
+    pub(crate) fn identity(&self) -> BTreeMap<String, String> {
+        let dice = if self.plan.batch_dice { "of the batch" } else { "per sample" };
+        BTreeMap::from([
+            ("task".into(), self.plan.dataset_name.clone()),
+            ("fold".into(), self.fold.to_string()),
+            ("loss".into(), format!("Dice {dice} + cross-entropy, targets at the centres of cells")),
+        ])
     }
 
     /// The folder on disk, if the run was there before.

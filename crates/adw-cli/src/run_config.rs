@@ -62,6 +62,9 @@ pub(crate) struct NetworkConfig {
     pub(crate) cap_stage: usize,
     pub(crate) max_depth: usize,
     pub(crate) mask: GatePosition,
+    /// Gates upsampled maps, see [`adw_supernet::SupernetConfig::gate_up`]. Absent in runs of earlier versions.
+    #[serde(default)]
+    pub(crate) gate_up: bool,
     pub(crate) space: SearchSpace,
 }
 

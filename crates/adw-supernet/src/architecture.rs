@@ -106,8 +106,8 @@ impl Architecture {
     }
 
     /// Output channels of the transposed convolution in front of decoder step `u` (coarse to fine): as many as those of
-    /// the skip that the result is concatenated with. (Deviation: the supernet, in which widths are not decided yet,
-    /// has the stage's greatest width there.)
+    /// the skip that the result is concatenated with. The supernet has the stage's greatest width there, gated by the skip's expected
+    /// mask with [`SupernetConfig::gate_up`](crate::SupernetConfig::gate_up).
     pub fn up_width(&self, u: usize) -> usize {
         self.out_width(self.poolings() - 1 - u)
     }

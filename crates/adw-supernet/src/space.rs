@@ -53,6 +53,11 @@ pub struct SupernetConfig {
     pub cap_stage: usize,
     /// Position of the width gate. Paper: `pre_norm`.
     pub mask: GatePosition,
+    /// Multiplies every upsampled map by the expected mask of the block that its skip comes from, `sum_l h_l m_l` with
+    /// depth weights h and width gates m: in the discrete network a transposed convolution is as wide as the skip. Paper:
+    /// false, upsampled maps are as wide as the space allows.
+    #[serde(default)]
+    pub gate_up: bool,
     /// Choices that the search makes. Paper: depths and widths.
     pub space: SearchSpace,
 }

@@ -101,8 +101,8 @@ impl Supernet {
     /// Choices of a pass, and the relaxation that they make of the network.
     fn relaxation(&self, sample: &GumbelSample) -> Result<(Relaxation, SampledChoices)> {
         let sampled = self.choices.sampled(self.parameters(), sample)?;
-        let blocks = self.choices.relaxation(&sampled);
-        Ok((Relaxation { position: self.config().mask, blocks }, sampled))
+        let (blocks, config) = (self.choices.relaxation(&sampled), self.config());
+        Ok((Relaxation::new(config.mask, blocks, config.poolings(), config.gate_up)?, sampled))
     }
 
     /// Logits of every decoder step, fine to coarse, each `[B, K, D, H, W]`, for `x [B, C, D, H, W]`, and the trace for

@@ -25,6 +25,7 @@ fn config(mask: GatePosition, anisotropic: bool) -> SupernetConfig {
         max_depth: 3,
         cap_stage: 3,
         mask,
+        gate_up: anisotropic,
         space: SearchSpace::Joint,
     }
 }

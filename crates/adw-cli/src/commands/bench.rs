@@ -43,6 +43,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
             max_depth: 3,
             cap_stage: 3,
             mask: args.mask,
+            gate_up: false,
             space: SearchSpace::Joint,
         },
         0,

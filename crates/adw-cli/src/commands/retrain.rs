@@ -1,14 +1,13 @@
 //! `adw retrain`: train an architecture, then segment and score the fold's validation cases.
 
 use std::{
-    collections::BTreeMap,
     fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
 use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
-use adw_supernet::{Architecture, DiceCe, Unet};
+use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use msd_data::{EvaluationOptions, Report, evaluate_pairs, write_labels};
@@ -244,8 +243,7 @@ impl Training<'_> {
         let directory = self.directory(run)?;
         fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         self.write_beginning(run, &directory)?;
-        let task = run.plan.dataset_name.clone();
-        let identity = BTreeMap::from([("task".into(), task), ("fold".into(), run.fold.to_string())]);
+        let identity = run.identity();
         // The folder was seen to be new, or --resume was given.
         let options = RunOptions { directory: Some(directory.clone()), resume: true, identity };
         let workload = training::Workload {
@@ -255,7 +253,7 @@ impl Training<'_> {
             arch_steps: 0,
         };
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
-        let trained = retrain(&mut net, &DiceCe::default(), &settings.retrain, &options, &mut source, &mut |event| {
+        let trained = retrain(&mut net, &run.loss(), &settings.retrain, &options, &mut source, &mut |event| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
             ControlFlow::Continue(())
         });

@@ -1,13 +1,12 @@
 //! `adw search`: find the architecture.
 
 use std::{
-    collections::BTreeMap,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
 use adw_search::{ArchBatches, Part, RunOptions, SearchRow, search};
-use adw_supernet::{Architecture, DiceCe, Supernet, SupernetConfig, widths_line};
+use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use serde_json::json;
@@ -120,7 +119,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
 
     let directory = run.folder()?.search(fold);
-    let identity = BTreeMap::from([("task".into(), run.plan.dataset_name.clone()), ("fold".into(), fold.to_string())]);
+    let identity = run.identity();
     let options = RunOptions { directory: Some(directory.clone()), resume, identity };
     let workload = training::Workload {
         epochs: settings.search.epochs,
@@ -132,7 +131,8 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
         },
     };
     let mut reporter = training::Reporter::new("search", workload, args.process.json);
-    let found = search(&mut net, patch, &DiceCe::default(), &settings.search, &options, &mut source, &mut |event| {
+    let loss = run.loss();
+    let found = search(&mut net, patch, &loss, &settings.search, &options, &mut source, &mut |event| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
         ControlFlow::Continue(())
     });
@@ -160,6 +160,7 @@ fn supernet_config(run: &Run) -> SupernetConfig {
         max_depth: network.max_depth,
         cap_stage: network.cap_stage,
         mask: network.mask,
+        gate_up: network.gate_up,
         space: network.space,
     }
 }

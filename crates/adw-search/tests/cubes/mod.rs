@@ -20,6 +20,7 @@ pub(crate) fn supernet_config() -> SupernetConfig {
         max_depth: 2,
         cap_stage: 3,
         mask: GatePosition::PostNorm,
+        gate_up: true,
         space: SearchSpace::Joint,
     }
 }

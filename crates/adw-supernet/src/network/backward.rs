@@ -49,6 +49,7 @@ impl Network {
             net: self,
             request,
             precision: trace.precision,
+            grad_masks: vec![None; self.strides.len()],
             gradients: NetworkGradients {
                 parameters: vec![None; self.parameters.len()],
                 relaxation: (0..num_blocks).map(|_| no_gradient()).collect(),
@@ -100,6 +101,8 @@ struct BackwardPass<'a> {
     net: &'a Network,
     request: BackwardRequest<'a>,
     precision: Precision,
+    /// Gradient of every skip's expected mask, where it gates an upsampled map; per encoder block, `[C]`.
+    grad_masks: Vec<Option<Tensor>>,
     gradients: NetworkGradients,
 }
 
@@ -165,13 +168,20 @@ impl BackwardPass<'_> {
 
     /// Gradient of the map that decoder step `u` upsamples.
     fn up(&mut self, u: usize, coarse: &Feature, grad_up: &Tensor) -> Result<Tensor> {
-        let up = self.net.ups[u];
-        if self.wants_weights() {
-            let stride = self.net.strides[self.net.strides.len() - 1 - u];
-            let gradient = conv_transpose3d::grad_weight(coarse.input(), grad_up, stride)?;
-            self.gradients.parameters[up] = Some(gradient);
+        let (up, skip, relaxation) = (self.net.ups[u], self.net.skip_of(u), self.request.relaxation);
+        let gate = relaxation.map(|r| r.up_gate(skip)).transpose()?.flatten();
+        if self.wants_weights() || gate.is_some() {
+            // Gradient of the gated weight, from which those of weight and gate follow.
+            let gradient = conv_transpose3d::grad_weight(coarse.input(), grad_up, self.net.strides[skip])?;
+            if !self.wants_weights() {
+                self.grad_masks[skip] = Some((gradient * self.net.value(up))?.sum((0, 2, 3, 4))?);
+            } else if let Some(gate) = &gate {
+                self.gradients.parameters[up] = Some(gradient.broadcast_mul(gate)?);
+            } else {
+                self.gradients.parameters[up] = Some(gradient);
+            }
         }
-        Ok(conv_transpose3d::grad_input(grad_up, self.net.value(up))?)
+        Ok(conv_transpose3d::grad_input(grad_up, &self.net.up_weight(u, relaxation)?)?)
     }
 
     /// Gradients of a block's inputs; of the image only if requested.
@@ -228,7 +238,12 @@ impl BackwardPass<'_> {
             }
         }
         depth_gradients.reverse();
-        self.gradients.relaxation[index] = RelaxationGradient { gates: gate_gradients, depth_weights: depth_gradients };
+        let mut gradient = RelaxationGradient { gates: gate_gradients, depth_weights: depth_gradients };
+        let grad_mask = self.grad_masks.get_mut(index).and_then(Option::take);
+        if let (Some(relaxation), Some(grad_mask)) = (relaxation, grad_mask) {
+            relaxation.blocks[index].add_mask_gradient(&grad_mask, &mut gradient)?;
+        }
+        self.gradients.relaxation[index] = gradient;
         Ok(grad_inputs)
     }
 }

@@ -29,7 +29,7 @@ impl Network {
             let inputs = match i {
                 0 => vec![Feature { map: self.read_image(x, precision)?, norm: None }],
                 _ if i <= poolings => vec![trace.outputs[i - 1].clone()],
-                _ => self.upsample(i, &trace.outputs[i - 1], trace.outputs[2 * poolings - i].clone())?,
+                _ => self.upsample(i, &trace.outputs[i - 1], trace.outputs[2 * poolings - i].clone(), relaxation)?,
             };
             let out = self.forward_block(i, inputs, relaxation, precision, Some(&mut trace.blocks))?;
             if let Some(u) = self.decoder_step(i) {
@@ -52,7 +52,7 @@ impl Network {
         for i in 0..self.blocks.len() {
             let inputs = match i {
                 _ if i <= poolings => vec![current],
-                _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"))?,
+                _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"), relaxation)?,
             };
             current = self.forward_block(i, inputs, relaxation, precision, None)?;
             if i < poolings {
@@ -104,9 +104,15 @@ impl Network {
     }
 
     /// Inputs of decoder block `i`: `[upsampled, skip]`.
-    fn upsample(&self, i: usize, coarse: &Feature, skip: Feature) -> Result<Vec<Feature>> {
+    fn upsample(
+        &self,
+        i: usize,
+        coarse: &Feature,
+        skip: Feature,
+        relaxation: Option<&Relaxation>,
+    ) -> Result<Vec<Feature>> {
         let u = self.decoder_step(i).expect("only decoder blocks read upsampled maps");
-        let map = conv_transpose3d::forward(coarse.input(), self.value(self.ups[u]))?;
+        let map = conv_transpose3d::forward(coarse.input(), &self.up_weight(u, relaxation)?)?;
         Ok(vec![Feature { map, norm: None }, skip])
     }
 

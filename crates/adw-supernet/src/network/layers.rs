@@ -1,5 +1,6 @@
 //! Layers of the U-Net, their parameters and geometry.
 
+use super::relaxation::Relaxation;
 use crate::error::{Error, Result};
 use crate::parameters::{Parameter, ParameterBuilder, Role};
 use crate::stages::stage_of_block;
@@ -119,6 +120,21 @@ impl Network {
 
     pub(super) fn value(&self, parameter: usize) -> &Tensor {
         self.parameters[parameter].var.as_tensor()
+    }
+
+    /// Weight of the transposed convolution of decoder step `u`, its output channels multiplied by their gate: a gate
+    /// costs nothing per voxel.
+    pub(super) fn up_weight(&self, u: usize, relaxation: Option<&Relaxation>) -> Result<Tensor> {
+        let weight = self.value(self.ups[u]);
+        match relaxation.map(|r| r.up_gate(self.skip_of(u))).transpose()?.flatten() {
+            None => Ok(weight.clone()),
+            Some(gate) => Ok(weight.broadcast_mul(&gate)?),
+        }
+    }
+
+    /// Encoder block whose output decoder step `u` is concatenated with.
+    pub(super) fn skip_of(&self, u: usize) -> usize {
+        self.strides.len() - 1 - u
     }
 
     /// Device of the parameters, on which passes run.
