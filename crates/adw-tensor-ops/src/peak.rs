@@ -24,7 +24,7 @@ impl Kernel<f32> for Multiply {
     type Output = u64;
 
     #[inline(always)]
-    fn run<S: Simd<Elem = f32>>(self) -> u64 {
+    fn run<S: Simd<Elem = f32>>(self, simd: S) -> u64 {
         const LEN: usize = 96;
         const CALLS: usize = 4000;
         let vectors = if S::REGISTERS == 32 { 3 } else { 1 };
@@ -48,7 +48,7 @@ impl Kernel<f32> for Multiply {
         let all = [Segment { a: 0, b: 0, len: LEN }];
         for _ in 0..CALLS {
             // SAFETY: the operands were made for this tile.
-            unsafe { run_tile::<S>(rows, vectors, &operands, &all) }
+            unsafe { run_tile(simd, rows, vectors, &operands, &all) }
         }
         std::hint::black_box(c);
         (2 * CALLS * LEN * rows * width) as u64

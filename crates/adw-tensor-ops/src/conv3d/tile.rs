@@ -74,9 +74,9 @@ impl<T: Element, const R: usize, const V: usize> Kernel<T> for Tile<'_, T, R, V>
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, simd: S) {
         // SAFETY: `run_tile`, which alone makes this kernel, has the same conditions.
-        unsafe { tile::<S, R, V>(self.operands, self.segments) }
+        unsafe { tile::<S, R, V>(simd, self.operands, self.segments) }
     }
 }
 
@@ -86,22 +86,22 @@ impl<T: Element, const R: usize, const V: usize> Kernel<T> for Tile<'_, T, R, V>
 /// All addresses that the formula at the head of the file names are valid: `a` and `b` for reading (`b` in whole
 /// vectors), `c` for writing (and for reading with `accumulate`), its last vector for `tail` elements.
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: &Operands<S::Elem>, segments: &[Segment]) {
+unsafe fn tile<S: Simd, const R: usize, const V: usize>(simd: S, o: &Operands<S::Elem>, segments: &[Segment]) {
     // SAFETY: the caller guarantees that these addresses are valid.
     unsafe {
-        let one = S::splat(S::Elem::ONE);
-        let mut acc = [[S::splat(S::Elem::ZERO); V]; R];
+        let one = simd.splat(S::Elem::ONE);
+        let mut acc = [[simd.splat(S::Elem::ZERO); V]; R];
         for s in segments {
             let (mut a, mut b) = (o.a.add(s.a), o.b.add(s.b));
             for _ in 0..s.len {
-                let mut row = [S::splat(S::Elem::ZERO); V];
+                let mut row = [simd.splat(S::Elem::ZERO); V];
                 for (v, x) in row.iter_mut().enumerate() {
-                    *x = S::load(b.add(v * o.b_vector));
+                    *x = simd.load(b.add(v * o.b_vector));
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*a.add(r * o.a_row));
+                    let x = simd.splat(*a.add(r * o.a_row));
                     for (acc, &b) in acc.iter_mut().zip(&row) {
-                        *acc = S::mul_add(x, b, *acc);
+                        *acc = simd.mul_add(x, b, *acc);
                     }
                 }
                 a = a.add(o.a_step);
@@ -115,8 +115,8 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: &Operands<S::Elem>, s
             for (v, &sum) in row.iter().enumerate() {
                 let at = c.add(v * o.c_vector);
                 let lanes = if v + 1 == V { o.tail } else { S::LANES };
-                let sum = if o.accumulate { S::mul_add(sum, one, S::load_up_to(at, lanes)) } else { sum };
-                S::store_up_to(at, sum, lanes);
+                let sum = if o.accumulate { simd.mul_add(sum, one, simd.load_up_to(at, lanes)) } else { sum };
+                simd.store_up_to(at, sum, lanes);
             }
         }
     }
@@ -130,6 +130,7 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize>(o: &Operands<S::Elem>, s
 /// `tail` elements.
 #[inline(always)]
 pub(crate) unsafe fn run_tile<S: Simd>(
+    simd: S,
     rows: usize,
     vectors: usize,
     operands: &Operands<S::Elem>,
@@ -141,9 +142,7 @@ pub(crate) unsafe fn run_tile<S: Simd>(
                 $($(($v, $r) => {
                     // Tiles larger than this instruction set has registers for are not compiled.
                     if const { $v <= max_vectors::<S>() && $r <= max_rows::<S>($v) } {
-                        // SAFETY: the caller guarantees that the addresses are valid; code generic over `S` runs only
-                        // where the processor has its instructions.
-                        unsafe { S::call(Tile::<_, $r, $v> { operands, segments }) }
+                        simd.call(Tile::<_, $r, $v> { operands, segments })
                     }
                 })*)*
                 _ => unreachable!("a tile of {rows} rows by {vectors} vectors"),
@@ -171,7 +170,7 @@ impl VectorShape {
         impl<T: Element> Kernel<T> for ReadConstants {
             type Output = VectorShape;
             #[inline(always)]
-            fn run<S: Simd<Elem = T>>(self) -> VectorShape {
+            fn run<S: Simd<Elem = T>>(self, _: S) -> VectorShape {
                 VectorShape { lanes: S::LANES, max_vectors: max_vectors::<S>() }
             }
         }

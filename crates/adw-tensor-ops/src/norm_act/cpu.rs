@@ -112,7 +112,7 @@ struct ChunkMoments<'a, T> {
 impl<T: Element> Kernel<T> for ChunkMoments<'_, T> {
     type Output = BlockMoments<T>;
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) -> BlockMoments<T> {
+    fn run<S: Simd<Elem = T>>(self, _: S) -> BlockMoments<T> {
         let rows = std::iter::once(self.x.as_ptr());
         // SAFETY: one row, the whole slice.
         unsafe { block_moments(rows, self.x.len() / self.channels, self.channels, 0..self.channels, self.batch_idx) }
@@ -208,7 +208,7 @@ struct SumChunk<'a, T> {
 impl<T: Element> Kernel<T> for SumChunk<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, _: S) {
         for (i, (map, weight)) in self.maps.iter().enumerate() {
             let c = map.channels;
             let at = self.batch_idx * c..(self.batch_idx + 1) * c;
@@ -276,7 +276,7 @@ struct SumGradChunk<'a, T> {
 impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
     type Output = ChunkSums<T>;
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) -> ChunkSums<T> {
+    fn run<S: Simd<Elem = T>>(self, _: S) -> ChunkSums<T> {
         let c = self.map.channels;
         let at = self.batch_idx * c..(self.batch_idx + 1) * c;
         let (scale, shift, mean) = (&self.map.scale[at.clone()], &self.map.shift[at.clone()], &self.map.mean[at]);
@@ -348,7 +348,7 @@ struct GradChunk<'a, T> {
 impl<T: Element> Kernel<T> for GradChunk<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, _: S) {
         let c = self.map.channels;
         let at = self.batch_idx * c..(self.batch_idx + 1) * c;
         let (scale, shift, mean) =

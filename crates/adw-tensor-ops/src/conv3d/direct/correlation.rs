@@ -108,12 +108,12 @@ impl<T: Element> Kernel<T> for CorrelateRows<'_, T> {
     type Output = Vec<BlockMoments<T>>;
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(mut self) -> Self::Output {
+    fn run<S: Simd<Elem = T>>(mut self, simd: S) -> Self::Output {
         let voxels = self.pack_panel();
         let runs = tap_runs(self.job);
         let mut moments = Vec::new();
         for block in self.channels {
-            self.correlate::<S>(voxels, &runs, block);
+            self.correlate(simd, voxels, &runs, block);
             if self.with_moments {
                 moments.push(self.moments(block));
             }
@@ -143,7 +143,7 @@ impl<T: Element> CorrelateRows<'_, T> {
     /// Computes the rows for one block of output channels, a group of taps at a time whose weights stay in the first-level
     /// cache for all rows.
     #[inline(always)]
-    fn correlate<S: Simd<Elem = T>>(&self, voxels: VoxelBox, runs: &[TapRun], block: &ChannelBlock) {
+    fn correlate<S: Simd<Elem = T>>(&self, simd: S, voxels: VoxelBox, runs: &[TapRun], block: &ChannelBlock) {
         let Self { job, packed, rows, out, .. } = self;
         let [d, h, w] = &job.axes;
         let k = job.k_channels();
@@ -194,7 +194,7 @@ impl<T: Element> CorrelateRows<'_, T> {
                             tail: block.count - (block.vectors - 1) * packed.lanes,
                             accumulate,
                         };
-                        run_tile::<S>(outputs.len(), block.vectors, &operands, &segments);
+                        run_tile(simd, outputs.len(), block.vectors, &operands, &segments);
                     }
                 }
             }

@@ -141,7 +141,7 @@ impl<T: Element> Kernel<T> for SumRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(mut self) {
+    fn run<S: Simd<Elem = T>>(mut self, simd: S) {
         let parts = tap_rows(self.job, &self.rows);
         for (block_idx, block) in self.blocks.iter().enumerate() {
             let voxels = self.pack_panel(block);
@@ -150,7 +150,7 @@ impl<T: Element> Kernel<T> for SumRows<'_, T> {
                 let segments = self.segments(block, voxels, part.taps);
                 // Without a voxel inside the map, the sum is zero.
                 if !segments.is_empty() || block_idx == 0 {
-                    self.add::<S>(part, grad, &segments, block_idx > 0);
+                    self.add(simd, part, grad, &segments, block_idx > 0);
                 }
             }
         }
@@ -221,7 +221,7 @@ impl<T: Element> SumRows<'_, T> {
     /// Computes the sums of a block for a contiguous part of the rows, and adds them to those of earlier blocks if
     /// `accumulate`.
     #[inline(always)]
-    fn add<S: Simd<Elem = T>>(&self, part: &TapRows, grad: *const T, segments: &[Segment], accumulate: bool) {
+    fn add<S: Simd<Elem = T>>(&self, simd: S, part: &TapRows, grad: *const T, segments: &[Segment], accumulate: bool) {
         let Self { job, co_padded, .. } = *self;
         for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
             for tile in balanced(part.rows.len(), max_rows::<S>(vectors.len())) {
@@ -242,7 +242,7 @@ impl<T: Element> SumRows<'_, T> {
                         tail: S::LANES,
                         accumulate,
                     };
-                    run_tile::<S>(tile.len(), vectors.len(), &operands, segments);
+                    run_tile(simd, tile.len(), vectors.len(), &operands, segments);
                 }
             }
         }

@@ -93,7 +93,7 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
     type Output = Option<BlockMoments<T>>;
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) -> Self::Output {
+    fn run<S: Simd<Elem = T>>(self, simd: S) -> Self::Output {
         let Self { task, buffers: Buffers { panel, inputs, products } } = self;
         let CorrelateTiles { job, tiling, block, .. } = task;
         let first = block.first_output(tiling);
@@ -103,15 +103,15 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
             size: tiling.input_extent(block.size()),
         };
         let lanes = lanes_of(job.sources, S::LANES);
-        let panel = pack_panel::<S>(panel, job.sources, &lanes, job.axes.each_ref().map(|a| a.input_size), voxels);
+        let panel = pack_panel(simd, panel, job.sources, &lanes, job.axes.each_ref().map(|a| a.input_size), voxels);
         let num_vectors: usize = task.channels.iter().map(|b| b.vectors).sum();
         inputs.resize(lanes.len() * task.vector_len::<S>(), T::ZERO);
         products.resize(num_vectors * task.vector_len::<S>(), T::ZERO);
         let segments = task.segments::<S>(&lanes);
         for (depth_idx, depth) in tiling.depth.iter().enumerate() {
-            transform_tiles::<S, InputTransform, 4>(&panel, inputs, block.size(), tiling.tile, &depth.input());
-            task.multiply::<S>(depth_idx, inputs, &segments, products);
-            task.add_outputs::<S>(depth_idx, products);
+            transform_tiles::<S, InputTransform, 4>(simd, &panel, inputs, block.size(), tiling.tile, &depth.input());
+            task.multiply(simd, depth_idx, inputs, &segments, products);
+            task.add_outputs(simd, depth_idx, products);
         }
         task.with_moments.then(|| task.moments())
     }
@@ -153,6 +153,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
     #[inline(always)]
     fn multiply<S: Simd<Elem = T>>(
         &self,
+        simd: S,
         depth_idx: usize,
         inputs: &[T],
         segments: &[Vec<Segment>],
@@ -183,7 +184,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
                             tail: S::LANES,
                             accumulate: false,
                         };
-                        run_tile::<S>(tiles.len(), channels.vectors, &operands, segments);
+                        run_tile(simd, tiles.len(), channels.vectors, &operands, segments);
                     }
                 }
                 vector += channels.vectors;
@@ -194,7 +195,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
     /// Transforms the products of one frequency of D back along H and W, and adds them to the outputs that it contributes
     /// to. `products`: `[vector of channels][tile][frequency][lane]`.
     #[inline(always)]
-    fn add_outputs<S: Simd<Elem = T>>(&self, depth_idx: usize, products: &[T]) {
+    fn add_outputs<S: Simd<Elem = T>>(&self, simd: S, depth_idx: usize, products: &[T]) {
         let channels = self.out_channels();
         let [od, oh, ow] = self.outputs();
         let tile = self.tiling.tile;
@@ -209,9 +210,9 @@ impl<T: Element> CorrelateTiles<'_, T> {
                         count: [(od.end - d).min(tile[0]), (oh.end - h).min(tile[1]), (ow.end - w).min(tile[2])],
                     };
                     for (v, channel) in channels.clone().step_by(S::LANES).enumerate() {
-                        let y = output_plane::<S>(&products[v * vector_len + first..][..tile_len]);
+                        let y = output_plane(simd, &products[v * vector_len + first..][..tile_len]);
                         let lanes = (channels.end - channel).min(S::LANES);
-                        self.add_tile::<S>(depth_idx, &outputs, channel..channel + lanes, &y);
+                        self.add_tile(simd, depth_idx, &outputs, channel..channel + lanes, &y);
                     }
                     first += tile_len;
                 }
@@ -223,6 +224,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
     #[inline(always)]
     fn add_tile<S: Simd<Elem = T>>(
         &self,
+        simd: S,
         depth_idx: usize,
         outputs: &TileOutputs,
         channels: Range<usize>,
@@ -238,7 +240,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
             }
             // The outputs have no value yet when the first frequency contributes to them.
             let is_first = depth_idx == plane;
-            let share = S::splat(T::from_f64(share));
+            let share = simd.splat(T::from_f64(share));
             for i in 0..outputs.count[1] {
                 let row = (self.block.batch_idx * d.output_size + od + plane) * h.output_size + oh + i;
                 let voxel = row * w.output_size + ow;
@@ -247,8 +249,8 @@ impl<T: Element> CorrelateTiles<'_, T> {
                     unsafe {
                         let p = self.out.ptr().add((voxel + j) * pitch + channels.start);
                         let y = y[i][j];
-                        let sum = if is_first { y } else { S::mul_add(y, share, S::load_up_to(p, channels.len())) };
-                        S::store_up_to(p, sum, channels.len());
+                        let sum = if is_first { y } else { simd.mul_add(y, share, simd.load_up_to(p, channels.len())) };
+                        simd.store_up_to(p, sum, channels.len());
                     }
                 }
             }

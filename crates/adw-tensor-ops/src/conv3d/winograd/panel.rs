@@ -14,6 +14,7 @@ pub(super) struct Panel<'a, T> {
 /// Copies a box of voxels of maps of `input` voxels to `buffer`; voxels outside the maps are zero.
 #[inline(always)]
 pub(super) fn pack_panel<'a, S: Simd>(
+    simd: S,
     buffer: &'a mut Vec<S::Elem>,
     sources: &[Source<S::Elem>],
     channels: &[Lanes],
@@ -38,7 +39,7 @@ pub(super) fn pack_panel<'a, S: Simd>(
                 row[(before + count) * S::LANES..].fill(S::Elem::ZERO);
                 let first = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + start;
                 let dst = &mut row[before * S::LANES..(before + count) * S::LANES];
-                copy_lanes::<S>(dst, &sources[lanes.source], lanes, batch_idx, first);
+                copy_lanes(simd, dst, &sources[lanes.source], lanes, batch_idx, first);
             }
         }
     }
@@ -48,6 +49,7 @@ pub(super) fn pack_panel<'a, S: Simd>(
 /// Copies some channels of the voxels from `first_voxel` on, normalised, to consecutive vectors until `dst` is full.
 #[inline(always)]
 fn copy_lanes<S: Simd>(
+    simd: S,
     dst: &mut [S::Elem],
     source: &Source<S::Elem>,
     lanes: &Lanes,
@@ -66,16 +68,16 @@ fn copy_lanes<S: Simd>(
         match source.norm {
             None => {
                 for i in 0..count {
-                    S::store(dst.add(i * S::LANES), S::load_up_to(src.add(i * pitch), len));
+                    simd.store(dst.add(i * S::LANES), simd.load_up_to(src.add(i * pitch), len));
                 }
             }
             Some(norm) => {
                 let at = batch_idx * pitch + first_of_source;
-                let (scale, shift) = (S::read(&norm.scale[at..][..len]), S::read(&norm.shift[at..][..len]));
-                let slope = S::splat(norm.slope);
+                let (scale, shift) = (simd.read(&norm.scale[at..][..len]), simd.read(&norm.shift[at..][..len]));
+                let slope = simd.splat(norm.slope);
                 for i in 0..count {
-                    let x = S::load_up_to(src.add(i * pitch), len);
-                    S::store(dst.add(i * S::LANES), S::leaky(S::mul_add(x, scale, shift), slope));
+                    let x = simd.load_up_to(src.add(i * pitch), len);
+                    simd.store(dst.add(i * S::LANES), simd.leaky(simd.mul_add(x, scale, shift), slope));
                 }
             }
         }

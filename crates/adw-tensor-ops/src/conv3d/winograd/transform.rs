@@ -19,7 +19,7 @@ pub(super) const fn tile_len(lanes: usize) -> usize {
 /// A transform of [`transform_tiles`] along H or W. A trait rather than a function value, through which a call would not
 /// be compiled for the instruction set.
 pub(super) trait AxisTransform<const N: usize> {
-    fn apply<S: Simd>(x: [S::Vector; N]) -> [S::Vector; 4];
+    fn apply<S: Simd>(simd: S, x: [S::Vector; N]) -> [S::Vector; 4];
 }
 
 /// `B^T x`
@@ -27,8 +27,8 @@ pub(super) struct InputTransform;
 
 impl AxisTransform<4> for InputTransform {
     #[inline(always)]
-    fn apply<S: Simd>(x: [S::Vector; 4]) -> [S::Vector; 4] {
-        [S::sub(x[0], x[2]), S::add(x[1], x[2]), S::sub(x[2], x[1]), S::sub(x[3], x[1])]
+    fn apply<S: Simd>(simd: S, x: [S::Vector; 4]) -> [S::Vector; 4] {
+        [simd.sub(x[0], x[2]), simd.add(x[1], x[2]), simd.sub(x[2], x[1]), simd.sub(x[3], x[1])]
     }
 }
 
@@ -37,36 +37,36 @@ pub(super) struct OutputAdjoint;
 
 impl AxisTransform<2> for OutputAdjoint {
     #[inline(always)]
-    fn apply<S: Simd>(y: [S::Vector; 2]) -> [S::Vector; 4] {
-        [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), y[1]]
+    fn apply<S: Simd>(simd: S, y: [S::Vector; 2]) -> [S::Vector; 4] {
+        [y[0], simd.add(y[0], y[1]), simd.sub(y[0], y[1]), y[1]]
     }
 }
 
 /// `A^T m`
 #[inline(always)]
-fn output_transform<S: Simd>(m: [S::Vector; 4]) -> [S::Vector; 2] {
-    [S::add(S::add(m[0], m[1]), m[2]), S::add(S::sub(m[1], m[2]), m[3])]
+fn output_transform<S: Simd>(simd: S, m: [S::Vector; 4]) -> [S::Vector; 2] {
+    [simd.add(simd.add(m[0], m[1]), m[2]), simd.add(simd.sub(m[1], m[2]), m[3])]
 }
 
 /// `A^T m A`: the outputs of a tile from its products at one frequency of D, `[frequency of H and W][lane]`.
 #[inline(always)]
-pub(super) fn output_plane<S: Simd>(products: &[S::Elem]) -> [[S::Vector; 2]; 2] {
-    let zero = S::splat(S::Elem::ZERO);
+pub(super) fn output_plane<S: Simd>(simd: S, products: &[S::Elem]) -> [[S::Vector; 2]; 2] {
+    let zero = simd.splat(S::Elem::ZERO);
     let products = &products[..PLANE * S::LANES];
     let mut m = [[zero; 4]; 4];
     for i in 0..4 {
         for j in 0..4 {
-            m[i][j] = S::read(&products[(i * 4 + j) * S::LANES..][..S::LANES]);
+            m[i][j] = simd.read(&products[(i * 4 + j) * S::LANES..][..S::LANES]);
         }
     }
     let mut half = [[zero; 4]; 2];
     for j in 0..4 {
-        let column = output_transform::<S>([m[0][j], m[1][j], m[2][j], m[3][j]]);
+        let column = output_transform(simd, [m[0][j], m[1][j], m[2][j], m[3][j]]);
         half[0][j] = column[0];
         half[1][j] = column[1];
     }
     // Not `map`: its closure would not be compiled for the instruction set.
-    [output_transform::<S>(half[0]), output_transform::<S>(half[1])]
+    [output_transform(simd, half[0]), output_transform(simd, half[1])]
 }
 
 /// Transforms every tile of a block of `block` tiles (D, H, W): one or two planes of `N` x `N` voxels, joined along D,
@@ -76,6 +76,7 @@ pub(super) fn output_plane<S: Simd>(products: &[S::Elem]) -> [[S::Vector; 2]; 2]
 /// If the panel does not hold the voxels of all tiles, or `out` not their frequencies.
 #[inline(always)]
 pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
+    simd: S,
     panel: &Panel<S::Elem>,
     out: &mut [S::Elem],
     block: [usize; 3],
@@ -91,8 +92,8 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
     }
     let num_tiles = num_vectors * block.iter().product::<usize>();
     assert!(out.len() >= num_tiles * tile_len(S::LANES), "more tiles than there is room for");
-    let zero = S::splat(S::Elem::ZERO);
-    let sign = S::splat(depth.second.map_or(S::Elem::ZERO, |s| s.1));
+    let zero = simd.splat(S::Elem::ZERO);
+    let sign = simd.splat(depth.second.map_or(S::Elem::ZERO, |s| s.1));
     let mut out = out.as_mut_ptr();
     for v in 0..num_vectors {
         for d in 0..block[0] {
@@ -108,23 +109,23 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
                         let first = panel.data.as_ptr().add(at(depth.first));
                         for i in 0..N {
                             for j in 0..N {
-                                x[i][j] = S::load(first.add(i * row + j * S::LANES));
+                                x[i][j] = simd.load(first.add(i * row + j * S::LANES));
                             }
                         }
                         if let Some((second, _)) = depth.second {
                             let second = panel.data.as_ptr().add(at(second));
                             for i in 0..N {
                                 for j in 0..N {
-                                    let other = S::load(second.add(i * row + j * S::LANES));
-                                    x[i][j] = S::mul_add(other, sign, x[i][j]);
+                                    let other = simd.load(second.add(i * row + j * S::LANES));
+                                    x[i][j] = simd.mul_add(other, sign, x[i][j]);
                                 }
                             }
                         }
-                        let columns = transform_columns::<S, A, N>(&x);
+                        let columns = transform_columns::<S, A, N>(simd, &x);
                         for i in 0..4 {
-                            let row = A::apply::<S>(columns[i]);
+                            let row = A::apply(simd, columns[i]);
                             for j in 0..4 {
-                                S::store(out.add((i * 4 + j) * S::LANES), row[j]);
+                                simd.store(out.add((i * 4 + j) * S::LANES), row[j]);
                             }
                         }
                         out = out.add(tile_len(S::LANES));
@@ -137,15 +138,18 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N>, const N: usize>(
 
 /// Applies `A` to every column of a plane.
 #[inline(always)]
-fn transform_columns<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vector; N]; N]) -> [[S::Vector; N]; 4] {
-    let zero = S::splat(S::Elem::ZERO);
+fn transform_columns<S: Simd, A: AxisTransform<N>, const N: usize>(
+    simd: S,
+    x: &[[S::Vector; N]; N],
+) -> [[S::Vector; N]; 4] {
+    let zero = simd.splat(S::Elem::ZERO);
     let mut columns = [[zero; N]; 4];
     for j in 0..N {
         let mut column = [zero; N];
         for i in 0..N {
             column[i] = x[i][j];
         }
-        let column = A::apply::<S>(column);
+        let column = A::apply(simd, column);
         for i in 0..4 {
             columns[i][j] = column[i];
         }
@@ -155,22 +159,22 @@ fn transform_columns<S: Simd, A: AxisTransform<N>, const N: usize>(x: &[[S::Vect
 
 /// `G g`
 #[inline(always)]
-fn weight_transform<S: Simd>(g: [S::Vector; 3]) -> [S::Vector; 4] {
-    let half = S::splat(S::Elem::from_f64(0.5));
-    let zero = S::splat(S::Elem::ZERO);
-    let even = S::mul_add(S::add(g[0], g[2]), half, zero);
-    let odd = S::mul_add(g[1], half, zero);
-    [g[0], S::add(even, odd), S::sub(even, odd), g[2]]
+fn weight_transform<S: Simd>(simd: S, g: [S::Vector; 3]) -> [S::Vector; 4] {
+    let half = simd.splat(S::Elem::from_f64(0.5));
+    let zero = simd.splat(S::Elem::ZERO);
+    let even = simd.mul_add(simd.add(g[0], g[2]), half, zero);
+    let odd = simd.mul_add(g[1], half, zero);
+    [g[0], simd.add(even, odd), simd.sub(even, odd), g[2]]
 }
 
 /// `G^T f`
 #[inline(always)]
-fn weight_transform_adjoint<S: Simd>(f: [S::Vector; 4]) -> [S::Vector; 3] {
-    let half = S::splat(S::Elem::from_f64(0.5));
-    let zero = S::splat(S::Elem::ZERO);
-    let even = S::mul_add(S::add(f[1], f[2]), half, zero);
-    let odd = S::mul_add(S::sub(f[1], f[2]), half, zero);
-    [S::add(f[0], even), odd, S::add(even, f[3])]
+fn weight_transform_adjoint<S: Simd>(simd: S, f: [S::Vector; 4]) -> [S::Vector; 3] {
+    let half = simd.splat(S::Elem::from_f64(0.5));
+    let zero = simd.splat(S::Elem::ZERO);
+    let even = simd.mul_add(simd.add(f[1], f[2]), half, zero);
+    let odd = simd.mul_add(simd.sub(f[1], f[2]), half, zero);
+    [simd.add(f[0], even), odd, simd.add(even, f[3])]
 }
 
 /// `G g` along the three axes, for a row of lanes: from `[tap][lane]`, nine or 27 taps, to `[frequency][lane]`.
@@ -183,31 +187,32 @@ impl<T: Element> Kernel<T> for TransformWeight<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, simd: S) {
         let planes = if self.frequencies.len() * 9 == self.taps.len() * PLANE { 1 } else { 3 };
         let lanes = self.taps.len() / (planes * 9);
         debug_assert_eq!(lanes % S::LANES, 0, "rows are whole vectors");
-        let zero = S::splat(T::ZERO);
+        let zero = simd.splat(T::ZERO);
         for lane in (0..lanes).step_by(S::LANES) {
             let mut depth = [[zero; PLANE]; 3];
             for (d, plane) in depth.iter_mut().enumerate().take(planes) {
-                let tap = |h: usize, w: usize| S::read(&self.taps[((d * 3 + h) * 3 + w) * lanes + lane..][..S::LANES]);
+                let tap =
+                    |h: usize, w: usize| simd.read(&self.taps[((d * 3 + h) * 3 + w) * lanes + lane..][..S::LANES]);
                 let mut rows = [[zero; 4]; 3];
                 for (h, row) in rows.iter_mut().enumerate() {
-                    *row = weight_transform::<S>([tap(h, 0), tap(h, 1), tap(h, 2)]);
+                    *row = weight_transform(simd, [tap(h, 0), tap(h, 1), tap(h, 2)]);
                 }
                 for w in 0..4 {
-                    let column = weight_transform::<S>([rows[0][w], rows[1][w], rows[2][w]]);
+                    let column = weight_transform(simd, [rows[0][w], rows[1][w], rows[2][w]]);
                     for h in 0..4 {
                         plane[h * 4 + w] = column[h];
                     }
                 }
             }
             for f in 0..PLANE {
-                let along = weight_transform::<S>([depth[0][f], depth[1][f], depth[2][f]]);
+                let along = weight_transform(simd, [depth[0][f], depth[1][f], depth[2][f]]);
                 let along = if planes == 1 { &[depth[0][f]][..] } else { &along[..] };
                 for (d, &x) in along.iter().enumerate() {
-                    S::write(&mut self.frequencies[(d * PLANE + f) * lanes + lane..][..S::LANES], x);
+                    simd.write(&mut self.frequencies[(d * PLANE + f) * lanes + lane..][..S::LANES], x);
                 }
             }
         }
@@ -225,23 +230,23 @@ impl<T: Element> Kernel<T> for TransformWeightAdjoint<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, simd: S) {
         let depths = if self.frequencies.len() * 9 == self.taps.len() * PLANE { 1 } else { 4 };
         let lanes = self.frequencies.len() / (depths * PLANE);
         debug_assert_eq!(lanes % S::LANES, 0, "rows are whole vectors");
-        let zero = S::splat(T::ZERO);
+        let zero = simd.splat(T::ZERO);
         for lane in (0..lanes).step_by(S::LANES) {
             let mut plane = [[[zero; 3]; 3]; 4];
             for (d, plane) in plane.iter_mut().enumerate().take(depths) {
                 let at = |h: usize, w: usize| {
-                    S::read(&self.frequencies[(d * PLANE + h * 4 + w) * lanes + lane..][..S::LANES])
+                    simd.read(&self.frequencies[(d * PLANE + h * 4 + w) * lanes + lane..][..S::LANES])
                 };
                 let mut rows = [[zero; 3]; 4];
                 for (h, row) in rows.iter_mut().enumerate() {
-                    *row = weight_transform_adjoint::<S>([at(h, 0), at(h, 1), at(h, 2), at(h, 3)]);
+                    *row = weight_transform_adjoint(simd, [at(h, 0), at(h, 1), at(h, 2), at(h, 3)]);
                 }
                 for w in 0..3 {
-                    let column = weight_transform_adjoint::<S>([rows[0][w], rows[1][w], rows[2][w], rows[3][w]]);
+                    let column = weight_transform_adjoint(simd, [rows[0][w], rows[1][w], rows[2][w], rows[3][w]]);
                     for h in 0..3 {
                         plane[h][w] = column[h];
                     }
@@ -249,11 +254,13 @@ impl<T: Element> Kernel<T> for TransformWeightAdjoint<'_, T> {
             }
             for h in 0..3 {
                 for w in 0..3 {
-                    let along =
-                        weight_transform_adjoint::<S>([plane[0][h][w], plane[1][h][w], plane[2][h][w], plane[3][h][w]]);
+                    let along = weight_transform_adjoint(
+                        simd,
+                        [plane[0][h][w], plane[1][h][w], plane[2][h][w], plane[3][h][w]],
+                    );
                     let along = if depths == 1 { &[plane[0][h][w]][..] } else { &along[..] };
                     for (d, &x) in along.iter().enumerate() {
-                        S::write(&mut self.taps[((d * 3 + h) * 3 + w) * lanes + lane..][..S::LANES], x);
+                        simd.write(&mut self.taps[((d * 3 + h) * 3 + w) * lanes + lane..][..S::LANES], x);
                     }
                 }
             }

@@ -140,7 +140,7 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, simd: S) {
         let Self { job, tiling, shape, blocks, task, sums, buffers } = self;
         let Buffers { panel, grad_panel, inputs, grads } = buffers;
         let grad_output = std::slice::from_ref(&job.grad_output);
@@ -154,22 +154,29 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
                 first: [0, 1, 2].map(|i| first[i] + job.axes[i].first_offset()),
                 size: tiling.input_extent(size),
             };
-            let panel = pack_panel::<S>(panel, job.sources, input_lanes, job.input_size(), voxels);
+            let panel = pack_panel(simd, panel, job.sources, input_lanes, job.input_size(), voxels);
             let outputs = VoxelBox { batch_idx, first, size: [0, 1, 2].map(|i| size[i] * tiling.tile[i]) };
-            let grad_panel = pack_panel::<S>(grad_panel, grad_output, &grad_lanes, job.output_size(), outputs);
+            let grad_panel = pack_panel(simd, grad_panel, grad_output, &grad_lanes, job.output_size(), outputs);
             let vector_len = block.num_tiles() * tile_len(S::LANES);
             inputs.resize(input_lanes.len() * vector_len, T::ZERO);
             grads.resize(grad_lanes.len() * vector_len, T::ZERO);
             for depth_idx in task.depths.clone() {
                 let depth = &tiling.depth[depth_idx];
-                transform_tiles::<S, InputTransform, 4>(&panel, inputs, size, tiling.tile, &depth.input());
-                transform_tiles::<S, OutputAdjoint, 2>(&grad_panel, grads, size, tiling.tile, &depth.grad_output());
+                transform_tiles::<S, InputTransform, 4>(simd, &panel, inputs, size, tiling.tile, &depth.input());
+                transform_tiles::<S, OutputAdjoint, 2>(
+                    simd,
+                    &grad_panel,
+                    grads,
+                    size,
+                    tiling.tile,
+                    &depth.grad_output(),
+                );
                 let tiles = TransformedTiles { inputs, grads, num_tiles: block.num_tiles(), accumulate: block_idx > 0 };
                 let plane_len = shape.ci * shape.co_padded;
                 for f in 0..PLANE {
                     let sum = sums.wrapping_add((depth_idx * PLANE + f) * plane_len);
                     // SAFETY: the sums of these frequencies and input channels are this task's own.
-                    unsafe { tiles.add::<S>(f, input_lanes, shape.co_padded, sum) }
+                    unsafe { tiles.add(simd, f, input_lanes, shape.co_padded, sum) }
                 }
             }
         }
@@ -193,7 +200,14 @@ impl<T: Element> TransformedTiles<'_, T> {
     /// `sums` is valid for writing the rows of those channels, and nothing else accesses them; with `accumulate` they have
     /// been written.
     #[inline(always)]
-    unsafe fn add<S: Simd<Elem = T>>(&self, frequency: usize, lanes: &[Lanes], co_padded: usize, sums: *mut T) {
+    unsafe fn add<S: Simd<Elem = T>>(
+        &self,
+        simd: S,
+        frequency: usize,
+        lanes: &[Lanes],
+        co_padded: usize,
+        sums: *mut T,
+    ) {
         let tile_len = tile_len(S::LANES);
         let vector_len = self.num_tiles * tile_len;
         let all_tiles = [Segment { a: 0, b: 0, len: self.num_tiles }];
@@ -215,7 +229,7 @@ impl<T: Element> TransformedTiles<'_, T> {
                             tail: S::LANES,
                             accumulate: self.accumulate,
                         };
-                        run_tile::<S>(rows.len(), vectors.len(), &operands, &all_tiles);
+                        run_tile(simd, rows.len(), vectors.len(), &operands, &all_tiles);
                     }
                 }
             }
@@ -238,7 +252,7 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self) {
+    fn run<S: Simd<Elem = T>>(self, simd: S) {
         let SumShape { ci, co_padded, .. } = self.shape;
         for (f, sum) in self.sum.chunks_exact_mut(co_padded).enumerate() {
             for (group, partial) in self.partials.chunks_exact(self.shape.len()).enumerate() {
@@ -252,6 +266,6 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
                 }
             }
         }
-        TransformWeightAdjoint { frequencies: self.sum, taps: self.by_tap }.run::<S>();
+        TransformWeightAdjoint { frequencies: self.sum, taps: self.by_tap }.run(simd);
     }
 }
