@@ -13,22 +13,55 @@ pub struct Module {
     pub binary: Option<&'static [u8]>,
 }
 
-/// Plain data that a kernel takes as its one argument, or that lies in a device's buffers.
+/// Plain data that a kernel takes as its one argument, or that lies in a device's buffers. Structs come from
+/// [`params!`](crate::params).
 ///
 /// # Safety
-/// `#[repr(C)]`, without padding bytes that are not initialised, and laid out as the struct of the kernel's source.
+/// `#[repr(C)]`, without padding bytes, which would not be initialised.
 pub unsafe trait Params: Copy {}
 
-// SAFETY: a number without padding.
-unsafe impl Params for u8 {}
-// SAFETY: a number without padding.
-unsafe impl Params for i16 {}
-// SAFETY: a number without padding.
-unsafe impl Params for u32 {}
-// SAFETY: a number without padding.
-unsafe impl Params for f32 {}
-// SAFETY: a number without padding.
-unsafe impl Params for f64 {}
+macro_rules! numbers {
+    ($($number:ty)*) => {
+        $(
+            // SAFETY: a number without padding.
+            unsafe impl Params for $number {}
+        )*
+    };
+}
+
+numbers!(u8 i16 i32 u32 u64 f32 f64 Address);
+
+// SAFETY: elements without padding, one behind the other.
+unsafe impl<T: Params, const N: usize> Params for [T; N] {}
+
+/// Defines a struct of [`Params`], laid out as the struct of the same fields in a kernel's source. A struct with padding does
+/// not compile.
+#[macro_export]
+macro_rules! params {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis struct $name:ident {
+            $($(#[$field_attribute:meta])* $field_visibility:vis $field:ident: $type:ty,)*
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        $visibility struct $name {
+            $($(#[$field_attribute])* $field_visibility $field: $type,)*
+        }
+
+        const _: () = {
+            const fn bytes<T: $crate::Params>() -> usize {
+                size_of::<T>()
+            }
+            assert!(size_of::<$name>() == 0 $(+ bytes::<$type>())*, "a struct of parameters with padding");
+        };
+
+        // SAFETY: the fields are plain data, and between and behind them is no padding, as was asserted.
+        unsafe impl $crate::Params for $name {}
+    };
+}
 
 /// Address in a device's memory; 0 for an argument that is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

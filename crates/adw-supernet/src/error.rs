@@ -30,6 +30,14 @@ impl Error {
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Op(error) if error.is_out_of_memory())
     }
+
+    /// The error as one of an op in candle's graph.
+    pub(crate) fn into_op(self) -> adw_tensor_ops::Error {
+        match self {
+            Self::Op(error) => error,
+            error => candle_core::Error::wrap(error).into(),
+        }
+    }
 }
 
 impl From<candle_core::Error> for Error {

@@ -3,8 +3,9 @@
 //! candle computes a custom op's value from storages, with one function per kind of device. The kernels of this crate take
 //! tensors and work on any device; so an op computes its value first, and is recorded in candle's graph afterwards.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::storage::Computed;
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Storage, Tensor, bail};
 use std::sync::{Mutex, PoisonError};
 
@@ -69,109 +70,56 @@ where
     Ok(x.apply_op3(y, z, Recorded::new(name, value, backward))?)
 }
 
-impl<F> CustomOp1 for Recorded<F>
+/// Records a tensor that has been computed from `x` and `y` outside candle's graph as an operation of the graph: a copy of
+/// `value` whose gradients by `x` and `y` are those of `backward([x, y], gradient of value)`, `None` for an argument that
+/// needs none. All tensors are contiguous on one device.
+///
+/// # Errors
+/// If the device of `value` is not that of the arguments.
+pub fn record<F>(name: &'static str, [x, y]: [&Tensor; 2], value: &Tensor, backward: F) -> Result<Tensor>
 where
-    F: Fn([&Tensor; 1], &Tensor) -> Result<[Tensor; 1]>,
+    F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
 {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.cpu()
-    }
-
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        self.cuda()
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let [x] = (self.backward)([x], &gradient.contiguous()?)?;
-        Ok(Some(x))
-    }
+    let (storage, layout) = value.storage_and_layout();
+    let storage = match &*storage {
+        Storage::Cpu(storage) => Storage::Cpu(storage.try_clone(layout)?),
+        Storage::Cuda(storage) => Storage::Cuda(storage.try_clone(layout)?),
+        Storage::Metal(_) => return Err(Error::Device { op: name }),
+    };
+    let value = Computed { storage, shape: value.shape().clone() };
+    Ok(x.apply_op2(y, Recorded::new(name, value, backward))?)
 }
 
-impl<F> CustomOp2 for Recorded<F>
-where
-    F: Fn([&Tensor; 2], &Tensor) -> Result<[Tensor; 2]>,
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
+/// Implements candle's trait of operations of `$num` arguments.
+macro_rules! custom_op {
+    ($op:ident, $num:literal, $($x:ident)*, $gradients:ty) => {
+        impl<F, G> $op for Recorded<F>
+        where
+            F: Fn([&Tensor; $num], &Tensor) -> Result<[G; $num]>,
+            G: Into<Option<Tensor>>,
+        {
+            fn name(&self) -> &'static str {
+                self.name
+            }
 
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.cpu()
-    }
+            fn cpu_fwd(&self, $($x: &CpuStorage, _: &Layout),*) -> candle_core::Result<(CpuStorage, Shape)> {
+                let _ = ($($x,)*);
+                self.cpu()
+            }
 
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
-        self.cuda()
-    }
+            fn cuda_fwd(&self, $($x: &CudaStorage, _: &Layout),*) -> candle_core::Result<(CudaStorage, Shape)> {
+                let _ = ($($x,)*);
+                self.cuda()
+            }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let [x, y] = (self.backward)([x, y], &gradient.contiguous()?)?;
-        Ok((Some(x), Some(y)))
-    }
+            fn bwd(&self, $($x: &Tensor,)* _: &Tensor, gradient: &Tensor) -> candle_core::Result<$gradients> {
+                let [$($x),*] = (self.backward)([$($x),*], &gradient.contiguous()?)?;
+                Ok(($($x.into()),*))
+            }
+        }
+    };
 }
 
-impl<F> CustomOp3 for Recorded<F>
-where
-    F: Fn([&Tensor; 3], &Tensor) -> Result<[Tensor; 3]>,
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
-        self.cuda()
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        z: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [x, y, z] = (self.backward)([x, y, z], &gradient.contiguous()?)?;
-        Ok((Some(x), Some(y), Some(z)))
-    }
-}
+custom_op!(CustomOp1, 1, x, Option<Tensor>);
+custom_op!(CustomOp2, 2, x y, (Option<Tensor>, Option<Tensor>));
+custom_op!(CustomOp3, 3, x y z, (Option<Tensor>, Option<Tensor>, Option<Tensor>));

@@ -29,6 +29,7 @@ mod storage;
 mod testing;
 pub mod width_mask;
 
+pub use autograd::record;
 pub use conv_transpose3d::conv_transpose3d;
 pub use conv3d::conv3d;
 pub use error::{Error, Result};

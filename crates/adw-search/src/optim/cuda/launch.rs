@@ -2,7 +2,7 @@
 
 use super::super::config::{AdamConfig, SgdConfig};
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime};
+use adw_cuda::{Address, Buffer, Launch, Module, Result, Runtime, params};
 
 /// Source of the kernels.
 pub(super) const MODULE: Module = adw_cuda::module!("optim");
@@ -11,35 +11,29 @@ const THREADS: u32 = 256;
 /// Elements of a block: 64 per thread.
 pub(super) const CHUNK: usize = 16 * 1024;
 
-/// Addresses of one parameter, all f32 on the device.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct SlotEntry {
-    /// Updated in place.
-    pub(super) weight: Address,
-    /// Gradient of the weight.
-    pub(super) grad: Address,
-    /// Velocity (SGD) or mean of gradients (Adam); zeros at first.
-    pub(super) first: Address,
-    /// Mean of squared gradients (Adam).
-    pub(super) second: Address,
-    /// Number of elements.
-    pub(super) len: u64,
+params! {
+    /// Addresses of one parameter, all f32 on the device.
+    pub(super) struct SlotEntry {
+        /// Updated in place.
+        pub(super) weight: Address,
+        /// Gradient of the weight.
+        pub(super) grad: Address,
+        /// Velocity (SGD) or mean of gradients (Adam); zeros at first.
+        pub(super) first: Address,
+        /// Mean of squared gradients (Adam).
+        pub(super) second: Address,
+        /// Number of elements.
+        pub(super) len: u64,
+    }
 }
 
-// SAFETY: addresses and a number, laid out as in optim.cu.
-unsafe impl Params for SlotEntry {}
-
-/// Chunk of a parameter.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct Chunk {
-    slot: u32,
-    first: u32,
+params! {
+    /// Chunk of a parameter.
+    pub(super) struct Chunk {
+        slot: u32,
+        first: u32,
+    }
 }
-
-// SAFETY: numbers, laid out as in optim.cu.
-unsafe impl Params for Chunk {}
 
 /// Chunks of all slots, in order.
 pub(super) fn chunks(slots: &[SlotEntry]) -> Vec<Chunk> {
@@ -62,13 +56,13 @@ pub(super) struct List {
     pub(super) elements: usize,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ListParams {
-    slots: Address,
-    chunks: Address,
-    chunk: u32,
-    num_chunks: u32,
+params! {
+    struct ListParams {
+        slots: Address,
+        chunks: Address,
+        chunk: u32,
+        num_chunks: u32,
+    }
 }
 
 impl From<&List> for ListParams {
@@ -77,47 +71,41 @@ impl From<&List> for ListParams {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct SgdParams {
-    list: ListParams,
-    scale: Address,
-    lr: f32,
-    momentum: f32,
-    decay: f32,
-    _unused: u32,
+params! {
+    struct SgdParams {
+        list: ListParams,
+        scale: Address,
+        lr: f32,
+        momentum: f32,
+        decay: f32,
+        _unused: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in optim.cu.
-unsafe impl Params for SgdParams {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct AdamParams {
-    list: ListParams,
-    scale: Address,
-    step_size: f32,
-    root_correction: f32,
-    beta1: f32,
-    beta2: f32,
-    one_minus_beta1: f32,
-    one_minus_beta2: f32,
-    eps: f32,
-    _unused: u32,
+params! {
+    struct AdamParams {
+        list: ListParams,
+        scale: Address,
+        step_size: f32,
+        root_correction: f32,
+        beta1: f32,
+        beta2: f32,
+        one_minus_beta1: f32,
+        one_minus_beta2: f32,
+        eps: f32,
+        _unused: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in optim.cu.
-unsafe impl Params for AdamParams {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct NormParams {
-    list: ListParams,
-    partial: Address,
-    norm: Address,
-    scale: Address,
-    max_norm: f64,
+params! {
+    struct NormParams {
+        list: ListParams,
+        partial: Address,
+        norm: Address,
+        scale: Address,
+        max_norm: f64,
+    }
 }
-// SAFETY: plain numbers, laid out as in optim.cu.
-unsafe impl Params for NormParams {}
 
 fn launch<P>(kernel: &'static str, blocks: usize, shared: u32, work: Work, params: P) -> Launch<P> {
     Launch { module: MODULE, kernel, grid: [blocks as u32, 1, 1], threads: THREADS, shared, work, params }
@@ -178,15 +166,13 @@ pub(super) unsafe fn adam<R: Runtime>(
     unsafe { rt.launch(&launch("optim_adam", list.num_chunks, 0, work, params)) }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct EmaParams {
-    list: ListParams,
-    decay: f32,
-    one_minus_decay: f32,
+params! {
+    struct EmaParams {
+        list: ListParams,
+        decay: f32,
+        one_minus_decay: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in optim.cu.
-unsafe impl Params for EmaParams {}
 
 /// Launches the update of [`Ema`](super::super::Ema): `first` of every slot is the average.
 ///

@@ -364,7 +364,6 @@ struct CorrelateParams {
     int tap_offset[3][MAX_TAPS];  // from `tiling.first`
     int tap_weight[3][MAX_TAPS];  // index of the tap along its axis, times its stride among the taps
     u32 channels_out, weight_rows, weight_columns;
-    u32 _unused;
 };
 
 // Of a tap: where its weights begin, and how many elements further on it reads the region.

@@ -7,35 +7,31 @@ use super::weights::{Packed, Weights, slice};
 use crate::norm_act::cuda::operands::PartialMoments;
 use crate::precision::Precision;
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 use std::ops::Range;
 
 /// Slices of weights that are on their way to shared memory at a time.
 const STAGES: usize = 3;
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct CorrelateParams {
-    sources: Sources,
-    weight: Address,
-    out: Address,
-    partial: Address,
-    counts: Address,
-    tiling: Tiling,
-    output: [i32; 3],
-    out_step: [i32; 3],
-    out_offset: [i32; 3],
-    num_taps: [i32; 3],
-    tap_offset: [[i32; MAX_AXIS_TAPS]; 3],
-    tap_weight: [[i32; MAX_AXIS_TAPS]; 3],
-    channels_out: u32,
-    weight_rows: u32,
-    weight_columns: u32,
-    _unused: u32,
+params! {
+    struct CorrelateParams {
+        sources: Sources,
+        weight: Address,
+        out: Address,
+        partial: Address,
+        counts: Address,
+        tiling: Tiling,
+        output: [i32; 3],
+        out_step: [i32; 3],
+        out_offset: [i32; 3],
+        num_taps: [i32; 3],
+        tap_offset: [[i32; MAX_AXIS_TAPS]; 3],
+        tap_weight: [[i32; MAX_AXIS_TAPS]; 3],
+        channels_out: u32,
+        weight_rows: u32,
+        weight_columns: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in conv3d.cu; 21 + 12 + 48 + 4 words after the addresses leave an odd number, which
-// `_unused` and the alignment of `Sources` account for.
-unsafe impl Params for CorrelateParams {}
 
 /// Taps of a correlation along one axis.
 struct TapAxis {
@@ -149,7 +145,6 @@ impl<B: Buffer> Correlation<'_, B> {
             channels_out: channels_out as u32,
             weight_rows: self.weights.rows as u32,
             weight_columns: self.weights.columns as u32,
-            _unused: 0,
         };
         let n = self.weights.tile;
         // SAFETY: the caller guarantees the addresses; the moments have room for every box.

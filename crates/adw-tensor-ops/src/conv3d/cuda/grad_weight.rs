@@ -5,41 +5,37 @@ use super::shape::{BOX, ConvShape, MAX_SHARED, MAX_TAPS, MODULE};
 use super::tiling::{Tiling, reached};
 use crate::precision::Precision;
 use adw_cuda::work::{Machine, Work};
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 
 /// Input channels of a block.
 const INPUT_CHANNELS: usize = 16;
 /// Output channels of a block.
 const OUTPUT_CHANNELS: usize = 48;
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradWeightParams {
-    sources: Sources,
-    grad: Sources,
-    partial: Address,
-    tiling: Tiling,
-    kernel: [i32; 3],
-    dilation: [i32; 3],
-    batch: u32,
-    parts: u32,
-    buffers: u32,
+params! {
+    struct GradWeightParams {
+        sources: Sources,
+        grad: Sources,
+        partial: Address,
+        tiling: Tiling,
+        kernel: [i32; 3],
+        dilation: [i32; 3],
+        batch: u32,
+        parts: u32,
+        buffers: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in conv3d.cu.
-unsafe impl Params for GradWeightParams {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradWeightFinishParams {
-    partial: Address,
-    out: Address,
-    parts: u32,
-    taps: u32,
-    ci: u32,
-    co: u32,
+params! {
+    struct GradWeightFinishParams {
+        partial: Address,
+        out: Address,
+        parts: u32,
+        taps: u32,
+        ci: u32,
+        co: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in conv3d.cu.
-unsafe impl Params for GradWeightFinishParams {}
 
 /// Number of shares that the boxes are split into: the number with the least time on an H100, with one block resident on
 /// each multiprocessor, products at half of the peak, and every share's sums written and read once. A function of shapes

@@ -2,7 +2,7 @@
 
 use crate::norm_act::cuda::operands::Coefficients;
 use crate::precision::Precision;
-use adw_cuda::{Address, Buffer};
+use adw_cuda::{Address, Buffer, params};
 
 /// Map `[B, voxels, C]` on the device, normalised while it is read if `norm` is there.
 #[derive(Clone, Copy, Debug)]
@@ -27,22 +27,22 @@ impl SourceMap {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Source {
-    data: Address,
-    scale: Address,
-    shift: Address,
-    channels: u32,
-    slope: f32,
+params! {
+    struct Source {
+        data: Address,
+        scale: Address,
+        shift: Address,
+        channels: u32,
+        slope: f32,
+    }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Sources {
-    maps: [Source; 2],
-    channels: u32,
-    in_pieces: u32,
+params! {
+    pub(super) struct Sources {
+        maps: [Source; 2],
+        channels: u32,
+        in_pieces: u32,
+    }
 }
 
 impl Sources {

@@ -6,23 +6,21 @@ use super::shape::MODULE;
 use super::weights::{Order, Weights, pack};
 use crate::precision::Precision;
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 use std::ops::Range;
 
 const THREADS: usize = 256;
 /// Voxels for which a thread keeps the coefficients of its channels.
 const VOXELS_OF_A_THREAD: usize = 16;
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GatherParams {
-    sources: Sources,
-    out: Address,
-    voxels: u32,
-    chunk: u32,
+params! {
+    struct GatherParams {
+        sources: Sources,
+        out: Address,
+        voxels: u32,
+        chunk: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in conv3d.cu.
-unsafe impl Params for GatherParams {}
 
 /// One plain map: a source map itself, or a copy.
 pub(super) struct Plain<B> {

@@ -1,6 +1,7 @@
 //! Boxes of output voxels that blocks of threads compute, and the regions of the input that they read.
 
 use super::shape::{BOX, MAX_SHARED};
+use adw_cuda::params;
 
 /// Number of positions of an axis of `size` that `count` outputs reach. Output `o` reaches the `taps` consecutive positions
 /// from `first + o * step` on.
@@ -18,16 +19,16 @@ pub(super) fn reached(first: i32, taps: usize, step: usize, count: usize, size: 
     outputs.sum::<isize>() as usize
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct Tiling {
-    log_size: [i32; 3],
-    tiles: [i32; 3],
-    count: [i32; 3],
-    step: [i32; 3],
-    first: [i32; 3],
-    region: [i32; 3],
-    map: [i32; 3],
+params! {
+    pub(super) struct Tiling {
+        log_size: [i32; 3],
+        tiles: [i32; 3],
+        count: [i32; 3],
+        step: [i32; 3],
+        first: [i32; 3],
+        region: [i32; 3],
+        map: [i32; 3],
+    }
 }
 
 impl Tiling {

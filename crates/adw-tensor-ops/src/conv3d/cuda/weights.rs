@@ -3,21 +3,19 @@
 use super::shape::MODULE;
 use crate::precision::Precision;
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 use std::ops::Range;
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct PackParams {
-    weight: Address,
-    out: Address,
-    dims: [u32; 3],
-    num: [u32; 3],
-    strides: [u32; 3],
-    base: u32,
+params! {
+    struct PackParams {
+        weight: Address,
+        out: Address,
+        dims: [u32; 3],
+        num: [u32; 3],
+        strides: [u32; 3],
+        base: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in conv3d.cu.
-unsafe impl Params for PackParams {}
 
 /// Order of elements of an array of `dims`: element `[i, j, k]` is element `base + strides . [i, j, k]` of the source, or 0
 /// where an index is not below `num`.

@@ -1,7 +1,7 @@
 //! Launches of `gumbel_softmax.cu`: every softmax of a net at once.
 
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Launch, Module, Params, Result, Runtime};
+use adw_cuda::{Address, Launch, Module, Result, Runtime, params};
 
 /// Source of the kernels.
 pub(super) const MODULE: Module = adw_cuda::module!("gumbel_softmax");
@@ -9,36 +9,34 @@ pub(super) const MODULE: Module = adw_cuda::module!("gumbel_softmax");
 /// Most options of one softmax.
 pub(super) const MAX_OPTIONS: usize = 8;
 
-/// Entry of one softmax. A list of these lies in the device's memory; it is the same in every iteration. All vectors are f32.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct SoftmaxEntry {
-    /// `[n]`
-    pub(super) logits: Address,
-    /// `[n]`, written.
-    pub(super) probabilities: Address,
-    /// `[channels]`, written: the width gate; absent for a depth choice.
-    pub(super) gates: Address,
-    /// `[channels]`: the gradient of the gate.
-    pub(super) grad_gates: Address,
-    /// Depth choice: `[channels]` per option, whose sum is the gradient by its probability.
-    pub(super) grad_options: [Address; MAX_OPTIONS],
-    /// `[n]`, written by the backward pass.
-    pub(super) grad_logits: Address,
-    /// Width choice: channels of every option.
-    pub(super) widths: [u32; MAX_OPTIONS],
-    /// Options, at most [`MAX_OPTIONS`].
-    pub(super) n: u32,
-    /// Channels of the gate, or of the sums in `grad_options`.
-    pub(super) channels: u32,
-    /// [`Purpose`](crate::philox::Purpose) of its noise.
-    pub(super) purpose: u32,
-    /// [`Stream::index`](crate::philox::Stream::index) of its noise.
-    pub(super) index: u32,
+params! {
+    /// Entry of one softmax. A list of these lies in the device's memory; it is the same in every iteration. All vectors are f32.
+    #[derive(Default)]
+    pub(super) struct SoftmaxEntry {
+        /// `[n]`
+        pub(super) logits: Address,
+        /// `[n]`, written.
+        pub(super) probabilities: Address,
+        /// `[channels]`, written: the width gate; absent for a depth choice.
+        pub(super) gates: Address,
+        /// `[channels]`: the gradient of the gate.
+        pub(super) grad_gates: Address,
+        /// Depth choice: `[channels]` per option, whose sum is the gradient by its probability.
+        pub(super) grad_options: [Address; MAX_OPTIONS],
+        /// `[n]`, written by the backward pass.
+        pub(super) grad_logits: Address,
+        /// Width choice: channels of every option.
+        pub(super) widths: [u32; MAX_OPTIONS],
+        /// Options, at most [`MAX_OPTIONS`].
+        pub(super) n: u32,
+        /// Channels of the gate, or of the sums in `grad_options`.
+        pub(super) channels: u32,
+        /// [`Purpose`](crate::philox::Purpose) of its noise.
+        pub(super) purpose: u32,
+        /// [`Stream::index`](crate::philox::Stream::index) of its noise.
+        pub(super) index: u32,
+    }
 }
-
-// SAFETY: addresses and 32-bit numbers without padding, laid out as in gumbel_softmax.cu.
-unsafe impl Params for SoftmaxEntry {}
 
 /// Noise and temperature of a pass.
 #[derive(Clone, Copy, Debug)]
@@ -55,18 +53,16 @@ pub(super) struct Draw {
     pub(super) tau: f64,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct DrawParams {
-    softmaxes: Address,
-    key: [u32; 2],
-    epoch: u32,
-    iteration: u32,
-    noisy: u32,
-    tau: f32,
+params! {
+    struct DrawParams {
+        softmaxes: Address,
+        key: [u32; 2],
+        epoch: u32,
+        iteration: u32,
+        noisy: u32,
+        tau: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in gumbel_softmax.cu.
-unsafe impl Params for DrawParams {}
 
 fn launch(kernel: &'static str, softmaxes: Address, num: usize, draw: &Draw) -> Launch<DrawParams> {
     Launch {

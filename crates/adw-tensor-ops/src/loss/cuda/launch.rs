@@ -3,7 +3,7 @@
 use super::super::kernels::DiceCe;
 use crate::precision::Precision;
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Module, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Module, Result, Runtime, blocks, params};
 
 /// Source of the kernels.
 pub(crate) const MODULE: Module = adw_cuda::module!("loss");
@@ -35,37 +35,36 @@ pub(crate) struct Target {
     pub(crate) size: [usize; 3],
 }
 
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct ScaleParams {
-    logits: Address,
-    grad: Address,
-    size: [i32; 3],
-    chunks: u32,
-    first_block: u32,
-    weight: f32,
+params! {
+    #[derive(Default)]
+    struct ScaleParams {
+        logits: Address,
+        grad: Address,
+        size: [i32; 3],
+        chunks: u32,
+        first_block: u32,
+        weight: f32,
+    }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct LossParams {
-    scales: [ScaleParams; MAX_SCALES],
-    target: Address,
-    partial: Address,
-    cross_entropy: Address,
-    unknown: Address,
-    coefficients: Address,
-    loss: Address,
-    status: Address,
-    target_size: [i32; 3],
-    num_scales: u32,
-    batch: u32,
-    classes: u32,
-    batch_dice: u32,
-    smooth: f32,
+params! {
+    struct LossParams {
+        scales: [ScaleParams; MAX_SCALES],
+        target: Address,
+        partial: Address,
+        cross_entropy: Address,
+        unknown: Address,
+        coefficients: Address,
+        loss: Address,
+        status: Address,
+        target_size: [i32; 3],
+        num_scales: u32,
+        batch: u32,
+        classes: u32,
+        batch_dice: u32,
+        smooth: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in loss.cu.
-unsafe impl Params for LossParams {}
 
 /// Losses on the device.
 pub(crate) struct Losses<B> {

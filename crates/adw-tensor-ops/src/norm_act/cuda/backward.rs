@@ -6,7 +6,7 @@ use super::operands::{
 };
 use crate::cuda::{MapShape, variant};
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 
 /// Addresses of the gradient that reaches a normalised map: `weight * outer + direct`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,12 +17,12 @@ pub(crate) struct GradAddresses {
     pub(crate) direct: Option<Address>,
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradOutputParams {
-    outer: Address,
-    direct: Address,
-    weight: Address,
+params! {
+    struct GradOutputParams {
+        outer: Address,
+        direct: Address,
+        weight: Address,
+    }
 }
 
 impl From<GradAddresses> for GradOutputParams {
@@ -32,57 +32,51 @@ impl From<GradAddresses> for GradOutputParams {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradSumsParams {
-    map: Normalised,
-    grad: GradOutputParams,
-    partial: Address,
-    shape: Shape,
-    slope: f32,
-    _unused: u32,
+params! {
+    struct GradSumsParams {
+        map: Normalised,
+        grad: GradOutputParams,
+        partial: Address,
+        shape: Shape,
+        slope: f32,
+        _unused: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for GradSumsParams {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradFinishParams {
-    partial: Address,
-    variance: Address,
-    gamma: Address,
-    beta: Address,
-    gate: Address,
-    offset: Address,
-    factor: Address,
-    grad_gamma: Address,
-    grad_beta: Address,
-    grad_gate: Address,
-    outer_dot: Address,
-    batch: u32,
-    chunks: u32,
-    channels: u32,
-    voxels: u32,
-    gate_behind: u32,
-    eps: f32,
+params! {
+    struct GradFinishParams {
+        partial: Address,
+        variance: Address,
+        gamma: Address,
+        beta: Address,
+        gate: Address,
+        offset: Address,
+        factor: Address,
+        grad_gamma: Address,
+        grad_beta: Address,
+        grad_gate: Address,
+        outer_dot: Address,
+        batch: u32,
+        chunks: u32,
+        channels: u32,
+        voxels: u32,
+        gate_behind: u32,
+        eps: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for GradFinishParams {}
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct GradInputParams {
-    map: Normalised,
-    grad: GradOutputParams,
-    offset: Address,
-    factor: Address,
-    out: Address,
-    shape: Shape,
-    slope: f32,
-    _unused: u32,
+params! {
+    struct GradInputParams {
+        map: Normalised,
+        grad: GradOutputParams,
+        offset: Address,
+        factor: Address,
+        out: Address,
+        shape: Shape,
+        slope: f32,
+        _unused: u32,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for GradInputParams {}
 
 /// Gradients by gamma, beta and the gate, `[C]` f32 each.
 pub(crate) struct AffineGradients<B> {

@@ -7,18 +7,16 @@ use super::operands::{
 };
 use crate::cuda::{MapShape, variant};
 use adw_cuda::work::Work;
-use adw_cuda::{Address, Buffer, Launch, Params, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct MomentsParams {
-    y: Address,
-    partial: Address,
-    counts: Address,
-    shape: Shape,
+params! {
+    struct MomentsParams {
+        y: Address,
+        partial: Address,
+        counts: Address,
+        shape: Shape,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for MomentsParams {}
 
 /// Launches the moments of parts of a map `[B, voxels, C]`.
 ///
@@ -47,25 +45,23 @@ pub(crate) unsafe fn moments<R: Runtime>(rt: &R, y: Address, shape: &MapShape) -
     Ok(partial)
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct CoefficientsParams {
-    partial: Address,
-    counts: Address,
-    gamma: Address,
-    beta: Address,
-    gate: Address,
-    mean: Address,
-    variance: Address,
-    scale: Address,
-    shift: Address,
-    chunks: u32,
-    channels: u32,
-    gate_behind: u32,
-    eps: f32,
+params! {
+    struct CoefficientsParams {
+        partial: Address,
+        counts: Address,
+        gamma: Address,
+        beta: Address,
+        gate: Address,
+        mean: Address,
+        variance: Address,
+        scale: Address,
+        shift: Address,
+        chunks: u32,
+        channels: u32,
+        gate_behind: u32,
+        eps: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for CoefficientsParams {}
 
 /// Launches the join of the moments, and scale and shift from them.
 ///
@@ -118,18 +114,16 @@ pub(crate) unsafe fn coefficients<R: Runtime, B: Buffer>(
     Ok(out)
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct WeightedSumParams {
-    maps: [Normalised; 3],
-    weights: [Address; 3],
-    out: Address,
-    shape: Shape,
-    num_maps: u32,
-    slope: f32,
+params! {
+    struct WeightedSumParams {
+        maps: [Normalised; 3],
+        weights: [Address; 3],
+        out: Address,
+        shape: Shape,
+        num_maps: u32,
+        slope: f32,
+    }
 }
-// SAFETY: plain numbers, laid out as in norm_act.cu.
-unsafe impl Params for WeightedSumParams {}
 
 /// `out = sum_l weight_l * leaky(scale_l y_l + shift_l)`: the depth sink over one to three maps. A weight is the address
 /// of one f32 on the device, or [`Address::NONE`] for 1.

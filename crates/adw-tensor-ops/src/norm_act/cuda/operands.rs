@@ -2,7 +2,7 @@
 
 use super::super::kernels::{GatePosition, NormAct};
 use crate::cuda::MapShape;
-use adw_cuda::{Address, Buffer, Module, Result, Runtime, blocks};
+use adw_cuda::{Address, Buffer, Module, Result, Runtime, blocks, params};
 
 /// Source of the kernels.
 pub(crate) const MODULE: Module = adw_cuda::module!("norm_act");
@@ -29,13 +29,13 @@ pub(super) fn in_pieces(shape: &MapShape) -> bool {
     shape.channels.is_multiple_of(shape.precision.piece_len())
 }
 
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(super) struct Shape {
-    voxels: u32,
-    channels: u32,
-    chunk: u32,
-    batch: u32,
+params! {
+    pub(super) struct Shape {
+        voxels: u32,
+        channels: u32,
+        chunk: u32,
+        batch: u32,
+    }
 }
 
 impl From<&MapShape> for Shape {
@@ -131,13 +131,13 @@ impl AffineAddresses {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Normalised {
-    y: Address,
-    mean: Address,
-    scale: Address,
-    shift: Address,
+params! {
+    pub(super) struct Normalised {
+        y: Address,
+        mean: Address,
+        scale: Address,
+        shift: Address,
+    }
 }
 
 impl Normalised {
