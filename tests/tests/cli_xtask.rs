@@ -40,6 +40,24 @@ fn a_search_makes_its_phantom_and_a_retraining_continues_from_it() {
     let output = xtask(&["retrain", "--set", "search.epochs=9"], &[("--run", &run)]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 
+    // And so is the end by a signal.
+    #[cfg(unix)]
+    {
+        use std::io::{BufRead, BufReader};
+        let mut command = Command::new(build("xtask", "xtask"));
+        command.args(["retrain", "--json", "--name=again", "--set=retrain.epochs=90"]).arg("--run").arg(&run);
+        let piped = std::process::Stdio::piped;
+        let mut child = command.stdout(piped()).stderr(piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("\"event\":\"epoch\"")));
+        Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(143), "{output:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let last = stderr.lines().last().unwrap();
+        assert!(last.starts_with("interrupted by SIGTERM; to continue: cargo xtask retrain "), "{stderr}");
+    }
+
     // The help, too, with the command as it is typed.
     let help = String::from_utf8(xtask(&["retrain", "--help"], &[]).stdout).unwrap();
     assert!(help.contains("Usage: cargo xtask retrain") && help.contains("--uniform-width"), "{help}");

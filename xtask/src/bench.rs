@@ -11,7 +11,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::{failure::UsageError, launch::build_adw, workspace::workspace};
+use crate::{
+    failure::UsageError,
+    launch::build_adw,
+    output::{note, say},
+    workspace::workspace,
+};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct BenchArgs {
@@ -89,17 +94,17 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let adw = build_adw()?;
     let has_torch = has_torch(&args.python);
     if !has_torch {
-        eprintln!(
+        note(&format!(
             "note: {} has no PyTorch (pip install torch), so `adw` is timed alone; --python names another",
             args.python.display()
-        );
+        ));
     }
     let mut rows = String::new();
     let mut lines = String::new();
     for case in cases {
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         for round in 0..args.rounds {
-            eprintln!("{}: round {} of {}", case.name, round + 1, args.rounds);
+            note(&format!("{}: round {} of {}", case.name, round + 1, args.rounds));
             let line = ours.add(&run(our_command(&adw, case, args))?);
             writeln!(lines, "{}", json!({"case": case.name, "program": "adw", "result": line}))?;
             if has_torch {
@@ -112,7 +117,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     if let Some(output) = &args.output {
         std::fs::write(output, lines).with_context(|| format!("cannot write {}", output.display()))?;
     }
-    print!("\n{:18}{:>10}{:>10}{:>8}\n{rows}", "", "adw", "PyTorch", "ratio");
+    say(&format!("\n{:18}{:>10}{:>10}{:>8}\n{}", "", "adw", "PyTorch", "ratio", rows.trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,7 +11,7 @@ use std::{
 use adw_cuda_build::find_nvcc;
 use anyhow::{Context, Result};
 
-use crate::{failure::UsageError, workspace::workspace};
+use crate::{failure::UsageError, output::note, workspace::workspace};
 
 /// Files that a CUDA build needs to be linked and started.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,12 +98,12 @@ fn decide(device: Option<&str>, look: impl FnOnce() -> Result<Cuda, String>) -> 
     }
     match look() {
         Ok(cuda) => {
-            eprintln!("note: {}", cuda.describe());
+            note(&format!("note: {}", cuda.describe()));
             Ok(Some(cuda))
         }
         Err(why) if device.starts_with("cuda") => Err(UsageError(format!("--device {device}: {why}")).into()),
         Err(why) => {
-            eprintln!("note: a build without CUDA, for {why}");
+            note(&format!("note: a build without CUDA, for {why}"));
             Ok(None)
         }
     }

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cuda::{before, link, target_folder},
     cuda_stubs::stub_source,
+    output::{note, say},
     workspace::{kernel_sources, workspace},
 };
 
@@ -69,7 +70,7 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
     }
     let build = Build::new(nvcc)?;
     run(build.cargo("build").args(["--package", "adw-cli", "--features", "adw-cli/cudnn"]))?;
-    println!("built {}", target_folder().join("release/adw").display());
+    say(&format!("built {}", target_folder().join("release/adw").display()))?;
     Ok(build)
 }
 
@@ -80,7 +81,7 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
 pub(crate) fn lint(build: &Build) -> Result<()> {
     let there = Command::new(cargo()).args(["clippy", "--version"]).output();
     if !there.is_ok_and(|o| o.status.success()) {
-        eprintln!("warning: clippy is missing; CUDA code is not linted");
+        note("warning: clippy is missing; CUDA code is not linted");
         return Ok(());
     }
     let mut clippy = build.cargo("clippy");
@@ -107,7 +108,11 @@ pub(crate) fn emulate(build: &Build, test_arguments: &[String]) -> Result<()> {
             .env("LD_LIBRARY_PATH", &build.library_path);
         run(&mut cargo)?;
     }
-    println!("to run the program on the host: LD_LIBRARY_PATH={} {}", build.emulated.display(), program.display());
+    say(&format!(
+        "to run the program on the host: LD_LIBRARY_PATH={} {}",
+        build.emulated.display(),
+        program.display()
+    ))?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::{
     cuda_build,
+    output::{note, say},
     workspace::{kernel_sources, workspace},
 };
 
@@ -74,12 +75,12 @@ fn check_kernels(nvcc: &Path) -> Result<()> {
         bail!("no .cu file in {}", workspace().join("crates").display());
     }
     let mut offenders = Vec::new();
-    println!("| kernel | for | registers | static shared (B) | stack (B) | spills (B) |\n|---|---|--:|--:|--:|--:|");
+    say("| kernel | for | registers | static shared (B) | stack (B) | spills (B) |\n|---|---|--:|--:|--:|--:|")?;
     for source in &sources {
         for architecture in ARCHITECTURES {
             for usage in assemble(nvcc, source, architecture)? {
                 let Usage { kernel, registers, shared, stack, spills } = &usage;
-                println!("| {kernel} | {architecture} | {registers} | {shared} | {stack} | {spills} |");
+                say(&format!("| {kernel} | {architecture} | {registers} | {shared} | {stack} | {spills} |"))?;
                 let allowed = ALLOWED.iter().find(|a| a.0 == kernel).map_or(0, |a| a.1);
                 if *spills > 0 || *stack > allowed {
                     offenders.push(format!("{kernel} for {architecture}: {stack} bytes of stack, {spills} spilled"));
@@ -103,7 +104,7 @@ pub(crate) fn find_nvcc() -> Result<PathBuf> {
     if nvcc.is_file() {
         return Ok(nvcc);
     }
-    eprintln!("no CUDA toolkit here: fetching one into {} (104 MB of Python wheels)", folder.display());
+    note(&format!("no CUDA toolkit here: fetching one into {} (104 MB of Python wheels)", folder.display()));
     // Aside and renamed: an interrupted installation leaves no half of a toolkit.
     let aside = workspace().join(format!("target/cuda-toolkit.{}", std::process::id()));
     let status = Command::new("python3")

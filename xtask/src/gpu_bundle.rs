@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use flate2::{Compression, write::GzEncoder};
 
-use crate::{cuda_build, cuda_check::find_nvcc, launch::build_adw, workspace::workspace};
+use crate::{cuda_build, cuda_check::find_nvcc, launch::build_adw, output::say, workspace::workspace};
 
 /// Most bytes of the folder, which is carried to another machine.
 const LIMIT: u64 = 40 << 20;
@@ -57,7 +57,7 @@ pub(crate) fn gpu_bundle(args: &GpuBundleArgs) -> Result<ExitCode> {
     }
     let _ = fs::remove_dir_all(&args.output);
     fs::rename(&aside, &args.output).with_context(|| args.output.display().to_string())?;
-    println!("{} ({:.0} MiB). On the machine with the GPU: python3 gpu.py", args.output.display(), mib(bytes));
+    say(&format!("{} ({:.0} MiB). On the machine with the GPU: python3 gpu.py", args.output.display(), mib(bytes)))?;
     Ok(ExitCode::SUCCESS)
 }
 

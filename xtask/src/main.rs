@@ -10,6 +10,7 @@ mod cuda_stubs;
 mod failure;
 mod gpu_bundle;
 mod launch;
+mod output;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(&format!("error: {error:#}"));
             ExitCode::from(failure::exit_code(&error))
         }
     }

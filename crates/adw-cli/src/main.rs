@@ -9,6 +9,7 @@ mod device;
 mod download;
 mod failure;
 mod host_memory;
+mod interrupt;
 mod memory;
 mod model;
 mod overrides;
@@ -27,14 +28,28 @@ use std::{panic, process::ExitCode};
 
 use clap::Parser;
 
-use crate::args::{Cli, Command, Subject};
+use crate::{
+    args::{Cli, Command, Subject},
+    report::progress::{note, output_error, print_by},
+};
 
 fn main() -> ExitCode {
-    // clap prints its own message and exits with 2.
-    let cli = Cli::parse();
+    interrupt::catch_signals();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) if message.use_stderr() => {
+            // Nothing is left to do if the message cannot be printed.
+            let _ = message.print();
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            print_by(|| help.print());
+            return exit_code(Ok(()));
+        }
+    };
     // A broken invariant is reported like any other failure: one line.
     panic::set_hook(Box::new(|info| {
-        eprintln!("error: internal: {}", info.to_string().split_whitespace().collect::<Vec<_>>().join(" "));
+        note(&format!("error: internal: {}", info.to_string().split_whitespace().collect::<Vec<_>>().join(" ")));
     }));
     let result = panic::catch_unwind(|| match &cli.command {
         Command::Download(args) => commands::download::run(args),
@@ -52,11 +67,25 @@ fn main() -> ExitCode {
         },
     });
     match result {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            eprintln!("error: {}", failure::one_line(&error));
-            ExitCode::from(failure::exit_code(&error))
-        }
+        Ok(result) => exit_code(result),
         Err(_panic) => ExitCode::FAILURE,
+    }
+}
+
+/// Reports how a command ended.
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    if let Err(error) = result {
+        if matches!(error.downcast_ref(), Some(adw_search::Error::Stopped { .. })) {
+            interrupt::end_if_interrupted();
+        }
+        note(&format!("error: {}", failure::one_line(&error)));
+        return ExitCode::from(failure::exit_code(&error));
+    }
+    match output_error() {
+        None => ExitCode::SUCCESS,
+        Some(error) => {
+            note(&format!("error: stdout: {error}: what was to be printed there is incomplete"));
+            ExitCode::from(2)
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     args::ConfigArgs,
     dataset_folder,
     failure::bad_input,
+    interrupt,
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, check_new, config_path},
     splits::Splits,
@@ -98,6 +99,7 @@ impl Run {
         check_same(request.root, &plan, &splits, &dataset)?;
         let fold = request.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
+        interrupt::resumes(Some((request.root, (fold != facts.fold).then_some(fold))));
         Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: Some(folder) })
     }
 
@@ -132,6 +134,7 @@ impl Run {
             let config = run_config::render(&self.facts, &self.config)?;
             let files = [("plan.json", plan.as_str()), ("splits.json", &splits), ("config.toml", &config)];
             self.folder = Some(RunFolder::create(&self.root, &files)?);
+            interrupt::resumes(Some((&self.root, None)));
         }
         Ok(self.folder.as_ref().expect("it was just created"))
     }

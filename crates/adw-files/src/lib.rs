@@ -12,4 +12,4 @@ pub use file_kind::open_regular;
 pub use lock::{Lock, lock_with_timeout};
 pub use new_file::{NewFile, write_atomic, write_bytes};
 pub use new_folder::NewFolder;
-pub use temporary::remove_stale;
+pub use temporary::{OwnRemoved, create_folders, remove_own, remove_stale, sync_parent};

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::file_kind::check_replaceable;
-use crate::temporary::{create_beside, sync_parent};
+use crate::temporary::{create_beside, is_done, sync_parent};
 
 /// A file under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed.
 ///
@@ -43,13 +43,35 @@ impl NewFile {
     ///
     /// # Errors
     /// The system's error; then the old content stays, except when only the last step fails (syncing the folder).
-    pub fn commit(mut self) -> io::Result<()> {
+    pub fn commit(self) -> io::Result<()> {
+        self.commit_after(|| Ok(()))
+    }
+
+    /// Does what [`Self::commit`] does, and gives the old content the name `previous` instead of removing it, replacing what
+    /// carries that name. A process killed in between leaves no file at the target, and the old one at `previous`.
+    ///
+    /// # Errors
+    /// Those of [`Self::commit`]; `InvalidInput` if `previous` exists and is no regular file.
+    pub fn commit_keeping(self, previous: &Path) -> io::Result<()> {
+        let target = self.target.clone();
+        self.commit_after(|| {
+            check_replaceable(previous)?;
+            match fs::rename(target, previous) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                outcome => outcome,
+            }
+        })
+    }
+
+    fn commit_after(mut self, prepare: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         self.out.flush()?;
         self.out.get_ref().sync_all()?;
         // Again: what was there at the beginning may be another thing by now.
         check_replaceable(&self.target)?;
+        prepare()?;
         fs::rename(&self.temporary, &self.target)?;
         self.committed = true;
+        is_done(&self.temporary);
         sync_parent(&self.target)
     }
 }
@@ -73,6 +95,7 @@ impl Drop for NewFile {
         if !self.committed {
             // The caller has a more important error to report, and `remove_stale` removes what stays.
             let _ = fs::remove_file(&self.temporary);
+            is_done(&self.temporary);
         }
     }
 }

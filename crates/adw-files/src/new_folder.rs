@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::file_kind::existing;
-use crate::temporary::{create_beside, sync_folder, sync_parent};
+use crate::temporary::{create_beside, is_done, sync_folder, sync_parent};
 
 /// A folder under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed with its
 /// content.
@@ -58,6 +58,7 @@ impl NewFolder {
         // Replaces an empty folder, and only that.
         fs::rename(&self.temporary, &self.target)?;
         self.committed = true;
+        is_done(&self.temporary);
         sync_parent(&self.target)
     }
 }
@@ -75,6 +76,7 @@ impl Drop for NewFolder {
         if !self.committed {
             // The caller has a more important error to report, and `remove_stale` removes what stays.
             let _ = fs::remove_dir_all(&self.temporary);
+            is_done(&self.temporary);
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Names and locks of files and folders under construction: `.NAME.PID-N.adw-tmp`.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ENDING: &str = ".adw-tmp";
 
@@ -13,6 +15,37 @@ const KEPT_NAME_BYTES: usize = 180;
 
 /// Candidate names tried before giving up. Others are taken only by what earlier processes with the same id left.
 const MAX_ATTEMPTS: usize = 1000;
+
+/// Files and folders under construction by this process.
+static UNDER_CONSTRUCTION: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn under_construction() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNDER_CONSTRUCTION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Files and folders of this process, removed; see [`remove_own`].
+#[derive(Debug)]
+#[must_use = "dropped, it lets the other threads go on"]
+pub struct OwnRemoved {
+    _guard: MutexGuard<'static, BTreeSet<PathBuf>>,
+}
+
+/// Removes all that this process has under construction, on the way to a sudden end: while the result lives, other threads
+/// wait where they would start, commit or drop a file or folder.
+pub fn remove_own() -> OwnRemoved {
+    let guard = under_construction();
+    for path in guard.iter() {
+        // A thread that still writes into a folder can make one attempt fail; `remove_stale` removes what stays.
+        let remove = || fs::remove_file(path).is_ok() || fs::remove_dir_all(path).is_ok() || !path.exists();
+        let _ = (0..3).any(|_| remove());
+    }
+    OwnRemoved { _guard: guard }
+}
+
+/// Ends the construction of `path`, which was renamed or removed.
+pub(crate) fn is_done(path: &Path) {
+    under_construction().remove(path);
+}
 
 /// Creates a temporary file or folder beside `target` by `create`, which must fail with `AlreadyExists` for a name that is
 /// taken and may return no handle where the system opens no folders. Returns its path and the handle, locked where the file
@@ -26,6 +59,7 @@ pub(crate) fn create_beside(
     let name = target.file_name().ok_or_else(invalid)?;
     for _ in 0..MAX_ATTEMPTS {
         let path = target.with_file_name(temporary_name(name, COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let mut own = under_construction();
         let handle = match create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             created => created?,
@@ -34,6 +68,7 @@ pub(crate) fn create_beside(
         // `WouldBlock` comes from a file system without locks, where `remove_stale` removes nothing.
         let lost = handle.as_ref().is_some_and(|handle| matches!(handle.try_lock(), Err(TryLockError::WouldBlock)));
         if !lost && path.exists() {
+            own.insert(path.clone());
             return Ok((path, handle));
         }
     }
@@ -97,9 +132,33 @@ pub fn remove_stale(folder: &Path) -> io::Result<usize> {
 }
 
 /// Syncs the folder that `path` lies in, which makes a rename in it durable.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_folder(parent)
+///
+/// # Errors
+/// The system's error.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    sync_folder(parent(path))
+}
+
+/// Creates a folder and those above it that are missing, each durably: its name is on the disk on return.
+///
+/// # Errors
+/// The system's error; `AlreadyExists` if a name is taken by something else.
+pub fn create_folders(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if parent(path) != path {
+        create_folders(parent(path))?;
+    }
+    match fs::create_dir(path) {
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        outcome => outcome.and_then(|()| sync_parent(path)),
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Syncs the names in a folder. Does nothing where folders cannot be opened (Windows) or synced (some network file systems).

@@ -11,7 +11,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use adw_files::{NewFile, NewFolder, lock_with_timeout, open_regular, remove_stale, write_atomic, write_bytes};
+use adw_files::{
+    NewFile, NewFolder, create_folders, lock_with_timeout, open_regular, remove_own, remove_stale, write_atomic,
+    write_bytes,
+};
 
 const ROLE: &str = "ADW_FILES_TEST_ROLE";
 const FOLDER: &str = "ADW_FILES_TEST_FOLDER";
@@ -33,6 +36,20 @@ fn child() {
             let run = NewFolder::create(&folder.join("run")).unwrap();
             write_bytes(&run.path().join("config.toml"), b"seed = 1").unwrap();
             wait();
+        }
+        "remove own" => {
+            let replaced = folder.join("a.txt");
+            write_bytes(&replaced, b"whole").unwrap();
+            let file = NewFile::create(&replaced).unwrap();
+            let run = NewFolder::create(&folder.join("run")).unwrap();
+            write_bytes(&run.path().join("config.toml"), b"seed = 1").unwrap();
+            let removed = remove_own();
+            assert_eq!(names(folder), ["a.txt"]);
+            let waiting = std::thread::spawn(move || (file.commit().is_err(), write_bytes(&replaced, b"late").is_ok()));
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!waiting.is_finished() && fs::read(folder.join("a.txt")).unwrap() == b"whole");
+            drop(removed);
+            assert_eq!(waiting.join().unwrap(), (true, true));
         }
         "lock and wait" => {
             let _lock = lock_with_timeout(&folder.join(".lock"), Duration::ZERO).unwrap();
@@ -139,6 +156,44 @@ fn two_processes_that_replace_one_file_leave_it_whole_at_every_instant() {
     }
     assert!(children.iter_mut().all(|child| child.wait().unwrap().success()));
     assert_eq!(names(dir.path()), ["a.txt"]);
+}
+
+#[test]
+fn a_process_that_ends_suddenly_removes_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(child_command("remove own", dir.path()).status().unwrap().success());
+    assert_eq!(names(dir.path()), ["a.txt"]);
+}
+
+#[test]
+fn the_old_content_is_kept_under_another_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (latest, previous) = (dir.path().join("latest"), dir.path().join("previous"));
+    for round in 0..3 {
+        let mut file = NewFile::create(&latest).unwrap();
+        write!(file, "{round}").unwrap();
+        file.commit_keeping(&previous).unwrap();
+        assert_eq!(fs::read_to_string(&latest).unwrap(), round.to_string());
+        assert_eq!(fs::read_to_string(&previous).ok(), (round > 0).then(|| (round - 1).to_string()));
+    }
+    fs::remove_file(&previous).unwrap();
+    fs::create_dir(&previous).unwrap();
+    let error = NewFile::create(&latest).unwrap().commit_keeping(&previous).unwrap_err();
+    assert_eq!(error.to_string(), "is a folder, not a regular file");
+    assert_eq!(fs::read_to_string(&latest).unwrap(), "2");
+    assert_eq!(names(dir.path()), ["latest", "previous"]);
+}
+
+#[test]
+fn folders_are_created_with_those_above_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("a/b/c");
+    create_folders(&deep).unwrap();
+    create_folders(&deep).unwrap();
+    assert!(deep.is_dir());
+    fs::write(dir.path().join("file"), "").unwrap();
+    create_folders(&dir.path().join("file")).unwrap_err();
+    create_folders(&dir.path().join("file/below")).unwrap_err();
 }
 
 #[test]

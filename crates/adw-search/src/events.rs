@@ -19,6 +19,13 @@ pub enum Event<'a, R> {
     },
     /// End of an iteration.
     Iteration(IterationReport),
+    /// Beginning of a validation batch, after the last iteration of an epoch.
+    Validation {
+        /// Epoch, from 0.
+        epoch: usize,
+        /// Validation batch, from 0.
+        batch: usize,
+    },
     /// End of an epoch, whose row has been appended to the history.
     Epoch(&'a R),
     /// Written checkpoint.

@@ -92,7 +92,21 @@ pub(crate) fn run<T: TrainingTask>(
             output.emit(task, at, &means, &Event::Iteration(report))?;
         }
         let mut requests = schedule.validation_requests(at.epoch);
-        let counts = task.validate(at.epoch, &mut || requests.next().map(|r| fetch(source, r)).transpose())?;
+        let mut stop = None;
+        let counts = task.validate(at.epoch, &mut || {
+            let Some(request) = requests.next() else { return Ok(None) };
+            let event = Event::Validation { epoch: at.epoch, batch: request.iteration };
+            if let ControlFlow::Break(how) = (output.on_event)(&event) {
+                // Saved below, when the task holds its own parameters again.
+                stop = Some(how);
+                return Err(stopped(at));
+            }
+            fetch(source, request).map(Some)
+        });
+        if let Some(how) = stop {
+            return output.stop(task, at, &means, how);
+        }
+        let counts = counts?;
         let summary = EpochSummary { means: &means, dice: counts.dice(), wall_s: started.elapsed().as_secs_f64() };
         let row = task.row(at.epoch, summary)?;
         files.append(&row)?;
@@ -121,16 +135,18 @@ impl<R> LoopOutput<'_, '_, R> {
         means: &RunningMeans,
         event: &Event<'_, R>,
     ) -> Result<()> {
-        let ControlFlow::Break(stop) = (self.on_event)(event) else {
-            return Ok(());
-        };
-        if at.epoch >= self.schedule.epochs {
-            return Ok(());
+        match (self.on_event)(event) {
+            ControlFlow::Break(how) if at.epoch < self.schedule.epochs => self.stop(task, at, means, how),
+            _ => Ok(()),
         }
-        if stop == Stop::AfterSaving {
+    }
+
+    /// Ends a run before its end.
+    fn stop<T: TrainingTask>(&self, task: &T, at: Position, means: &RunningMeans, how: Stop) -> Result<()> {
+        if how == Stop::AfterSaving {
             self.files.save(|| checkpoint(task, at, means))?;
         }
-        Err(Error::Stopped { epoch: at.epoch, iteration: at.iteration })
+        Err(stopped(at))
     }
 
     fn save_if_due<T: TrainingTask<HistoryRow = R>>(
@@ -147,6 +163,10 @@ impl<R> LoopOutput<'_, '_, R> {
             None => Ok(()),
         }
     }
+}
+
+fn stopped(Position { epoch, iteration }: Position) -> Error {
+    Error::Stopped { epoch, iteration }
 }
 
 fn checkpoint<T: TrainingTask>(task: &T, position: Position, means: &RunningMeans) -> Result<Checkpoint> {

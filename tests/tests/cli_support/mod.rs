@@ -74,6 +74,7 @@ pub struct Adw {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     folder: Option<PathBuf>,
+    shell: Option<String>,
 }
 
 impl Adw {
@@ -90,6 +91,12 @@ impl Adw {
     /// Run in this folder.
     pub fn in_folder(mut self, folder: &Path) -> Self {
         self.folder = Some(folder.to_owned());
+        self
+    }
+
+    /// Run by bash after these commands, such as `ulimit` or redirections by `exec`, in the same process.
+    pub fn after(mut self, commands: &str) -> Self {
+        self.shell = Some(commands.to_owned());
         self
     }
 
@@ -111,8 +118,12 @@ impl Adw {
         &self.arguments
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(adw());
+    /// The command as one of the standard library, to be started with streams of its own.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(if self.shell.is_some() { Path::new("bash") } else { adw() });
+        if let Some(shell) = &self.shell {
+            command.args(["-c", &format!("{shell}\nexec \"$0\" \"$@\"")]).arg(adw());
+        }
         // Not the caches of who runs the tests.
         command.args(&self.arguments).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         // Not the datasets of who runs the tests either.

@@ -26,6 +26,9 @@ TASK is a task of the Medical Segmentation Decathlon (braintumour heart liver hi
 hepaticvessel spleen colon), `phantom`, or the path of a dataset's folder. Datasets lie in `data/` or, if set, $ADW_DATA; \
 search and retrain download a missing one. Runs are kept in `runs/TASK/` or, if set, $ADW_RUNS/TASK.
 
+Exit code: 0; 2 for what you can put right, with one line on stderr (bad input, a full disk, results that stdout does not \
+take; a reader that closes its pipe is no error); 128 + n after signal n; 1 for a mistake in the program.
+
 Try it, without a download, in three minutes:  adw search && adw retrain";
 
 /// Commands in the order in which a dataset goes through them.

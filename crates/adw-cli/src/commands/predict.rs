@@ -20,6 +20,7 @@ use crate::{
     args::{ModelArgs, PredictArgs},
     device,
     failure::bad_input,
+    interrupt,
     model::{self, Models},
     report::progress::{Progress, emit, note, say},
     run_config,
@@ -74,6 +75,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     }
 
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
+    interrupt::resumes(None);
     let window = SlidingWindow {
         step: args.step,
         mirror: if args.mirror { models.mirror_axes } else { [false; 3] },

@@ -2,11 +2,10 @@
 
 use std::{
     fs,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-use adw_search::{ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
+use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
@@ -18,7 +17,7 @@ use crate::{
     cases::Cases,
     device,
     failure::{bad_input, program},
-    memory, model,
+    interrupt, memory, model,
     report::{
         drawing, metrics,
         progress::{Progress, emit, say},
@@ -253,15 +252,19 @@ impl Training<'_> {
             arch_steps: 0,
         };
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
-        let trained = retrain(&mut net, &run.loss(), &settings.retrain, &options, &mut source, &mut |event| {
+        let mut on_event = |event: &Event<'_, RetrainRow>| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
-            ControlFlow::Continue(())
+            interrupt::stop()
+        };
+        let trained = interrupt::stopping_itself(|| {
+            retrain(&mut net, &run.loss(), &settings.retrain, &options, &mut source, &mut on_event)
         });
         drop(reporter);
         let info = model::info(&run.plan, &settings, run.fold)?;
         let model = ModelFile { architecture: self.architecture.clone(), weights: trained?.weights, info };
         let path = model_in(&directory);
         model.save(&path)?;
+        interrupt::end_if_interrupted();
         Ok(path)
     }
 

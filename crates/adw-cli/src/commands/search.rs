@@ -1,11 +1,8 @@
 //! `adw search`: find the architecture.
 
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use adw_search::{ArchBatches, Part, RunOptions, SearchRow, search};
+use adw_search::{ArchBatches, Event, Part, RunOptions, SearchRow, search};
 use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -16,7 +13,7 @@ use crate::{
     cases::Cases,
     device,
     failure::bad_input,
-    memory,
+    interrupt, memory,
     report::{
         self,
         progress::{emit, note, say},
@@ -131,10 +128,12 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
         },
     };
     let mut reporter = training::Reporter::new("search", workload, args.process.json);
-    let loss = run.loss();
-    let found = search(&mut net, patch, &loss, &settings.search, &options, &mut source, &mut |event| {
+    let mut on_event = |event: &Event<'_, SearchRow>| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
-        ControlFlow::Continue(())
+        interrupt::stop()
+    };
+    let found = interrupt::stopping_itself(|| {
+        search(&mut net, patch, &run.loss(), &settings.search, &options, &mut source, &mut on_event)
     });
     drop(reporter);
     let mut architecture = found?;

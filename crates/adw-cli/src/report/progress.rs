@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -66,7 +67,7 @@ impl Progress {
             Kind::Json => emit(name, event),
             Kind::Lines => {
                 let eta = self.bar.eta().as_secs();
-                eprintln!("{} {}, {}:{:02} left", self.bar.prefix(), line(), eta / 60, eta % 60);
+                note(&format!("{} {}, {}:{:02} left", self.bar.prefix(), line(), eta / 60, eta % 60));
             }
         }
     }
@@ -89,13 +90,30 @@ pub(crate) fn emit(name: &str, event: &impl Serialize) {
     say(&format!("{}\n", Value::Object(object)));
 }
 
-/// Prints a line on stderr.
+/// Prints a line on stderr, if that can be written to: messages never end the work.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Prints text on stdout. Errors are ignored: a closed pipe must not end a training.
+/// First error of a write to stdout.
+static OUTPUT_ERROR: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints text on stdout. After an error the work goes on and nothing more is printed; [`output_error`] returns the error.
 pub(crate) fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    print_by(|| io::stdout().write_all(text.as_bytes()));
+}
+
+/// Prints on stdout by `write`, as [`say`] does.
+pub(crate) fn print_by(write: impl FnOnce() -> io::Result<()>) {
+    if OUTPUT_ERROR.get().is_none()
+        && let Err(error) = write().and_then(|()| io::stdout().flush())
+    {
+        // An error that another thread has met first is as good.
+        let _ = OUTPUT_ERROR.set(error);
+    }
+}
+
+/// Error that cut the output on stdout; none for a reader that has closed its pipe, because it wanted no more.
+pub(crate) fn output_error() -> Option<&'static io::Error> {
+    OUTPUT_ERROR.get().filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
 }

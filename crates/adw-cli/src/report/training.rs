@@ -81,7 +81,7 @@ impl Reporter {
                 self.status.epoch(dice, architecture);
                 progress.milestone("epoch", row, || self.status.line());
             }
-            Event::Saved(_) => {}
+            Event::Saved(_) | Event::Validation { .. } => {}
         }
     }
 
