@@ -28,6 +28,7 @@ parser.add_argument("--output", default=os.path.join(HERE, "results"))
 parser.add_argument("--rounds", type=int, default=3, help="turns of ours and PyTorch's; medians are shown")
 parser.add_argument("--only", choices=["parity", "times", "training"], action="append", help="only this part; repeatable")
 parser.add_argument("--limit", type=float, default=540, help="seconds after which no new measurement begins")
+parser.add_argument("--data", help="dataset to search on and train on; a phantom if none is given")
 parser.add_argument("--training-epochs", type=int, default=40, help="of the search, of 25 iterations each")
 parser.add_argument("--smoke", action="store_true")
 args = parser.parse_args()
@@ -193,7 +194,10 @@ def training():
             "--set", "retrain.iterations_per_epoch=1", "--set", "data.patch_size=[16,16,16]",
             "--set", "search.batch_size=1", "--set", "retrain.batch_size=1",
         ]
-    data = glob.glob(os.path.join(HERE, "Task*"))[0]
+    data = args.data or os.path.join(args.output, "Task00_Phantom")
+    if not args.data and not os.path.exists(os.path.join(data, "dataset.json")):
+        if run("phantom", [adw, "phantom", "--test", "0", "--output", data]) is None:
+            return
     start = time.time()
     command = [adw, "search", "--device", "cuda:0", "--data", data, "--run", run_folder, *settings]
     if run(f"search on {os.path.basename(data)}", command) is None:

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cuda::{before, link, target_folder},
     cuda_stubs::stub_source,
+    launch::built_program,
     output::{note, say},
     workspace::{kernel_sources, workspace},
 };
@@ -166,23 +167,8 @@ impl Build {
     /// Builds a test of a package and returns the program's path.
     pub(crate) fn test_program(&self, package: &str, test: &str) -> Result<PathBuf> {
         let mut cargo = self.cargo("test");
-        let output = cargo
-            .args(tested())
-            .args(["--test", test, "--no-run"])
-            .arg("--message-format=json-render-diagnostics")
-            .stderr(std::process::Stdio::inherit())
-            .output()
-            .context("cannot start cargo")?;
-        if !output.status.success() {
-            bail!("{test} does not build");
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let program = text.lines().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            let wanted = message["target"]["name"] == test && message["package_id"].as_str()?.contains(package);
-            Some(PathBuf::from(wanted.then(|| message["executable"].as_str())??))
-        });
-        program.context("cargo names no program")
+        cargo.args(tested()).args(["--test", test, "--no-run"]);
+        built_program(&mut cargo, package, test, &format!("{test} does not build"))
     }
 
     /// A cuDNN all of whose functions fail, with which a program starts where there is none.

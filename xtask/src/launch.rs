@@ -72,26 +72,31 @@ fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
     if let Some(cuda) = cuda {
         cuda.build(&mut cargo)?;
     }
+    let failure = match cuda {
+        Some(_) => "adw does not build with CUDA; build it without by --device cpu",
+        None => "adw does not build",
+    };
+    built_program(&mut cargo, "adw-cli", "adw", failure)
+}
+
+/// Runs a build of cargo and returns the path of the program that it made of a package's target. `failure`: the error of a
+/// build that fails.
+pub(crate) fn built_program(cargo: &mut Command, package: &str, target: &str, failure: &str) -> Result<PathBuf> {
     let output = cargo
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
-        if cuda.is_some() {
-            bail!("adw does not build with CUDA; build it without by --device cpu");
-        }
-        bail!("adw does not build");
+        bail!("{failure}");
     }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            (message["target"]["name"] == "adw").then_some(())?;
-            Some(PathBuf::from(message["executable"].as_str()?))
-        })
-        .next_back()
-        .context("cargo built no adw binary")
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut programs = text.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let wanted = message["target"]["name"] == target && message["package_id"].as_str()?.contains(package);
+        Some(PathBuf::from(wanted.then(|| message["executable"].as_str())??))
+    });
+    programs.next_back().with_context(|| format!("cargo built no program {target}"))
 }
 
 /// Replaces this process, so that signals and the exit code are those of the program. Its messages show `cargo xtask` as
