@@ -62,15 +62,16 @@ fn bits(parameters: &[Parameter], role: Option<Role>) -> Vec<(String, Vec<u32>)>
     of_role.map(|p| (p.name.clone(), bits(p))).collect()
 }
 
-/// Runs a search, which ends early in the given way at the event of that number, from 1.
-fn run_search(
-    net: &mut Supernet,
-    config: &SearchConfig,
-    options: &RunOptions,
-    stop: Option<(usize, Stop)>,
-) -> Result<(Architecture, Vec<SearchRow>), Error> {
+/// Number of the event, from 1, at which a run ends early, and the way in which it does.
+type StopAt = Option<(usize, Stop)>;
+
+/// Calls `run` with a function that gets a run's events; returns its result and the rows of the history.
+fn watched<R: Clone, T>(
+    stop: StopAt,
+    run: impl FnOnce(&mut dyn FnMut(&Event<'_, R>) -> ControlFlow<Stop>) -> Result<T, Error>,
+) -> Result<(T, Vec<R>), Error> {
     let (mut rows, mut events) = (vec![], 0);
-    let mut on_event = |event: &Event<'_, SearchRow>| {
+    let result = run(&mut |event| {
         if let Event::Epoch(row) = event {
             rows.push((*row).clone());
         }
@@ -79,30 +80,27 @@ fn run_search(
             Some((at, stop)) if at == events => ControlFlow::Break(stop),
             _ => ControlFlow::Continue(()),
         }
-    };
-    let architecture = search(net, PATCH, &DiceCe::default(), config, options, &mut Cubes::new(2), &mut on_event)?;
-    Ok((architecture, rows))
+    })?;
+    Ok((result, rows))
+}
+
+fn run_search(
+    net: &mut Supernet,
+    config: &SearchConfig,
+    options: &RunOptions,
+    stop: StopAt,
+) -> Result<(Architecture, Vec<SearchRow>), Error> {
+    let source = &mut Cubes::new(2);
+    watched(stop, |on_event| search(net, PATCH, &DiceCe::default(), config, options, source, on_event))
 }
 
 fn run_retrain(
     net: &mut Unet,
     config: &RetrainConfig,
     options: &RunOptions,
-    stop: Option<(usize, Stop)>,
+    stop: StopAt,
 ) -> Result<(Trained, Vec<RetrainRow>), Error> {
-    let (mut rows, mut events) = (vec![], 0);
-    let mut on_event = |event: &Event<'_, RetrainRow>| {
-        if let Event::Epoch(row) = event {
-            rows.push((*row).clone());
-        }
-        events += 1;
-        match stop {
-            Some((at, stop)) if at == events => ControlFlow::Break(stop),
-            _ => ControlFlow::Continue(()),
-        }
-    };
-    let trained = retrain(net, &DiceCe::default(), config, options, &mut Cubes::new(2), &mut on_event)?;
-    Ok((trained, rows))
+    watched(stop, |on_event| retrain(net, &DiceCe::default(), config, options, &mut Cubes::new(2), on_event))
 }
 
 fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
@@ -224,17 +222,24 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
     assert_eq!((slack.cost, slack.loss), (free.cost, free.loss));
 }
 
-#[test]
-fn training_learns_the_problem_and_delivers_the_average() {
-    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 6, 2, 3).unwrap();
+/// Trains a network of this width until it has learnt the problem.
+fn train(width: usize, precision: Precision) -> (Unet, Trained, Vec<RetrainRow>) {
+    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], width, 2, 3).unwrap();
     let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
     let config = RetrainConfig {
         epochs: 4,
         iterations_per_epoch: 40,
         lr: LearningRate { peak: 3e-2, ..retrain_config().lr },
+        precision,
         ..retrain_config()
     };
     let (trained, rows) = run_retrain(&mut net, &config, &RunOptions::default(), None).unwrap();
+    (net, trained, rows)
+}
+
+#[test]
+fn training_learns_the_problem_and_delivers_the_average() {
+    let (net, trained, rows) = train(6, Precision::Full);
     let (first, last) = (&rows[0], &rows[3]);
     assert!(last.loss.unwrap() < first.loss.unwrap() - 0.3, "{first:?} {last:?}");
     assert!(last.mean_dice.unwrap() > 0.8, "{last:?}");
@@ -257,29 +262,18 @@ fn brier_score(logits: &[Tensor], target: &Tensor) -> candle_core::Result<Tensor
 
 #[test]
 fn a_search_and_a_training_take_any_loss() {
-    let (mut rows, mut history) = (vec![], vec![]);
-    let mut on_event = |event: &Event<'_, SearchRow>| {
-        if let Event::Epoch(row) = event {
-            rows.push((*row).clone());
-        }
-        ControlFlow::Continue(())
-    };
     let (config, options) = (SearchConfig { iterations_per_epoch: 10, ..search_config() }, RunOptions::default());
-    let mut net = supernet();
+    let (mut net, source) = (supernet(), &mut Cubes::new(2));
     let before = bits(net.parameters(), Some(Role::Architecture));
-    search(&mut net, PATCH, &brier_score, &config, &options, &mut Cubes::new(2), &mut on_event).unwrap();
+    let (_, rows) =
+        watched(None, |on_event| search(&mut net, PATCH, &brier_score, &config, &options, source, on_event)).unwrap();
     assert!(rows[2].loss.unwrap() < 0.9 * rows[0].loss.unwrap(), "{rows:?}");
     assert_ne!(bits(net.parameters(), Some(Role::Architecture)), before);
 
-    let mut on_event = |event: &Event<'_, RetrainRow>| {
-        if let Event::Epoch(row) = event {
-            history.push((*row).clone());
-        }
-        ControlFlow::Continue(())
-    };
     let config = RetrainConfig { iterations_per_epoch: 10, ..retrain_config() };
-    retrain(&mut unet(), &brier_score, &config, &options, &mut Cubes::new(2), &mut on_event).unwrap();
-    assert!(history[2].loss.unwrap() < 0.9 * history[0].loss.unwrap(), "{history:?}");
+    let (_, rows) =
+        watched(None, |on_event| retrain(&mut unet(), &brier_score, &config, &options, source, on_event)).unwrap();
+    assert!(rows[2].loss.unwrap() < 0.9 * rows[0].loss.unwrap(), "{rows:?}");
 }
 
 #[test]
@@ -304,18 +298,16 @@ fn a_checkpoint_of_another_network_or_configuration_is_refused() {
 #[test]
 fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_them() {
     let mut source = Cubes::new(1);
-    let mut ignore = |_: &Event<'_, SearchRow>| ControlFlow::Continue(());
-    let (mut net, options) = (supernet(), RunOptions::default());
-    search(&mut net, PATCH, &DiceCe::default(), &search_config(), &options, &mut source, &mut ignore).unwrap();
+    let (mut net, options, loss) = (supernet(), RunOptions::default(), DiceCe::default());
+    watched(None, |f| search(&mut net, PATCH, &loss, &search_config(), &options, &mut source, f)).unwrap();
     assert_eq!(source.requested, [Part::TrainA, Part::TrainB, Part::TrainBPlain].into());
 
     let mut source = Cubes::new(1);
-    let mut ignore = |_: &Event<'_, RetrainRow>| ControlFlow::Continue(());
     let with = |validation_batches| RetrainConfig { epochs: 1, validation_batches, ..retrain_config() };
     let (mut one, mut other) = (unet(), unet());
-    retrain(&mut one, &DiceCe::default(), &with(1), &options, &mut source, &mut ignore).unwrap();
+    watched(None, |f| retrain(&mut one, &loss, &with(1), &options, &mut source, f)).unwrap();
     assert_eq!(source.requested, [Part::Train, Part::Validation].into());
-    retrain(&mut other, &DiceCe::default(), &with(0), &options, &mut source, &mut ignore).unwrap();
+    watched(None, |f| retrain(&mut other, &loss, &with(0), &options, &mut source, f)).unwrap();
     assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
 }
 
@@ -328,7 +320,7 @@ fn wide() -> Supernet {
 #[test]
 fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_had() {
     let with = |precision| SearchConfig { precision, ..search_config() };
-    let run = |precision, options: &RunOptions, stop: Option<(usize, Stop)>| {
+    let run = |precision, options: &RunOptions, stop: StopAt| {
         let mut net = wide();
         run_search(&mut net, &with(precision), options, stop)?;
         Ok::<_, Error>(bits(net.parameters(), None))
@@ -364,19 +356,7 @@ fn a_training_in_bf16_learns_the_problem() {
     if !Precision::Bf16.is_available() {
         return;
     }
-    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], 16, 2, 3).unwrap();
-    let train = |precision| {
-        let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
-        let config = RetrainConfig {
-            epochs: 4,
-            iterations_per_epoch: 40,
-            lr: LearningRate { peak: 3e-2, ..retrain_config().lr },
-            precision,
-            ..retrain_config()
-        };
-        run_retrain(&mut net, &config, &RunOptions::default(), None).unwrap().1
-    };
-    let (full, bf16) = (train(Precision::Full), train(Precision::Bf16));
+    let [full, bf16] = [Precision::Full, Precision::Bf16].map(|precision| train(16, precision).2);
     assert_ne!(full[0].loss, bf16[0].loss, "the setting reaches the layers");
     assert!(bf16[3].mean_dice.unwrap() > 0.8, "{bf16:?}");
 }

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::backend::{Clipping, Cpu, OptimKernels, Scale};
 use super::clip::global_norm;
 use super::config::{AdamConfig, SgdConfig};
-use super::in_place::{InPlace, Real, Update2, Update3};
+use super::in_place::{self, InPlace, Real, updates};
 use super::slots::Update;
 use crate::{Error, Result};
 
@@ -39,8 +39,9 @@ impl OptimKernels for Cpu {
         let scale = known(scale)?;
         let AdamConfig { beta1, beta2, eps } = *config;
         for Update { weight, gradient, state: [mean, square], steps } in updates {
-            mean.inplace_op2(gradient, &InPlace(AdamMean { beta1, scale }))?;
-            square.inplace_op2(gradient, &InPlace(AdamSquare { beta2, scale }))?;
+            let (one_minus_beta1, one_minus_beta2) = (1.0 - beta1, 1.0 - beta2);
+            mean.inplace_op3(gradient, gradient, &InPlace(AdamMean { beta1, one_minus_beta1, scale }))?;
+            square.inplace_op3(gradient, gradient, &InPlace(AdamSquare { beta2, one_minus_beta2, scale }))?;
             let step_size = lr / (1.0 - beta1.powi(*steps));
             let root_correction = (1.0 - beta2.powi(*steps)).sqrt();
             weight.inplace_op3(mean, square, &InPlace(AdamWeight { step_size, root_correction, eps }))?;
@@ -50,7 +51,7 @@ impl OptimKernels for Cpu {
 
     fn ema(&self, pairs: &[(&Tensor, &Tensor)], decay: f64) -> Result<()> {
         for (weight, average) in pairs {
-            average.inplace_op2(weight, &InPlace(EmaAverage { decay }))?;
+            average.inplace_op3(weight, weight, &InPlace(EmaAverage { decay, one_minus_decay: 1.0 - decay }))?;
         }
         Ok(())
     }
@@ -60,86 +61,23 @@ impl OptimKernels for Cpu {
     }
 }
 
-/// v <- momentum v + (scale g + decay w)
-struct SgdVelocity {
-    momentum: f64,
-    decay: f64,
-    scale: f64,
-}
+// An update of two tensors only takes the second one twice.
+updates! {
+    /// v <- momentum v + (scale g + decay w)
+    SgdVelocity { momentum, decay, scale }: |v, g, w| momentum * v + (g * scale + decay * w);
 
-impl Update3 for SgdVelocity {
-    const NAME: &'static str = "sgd-velocity";
-    fn apply<T: Real>(&self, v: T, g: T, w: T) -> T {
-        T::of(self.momentum) * v + (g * T::of(self.scale) + T::of(self.decay) * w)
-    }
-}
+    /// w <- w - lr (scale g + decay w + momentum v)
+    SgdWeight { lr, momentum, decay, scale }: |w, g, v| w - lr * (g * scale + decay * w + momentum * v);
 
-/// w <- w - lr (scale g + decay w + momentum v)
-struct SgdWeight {
-    lr: f64,
-    momentum: f64,
-    decay: f64,
-    scale: f64,
-}
+    /// m <- beta1 m + (1 - beta1) g
+    AdamMean { beta1, one_minus_beta1, scale }: |m, g, _same| beta1 * m + one_minus_beta1 * (g * scale);
 
-impl Update3 for SgdWeight {
-    const NAME: &'static str = "sgd-weight";
-    fn apply<T: Real>(&self, w: T, g: T, v: T) -> T {
-        let g = g * T::of(self.scale) + T::of(self.decay) * w;
-        w - T::of(self.lr) * (g + T::of(self.momentum) * v)
-    }
-}
+    /// v <- beta2 v + (1 - beta2) g^2
+    AdamSquare { beta2, one_minus_beta2, scale }: |v, g, _same| beta2 * v + one_minus_beta2 * (g * scale * (g * scale));
 
-/// m <- beta1 m + (1 - beta1) g
-struct AdamMean {
-    beta1: f64,
-    scale: f64,
-}
+    /// w <- w - `step_size` m / (sqrt(v) / `root_correction` + eps)
+    AdamWeight { step_size, root_correction, eps }: |w, m, v| w - step_size * m / (v.sqrt() / root_correction + eps);
 
-impl Update2 for AdamMean {
-    const NAME: &'static str = "adam-mean";
-    fn apply<T: Real>(&self, m: T, g: T) -> T {
-        T::of(self.beta1) * m + T::of(1.0 - self.beta1) * (g * T::of(self.scale))
-    }
-}
-
-/// v <- beta2 v + (1 - beta2) g^2
-struct AdamSquare {
-    beta2: f64,
-    scale: f64,
-}
-
-impl Update2 for AdamSquare {
-    const NAME: &'static str = "adam-square";
-    fn apply<T: Real>(&self, v: T, g: T) -> T {
-        let g = g * T::of(self.scale);
-        T::of(self.beta2) * v + T::of(1.0 - self.beta2) * (g * g)
-    }
-}
-
-/// w <- w - `step_size` m / (sqrt(v) / `root_correction` + eps)
-struct AdamWeight {
-    step_size: f64,
-    root_correction: f64,
-    eps: f64,
-}
-
-impl Update3 for AdamWeight {
-    const NAME: &'static str = "adam-weight";
-    fn apply<T: Real>(&self, w: T, m: T, v: T) -> T {
-        let denominator = v.sqrt() / T::of(self.root_correction) + T::of(self.eps);
-        w - T::of(self.step_size) * m / denominator
-    }
-}
-
-/// average <- decay average + (1 - decay) w
-struct EmaAverage {
-    decay: f64,
-}
-
-impl Update2 for EmaAverage {
-    const NAME: &'static str = "ema";
-    fn apply<T: Real>(&self, average: T, w: T) -> T {
-        T::of(self.decay) * average + T::of(1.0 - self.decay) * w
-    }
+    /// average <- decay average + (1 - decay) w
+    EmaAverage { decay, one_minus_decay }: |average, w, _same| decay * average + one_minus_decay * w;
 }
