@@ -51,47 +51,22 @@ impl Cost {
     }
 }
 
-/// Numbers that costs are computed in: exact (`f64`), or recorded in candle's graph (`Tensor`).
-trait CostNumber: Clone {
-    fn plus(&self, other: &Self) -> Result<Self>;
-    fn times(&self, other: &Self) -> Result<Self>;
-    fn scaled(&self, by: f64) -> Result<Self>;
-}
+// Costs are scalars in f64 on the host, recorded in candle's graph where widths are: exact up to 2^53.
 
-impl CostNumber for f64 {
-    fn plus(&self, other: &Self) -> Result<Self> {
-        Ok(self + other)
-    }
-    fn times(&self, other: &Self) -> Result<Self> {
-        Ok(self * other)
-    }
-    fn scaled(&self, by: f64) -> Result<Self> {
-        Ok(self * by)
-    }
-}
-
-impl CostNumber for Tensor {
-    fn plus(&self, other: &Self) -> Result<Self> {
-        Ok((self + other)?)
-    }
-    fn times(&self, other: &Self) -> Result<Self> {
-        Ok((self * other)?)
-    }
-    fn scaled(&self, by: f64) -> Result<Self> {
-        Ok((self * by)?)
-    }
+fn scalar(x: f64) -> Result<Tensor> {
+    Ok(Tensor::new(x, &Device::Cpu)?)
 }
 
 /// Width of a layer, and the probability that the layer exists (none: certain).
-struct LayerWidth<W> {
-    width: W,
-    exists: Option<W>,
+struct LayerWidth {
+    width: Tensor,
+    exists: Option<Tensor>,
 }
 
 /// Widths of a block's layers, and width of its output.
-struct BlockWidths<W> {
-    layers: Vec<LayerWidth<W>>,
-    out: W,
+struct BlockWidths {
+    layers: Vec<LayerWidth>,
+    out: Tensor,
 }
 
 /// Values that all costs depend on beside the widths.
@@ -110,53 +85,52 @@ impl NetworkGeometry<'_> {
     }
 
     /// Sums `unit` over the network. `up_width(u)`: channels of the transposed convolution of decoder step u.
-    fn total<W: CostNumber>(
+    fn total(
         &self,
         unit: CostUnit,
-        blocks: &[BlockWidths<W>],
-        number: impl Fn(f64) -> Result<W>,
-        up_width: impl Fn(usize) -> W,
-    ) -> Result<W> {
+        blocks: &[BlockWidths],
+        up_width: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let poolings = self.strides.len();
-        let mut total = number(0.0)?;
+        let mut total = scalar(0.0)?;
         // Cost of one convolution with `taps` products per pair of channels and output voxel.
-        let conv = |c_in: &W, c_out: &W, taps: f64, voxels: f64, affine: bool| -> Result<W> {
-            match unit {
-                CostUnit::Macs => c_in.times(c_out)?.scaled(taps * voxels),
-                CostUnit::Parameters => {
-                    let weight = c_in.times(c_out)?.scaled(taps)?;
-                    if affine { weight.plus(&c_out.scaled(2.0)?) } else { Ok(weight) }
-                }
-                CostUnit::ActivationBytes => c_out.scaled(4.0 * voxels),
-            }
+        let conv = |c_in: &Tensor, c_out: &Tensor, taps: f64, voxels: f64, affine: bool| -> Result<Tensor> {
+            Ok(match unit {
+                CostUnit::Macs => ((c_in * c_out)? * (taps * voxels))?,
+                CostUnit::Parameters if affine => (((c_in * c_out)? * taps)? + (c_out * 2.0)?)?,
+                CostUnit::Parameters => ((c_in * c_out)? * taps)?,
+                CostUnit::ActivationBytes => (c_out * (4.0 * voxels))?,
+            })
         };
         for (i, block) in blocks.iter().enumerate() {
             let stage = stage_of_block(poolings, i);
             let voxels = self.voxels(stage);
             let mut c_in = match i {
-                0 => number(self.in_channels as f64)?,
+                0 => scalar(self.in_channels as f64)?,
                 _ if i <= poolings => blocks[i - 1].out.clone(),
                 _ => {
-                    let up = up_width(i - poolings - 1);
+                    let up = up_width(i - poolings - 1)?;
                     let stride = self.strides[stage].iter().product::<usize>() as f64;
                     // Every output voxel of a transposed convolution with kernel = stride has one tap.
                     let (macs_taps, taps) = (1.0, stride);
                     let taps = if unit == CostUnit::Macs { macs_taps } else { taps };
-                    total = total.plus(&conv(&blocks[i - 1].out, &up, taps, voxels, false)?)?;
-                    up.plus(&blocks[stage].out)?
+                    total = (total + conv(&blocks[i - 1].out, &up, taps, voxels, false)?)?;
+                    (up + &blocks[stage].out)?
                 }
             };
             let taps = self.kernels[stage].iter().product::<usize>() as f64;
             for layer in &block.layers {
                 let cost = conv(&c_in, &layer.width, taps, voxels, true)?;
-                total = total.plus(&match &layer.exists {
-                    None => cost,
-                    Some(p) => cost.times(p)?,
-                })?;
+                total = (total
+                    + match &layer.exists {
+                        None => cost,
+                        Some(p) => (cost * p)?,
+                    })?;
                 c_in = layer.width.clone();
             }
             if i > poolings {
-                total = total.plus(&conv(&block.out, &number(self.num_classes as f64)?, 1.0, voxels, false)?)?;
+                let classes = scalar(self.num_classes as f64)?;
+                total = (total + conv(&block.out, &classes, 1.0, voxels, false)?)?;
             }
         }
         Ok(total)
@@ -166,14 +140,6 @@ impl NetworkGeometry<'_> {
 impl Architecture {
     /// Cost of this network for one patch `[D, H, W]`.
     pub fn cost(&self, patch: [usize; 3]) -> Cost {
-        let blocks: Vec<BlockWidths<f64>> = self
-            .blocks
-            .iter()
-            .map(|b| BlockWidths {
-                layers: b.iter().map(|&w| LayerWidth { width: w as f64, exists: None }).collect(),
-                out: b.last().map_or(0.0, |&w| w as f64),
-            })
-            .collect();
         let geometry = NetworkGeometry {
             patch,
             strides: &self.strides,
@@ -181,10 +147,17 @@ impl Architecture {
             in_channels: self.in_channels,
             num_classes: self.num_classes,
         };
-        let total = |unit| {
-            // f64 counts exactly up to 2^53.
-            geometry.total(unit, &blocks, Ok, |u| self.up_width(u) as f64).expect("f64 arithmetic does not fail") as u64
+        let layer = |&w: &usize| Ok(LayerWidth { width: scalar(w as f64)?, exists: None });
+        let block = |widths: &Vec<usize>| {
+            let out = scalar(widths.last().map_or(0.0, |&w| w as f64))?;
+            Ok(BlockWidths { layers: widths.iter().map(layer).collect::<Result<_>>()?, out })
         };
+        let total = |unit| -> Result<u64> {
+            let blocks = self.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
+            let total = geometry.total(unit, &blocks, |u| scalar(self.up_width(u) as f64))?;
+            Ok(total.to_scalar::<f64>()? as u64)
+        };
+        let total = |unit| total(unit).expect("arithmetic of scalars on the host does not fail");
         Cost {
             macs: total(CostUnit::Macs),
             parameters: total(CostUnit::Parameters),
@@ -203,13 +176,12 @@ impl Supernet {
     pub fn expected_cost(&self, patch: [usize; 3], unit: CostUnit, sample: &GumbelSample) -> Result<(f64, Gradients)> {
         let config = self.config();
         let max = config.max_depth;
-        let number = |x: f64| -> Result<Tensor> { Ok(Tensor::new(x, &Device::Cpu)?) };
         let mut blocks = Vec::new();
         for (i, p) in self.softmaxes(sample)?.iter().enumerate() {
             let options = width_options(config.block_max_width(i)).map(|w| w as f64);
             let widths = (p.width.iter())
                 .map(|g| match g {
-                    None => number(config.block_max_width(i) as f64),
+                    None => scalar(config.block_max_width(i) as f64),
                     Some(g) => {
                         let g = g.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
                         Ok((g * Tensor::new(&options, &Device::Cpu)?)?.sum_all()?)
@@ -241,7 +213,7 @@ impl Supernet {
             num_classes: config.num_classes,
         };
         let poolings = config.poolings();
-        let total = geometry.total(unit, &blocks, number, |u| blocks[poolings - 1 - u].out.clone())?;
+        let total = geometry.total(unit, &blocks, |u| Ok(blocks[poolings - 1 - u].out.clone()))?;
         let mut gradients = vec![None; self.parameters().len()];
         self.differentiate(&total, &mut gradients)?;
         Ok((total.to_scalar()?, gradients))
