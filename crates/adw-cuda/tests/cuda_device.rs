@@ -45,10 +45,18 @@ fn part() -> Option<String> {
     std::env::var("ADW_TEST_PART").ok()
 }
 
+/// Runs `body` in a process of its own that finds these variables set, and expects it to succeed; returns what it wrote to
+/// its standard error, in the process that began the test.
 #[track_caller]
-fn assert_success(output: &Output) {
-    let text = String::from_utf8_lossy(&output.stderr);
+fn run_in_child(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) -> Option<String> {
+    if part().is_some() {
+        body();
+        return None;
+    }
+    let output = in_child(test, "whole", variables)?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{}{text}", String::from_utf8_lossy(&output.stdout));
+    Some(text)
 }
 
 fn numbers(n: usize) -> Vec<f32> {
@@ -155,20 +163,15 @@ fn cuda_device_that_is_not_there_is_an_error() {
 
 #[test]
 fn cuda_machine_without_devices() {
-    if part().is_some() {
+    run_in_child("cuda_machine_without_devices", &[(DEVICES, "0")], || {
         let error = open(0).unwrap_err().to_string();
         assert!(error.contains("no CUDA-capable device"), "{error}");
-        return;
-    }
-    let test = "cuda_machine_without_devices";
-    if let Some(output) = in_child(test, "", &[(DEVICES, "0")]) {
-        assert_success(&output);
-    }
+    });
 }
 
 #[test]
 fn cuda_memory_of_this_size() {
-    if part().is_some() {
+    run_in_child("cuda_memory_of_this_size", &[(MEMORY, "1000"), (DEVICES, "2")], || {
         let device = device();
         let runtime = CudaRuntime::of(cuda(&device)).unwrap();
         let held = runtime.alloc(600).unwrap();
@@ -178,46 +181,34 @@ fn cuda_memory_of_this_size() {
         drop(held);
         runtime.alloc(600).unwrap();
         assert!(open(1).is_ok());
-        return;
-    }
-    let variables = [(MEMORY, "1000"), (DEVICES, "2")];
-    if let Some(output) = in_child("cuda_memory_of_this_size", "", &variables) {
-        assert_success(&output);
-    }
+    });
 }
 
 #[test]
 fn cuda_device_that_is_lost() {
-    if part().is_some() {
+    run_in_child("cuda_device_that_is_lost", &[(FAIL_AT, "2")], || {
         let device = device();
         let x = Tensor::new(&[1f32, 2.], &device).unwrap();
         let y = (&x + &x).unwrap();
         assert!((&x * &y).is_err(), "the second launch");
         assert!(y.to_vec1::<f32>().is_err(), "a copy after it");
         assert!(CudaRuntime::of(cuda(&device)).unwrap().alloc(4).is_err());
-        return;
-    }
-    if let Some(output) = in_child("cuda_device_that_is_lost", "", &[(FAIL_AT, "2")]) {
-        assert_success(&output);
-    }
+    });
 }
 
 #[test]
 fn cuda_launches_that_are_only_counted() {
-    if part().is_some() {
-        let device = device();
-        // More than a host has.
-        let x = Tensor::zeros(10_000_000_000, DType::F32, &device).unwrap();
-        let sum = (&x + &x).unwrap().sum_all().unwrap();
-        assert_eq!(sum.to_scalar::<f32>().unwrap(), 0.);
-        return;
-    }
     let folder = std::env::temp_dir().join(format!("adw-cuda-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let log = folder.join("log");
     let variables = [(SKIP, "1"), (MEMORY, "100000000000"), (LOG, log.to_str().unwrap())];
-    if let Some(output) = in_child("cuda_launches_that_are_only_counted", "", &variables) {
-        assert_success(&output);
+    let ran = run_in_child("cuda_launches_that_are_only_counted", &variables, || {
+        // More than a host has.
+        let x = Tensor::zeros(10_000_000_000, DType::F32, &device()).unwrap();
+        let sum = (&x + &x).unwrap().sum_all().unwrap();
+        assert_eq!(sum.to_scalar::<f32>().unwrap(), 0.);
+    });
+    if ran.is_some() {
         let text = std::fs::read_to_string(&log).unwrap();
         let lines: Vec<_> = text.lines().collect();
         let [sum, reduced] = lines[..] else {
@@ -273,16 +264,12 @@ fn cuda_memory_is_guarded() {
 
 #[test]
 fn cuda_kernel_that_is_not_emulated_says_so() {
-    if part().is_some() {
+    let text = run_in_child("cuda_kernel_that_is_not_emulated_says_so", &[], || {
         let x = Tensor::new(&[1f32, 2.], &device()).unwrap();
         assert!(x.erf().is_err());
         assert_eq!(x.to_vec1::<f32>().unwrap(), [1., 2.]);
-        return;
-    }
-    let test = "cuda_kernel_that_is_not_emulated_says_so";
-    if let Some(output) = in_child(test, "", &[]) {
-        assert_success(&output);
-        let text = String::from_utf8_lossy(&output.stderr);
+    });
+    if let Some(text) = text {
         assert!(text.contains("candle's kernel uerf_f32 is not emulated"), "{text}");
     }
 }
