@@ -10,8 +10,8 @@ use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    BlockNoise, DiceCe, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Role, SearchSpace,
-    Supernet, SupernetConfig,
+    BlockNoise, DiceCe, FixedSizes, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Role,
+    SearchSpace, Supernet, SupernetConfig,
 };
 use adw_tensor_ops::philox::{Purpose, Stream};
 use adw_testing::{Tolerance, difference, tolerance};
@@ -73,6 +73,7 @@ impl Golden {
                 Some(other) => panic!("mask {other}"),
             },
             space: SearchSpace::Joint,
+            fixed: FixedSizes::default(),
         }
     }
 
@@ -297,6 +298,7 @@ fn golden_alpha_gradient_is_real_behind_the_normalisation() {
             mask,
             gate_up: false,
             space: SearchSpace::Joint,
+            fixed: FixedSizes::default(),
         };
         let net = Supernet::new(config, 1, DType::F64, &Device::Cpu).unwrap();
         let stream = |index| Stream { seed: 1, purpose: Purpose::Other, epoch: 0, iteration: 0, index };

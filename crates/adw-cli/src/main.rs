@@ -1,6 +1,7 @@
 //! `adw`: find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #![forbid(unsafe_code)]
 
+mod architecture_choice;
 mod args;
 mod cases;
 mod commands;

@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::ModelFile;
+use adw_search::{ModelFile, infer::SlidingWindow};
 use adw_supernet::{Precision, Unet};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use msd_data::Plan;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{failure::bad_input, run_config::Settings};
@@ -20,17 +20,83 @@ pub(crate) struct Models {
     pub(crate) networks: Vec<Unet>,
     pub(crate) plan: Plan,
     /// Axes that every training mirrored, D H W.
-    pub(crate) mirror_axes: [bool; 3],
+    mirror_axes: [bool; 3],
+    /// Settings that each model was scored with.
+    test_times: Vec<TestTime>,
 }
+
+/// Settings of the sliding window that a model is applied with unless others are requested.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TestTime {
+    /// Distance of windows as a fraction of the patch.
+    pub(crate) step: f64,
+    /// Averages over windows mirrored along the axes that training mirrored.
+    pub(crate) mirror: bool,
+}
+
+impl TestTime {
+    /// Settings of models whose files name none, those of earlier versions.
+    const UNNAMED: Self = Self { step: 0.5, mirror: false };
+
+    fn of(settings: &Settings) -> Self {
+        Self { step: settings.predict.step, mirror: settings.predict.mirror }
+    }
+}
+
+impl Models {
+    /// Windows with the given settings; where there are none, with those that the models were scored with.
+    ///
+    /// # Errors
+    /// The models were scored with different ones.
+    pub(crate) fn window(&self, step: Option<f64>, mirror: Option<bool>) -> Result<SlidingWindow> {
+        let of_models = |get: fn(&TestTime) -> String| {
+            let mut values: Vec<String> = self.test_times.iter().map(get).collect();
+            values.dedup();
+            if values.len() == 1 { None } else { Some(values.join(", ")) }
+        };
+        if let (None, Some(steps)) = (step, of_models(|t| t.step.to_string())) {
+            bad_input!("the models were scored with different steps ({steps}): choose one with --step");
+        }
+        if let (None, Some(mirrored)) = (mirror, of_models(|t| t.mirror.to_string())) {
+            bad_input!(
+                "some models were scored with mirrored windows ({mirrored}): choose with --mirror=true or false"
+            );
+        }
+        let own = self.test_times[0];
+        Ok(SlidingWindow {
+            step: step.unwrap_or(own.step),
+            mirror: if mirror.unwrap_or(own.mirror) { self.mirror_axes } else { [false; 3] },
+            ..SlidingWindow::new(self.plan.patch_size)
+        })
+    }
+}
+
+/// Writes the settings of the sliding window into a model file, unless they are those that it holds.
+///
+/// # Errors
+/// A file that is no model, or a full or read-only disk.
+pub(crate) fn update_test_time(path: &Path, settings: &Settings) -> Result<()> {
+    let mut file = ModelFile::load(path, &Device::Cpu)?;
+    let text = serde_json::to_string(&TestTime::of(settings))?;
+    if file.info.get(TEST_TIME) != Some(&text) {
+        file.info.insert(TEST_TIME.to_owned(), text);
+        file.save(path)?;
+    }
+    Ok(())
+}
+
+/// Key of [`TestTime`] in a model's metadata.
+const TEST_TIME: &str = "test_time";
 
 /// Metadata of a model: all that prediction needs besides architecture and weights, and the model's origin.
 pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTreeMap<String, String>> {
     let labels: BTreeMap<u16, &str> = plan.labels.iter().map(|label| (label.value, label.name.as_str())).collect();
-    let mirrored = settings.data.augmentation.mirror > 0.0;
+    let mirrored = settings.data.augmentation.mirrored_axes(plan)?;
     Ok(BTreeMap::from([
         ("plan".to_owned(), serde_json::to_string(plan)?),
         ("labels".to_owned(), serde_json::to_string(&labels)?),
-        ("mirror_axes".to_owned(), serde_json::to_string(&[mirrored; 3])?),
+        ("mirror_axes".to_owned(), serde_json::to_string(&mirrored)?),
+        (TEST_TIME.to_owned(), serde_json::to_string(&TestTime::of(settings))?),
         ("training".to_owned(), json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed }).to_string()),
     ]))
 }
@@ -46,6 +112,8 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
         check_finite(&file, path)?;
         let plan: Plan = entry(&file, "plan", path)?;
         let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
+        let has_test_time = file.info.contains_key(TEST_TIME);
+        let test_time = if has_test_time { entry(&file, TEST_TIME, path)? } else { TestTime::UNNAMED };
         let (architecture, channels, classes) = (&file.architecture, plan.modalities.len(), plan.labels.len());
         if (architecture.in_channels, architecture.num_classes) != (channels, classes) {
             bad_input!(
@@ -57,10 +125,11 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
         network.set_precision(precision);
         match &mut models {
             None => {
-                models = Some(Models { networks: vec![network], plan, mirror_axes });
+                models = Some(Models { networks: vec![network], plan, mirror_axes, test_times: vec![test_time] });
             }
             Some(models) if models.plan == plan => {
                 models.networks.push(network);
+                models.test_times.push(test_time);
                 models.mirror_axes = [0, 1, 2].map(|axis| models.mirror_axes[axis] && mirror_axes[axis]);
             }
             Some(models) => bad_input!(

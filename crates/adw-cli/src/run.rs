@@ -7,11 +7,14 @@ use std::{
 
 use adw_supernet::DiceCe;
 use anyhow::{Context, Result};
+use md5::{Digest, Md5};
 use msd_data::{Dataset, Memory, Plan, PlanOptions, fingerprint};
+use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
     dataset_folder,
+    download::hexadecimal,
     failure::bad_input,
     interrupt,
     run_config::{self, RunConfig, RunFacts},
@@ -106,6 +109,13 @@ impl Run {
     /// Loss of searches and trainings: Dice over the batch or per sample, as the plan says, and cross-entropy.
     pub(crate) fn loss(&self) -> DiceCe {
         DiceCe { batch_dice: self.plan.batch_dice, ..DiceCe::default() }
+    }
+
+    /// MD5 of what tells this dataset and its folds from others: labels, intensities and the validation cases of every fold.
+    pub(crate) fn dataset_digest(&self) -> String {
+        let folds: Vec<_> = self.splits.folds.iter().map(|fold| &fold.validation).collect();
+        let facts = json!([self.plan.labels, self.plan.intensity, folds]).to_string();
+        hexadecimal(&Md5::digest(facts))
     }
 
     /// Facts that a search or training of this run depends on, beside its settings.

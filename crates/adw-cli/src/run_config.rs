@@ -6,7 +6,7 @@ use std::{
 };
 
 use adw_search::{RetrainConfig, SearchConfig, config::check_available};
-use adw_supernet::{GatePosition, Precision, SearchSpace};
+use adw_supernet::{FixedSizes, GatePosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{Augmentation, Positions};
@@ -26,7 +26,7 @@ const PRESETS: [(&str, &str); 3] = [
 ];
 
 /// Settings of the data path.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DataConfig {
     /// Patch in voxels, D H W; that of the plan if absent.
@@ -55,7 +55,7 @@ pub(crate) fn positions(ignore: bool) -> Positions {
 }
 
 /// The search space.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NetworkConfig {
     pub(crate) max_width: usize,
@@ -66,10 +66,13 @@ pub(crate) struct NetworkConfig {
     #[serde(default)]
     pub(crate) gate_up: bool,
     pub(crate) space: SearchSpace,
+    /// Depth and widths where they are not searched. Absent in runs of earlier versions.
+    #[serde(default)]
+    pub(crate) fixed: FixedSizes,
 }
 
 /// Settings of the sliding window.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PredictConfig {
     pub(crate) step: f64,
@@ -80,7 +83,7 @@ pub(crate) struct PredictConfig {
 }
 
 /// Settings with their types; `configs/*.toml` explains each.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) seed: u64,
@@ -248,20 +251,23 @@ fn settings(table: &Table) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Adds the keys of the sections `search` and `retrain` that the table leaves to their defaults: a new key needs no line in
-/// the presets, and can be set all the same.
-fn complete(table: &mut Table, settings: &Settings) -> Result<()> {
-    let sections =
-        [("search", serde_json::to_value(&settings.search)?), ("retrain", serde_json::to_value(&settings.retrain)?)];
-    for (name, values) in sections {
-        let (Some(Value::Table(section)), serde_json::Value::Object(values)) = (table.get_mut(name), values) else {
-            continue;
-        };
-        for (key, value) in values {
+/// Adds the keys that the table leaves to their defaults: a new key needs no line in the presets, and can be set all the
+/// same.
+fn complete(table: &mut Table, settings: impl Serialize) -> Result<()> {
+    let serde_json::Value::Object(values) = serde_json::to_value(settings)? else {
+        return Ok(());
+    };
+    for (key, value) in values {
+        match table.get_mut(&key) {
+            Some(Value::Table(section)) => complete(section, value)?,
+            Some(_) => {}
             // There is one seed for all sections.
-            if key != "seed" && !section.contains_key(&key) {
-                let absent = || Ok(Value::String("none".to_owned()));
-                section.insert(key, if value.is_null() { absent() } else { Value::try_from(value) }?);
+            None if key == "seed" => {}
+            None if value.is_null() => {
+                table.insert(key, Value::String("none".to_owned()));
+            }
+            None => {
+                table.insert(key, Value::try_from(value)?);
             }
         }
     }

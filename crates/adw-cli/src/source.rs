@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use adw_search::{Batch, BatchRequest, BatchRequests, BatchSource, BoxError, Part};
 use candle_core::{Device, Tensor};
-use msd_data::{Augmentation, BatchKey, Loader, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
+use msd_data::{Augmentation, BatchKey, Loader, MirrorAxes, PatchSampler, Plan, Purpose, SampledBatch, TrainingCase};
 
 /// Maximal number of prepared batches that wait for the training.
 pub(crate) const QUEUE: usize = 4;
@@ -38,13 +38,15 @@ impl PatchSource {
     /// Creates a source of batches of the given parts, each with its cases.
     ///
     /// # Errors
-    /// A part without cases; see [`PatchSampler::new`].
+    /// A part without cases, axes of mirroring that the plan lacks; see [`PatchSampler::new`].
     pub(crate) fn new(
         parts: Vec<(Part, Vec<TrainingCase>)>,
         sampling: Sampling<'_>,
         device: &Device,
     ) -> msd_data::Result<Self> {
         let Sampling { plan, batch_size, augmentation, seed } = sampling;
+        let mirror_axes = MirrorAxes::of_patch(augmentation.mirrored_axes(plan)?);
+        let augmentation = Augmentation { mirror_axes, ..augmentation };
         let mut samplers = BTreeMap::new();
         for (part, cases) in parts {
             let augmentation = if is_plain(part) { Augmentation::none() } else { augmentation };

@@ -61,8 +61,9 @@ pub struct SearchConfig {
     pub iterations_per_epoch: usize,
     /// Epochs at the start that train weights only.
     pub warmup_epochs: usize,
-    /// Patches per batch, for the batch source.
-    pub batch_size: usize,
+    /// Patches per batch, for the batch source; those of the plan if none.
+    #[serde(default)]
+    pub batch_size: Option<usize>,
     /// Learning rate of alpha and beta.
     pub arch_lr: f64,
     /// Adam for alpha and beta.
@@ -106,8 +107,9 @@ pub struct RetrainConfig {
     pub epochs: usize,
     /// Iterations per epoch.
     pub iterations_per_epoch: usize,
-    /// Patches per batch, for the batch source.
-    pub batch_size: usize,
+    /// Patches per batch, for the batch source; those of the plan if none.
+    #[serde(default)]
+    pub batch_size: Option<usize>,
     /// Learning rate.
     pub lr: LearningRate,
     /// Optimiser.
@@ -153,9 +155,9 @@ impl SearchConfig {
             // Published code: 250 epochs, architecture steps from epoch 100 on.
             epochs: 250,
             warmup_epochs: 100,
-            // nnU-Net: 250 iterations per epoch, 50 validation batches, batches of 2 for the paper's tasks.
+            // nnU-Net: 250 iterations per epoch, 50 validation batches, the planner's batch size.
             iterations_per_epoch: 250,
-            batch_size: 2,
+            batch_size: None,
             validation_batches: 50,
             // Paper: Adam, learning rate 4e-4, no decay.
             arch_lr: 4e-4,
@@ -184,7 +186,7 @@ impl SearchConfig {
     pub fn check(&self) -> Result<()> {
         at_least_one("epochs", self.epochs)?;
         at_least_one("iterations_per_epoch", self.iterations_per_epoch)?;
-        at_least_one("batch_size", self.batch_size)?;
+        self.batch_size.map_or(Ok(()), |n| at_least_one("batch_size", n))?;
         if self.warmup_epochs > self.epochs {
             return fail("warmup_epochs", &self.warmup_epochs, "at most the epochs");
         }
@@ -212,7 +214,7 @@ impl RetrainConfig {
         Self {
             epochs: 1000,
             iterations_per_epoch: 250,
-            batch_size: 2,
+            batch_size: None,
             lr: nnunet_lr(),
             optimizer: nnunet_optimizer(),
             clip: 12.0,
@@ -232,7 +234,7 @@ impl RetrainConfig {
     pub fn check(&self) -> Result<()> {
         at_least_one("epochs", self.epochs)?;
         at_least_one("iterations_per_epoch", self.iterations_per_epoch)?;
-        at_least_one("batch_size", self.batch_size)?;
+        self.batch_size.map_or(Ok(()), |n| at_least_one("batch_size", n))?;
         check_lr(&self.lr)?;
         check_optimizer(&self.optimizer)?;
         above_zero("clip", self.clip)?;

@@ -7,7 +7,9 @@ use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, S
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
-use adw_supernet::{Architecture, CostUnit, DiceCe, Parameter, Precision, Role, Supernet, SupernetConfig, Unet};
+use adw_supernet::{
+    Architecture, CostUnit, DiceCe, FixedSizes, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
+};
 use candle_core::{DType, Device, Tensor};
 use std::ops::ControlFlow;
 
@@ -224,7 +226,8 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
 
 /// Trains a network of this width until it has learnt the problem.
 fn train(width: usize, precision: Precision) -> (Unet, Trained, Vec<RetrainRow>) {
-    let architecture = Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], width, 2, 3).unwrap();
+    let architecture =
+        Architecture::uniform(1, 3, vec![[2; 3]], vec![[3; 3]; 2], FixedSizes::with_width(width)).unwrap();
     let mut net = Unet::new(&architecture, 5, DType::F32, &Device::Cpu).unwrap();
     let config = RetrainConfig {
         epochs: 4,

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p adw-supernet --example train_unet`
 
-use adw_supernet::{Architecture, Loss, Unet};
+use adw_supernet::{Architecture, FixedSizes, Loss, Unet};
 use candle_core::{DType, Device, Result, Tensor};
 
 const SIZE: usize = 16;
@@ -48,7 +48,7 @@ fn tversky(logits: &[Tensor], target: &Tensor) -> Result<Tensor> {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     // Two poolings; 8, 16, 32 channels; two convolutions per block.
-    let architecture = Architecture::uniform(1, 2, vec![[2; 3]; 2], vec![[3; 3]; 3], 8, 2, 3)?;
+    let architecture = Architecture::uniform(1, 2, vec![[2; 3]; 2], vec![[3; 3]; 3], FixedSizes::with_width(8))?;
     let net = Unet::new(&architecture, 1, DType::F32, &Device::Cpu)?;
     for step in 0..STEPS {
         let (image, target) = batch()?;

@@ -1,7 +1,7 @@
 //! Architecture of a discrete network, the result of a search: depth of every block, width of every layer, as a file.
 
 use crate::error::{Error, Result};
-use crate::stages::{check_plan, stage_max_width, stage_of_block, stage_sizes};
+use crate::stages::{FixedSizes, check_plan, stage_of_block, stage_sizes};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -55,18 +55,18 @@ impl Architecture {
         Ok(a)
     }
 
-    /// Makes a plain U-Net, the baseline of the paper's comparison: `depth` layers in every block, `base_width`
-    /// channels at the finest stage, doubling per stage up to `cap_stage`. nnU-Net's network is `base_width` 32,
-    /// `depth` 2.
+    /// Makes a plain U-Net, the baseline of the paper's comparison, whose blocks and stages are of these sizes; nnU-Net's
+    /// own network with [`FixedSizes::default`].
     ///
     /// # Errors
     /// If these values make no network.
     ///
     /// ```
-    /// use adw_supernet::Architecture;
+    /// use adw_supernet::{Architecture, FixedSizes};
     ///
-    /// let a = Architecture::uniform(1, 3, vec![[2; 3]; 3], vec![[3; 3]; 4], 16, 2, 3)?;
-    /// assert_eq!(a.blocks, [[16, 16], [32, 32], [64, 64], [128, 128], [64, 64], [32, 32], [16, 16]]);
+    /// let sizes = FixedSizes { width: 16, max_features: 100, ..FixedSizes::default() };
+    /// let a = Architecture::uniform(1, 3, vec![[2; 3]; 3], vec![[3; 3]; 4], sizes)?;
+    /// assert_eq!(a.blocks, [[16, 16], [32, 32], [64, 64], [100, 100], [64, 64], [32, 32], [16, 16]]);
     /// # Ok::<(), adw_supernet::Error>(())
     /// ```
     pub fn uniform(
@@ -74,14 +74,11 @@ impl Architecture {
         num_classes: usize,
         strides: Vec<[usize; 3]>,
         kernels: Vec<[usize; 3]>,
-        base_width: usize,
-        depth: usize,
-        cap_stage: usize,
+        sizes: FixedSizes,
     ) -> Result<Self> {
         let poolings = strides.len();
-        let blocks = (0..=2 * poolings)
-            .map(|i| vec![stage_max_width(base_width, stage_of_block(poolings, i), cap_stage); depth])
-            .collect();
+        let blocks =
+            (0..=2 * poolings).map(|i| vec![sizes.stage_width(stage_of_block(poolings, i)); sizes.depth]).collect();
         Self::new(in_channels, num_classes, strides, kernels, blocks)
     }
 
@@ -201,8 +198,14 @@ mod tests {
     use super::*;
 
     fn example() -> Architecture {
-        let mut a =
-            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[1, 3, 3], [3; 3], [3; 3]], 8, 2, 3).unwrap();
+        let mut a = Architecture::uniform(
+            1,
+            3,
+            vec![[1, 2, 2], [2; 3]],
+            vec![[1, 3, 3], [3; 3], [3; 3]],
+            FixedSizes::with_width(8),
+        )
+        .unwrap();
         a.blocks[1] = vec![12];
         a.provenance.insert("seed".into(), 1.into());
         a

@@ -25,7 +25,7 @@ pub(crate) struct Choices {
 pub(crate) struct BlockSoftmaxes {
     /// `[5]` per layer.
     pub(crate) width: Vec<Option<Tensor>>,
-    /// `[max_depth]`
+    /// `[num_layers]`
     pub(crate) depth: Option<Tensor>,
 }
 
@@ -33,7 +33,7 @@ impl Choices {
     /// Choices without parameters yet, see [`Self::add_parameters`].
     pub(crate) fn new(config: SupernetConfig, dtype: DType) -> Self {
         let num_blocks = config.num_blocks();
-        let alphas = vec![vec![None; config.max_depth]; num_blocks];
+        let alphas = vec![vec![None; config.num_layers()]; num_blocks];
         Self { config, alphas, betas: vec![None; num_blocks], dtype }
     }
 
@@ -52,7 +52,7 @@ impl Choices {
             }
             None if space.searches_depth() => {
                 let name = format!("block.{block}.depth");
-                self.betas[block] = Some(builder.constant(name, Role::Architecture, self.config.max_depth, 0.0)?);
+                self.betas[block] = Some(builder.constant(name, Role::Architecture, self.config.num_layers(), 0.0)?);
             }
             _ => {}
         }
@@ -91,7 +91,7 @@ impl Choices {
     fn specs<'a>(&self, sites: &[Site], parameters: &'a [Parameter]) -> Vec<SoftmaxSpec<'a>> {
         let spec = |site: &Site| {
             let channels = self.config.block_max_width(site.block);
-            let index = site.layer.map_or(site.block, |l| site.block * self.config.max_depth + l);
+            let index = site.layer.map_or(site.block, |l| site.block * self.config.num_layers() + l);
             SoftmaxSpec {
                 logits: parameters[site.parameter].var.as_tensor(),
                 purpose: if site.layer.is_some() { Purpose::WidthNoise } else { Purpose::DepthNoise },
@@ -133,7 +133,7 @@ impl Choices {
     /// Gates and depth weights of every block.
     pub(crate) fn relaxation(&self, sampled: &SampledChoices) -> Vec<BlockRelaxation> {
         let mut blocks: Vec<BlockRelaxation> = (0..self.config.num_blocks())
-            .map(|_| BlockRelaxation { gates: vec![None; self.config.max_depth], depth_weights: None })
+            .map(|_| BlockRelaxation { gates: vec![None; self.config.num_layers()], depth_weights: None })
             .collect();
         for (site, output) in self.sites().into_iter().zip(&sampled.outputs) {
             match site.layer {

@@ -175,7 +175,7 @@ impl Supernet {
     /// If a tensor cannot be made on the device.
     pub fn expected_cost(&self, patch: [usize; 3], unit: CostUnit, sample: &GumbelSample) -> Result<(f64, Gradients)> {
         let config = self.config();
-        let max = config.max_depth;
+        let max = config.num_layers();
         let mut blocks = Vec::new();
         for (i, p) in self.softmaxes(sample)?.iter().enumerate() {
             let options = width_options(config.block_max_width(i)).map(|w| w as f64);

@@ -43,7 +43,7 @@ impl NoiseKey {
 pub struct BlockNoise {
     /// Per layer, over the candidate widths: `[5]`.
     pub width: Vec<Tensor>,
-    /// Over the depths: `[max_depth]`.
+    /// Over the depths: `[num_layers]`.
     pub depth: Tensor,
 }
 
@@ -83,7 +83,7 @@ impl GumbelNoise {
                 _ => Tensor::zeros(n, dtype, &Device::Cpu)?,
             })
         };
-        let depth = config.max_depth;
+        let depth = config.num_layers();
         (0..config.num_blocks())
             .map(|i| {
                 let width =
@@ -96,7 +96,7 @@ impl GumbelNoise {
 }
 
 fn check_given(blocks: &[BlockNoise], config: &SupernetConfig) -> Result<()> {
-    let (num_blocks, depth) = (config.num_blocks(), config.max_depth);
+    let (num_blocks, depth) = (config.num_blocks(), config.num_layers());
     if blocks.len() != num_blocks {
         return Err(Error::Input(format!("noise for {} blocks, but the supernet has {num_blocks}", blocks.len())));
     }

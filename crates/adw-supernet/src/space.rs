@@ -2,7 +2,7 @@
 
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
-use crate::stages::{check_plan, stage_max_width, stage_of_block};
+use crate::stages::{FixedSizes, check_plan, stage_max_width, stage_of_block};
 use adw_tensor_ops::norm_act::GatePosition;
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,9 @@ pub const NUM_WIDTHS: usize = 5;
 pub enum SearchSpace {
     /// Depth of every block and width of every layer.
     Joint,
-    /// Width only; every block has `max_depth` layers.
+    /// Width only; every block has [`FixedSizes::depth`] layers.
     WidthOnly,
-    /// Depth only; every layer has its stage's greatest width.
+    /// Depth only; widths are those of [`FixedSizes`].
     DepthOnly,
 }
 
@@ -60,6 +60,9 @@ pub struct SupernetConfig {
     pub gate_up: bool,
     /// Choices that the search makes. Paper: depths and widths.
     pub space: SearchSpace,
+    /// Depth in a [`SearchSpace::WidthOnly`], widths in a [`SearchSpace::DepthOnly`].
+    #[serde(default)]
+    pub fixed: FixedSizes,
 }
 
 /// Candidate widths of a layer: a third to all of `max_width` in steps of a sixth.
@@ -89,16 +92,32 @@ impl SupernetConfig {
 
     /// Greatest width of a block's layers.
     pub fn block_max_width(&self, block: usize) -> usize {
-        stage_max_width(self.max_width, self.stage_of_block(block), self.cap_stage)
+        let stage = self.stage_of_block(block);
+        if self.space.searches_width() {
+            stage_max_width(self.max_width, stage, self.cap_stage)
+        } else {
+            self.fixed.stage_width(stage)
+        }
     }
 
-    /// Largest network of the space: every block of `max_depth` layers, every layer of its stage's greatest width.
-    /// A pass of the supernet computes as much as a pass of this network.
+    /// Layers of the deepest block.
+    pub fn num_layers(&self) -> usize {
+        if self.space.searches_depth() { self.max_depth } else { self.fixed.depth }
+    }
+
+    /// Largest network of the space: every block of the greatest depth, every layer of its stage's greatest width. A pass of the supernet computes as much as a pass of this network.
     ///
     /// # Errors
     /// If these values make no network.
     pub fn largest(&self) -> Result<Architecture> {
-        let blocks = (0..self.num_blocks()).map(|i| vec![self.block_max_width(i); self.max_depth]).collect();
+        self.network((0..self.num_blocks()).map(|i| vec![self.block_max_width(i); self.num_layers()]).collect())
+    }
+
+    /// Architecture of these blocks on the configuration's stages.
+    ///
+    /// # Errors
+    /// If these values make no network.
+    pub(crate) fn network(&self, blocks: Vec<Vec<usize>>) -> Result<Architecture> {
         let (strides, kernels) = (self.strides.clone(), self.kernels.clone());
         Architecture::new(self.in_channels, self.num_classes, strides, kernels, blocks)
     }
@@ -126,8 +145,15 @@ impl SupernetConfig {
         if self.cap_stage > 16 {
             return fail(format!("cap_stage is {}, expected at most 16", self.cap_stage));
         }
-        if !(1..=16).contains(&self.max_depth) {
-            return fail(format!("max_depth is {}, expected 1 to 16", self.max_depth));
+        for (key, depth) in [("max_depth", self.max_depth), ("fixed.depth", self.fixed.depth)] {
+            if !(1..=16).contains(&depth) {
+                return fail(format!("{key} is {depth}, expected 1 to 16"));
+            }
+        }
+        for (key, width) in [("fixed.width", self.fixed.width), ("fixed.max_features", self.fixed.max_features)] {
+            if !(1..=65_536).contains(&width) {
+                return fail(format!("{key} is {width}, expected 1 to 65536"));
+            }
         }
         Ok(())
     }

@@ -1,8 +1,40 @@
 //! Stages of a U-Net: one per resolution, 0 the finest.
 
+use serde::{Deserialize, Serialize};
+
 /// Greatest width of a stage: `max_width * 2^min(stage, cap_stage)`.
 pub fn stage_max_width(max_width: usize, stage: usize, cap_stage: usize) -> usize {
     max_width.saturating_mul(1 << stage.min(cap_stage).min(32))
+}
+
+/// Depth and widths where they are not searched. Default: those of nnU-Net's own network, as in the paper's ablation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FixedSizes {
+    /// Layers of every block; 2 in nnU-Net.
+    pub depth: usize,
+    /// Width of the finest stage; doubles per stage up to `max_features`. 32 in nnU-Net.
+    pub width: usize,
+    /// Greatest width of any stage; 320 in nnU-Net.
+    pub max_features: usize,
+}
+
+impl Default for FixedSizes {
+    fn default() -> Self {
+        Self { depth: 2, width: 32, max_features: 320 }
+    }
+}
+
+impl FixedSizes {
+    /// Sizes of nnU-Net's own network, but with `width` channels at the finest stage.
+    pub fn with_width(width: usize) -> Self {
+        Self { width, ..Self::default() }
+    }
+
+    /// Width of a stage: `min(width * 2^stage, max_features)`.
+    pub fn stage_width(&self, stage: usize) -> usize {
+        stage_max_width(self.width, stage, stage).min(self.max_features)
+    }
 }
 
 /// Stage of a block; blocks are counted encoder fine to coarse, then decoder coarse to fine.

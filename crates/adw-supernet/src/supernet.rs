@@ -45,7 +45,7 @@ impl Supernet {
             num_classes: config.num_classes,
             strides: config.strides.clone(),
             kernels: config.kernels.clone(),
-            widths: (0..num_blocks).map(|i| vec![width(i); config.max_depth]).collect(),
+            widths: (0..num_blocks).map(|i| vec![width(i); config.num_layers()]).collect(),
             up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
         };
         let mut choices = Choices::new(config, dtype);
@@ -181,14 +181,14 @@ impl Supernet {
             .enumerate()
             .map(|(i, p)| {
                 let options = width_options(c.block_max_width(i));
-                let depth = p.depth.as_ref().map_or(c.max_depth, |h| argmax(h) + 1);
+                let depth = p.depth.as_ref().map_or(c.num_layers(), |h| argmax(h) + 1);
                 p.width[..depth]
                     .iter()
                     .map(|g| g.as_ref().map_or(c.block_max_width(i), |g| options[argmax(g)]))
                     .collect()
             })
             .collect();
-        Architecture::new(c.in_channels, c.num_classes, c.strides.clone(), c.kernels.clone(), blocks)
+        c.network(blocks)
     }
 }
 

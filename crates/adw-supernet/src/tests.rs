@@ -15,6 +15,7 @@ fn config(space: SearchSpace) -> SupernetConfig {
         mask: GatePosition::PostNorm,
         gate_up: true,
         space,
+        fixed: FixedSizes { depth: 1, width: 5, max_features: 8 },
     }
 }
 
@@ -250,7 +251,9 @@ fn a_loss_of_candle_ops() {
 #[test]
 fn gradients_that_do_not_fit_the_logits_are_refused() {
     let c = config(SearchSpace::Joint);
-    let a = Architecture::uniform(2, 3, c.strides, c.kernels, 2, 1, 3).unwrap();
+    let a =
+        Architecture::uniform(2, 3, c.strides, c.kernels, FixedSizes { width: 2, depth: 1, ..FixedSizes::default() })
+            .unwrap();
     let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
     let (x, _) = batch();
     let (logits, _) = net.forward(&x).unwrap();
@@ -293,14 +296,42 @@ fn gradients_of_the_expected_cost() {
     }
 }
 
+/// Fixed widths and depths are those of plain networks, also in the largest network, the noise and the cost.
 #[test]
 fn restricted_spaces() {
     let width = Supernet::new(config(SearchSpace::WidthOnly), 1, DType::F32, &Device::Cpu).unwrap();
-    assert!(width.architecture().unwrap().blocks.iter().all(|b| b.len() == 2 && b[0] < 6 * 2));
+    assert!(width.architecture().unwrap().blocks.iter().all(|b| b.len() == 1 && b[0] < 6 * 2));
     assert!(!width.parameters().iter().any(|p| p.name.ends_with("depth")));
+    assert_eq!(width.config().largest().unwrap().blocks, [[6], [12], [12], [12], [6]]);
     let depth = Supernet::new(config(SearchSpace::DepthOnly), 1, DType::F32, &Device::Cpu).unwrap();
-    assert_eq!(depth.architecture().unwrap().blocks, [[6], [12], [12], [12], [6]]);
+    assert_eq!(depth.architecture().unwrap().blocks, [[5], [8], [8], [8], [5]]);
     assert!(!depth.parameters().iter().any(|p| p.name.ends_with("alpha")));
+    let sample = depth.sample(NoiseKey { seed: 1, epoch: 0, iteration: 0, pass: 0 }, 1.0).unwrap();
+    assert_eq!(depth.noise(&sample).unwrap()[0].depth.dims(), [2]);
+}
+
+#[test]
+fn plain_networks_are_nnunets_by_default() {
+    let (strides, kernels) = (vec![[2; 3]; 5], vec![[3; 3]; 6]);
+    let net = Architecture::uniform(1, 2, strides, kernels, FixedSizes::default()).unwrap();
+    assert_eq!(net.to_string(), "32-32 64-64 128-128 256-256 320-320 320-320 | 320-320 256-256 128-128 64-64 32-32");
+}
+
+#[test]
+fn random_architectures_have_the_cost_and_differ_by_seed() {
+    for space in [SearchSpace::Joint, SearchSpace::WidthOnly] {
+        let config = config(space);
+        let macs = config.largest().unwrap().cost(SIZE).macs as f64 * 0.5;
+        let draw = |seed| config.random(seed, SIZE, macs).unwrap();
+        for seed in 0..5 {
+            let cost = draw(seed).cost(SIZE).macs as f64;
+            assert!((cost / macs - 1.0).abs() <= 0.02, "{cost}, {macs}");
+        }
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        let message = config.random(1, SIZE, 10.0 * macs).unwrap_err().to_string();
+        assert!(message.contains("no random architecture of"), "{message}");
+    }
 }
 
 #[test]

@@ -16,10 +16,10 @@ use std::sync::Arc;
 /// network is part of candle's graph, with the same gradients.
 ///
 /// ```
-/// use adw_supernet::{Architecture, DiceCe, Loss, Unet};
+/// use adw_supernet::{Architecture, DiceCe, FixedSizes, Loss, Unet};
 /// use candle_core::{DType, Device, Tensor};
 ///
-/// let a = Architecture::uniform(1, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 4, 2, 3)?;
+/// let a = Architecture::uniform(1, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], FixedSizes::with_width(4))?;
 /// let net = Unet::new(&a, 1, DType::F32, &Device::Cpu)?;
 /// let x = Tensor::randn(0f32, 1., (1, 1, 8, 12, 8), &Device::Cpu)?;
 /// let target = Tensor::zeros((1, 8, 12, 8), DType::U8, &Device::Cpu)?;

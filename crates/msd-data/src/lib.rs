@@ -27,7 +27,7 @@ pub mod store;
 mod training_case;
 
 pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, write_labels};
-pub use augment::Augmentation;
+pub use augment::{Augmentation, MirrorAxes};
 pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};
 pub use error::{Error, NiftiProblem, Result};

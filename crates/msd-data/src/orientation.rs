@@ -60,6 +60,12 @@ impl Orientation {
 }
 
 impl Orientation {
+    /// Axis of the scanner that each axis of the file follows: 0 for left-right, 1 for anterior-posterior, 2 for
+    /// superior-inferior.
+    pub(crate) fn scanner_axes(self) -> [usize; 3] {
+        self.scanner_axes
+    }
+
     /// Finds the most frequent orientation; of equals, the one that comes first. None if there is none.
     pub(crate) fn most_frequent(orientations: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
         let mut counts: Vec<(Self, usize)> = Vec::new();

@@ -5,8 +5,8 @@ use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
-    Architecture, CostUnit, DiceCe, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Precision,
-    Role, SearchSpace, Supernet, SupernetConfig, Unet,
+    Architecture, CostUnit, DiceCe, FixedSizes, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey,
+    Precision, Role, SearchSpace, Supernet, SupernetConfig, Unet,
 };
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -27,6 +27,7 @@ fn config(mask: GatePosition, anisotropic: bool) -> SupernetConfig {
         mask,
         gate_up: anisotropic,
         space: SearchSpace::Joint,
+        fixed: FixedSizes::default(),
     }
 }
 
@@ -167,7 +168,8 @@ fn a_bilevel_step() {
 
 #[test]
 fn a_discrete_network() {
-    let architecture = Architecture::uniform(2, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], 6, 2, 3).unwrap();
+    let architecture =
+        Architecture::uniform(2, 3, vec![[2; 3]; 2], vec![[3; 3]; 3], FixedSizes::with_width(6)).unwrap();
     let [cpu, cuda] = [Device::Cpu, device()].map(|d| Unet::new(&architecture, 5, DType::F32, &d).unwrap());
     let (x, target) = (numbers(1, &[1, 2, 8, 4, 8]), labels(2, &[1, 8, 4, 8], 3));
     close("logits", &cuda.predict(&x).unwrap(), &cpu.predict(&x).unwrap(), 1e-4);

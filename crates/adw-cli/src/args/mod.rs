@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
-pub(crate) use runs::{RetrainArgs, SearchArgs};
+pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RetrainArgs, SearchArgs};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #[derive(Parser, Debug)]

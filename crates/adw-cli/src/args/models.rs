@@ -8,17 +8,17 @@ use super::groups::{DatasetArgs, DeviceArgs, ProcessArgs};
 
 /// Trained models and how they are applied.
 #[derive(Args, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "switches of the command line")]
 pub(crate) struct ModelArgs {
     /// Trained models; the logits of several are averaged
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(crate) model: Vec<PathBuf>,
-    /// Average over all mirrorings of each patch: eight times the work, slightly better
-    #[arg(long)]
-    pub(crate) mirror: bool,
-    /// Distance between neighbouring windows as a fraction of the patch
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.5)]
-    pub(crate) step: f64,
+    /// Average over all mirrorings of each patch along the axes that training mirrored: up to eight times the work,
+    /// slightly better; `--mirror=false` turns it off [default: as the model was scored after its training]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) mirror: Option<bool>,
+    /// Distance between neighbouring windows as a fraction of the patch [default: as the model was scored after its training]
+    #[arg(long, value_name = "FRACTION")]
+    pub(crate) step: Option<f64>,
     /// Multiply in bfloat16, on CUDA devices and on processors with a matrix unit (Intel AMX), whatever the training did
     #[arg(long)]
     pub(crate) bf16: bool,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 
@@ -47,15 +47,8 @@ pub(crate) struct RetrainArgs {
     /// Cross-validation fold [default: that of the run's search]
     #[arg(long, value_name = "K")]
     pub(crate) fold: Option<usize>,
-    /// Train this architecture instead of the found one
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["uniform_width", "uniform_depth"])]
-    pub(crate) architecture: Option<PathBuf>,
-    /// Train a plain U-Net with this many channels at full resolution instead of the found architecture
-    #[arg(long, value_name = "CHANNELS")]
-    pub(crate) uniform_width: Option<usize>,
-    /// Convolutions per block of the plain U-Net
-    #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width")]
-    pub(crate) uniform_depth: usize,
+    #[command(flatten)]
+    pub(crate) architecture: ArchitectureArgs,
     /// Keep the result in `retrain/NAME/fold_K` rather than `retrain/fold_K`: for several trainings of one run
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -68,4 +61,71 @@ pub(crate) struct RetrainArgs {
     pub(crate) memory: MemoryArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+}
+
+/// Architecture that is trained instead of the found one.
+#[derive(Args, Debug)]
+pub(crate) struct ArchitectureArgs {
+    /// Train this architecture instead of the found one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uniform_width", "plain", "random"])]
+    pub(crate) architecture: Option<PathBuf>,
+    /// Train a plain U-Net with this many channels at full resolution, doubling with every pooling, instead of the found
+    /// architecture
+    #[arg(long, value_name = "CHANNELS", conflicts_with_all = ["plain", "random"])]
+    pub(crate) uniform_width: Option<usize>,
+    /// Convolutions per block of the plain U-Net
+    #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width")]
+    pub(crate) uniform_depth: usize,
+    /// Channels that no stage of the plain U-Net exceeds
+    #[arg(long, value_name = "CHANNELS", default_value_t = 320, requires = "uniform_width")]
+    pub(crate) uniform_max_features: usize,
+    /// Train a plain U-Net that is known by name
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "random")]
+    pub(crate) plain: Option<PlainNetwork>,
+    /// Train an architecture drawn at random from the search space with this seed
+    #[arg(long, value_name = "SEED", requires = "cost")]
+    pub(crate) random: Option<u64>,
+    /// Multiply-adds per patch of the random architecture, within 2 %, such as 3.75G
+    #[arg(long, value_name = "MACS", requires = "random", value_parser = multiply_adds)]
+    pub(crate) cost: Option<f64>,
+}
+
+impl ArchitectureArgs {
+    /// Returns true if the command line names an architecture.
+    pub(crate) fn is_given(&self) -> bool {
+        self.architecture.is_some() || self.uniform_width.is_some() || self.plain.is_some() || self.random.is_some()
+    }
+}
+
+/// Plain U-Net that is known by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlainNetwork {
+    /// nnU-Net's: 32 channels at full resolution, doubling up to 320, 2 convolutions per block
+    Nnunet,
+}
+
+/// Reads a positive number, which may end in k, M, G or T.
+fn multiply_adds(text: &str) -> Result<f64, String> {
+    let factors = [('k', 1e3), ('M', 1e6), ('G', 1e9), ('T', 1e12)];
+    let unit = factors.iter().find_map(|(unit, factor)| Some((text.strip_suffix(*unit)?, *factor)));
+    let (number, factor) = unit.unwrap_or((text, 1.0));
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number * factor),
+        _ => Err("expected a number above 0, such as 3.75G".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::multiply_adds;
+
+    #[test]
+    fn multiply_adds_have_units() {
+        assert_eq!(multiply_adds("3.75G"), Ok(3.75e9));
+        assert_eq!(multiply_adds("250 M"), Ok(2.5e8));
+        assert_eq!(multiply_adds("1e9"), Ok(1e9));
+        for wrong in ["", "G", "-1G", "0", "3.75X", "nan", "inf"] {
+            assert!(multiply_adds(wrong).is_err(), "{wrong}");
+        }
+    }
 }

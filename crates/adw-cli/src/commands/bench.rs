@@ -7,7 +7,7 @@ use adw_cuda::{
     work::{Machine, Recorder},
 };
 use adw_search::{ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step, weight_step};
-use adw_supernet::{DiceCe, NoiseKey, SearchSpace, Supernet, SupernetConfig};
+use adw_supernet::{DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig};
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -45,6 +45,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
             mask: args.mask,
             gate_up: false,
             space: SearchSpace::Joint,
+            fixed: FixedSizes::default(),
         },
         0,
         DType::F32,

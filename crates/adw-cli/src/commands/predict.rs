@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
 use msd_data::{
     Geometry, Plan, Positions, Postprocessing, PreparedCase,
@@ -53,9 +52,10 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let precision = device::precision(args.bf16, &device)?;
     let models = model::load(&args.model, precision, &device)?;
     let (images, output) = inputs(&models)?;
-    if !(args.step > 0.0 && args.step <= 1.0) {
-        bad_input!("--step {}: expected a fraction of the patch above 0, at most 1", args.step);
+    if let Some(step) = args.step.filter(|step| !(*step > 0.0 && *step <= 1.0)) {
+        bad_input!("--step {step}: expected a fraction of the patch above 0, at most 1");
     }
+    let window = models.window(args.step, args.mirror)?;
     let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load);
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
     if images.iter().any(|image| is_same(parent_of(&image.files[0]), &output)) {
@@ -76,11 +76,6 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
 
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
     interrupt::resumes(None);
-    let window = SlidingWindow {
-        step: args.step,
-        mirror: if args.mirror { models.mirror_axes } else { [false; 3] },
-        ..SlidingWindow::new(models.plan.patch_size)
-    };
     let segmenter = Segmenter { models: &models.networks, window };
     let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);
     for (done, image) in images.iter().enumerate() {

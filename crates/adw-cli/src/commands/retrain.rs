@@ -13,10 +13,11 @@ use msd_data::{EvaluationOptions, Report, evaluate_pairs, write_labels};
 use serde_json::json;
 
 use crate::{
+    architecture_choice::{self, architecture_in},
     args::RetrainArgs,
     cases::Cases,
     device,
-    failure::{bad_input, program},
+    failure::bad_input,
     interrupt, memory, model,
     report::{
         drawing, metrics,
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         keep_settings(&mut run, directory, args)?;
     }
     check_precision("predict", run.config.settings.predict.precision, &device)?;
-    let architecture = choose_architecture(args, &run, earlier.as_deref())?;
+    let architecture = architecture_choice::choose(&args.architecture, &run, earlier.as_deref())?;
     let training = Training { args, architecture, device };
     let model_file = training.train(&mut run)?;
     training.score(&mut run, &model_file)
@@ -82,9 +83,9 @@ fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         return Ok((RunChoice { root: root.clone(), fold: args.fold, resume: false }, data));
     }
     let task = named.map_or_else(Task::phantom, Ok)?;
-    let own_architecture = args.architecture.is_some() || args.uniform_width.is_some();
     let preset = args.config.preset.as_deref();
-    let choice = choose_for_retrain(&task.name, &task_runs(&task.name), args.fold, preset, own_architecture)?;
+    let choice =
+        choose_for_retrain(&task.name, &task_runs(&task.name), args.fold, preset, args.architecture.is_given())?;
     // The run has the folder of its dataset; one on the command line is for a dataset that moved.
     let data = if task.has_place || !RunFolder::exists(&choice.root) { Some(provide(&task)?) } else { None };
     Ok((choice, data))
@@ -113,92 +114,6 @@ fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<
     Ok(())
 }
 
-/// Architecture of the interrupted training, of the command line, or of the search.
-fn choose_architecture(args: &RetrainArgs, run: &Run, earlier: Option<&Path>) -> Result<Architecture> {
-    let Some(directory) = earlier.filter(|directory| architecture_in(directory).is_file()) else {
-        return wanted_architecture(args, run);
-    };
-    let path = architecture_in(directory);
-    let stored = Architecture::load(&path)?;
-    check_fit(&stored, run, &path)?;
-    if args.architecture.is_some() || args.uniform_width.is_some() {
-        let mut wanted = wanted_architecture(args, run)?;
-        // Where an architecture comes from makes no difference to its training.
-        wanted.provenance.clone_from(&stored.provenance);
-        if wanted != stored {
-            bad_input!(
-                "{} was started with the architecture {stored}, not {wanted}: leave that out, or give another --name",
-                directory.display()
-            );
-        }
-    }
-    Ok(stored)
-}
-
-/// Architecture of the command line, or of the search.
-fn wanted_architecture(args: &RetrainArgs, run: &Run) -> Result<Architecture> {
-    let plan = &run.plan;
-    if let Some(width) = args.uniform_width {
-        let (classes, cap) = (plan.labels.len(), run.config.settings.network.cap_stage);
-        let (strides, kernels) = (plan.strides.clone(), plan.kernels.clone());
-        let mut architecture =
-            Architecture::uniform(plan.modalities.len(), classes, strides, kernels, width, args.uniform_depth, cap)?;
-        architecture.provenance.insert("task".into(), json!(plan.dataset_name));
-        architecture.provenance.insert("uniform".into(), json!({ "width": width, "depth": args.uniform_depth }));
-        return Ok(architecture);
-    }
-    let path = match &args.architecture {
-        Some(path) => path.clone(),
-        None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.fold))) {
-            Some(path) if path.is_file() => path,
-            _ => bad_input!(
-                "{run} has no finished search of fold {fold}: start one with `{program} search --run {run} --fold {fold}`, or \
-                 give --architecture or --uniform-width",
-                run = run.root.display(),
-                fold = run.fold,
-                program = program()
-            ),
-        },
-    };
-    let architecture = Architecture::load(&path)?;
-    check_fit(&architecture, run, &path)?;
-    Ok(architecture)
-}
-
-fn architecture_in(directory: &Path) -> PathBuf {
-    directory.join("architecture.json")
-}
-
-fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
-    let plan = &run.plan;
-    let file = path.display();
-    let (channels, classes) = (plan.modalities.len(), plan.labels.len());
-    if architecture.in_channels != channels {
-        bad_input!(
-            "{file}: in_channels = {}, but images of {} have {channels}",
-            architecture.in_channels,
-            plan.dataset_name
-        );
-    }
-    if architecture.num_classes != classes {
-        bad_input!(
-            "{file}: num_classes = {}, but {} has {classes} labels with the background",
-            architecture.num_classes,
-            plan.dataset_name
-        );
-    }
-    for axis in 0..3 {
-        let divisor: usize = architecture.strides.iter().map(|stride| stride[axis]).product();
-        if !plan.patch_size[axis].is_multiple_of(divisor) {
-            bad_input!(
-                "{file}: strides divide the patch {:?} by {divisor} along axis {axis}, which leaves a rest",
-                plan.patch_size
-            );
-        }
-    }
-    Ok(())
-}
-
 /// Training of one architecture, and its scores.
 struct Training<'a> {
     args: &'a RetrainArgs,
@@ -214,16 +129,18 @@ impl Training<'_> {
 
     /// Trains unless the model exists, and returns the path of the model.
     fn train(&self, run: &mut Run) -> Result<PathBuf> {
-        let settings = run.config.settings.clone();
+        let mut settings = run.config.settings.clone();
         let split = run.splits.fold(run.fold)?.clone();
         if let Some(folder) = run.existing_folder() {
             let path = model_in(&folder.retrain(self.args.name.as_deref(), run.fold));
             if path.is_file() {
+                // They may change when a finished training is scored again.
+                model::update_test_time(&path, &settings)?;
                 return Ok(path);
             }
         }
         check_precision("retrain", settings.retrain.precision, &self.device)?;
-        let batch_size = settings.retrain.batch_size;
+        let batch_size = *settings.retrain.batch_size.get_or_insert(run.plan.batch_size);
         let need =
             memory::Need::new(&self.architecture, &run.plan, batch_size, settings.retrain.precision, &self.device);
         let patch = run.plan.patch_size;
@@ -284,12 +201,7 @@ impl Training<'_> {
         let predict = &run.config.settings.predict;
         let files = [model_file.to_owned()];
         let loaded = model::load(&files, predict.precision, &self.device)?;
-        let window = SlidingWindow {
-            step: predict.step,
-            mirror: if predict.mirror { loaded.mirror_axes } else { [false; 3] },
-            windows_per_forward: predict.windows_per_forward,
-            ..SlidingWindow::new(loaded.plan.patch_size)
-        };
+        let window = SlidingWindow { windows_per_forward: predict.windows_per_forward, ..loaded.window(None, None)? };
         let segmenter = Segmenter { models: &loaded.networks, window };
         let ids = run.splits.fold(run.fold)?.validation.clone();
         let validation = directory.join("validation");

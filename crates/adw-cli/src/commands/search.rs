@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use adw_search::{ArchBatches, Event, Part, RunOptions, SearchRow, search};
-use adw_supernet::{Architecture, Supernet, SupernetConfig, widths_line};
+use adw_supernet::{Architecture, Supernet, widths_line};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use serde_json::json;
 
 use crate::{
+    architecture_choice::{architecture_in, search_space},
     args::SearchArgs,
     cases::Cases,
     device,
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
     let mut run = Run::open(&request, &device::name(&device), |_| false)?;
     if let Some(folder) = run.existing_folder() {
         let directory = folder.search(run.fold);
-        let result = directory.join("architecture.json");
+        let result = architecture_in(&directory);
         match (result.is_file(), directory.exists(), choice.resume) {
             (true, _, true) => {
                 let found = Architecture::load(&result)?;
@@ -91,26 +92,22 @@ fn phantom() -> Result<Task> {
 
 /// Searches from the start or from the last checkpoint, and writes the architecture.
 fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
-    let (fold, settings) = (run.fold, run.config.settings.clone());
+    let (fold, mut settings) = (run.fold, run.config.settings.clone());
     check_precision("search", settings.search.precision, device)?;
-    let network = supernet_config(run);
+    let network = search_space(run);
     network.check()?;
     let patch = run.plan.patch_size;
     let split = run.splits.fold(fold)?.clone();
     let largest = network.largest()?;
-    let batch_size = settings.search.batch_size;
+    let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
     let left = memory::check(need, patch, batch_size, args.memory, device)?;
 
     let mut cases = Cases::new(run, &split.train, left)?;
     let train_a = cases.prepare(run, &split.train_a)?;
     let train_b = cases.prepare(run, &split.train_b)?;
-    let sampling = Sampling {
-        plan: &run.plan,
-        batch_size: settings.search.batch_size,
-        augmentation: settings.data.augmentation,
-        seed: settings.seed,
-    };
+    let sampling =
+        Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
     let parts = vec![(Part::TrainA, train_a), (Part::TrainB, train_b.clone()), (Part::TrainBPlain, train_b)];
     let mut source = PatchSource::new(parts, sampling, device)?;
     let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
@@ -138,30 +135,14 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     drop(reporter);
     let mut architecture = found?;
     architecture.provenance.insert("fold".into(), fold.into());
+    architecture.provenance.insert("dataset".into(), run.dataset_digest().into());
     architecture.provenance.insert("mask".into(), json!(settings.network.mask));
-    let result = directory.join("architecture.json");
+    let result = architecture_in(&directory);
     // The picture first: with architecture.json the search is finished.
     report::drawing::save(&architecture, patch, &directory.join("architecture.svg"))?;
     architecture.save(&result)?;
     report_found(&architecture, run, &result, args.process.json);
     Ok(())
-}
-
-/// Search space of a run's plan and settings.
-fn supernet_config(run: &Run) -> SupernetConfig {
-    let network = &run.config.settings.network;
-    SupernetConfig {
-        in_channels: run.plan.modalities.len(),
-        num_classes: run.plan.labels.len(),
-        strides: run.plan.strides.clone(),
-        kernels: run.plan.kernels.clone(),
-        max_width: network.max_width,
-        max_depth: network.max_depth,
-        cap_stage: network.cap_stage,
-        mask: network.mask,
-        gate_up: network.gate_up,
-        space: network.space,
-    }
 }
 
 fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool) {

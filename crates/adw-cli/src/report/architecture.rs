@@ -27,11 +27,13 @@ pub(crate) fn table(architecture: &Architecture, patch: [usize; 3]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use adw_supernet::FixedSizes;
 
     #[test]
     fn the_table_has_a_row_per_block() {
         let mut architecture =
-            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[3; 3]; 3], 8, 2, 3).expect("valid");
+            Architecture::uniform(1, 3, vec![[1, 2, 2], [2; 3]], vec![[3; 3]; 3], FixedSizes::with_width(8))
+                .expect("valid");
         architecture.blocks[1] = vec![12];
         let text = table(&architecture, [6, 8, 8]).render();
         let rows: Vec<&str> = text.lines().skip(2).collect();

@@ -40,7 +40,8 @@ fn the_paper_preset_is_the_published_schedule() {
     let retrain = RetrainConfig { seed: 7, ..RetrainConfig::paper() };
     assert_eq!(paper.retrain, RetrainConfig { checkpoint_every_iterations: every, ..retrain });
     assert_eq!((paper.network.max_width, paper.network.max_depth), (48, 3));
-    assert_eq!(paper.network.mask, GatePosition::PreNorm);
+    assert_eq!((paper.network.mask, paper.network.gate_up), (GatePosition::PreNorm, false));
+    assert_eq!((paper.network.fixed, paper.search.batch_size), (FixedSizes::default(), None));
 }
 
 #[test]
@@ -92,6 +93,35 @@ fn keys_that_a_table_lacks_have_their_defaults_and_can_be_set() {
     assert!(config.table["search"].get("seed").is_none());
     let changed = config.changed_by(&args(None, &["search.precision=bf16"])).unwrap();
     assert_eq!(changed.settings.search.precision, Precision::Bf16);
+}
+
+/// Files of earlier versions lack keys of every section, and mean what those versions did.
+#[test]
+fn keys_of_all_sections_have_defaults() {
+    let mut table = preset("quick").unwrap();
+    let network = table["network"].as_table_mut().unwrap();
+    network.remove("gate_up").unwrap();
+    network.remove("fixed").unwrap();
+    let data = table["data"].as_table_mut().unwrap();
+    data["augmentation"].as_table_mut().unwrap().remove("mirror_axes").unwrap();
+    let config = RunConfig::from_table(table).unwrap();
+    let Settings { data, network, .. } = &config.settings;
+    assert_eq!((network.gate_up, network.fixed), (false, FixedSizes::default()));
+    assert_eq!(data.augmentation.mirror_axes, msd_data::MirrorAxes::default());
+    let set = ["network.gate_up=true", "network.fixed.width=8", "data.augmentation.mirror_axes=[0, \"left-right\"]"];
+    let changed = config.changed_by(&args(None, &set)).unwrap();
+    assert_eq!((changed.settings.network.gate_up, changed.settings.network.fixed.width), (true, 8));
+    let (key, was, is) = config.difference(&changed, |key| key.starts_with("data.")).unwrap();
+    assert_eq!((key.as_str(), was.to_string().as_str()), ("data.augmentation.mirror_axes", "[0, 1, 2]"));
+    assert_eq!(is.to_string(), "[0, \"left-right\"]");
+}
+
+#[test]
+fn the_batch_size_may_be_the_plans() {
+    let of = |set: &str| RunConfig::from_args(&args(None, &[set])).unwrap().settings.search.batch_size;
+    assert_eq!((of("search.batch_size=plan"), of("search.batch_size=3")), (None, Some(3)));
+    assert_eq!(message("search.batch_size=0"), "search.batch_size = 0: expected at least 1");
+    assert!(message("data.augmentation.mirror_axes=[\"sideways\"]").contains("expected 0, 1, 2"));
 }
 
 #[test]

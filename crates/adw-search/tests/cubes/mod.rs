@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use adw_search::{Batch, BatchRequest, BatchSource, BoxError, Part};
-use adw_supernet::{GatePosition, SearchSpace, SupernetConfig};
+use adw_supernet::{FixedSizes, GatePosition, SearchSpace, SupernetConfig};
 use adw_tensor_ops::philox::{Purpose, Stream};
 use candle_core::{Device, Tensor};
 
@@ -22,6 +22,7 @@ pub(crate) fn supernet_config() -> SupernetConfig {
         mask: GatePosition::PostNorm,
         gate_up: true,
         space: SearchSpace::Joint,
+        fixed: FixedSizes::default(),
     }
 }
 

@@ -85,7 +85,10 @@ impl Augmentation {
                 channel.gamma = Some(around_one(0.7, 1.5, rng));
             }
         }
-        DrawnTransforms { noise, channels, mirror: [0; 3].map(|_| rng.random_bool(self.mirror)) }
+        // Every axis takes its number, so that the axes that are left out change nothing else.
+        let drawn = [0; 3].map(|_| rng.random_bool(self.mirror));
+        let axes = self.mirror_axes.patch_axes().unwrap_or_default();
+        DrawnTransforms { noise, channels, mirror: [0, 1, 2].map(|axis| drawn[axis] && axes[axis]) }
     }
 }
 

@@ -6,6 +6,7 @@
 mod drawn;
 mod filter;
 mod intensity;
+mod mirror_axes;
 mod patch;
 mod probabilities;
 mod spatial;
@@ -14,6 +15,7 @@ mod vector_math;
 pub(crate) use drawn::DrawnTransforms;
 pub(crate) use filter::blur;
 pub(crate) use intensity::add_noise;
+pub use mirror_axes::MirrorAxes;
 pub(crate) use patch::Patch;
 pub use probabilities::Augmentation;
 pub(crate) use spatial::{SpatialTransform, enlarged_patch};

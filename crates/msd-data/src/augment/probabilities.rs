@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::mirror_axes::MirrorAxes;
 use crate::error::{Error, Result};
+use crate::plan::Plan;
 
 /// Probability with which each transform is applied to a patch, independently of the others.
 ///
@@ -32,8 +34,11 @@ pub struct Augmentation {
     pub gamma_inverted: f64,
     /// Gamma correction by 0.7 to 1.5 with mean and deviation kept.
     pub gamma: f64,
-    /// Mirroring along each axis, independently.
+    /// Mirroring along each of `mirror_axes`, independently.
     pub mirror: f64,
+    /// Axes along which patches are mirrored.
+    #[serde(default)]
+    pub mirror_axes: MirrorAxes,
 }
 
 impl Augmentation {
@@ -50,6 +55,7 @@ impl Augmentation {
             gamma_inverted: 0.0,
             gamma: 0.0,
             mirror: 0.0,
+            mirror_axes: MirrorAxes::default(),
         }
     }
 
@@ -73,6 +79,7 @@ impl Augmentation {
             gamma_inverted: 0.1,
             gamma: 0.3,
             mirror: 0.5,
+            mirror_axes: MirrorAxes::default(),
         }
     }
 
@@ -89,7 +96,15 @@ impl Augmentation {
         }
     }
 
-    /// Checks that every probability is from 0 to 1.
+    /// Axes of the patches of `plan` (D, H, W) that are mirrored.
+    ///
+    /// # Errors
+    /// As [`MirrorAxes::in_plan`].
+    pub fn mirrored_axes(&self, plan: &Plan) -> Result<[bool; 3]> {
+        if self.mirror > 0.0 { self.mirror_axes.in_plan(plan) } else { Ok([false; 3]) }
+    }
+
+    /// Checks that every probability is from 0 to 1, and that no axis is given by name.
     pub(crate) fn check(&self) -> Result<()> {
         for (name, p) in [
             ("rotation", self.rotation),
@@ -106,6 +121,9 @@ impl Augmentation {
             if !(0.0..=1.0).contains(&p) {
                 return Err(Error::Invalid(format!("augmentation: {name} is {p}; a probability is from 0 to 1")));
             }
+        }
+        if self.mirror_axes.patch_axes().is_none() {
+            return Err(Error::Invalid("augmentation: mirror_axes hold a name; expected axes of the patch".to_owned()));
         }
         Ok(())
     }

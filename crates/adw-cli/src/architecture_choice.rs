@@ -1,0 +1,160 @@
+//! Architecture that a training takes: a file, a baseline, or the result of the run's search.
+
+use std::path::{Path, PathBuf};
+
+use adw_supernet::{Architecture, FixedSizes, SupernetConfig};
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::{
+    args::{ArchitectureArgs, PlainNetwork},
+    failure::{bad_input, program},
+    report::progress::note,
+    run::Run,
+};
+
+/// Search space of a run's plan and settings.
+pub(crate) fn search_space(run: &Run) -> SupernetConfig {
+    let network = &run.config.settings.network;
+    SupernetConfig {
+        in_channels: run.plan.modalities.len(),
+        num_classes: run.plan.labels.len(),
+        strides: run.plan.strides.clone(),
+        kernels: run.plan.kernels.clone(),
+        max_width: network.max_width,
+        max_depth: network.max_depth,
+        cap_stage: network.cap_stage,
+        mask: network.mask,
+        gate_up: network.gate_up,
+        space: network.space,
+        fixed: network.fixed,
+    }
+}
+
+/// Path of the architecture in the folder of a search or training.
+pub(crate) fn architecture_in(directory: &Path) -> PathBuf {
+    directory.join("architecture.json")
+}
+
+/// Architecture of the interrupted training in `earlier`, of the command line, or of the search.
+///
+/// # Errors
+/// There is none, it does not fit the run, or the training in `earlier` has another one than the command line.
+pub(crate) fn choose(args: &ArchitectureArgs, run: &Run, earlier: Option<&Path>) -> Result<Architecture> {
+    let Some(directory) = earlier.filter(|directory| architecture_in(directory).is_file()) else {
+        return wanted(args, run);
+    };
+    let path = architecture_in(directory);
+    let stored = Architecture::load(&path)?;
+    check_fit(&stored, run, &path)?;
+    if args.is_given() {
+        let mut wanted = wanted(args, run)?;
+        // Where an architecture comes from makes no difference to its training.
+        wanted.provenance.clone_from(&stored.provenance);
+        if wanted != stored {
+            bad_input!(
+                "{} was started with the architecture {stored}, not {wanted}: leave that out, or give another --name",
+                directory.display()
+            );
+        }
+    }
+    Ok(stored)
+}
+
+/// Architecture of the command line, or of the search.
+fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
+    if let Some((mut architecture, key, origin)) = baseline(args, run)? {
+        architecture.provenance.insert("task".into(), json!(run.plan.dataset_name));
+        architecture.provenance.insert(key.into(), origin);
+        return Ok(architecture);
+    }
+    let path = match &args.architecture {
+        Some(path) => path.clone(),
+        None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.fold))) {
+            Some(path) if path.is_file() => path,
+            _ => bad_input!(
+                "{run} has no finished search of fold {fold}: start one with `{program} search --run {run} --fold {fold}`, or \
+                 give --architecture, --plain, --uniform-width or --random",
+                run = run.root.display(),
+                fold = run.fold,
+                program = program()
+            ),
+        },
+    };
+    let architecture = Architecture::load(&path)?;
+    check_fit(&architecture, run, &path)?;
+    if let Some(text) = seen_cases(&architecture, run) {
+        note(&format!("{}: {text}", path.display()));
+    }
+    Ok(architecture)
+}
+
+/// Network that the command line describes, with key and value of its provenance; none if it names a file or nothing.
+fn baseline(args: &ArchitectureArgs, run: &Run) -> Result<Option<(Architecture, &'static str, Value)>> {
+    if let (Some(seed), Some(macs)) = (args.random, args.cost) {
+        let architecture = search_space(run).random(seed, run.plan.patch_size, macs)?;
+        return Ok(Some((architecture, "random", json!({ "seed": seed, "macs_per_patch": macs }))));
+    }
+    let sizes = match (args.plain, args.uniform_width) {
+        (Some(PlainNetwork::Nnunet), _) => FixedSizes::default(),
+        (None, Some(width)) => FixedSizes { depth: args.uniform_depth, width, max_features: args.uniform_max_features },
+        (None, None) => return Ok(None),
+    };
+    let (plan, strides, kernels) = (&run.plan, run.plan.strides.clone(), run.plan.kernels.clone());
+    let architecture = Architecture::uniform(plan.modalities.len(), plan.labels.len(), strides, kernels, sizes)?;
+    Ok(Some((architecture, "uniform", json!(sizes))))
+}
+
+/// Warning that the search of an architecture has seen the run's validation cases: that of another fold has trained on
+/// them. None if it has not, or if the file does not name its search.
+fn seen_cases(architecture: &Architecture, run: &Run) -> Option<String> {
+    let origin = |key: &str| architecture.provenance.get(key);
+    let (fold, task) = (origin("fold")?.as_u64()?, origin("task")?.as_str()?);
+    // Files of earlier versions name the task alone.
+    let same_cases = match origin("dataset").and_then(Value::as_str) {
+        Some(dataset) => dataset == run.dataset_digest(),
+        None => task == run.plan.dataset_name,
+    };
+    match (same_cases, fold == run.fold as u64) {
+        (true, true) => None,
+        (true, false) => Some(format!(
+            "found by the search of fold {fold}, which has seen the validation cases of fold {}: their scores will be too \
+             good",
+            run.fold
+        )),
+        (false, _) => Some(format!(
+            "found by a search of fold {fold} of {task} with other cases or splits than this run's: if it has seen this \
+             run's validation cases, their scores will be too good"
+        )),
+    }
+}
+
+fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
+    let plan = &run.plan;
+    let file = path.display();
+    let (channels, classes) = (plan.modalities.len(), plan.labels.len());
+    if architecture.in_channels != channels {
+        bad_input!(
+            "{file}: in_channels = {}, but images of {} have {channels}",
+            architecture.in_channels,
+            plan.dataset_name
+        );
+    }
+    if architecture.num_classes != classes {
+        bad_input!(
+            "{file}: num_classes = {}, but {} has {classes} labels with the background",
+            architecture.num_classes,
+            plan.dataset_name
+        );
+    }
+    for axis in 0..3 {
+        let divisor: usize = architecture.strides.iter().map(|stride| stride[axis]).product();
+        if !plan.patch_size[axis].is_multiple_of(divisor) {
+            bad_input!(
+                "{file}: strides divide the patch {:?} by {divisor} along axis {axis}, which leaves a rest",
+                plan.patch_size
+            );
+        }
+    }
+    Ok(())
+}
