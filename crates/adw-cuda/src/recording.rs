@@ -1,63 +1,48 @@
-//! Runtimes that measure work: [`Recording`] around another runtime, [`Dry`] without one.
+//! Runtime that measures launches without a device.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::launch::{Address, Launch, Params, Result, Runtime};
 use crate::work::{Machine, Recorder};
 
-/// Runtime that records the work of launches on another one.
-pub struct Recording<R> {
-    runtime: R,
-    recorder: Mutex<Recorder>,
+/// Runtime without memory that runs nothing and records the work of launches: that of ops of any size, without a device.
+pub struct DryRun {
+    /// Records of all launches, and the most bytes of dynamic shared memory of a block.
+    seen: Mutex<(Recorder, u32)>,
 }
 
-impl<R: Runtime> Recording<R> {
-    /// A runtime that launches on `runtime`; floors are those of `machine`.
-    pub fn new(runtime: R, machine: Machine) -> Self {
-        Self { runtime, recorder: Mutex::new(Recorder::new(machine)) }
+impl DryRun {
+    /// A runtime without records; floors are those of `machine`.
+    pub fn new(machine: Machine) -> Self {
+        Self { seen: Mutex::new((Recorder::new(machine), 0)) }
     }
 
-    /// Runtime that launches.
-    pub fn runtime(&self) -> &R {
-        &self.runtime
+    fn seen(&self) -> MutexGuard<'_, (Recorder, u32)> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records since the last call.
-    pub fn take(&self) -> Recorder {
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let empty = Recorder::new(recorder.machine);
-        std::mem::replace(&mut *recorder, empty)
-    }
-}
-
-impl<R: Runtime> Runtime for Recording<R> {
-    type Buffer = R::Buffer;
-
-    fn alloc(&self, bytes: usize) -> Result<R::Buffer> {
-        self.runtime.alloc(bytes)
+    /// Records of all launches.
+    pub fn recorder(&self) -> Recorder {
+        self.seen().0.clone()
     }
 
-    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
-        // SAFETY: the caller guarantees the addresses.
-        unsafe { self.runtime.launch(launch)? };
-        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        recorder.record(launch.kernel, &launch.work);
-        Ok(())
+    /// Most bytes of dynamic shared memory that a block of a launch has.
+    pub fn most_shared(&self) -> u32 {
+        self.seen().1
     }
 }
 
-/// Runtime without memory that runs nothing. Within a [`Recording`] it gives the work of ops of any size without a device.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Dry;
-
-impl Runtime for Dry {
+impl Runtime for DryRun {
     type Buffer = Address;
 
     fn alloc(&self, _: usize) -> Result<Address> {
         Ok(Address::NONE)
     }
 
-    unsafe fn launch<P: Params>(&self, _: &Launch<P>) -> Result<()> {
+    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> Result<()> {
+        let (recorder, most_shared) = &mut *self.seen();
+        recorder.record(launch.kernel, &launch.work);
+        *most_shared = launch.shared.max(*most_shared);
         Ok(())
     }
 }

@@ -32,12 +32,6 @@ impl SlidingWindow {
         Self { patch, step: 0.5, mirror: [false; 3], windows_per_forward: 1 }
     }
 
-    /// Number of windows of an image of `shape` (D, H, W).
-    pub fn num_windows(&self, shape: [usize; 3]) -> usize {
-        let axes = 0..3;
-        axes.map(|a| window_starts(shape[a], self.patch[a], self.step).len()).product()
-    }
-
     /// Logits `[1, K, D, H, W]` (F32, on the CPU) of `image` `[1, C, D, H, W]`: the mean over `models` (folds).
     ///
     /// `progress(done, total)` is called after every forward pass with numbers of windows.

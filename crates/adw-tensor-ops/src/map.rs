@@ -28,3 +28,11 @@ pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
 pub(crate) fn channels_first(y: &Tensor) -> Result<Tensor> {
     Ok(y.permute((0, 4, 1, 2, 3))?)
 }
+
+/// Checks that a tensor is a vector of `len` elements.
+pub(crate) fn check_vector(op: &'static str, what: &'static str, vector: &Tensor, len: usize) -> Result<()> {
+    if vector.dims() == [len] {
+        return Ok(());
+    }
+    Err(Error::Shape { op, what, got: vector.shape().clone(), expected: format!("[{len}]") })
+}

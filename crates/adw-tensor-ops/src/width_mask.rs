@@ -1,9 +1,4 @@
-//! The width gate `m_c = sum_i g_i M_i[c]`, with `M_i` ones in the leading `width_i` channels, and how to apply it
-//! without touching a map.
-//!
-//! A gate in front of the normalisation scales the convolution's output channels: `m * conv(x, W) = conv(x, m * W)`
-//! ([`fold_into_weight`]). A gate behind the normalisation scales its affine, and `leaky(m v) = m leaky(v)` for `m >= 0`
-//! ([`fold_into_affine`]). Both are plain candle arithmetic on parameters, so gradients come by themselves.
+//! The width gate `m_c = sum_i g_i M_i[c]`, with `M_i` ones in the leading `width_i` channels.
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
@@ -29,22 +24,6 @@ pub fn masks(widths: &[usize], max_width: usize, dtype: DType, device: &Device) 
 /// If the shapes do not fit together.
 pub fn gate(choice: &Tensor, masks: &Tensor) -> Result<Tensor> {
     Ok(choice.unsqueeze(0)?.matmul(masks)?.squeeze(0)?)
-}
-
-/// `m[co] * weight[co, ...]`.
-///
-/// # Errors
-/// If the shapes do not fit together.
-pub fn fold_into_weight(weight: &Tensor, gate: &Tensor) -> Result<Tensor> {
-    Ok(weight.broadcast_mul(&gate.reshape((gate.elem_count(), 1, 1, 1, 1))?)?)
-}
-
-/// `(m * gamma, m * beta)`.
-///
-/// # Errors
-/// If the shapes do not fit together.
-pub fn fold_into_affine(gamma: &Tensor, beta: &Tensor, gate: &Tensor) -> Result<(Tensor, Tensor)> {
-    Ok(((gamma * gate)?, (beta * gate)?))
 }
 
 #[cfg(test)]

@@ -32,8 +32,14 @@ impl MapShape {
     }
 }
 
-/// Picks one of a kernel's four variants: by element type, and in 16-byte pieces or element by element.
+/// Picks one of a kernel's variants: by element type, and perhaps in 16-byte pieces or element by element.
 macro_rules! variant {
+    ($name:literal, $precision:expr) => {
+        match $precision {
+            crate::precision::Precision::Full => concat!($name, "_f32"),
+            crate::precision::Precision::Bf16 => concat!($name, "_bf16"),
+        }
+    };
     ($name:literal, $precision:expr, $pieces:expr) => {
         match ($precision, $pieces) {
             (crate::precision::Precision::Full, true) => concat!($name, "_f32"),

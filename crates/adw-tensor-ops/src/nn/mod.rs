@@ -41,7 +41,7 @@ pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use instance_norm3d::{InstanceNorm3d, InstanceNorm3dConfig, instance_norm3d};
 
 use crate::error::{Error, Result};
-use crate::map::channels_first;
+use crate::map::{channels_first, check_vector};
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
@@ -54,13 +54,6 @@ fn kernel_size(op: &'static str, weight: &Tensor, expected: &str) -> Result<[usi
         [_, _, d, h, w] => Ok([d, h, w]),
         _ => Err(Error::Shape { op, what: "weight", got: weight.shape().clone(), expected: expected.into() }),
     }
-}
-
-fn check_vector(op: &'static str, what: &'static str, vector: &Tensor, channels: usize) -> Result<()> {
-    if vector.dims() == [channels] {
-        return Ok(());
-    }
-    Err(Error::Shape { op, what, got: vector.shape().clone(), expected: format!("[{channels}]") })
 }
 
 fn check_channels(op: &'static str, x: &Tensor, channels: usize) -> Result<()> {

@@ -7,7 +7,7 @@ use super::kernels::{
 };
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
-use crate::map::map_dims;
+use crate::map::{check_vector, map_dims};
 use crate::simd::{Element, InstructionSet};
 use crate::storage::{Computed, Reader, read, tensor, with_element};
 use candle_core::{DType, Tensor, WithDType};
@@ -139,9 +139,7 @@ impl NormActKernels for Cpu {
 }
 
 fn vector_f64(what: &'static str, t: &Tensor, channels: usize) -> Result<Vec<f64>> {
-    if t.dims() != [channels] {
-        return Err(Error::Shape { op: OP, what, got: t.shape().clone(), expected: format!("[{channels}]") });
-    }
+    check_vector(OP, what, t, channels)?;
     Ok(t.to_dtype(DType::F64)?.to_vec1()?)
 }
 

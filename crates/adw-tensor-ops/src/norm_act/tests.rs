@@ -1,6 +1,5 @@
 use super::*;
 use crate::testing::{finite_difference, numbers};
-use crate::width_mask::{fold_into_affine, fold_into_weight};
 use adw_testing::{assert_close, tolerance};
 use candle_core::{Device, Shape, Tensor, Var};
 
@@ -70,11 +69,15 @@ fn gates_fold() {
     for position in [GatePosition::PreNorm, GatePosition::PostNorm] {
         let z = match position {
             GatePosition::PreNorm => {
-                let y = conv3d(&x, &fold_into_weight(&w, &gate).unwrap(), geometry).unwrap();
+                // m conv(x, W) = conv(x, m W)
+                let weight = w.broadcast_mul(&gate.reshape((6, 1, 1, 1, 1)).unwrap()).unwrap();
+                let y = conv3d(&x, &weight, geometry).unwrap();
                 norm_act(&y, &gamma, &beta, config).unwrap()
             }
             GatePosition::PostNorm => {
-                let (g, b) = fold_into_affine(&gamma, &beta, &gate).unwrap();
+                // leaky(m v) = m leaky(v) for m >= 0
+                let (g, b) =
+                    ((gamma.as_tensor() * gate.as_tensor()).unwrap(), (beta.as_tensor() * gate.as_tensor()).unwrap());
                 norm_act(&conv3d(&x, &w, geometry).unwrap(), &g, &b, config).unwrap()
             }
         };

@@ -3,6 +3,7 @@
 use super::maps::{SourceMap, Sources, maps_bytes};
 use super::shape::{BOX, ConvShape, MAX_SHARED, MAX_TAPS, MODULE};
 use super::tiling::{Tiling, reached};
+use crate::cuda::variant;
 use crate::precision::Precision;
 use adw_cuda::work::{Machine, Work};
 use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
@@ -137,10 +138,7 @@ pub(super) unsafe fn grad_weight<R: Runtime>(
     unsafe {
         rt.launch(&Launch {
             module: MODULE,
-            kernel: match precision {
-                Precision::Full => "conv_grad_weight_f32",
-                Precision::Bf16 => "conv_grad_weight_bf16",
-            },
+            kernel: variant!("conv_grad_weight", precision),
             grid: [ci_blocks, co_blocks, splits as u32],
             threads: 288,
             shared: shared_bytes as u32,

@@ -4,6 +4,7 @@
 use super::maps::{SourceMap, Sources, maps_bytes};
 use super::shape::MODULE;
 use super::weights::{Order, Weights, pack};
+use crate::cuda::variant;
 use crate::precision::Precision;
 use adw_cuda::work::Work;
 use adw_cuda::{Address, Buffer, Launch, Result, Runtime, blocks, params};
@@ -65,10 +66,7 @@ pub(super) unsafe fn plain<R: Runtime>(
     unsafe {
         rt.launch(&Launch {
             module: MODULE,
-            kernel: match precision {
-                Precision::Full => "conv_gather_f32",
-                Precision::Bf16 => "conv_gather_bf16",
-            },
+            kernel: variant!("conv_gather", precision),
             grid: [blocks(voxels, chunk), batch as u32, 1],
             threads: THREADS as u32,
             shared: 0,

@@ -15,9 +15,9 @@ use crate::norm_act::cuda::operands::AffineAddresses;
 use crate::norm_act::{self, NormAct, NormCoefficients};
 use crate::precision::Precision;
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
-use adw_cuda::recording::{Dry, Recording};
+use adw_cuda::recording::DryRun;
 use adw_cuda::work::{Machine, Recorder};
-use adw_cuda::{Address, Buffer, Launch, Params, Runtime};
+use adw_cuda::{Address, Buffer, Runtime};
 use adw_testing::tolerance::EXACT;
 use candle_core::Tensor;
 
@@ -175,21 +175,13 @@ fn forward_with_moments() {
                         .unwrap();
                 coefficients(&rt, &partial, &affine, NormAct::default(), case.batch, case.co).unwrap()
             };
+            let (mean, variance) = m.mean_and_variance().unwrap();
             compare(&format!("{what}: y"), &out, precision, &y, tolerance(precision));
-            compare(
-                &format!("{what}: mean"),
-                &coefficients.mean,
-                Precision::Full,
-                m.mean_and_variance().unwrap().0,
-                tolerance(precision),
-            );
-            compare(
-                &format!("{what}: variance"),
-                &coefficients.variance,
-                Precision::Full,
-                m.mean_and_variance().unwrap().1,
-                tolerance(precision),
-            );
+            for (name, got, expected) in
+                [("mean", &coefficients.mean, mean), ("variance", &coefficients.variance, variance)]
+            {
+                compare(&format!("{what}: {name}"), got, Precision::Full, expected, tolerance(precision));
+            }
         }
     });
 }
@@ -209,15 +201,9 @@ fn gradients() {
         for &c in case.ci {
             let wanted = first..first + c;
             first += c;
-            let expected = conv3d::grad_input(
-                g.inputs(false)[0],
-                &w.cpu,
-                case.geometry,
-                case.size,
-                wanted.clone(),
-                Precision::Full,
-            )
-            .unwrap();
+            let (grad, channels) = (g.inputs(false)[0], wanted.clone());
+            let expected =
+                conv3d::grad_input(grad, &w.cpu, case.geometry, case.size, channels, Precision::Full).unwrap();
             let out =
                 rt.alloc(case.batch * case.size.iter().product::<usize>() * c * precision.element_bytes()).unwrap();
             // SAFETY: the buffers have the sizes of the shapes.
@@ -342,7 +328,7 @@ fn work_of(
     geometry: Conv3dGeometry,
     precision: Precision,
 ) -> Recorder {
-    let rt = Recording::new(Dry, Machine::H100);
+    let rt = DryRun::new(Machine::H100);
     let maps: Vec<_> = channels
         .iter()
         .map(|&(channels, normalised)| SourceMap {
@@ -360,7 +346,7 @@ fn work_of(
         grad_input(&rt, &layer, grad, &weights, 0..ci, a).unwrap();
         grad_weight(&rt, &layer, &maps, grad, a).unwrap();
     }
-    rt.take()
+    rt.recorder()
 }
 
 fn assert_work(recorder: &Recorder, kernel: &str, launches: u64, bytes: u64, operations: u64) {
@@ -418,23 +404,6 @@ fn shares_of_the_weight_gradient() {
     assert_eq!(bf16(1, 2, 8, 8), 2);
 }
 
-/// A runtime without memory that keeps what the largest block takes of shared memory.
-#[derive(Default)]
-struct MostShared(std::cell::Cell<u32>);
-
-impl Runtime for &MostShared {
-    type Buffer = Address;
-
-    fn alloc(&self, _: usize) -> adw_cuda::Result<Address> {
-        Ok(Address::NONE)
-    }
-
-    unsafe fn launch<P: Params>(&self, launch: &Launch<P>) -> adw_cuda::Result<()> {
-        self.0.set(self.0.get().max(launch.shared));
-        Ok(())
-    }
-}
-
 /// Shared memory of consumer devices is enough for every layer that a network may have.
 #[test]
 fn shared_memory_of_real_layers() {
@@ -454,17 +423,17 @@ fn shared_memory_of_real_layers() {
             for geometry in [dense, dilated].into_iter().filter(supports) {
                 let layer = ConvShape { batch: 1, size, geometry, precision };
                 for (ci, co) in [(1, 48), (48, 48), (96, 48), (48, 96), (768, 384), (384, 768)] {
-                    let most = MostShared::default();
+                    let rt = DryRun::new(Machine::H100);
                     let weights = Weights { data: a, co, ci };
                     let (map, grad) = (SourceMap::plain(a, ci), SourceMap::plain(a, co));
                     // SAFETY: nothing runs.
                     unsafe {
-                        forward(&&most, &layer, &[map], &weights, a, true).unwrap();
+                        forward(&rt, &layer, &[map], &weights, a, true).unwrap();
                         let all = 0..ci;
-                        grad_input(&&most, &layer, grad, &weights, all, a).unwrap();
-                        grad_weight(&&most, &layer, &[map], grad, a).unwrap();
+                        grad_input(&rt, &layer, grad, &weights, all, a).unwrap();
+                        grad_weight(&rt, &layer, &[map], grad, a).unwrap();
                     }
-                    let most = most.0.get() as usize;
+                    let most = rt.most_shared() as usize;
                     assert!(most > 0 && most <= MAX_SHARED, "{precision:?}, {ci} to {co}, {geometry:?}: {most}");
                 }
             }

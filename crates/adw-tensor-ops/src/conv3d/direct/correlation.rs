@@ -4,9 +4,10 @@
 //! the second-level cache, then runs register tiles over panel and packed weights. Channels lie innermost, so a run over
 //! `neighbouring taps along W x input channels` is contiguous in the panel, and no im2col matrix is ever built.
 
+use super::panel::{pack_rows, panel_row};
 use crate::conv3d::job::Correlation;
 use crate::conv3d::packed_weight::{ChannelBlock, PackedWeight};
-use crate::conv3d::packing::{VoxelBox, is_inside, pack_panel};
+use crate::conv3d::packing::VoxelBox;
 use crate::conv3d::partition::{RowBlock, balanced, largest_row_block, row_blocks};
 use crate::conv3d::tile::{Operands, Segment, max_rows, run_tile};
 use crate::norm_act::cpu::{BlockMoments, block_moments};
@@ -108,8 +109,8 @@ impl<T: Element> Kernel<T> for CorrelateRows<'_, T> {
     type Output = Vec<BlockMoments<T>>;
 
     #[inline(always)]
-    fn run<S: Simd<Elem = T>>(mut self, simd: S) -> Self::Output {
-        let voxels = self.pack_panel();
+    fn run<S: Simd<Elem = T>>(self, simd: S) -> Self::Output {
+        let voxels = pack_rows(self.panel, self.job.sources, &self.job.axes, self.rows);
         let runs = tap_runs(self.job);
         let mut moments = Vec::new();
         for block in self.channels {
@@ -123,29 +124,12 @@ impl<T: Element> Kernel<T> for CorrelateRows<'_, T> {
 }
 
 impl<T: Element> CorrelateRows<'_, T> {
-    /// Copies the voxels that the rows read into the panel.
-    #[inline(always)]
-    fn pack_panel(&mut self) -> VoxelBox {
-        let Self { job, rows, panel, .. } = self;
-        let [d, h, w] = &job.axes;
-        let size = [d.extent(rows.d.len()), h.extent(rows.h.len()), w.extent(w.num_outputs)];
-        let first = [
-            (rows.d.start * d.step) as isize + d.first_offset(),
-            (rows.h.start * h.step) as isize + h.first_offset(),
-            w.first_offset(),
-        ];
-        let voxels = VoxelBox { batch_idx: rows.batch_idx, first, size };
-        panel.resize(size.iter().product::<usize>() * job.k_channels(), T::ZERO);
-        pack_panel(panel, job.sources, [d.input_size, h.input_size, w.input_size], voxels);
-        voxels
-    }
-
     /// Computes the rows for one block of output channels, a group of taps at a time whose weights stay in the first-level
     /// cache for all rows.
     #[inline(always)]
     fn correlate<S: Simd<Elem = T>>(&self, simd: S, voxels: VoxelBox, runs: &[TapRun], block: &ChannelBlock) {
         let Self { job, packed, rows, out, .. } = self;
-        let [d, h, w] = &job.axes;
+        let w = &job.axes[2];
         let k = job.k_channels();
         let row_len = voxels.size[2] * k;
         let width = block.vectors * packed.lanes;
@@ -159,16 +143,8 @@ impl<T: Element> CorrelateRows<'_, T> {
             for (is_written, (qd, qh)) in is_written.iter_mut().zip(rows.rows()) {
                 segments.clear();
                 for run in &runs[first_run..(first_run + group).min(runs.len())] {
-                    let panel_d = (qd - rows.d.start) * d.step + d.tap_position(run.taps[0]);
-                    let panel_h = (qh - rows.h.start) * h.step + h.tap_position(run.taps[1]);
-                    if is_inside(voxels.first[0] + panel_d as isize, d.input_size)
-                        && is_inside(voxels.first[1] + panel_h as isize, h.input_size)
-                    {
-                        segments.push(Segment {
-                            a: (panel_d * voxels.size[1] + panel_h) * row_len + run.in_row,
-                            b: run.first_k * width,
-                            len: run.len,
-                        });
+                    if let Some(row) = panel_row(&job.axes, rows, voxels, (qd, qh), run.taps) {
+                        segments.push(Segment { a: row * row_len + run.in_row, b: run.first_k * width, len: run.len });
                     }
                 }
                 if segments.is_empty() && (*is_written || !is_last_group) {

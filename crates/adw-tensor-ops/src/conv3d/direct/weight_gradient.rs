@@ -4,8 +4,9 @@
 //! runs over the voxels of a block, and blocks add up. Groups of blocks have partial sums of their own; within a group,
 //! tasks take rows.
 
+use super::panel::{pack_rows, panel_row};
 use crate::conv3d::job::WeightGradient;
-use crate::conv3d::packing::{MapRow, VoxelBox, is_inside, pack_panel, pack_row};
+use crate::conv3d::packing::{MapRow, VoxelBox, pack_row};
 use crate::conv3d::partial_sums::PartialSums;
 use crate::conv3d::partition::{RowBlock, balanced, largest_row_block, row_blocks};
 use crate::conv3d::tile::{Operands, Segment, VectorShape, max_rows, max_vectors, run_tile};
@@ -144,7 +145,7 @@ impl<T: Element> Kernel<T> for SumRows<'_, T> {
     fn run<S: Simd<Elem = T>>(mut self, simd: S) {
         let parts = tap_rows(self.job, &self.rows);
         for (block_idx, block) in self.blocks.iter().enumerate() {
-            let voxels = self.pack_panel(block);
+            let voxels = pack_rows(&mut self.buffers.panel, self.job.sources, &self.job.axes, block);
             let grad = self.pack_grad(block);
             for part in &parts {
                 let segments = self.segments(block, voxels, part.taps);
@@ -158,23 +159,6 @@ impl<T: Element> Kernel<T> for SumRows<'_, T> {
 }
 
 impl<T: Element> SumRows<'_, T> {
-    /// Copies the input voxels that a block reads into the panel.
-    #[inline(always)]
-    fn pack_panel(&mut self, block: &RowBlock) -> VoxelBox {
-        let Self { job, buffers, .. } = self;
-        let [d, h, w] = &job.axes;
-        let size = [d.extent(block.d.len()), h.extent(block.h.len()), w.extent(w.num_outputs)];
-        let first = [
-            (block.d.start * d.step) as isize + d.first_offset(),
-            (block.h.start * h.step) as isize + h.first_offset(),
-            w.first_offset(),
-        ];
-        let voxels = VoxelBox { batch_idx: block.batch_idx, first, size };
-        buffers.panel.resize(size.iter().product::<usize>() * job.in_channels(), T::ZERO);
-        pack_panel(&mut buffers.panel, job.sources, job.input_size(), voxels);
-        voxels
-    }
-
     /// The block's rows of the gradient, `co_padded` elements per voxel: the map itself where it has that form, else a copy,
     /// since vector loads of the last channels must not run past the map's end.
     #[inline(always)]
@@ -198,24 +182,14 @@ impl<T: Element> SumRows<'_, T> {
     }
 
     /// Rows of voxels in panel and gradient that meet at a tap along D and H.
-    fn segments(&self, block: &RowBlock, voxels: VoxelBox, [td, th]: [usize; 2]) -> Vec<Segment> {
-        let [d, h, w] = &self.job.axes;
-        let row_len = voxels.size[2] * self.job.in_channels();
-        let mut segments = Vec::with_capacity(block.d.len() * block.h.len());
-        for (i, (qd, qh)) in block.rows().enumerate() {
-            let panel_d = (qd - block.d.start) * d.step + d.tap_position(td);
-            let panel_h = (qh - block.h.start) * h.step + h.tap_position(th);
-            if is_inside(voxels.first[0] + panel_d as isize, d.input_size)
-                && is_inside(voxels.first[1] + panel_h as isize, h.input_size)
-            {
-                segments.push(Segment {
-                    a: (panel_d * voxels.size[1] + panel_h) * row_len,
-                    b: i * w.num_outputs * self.co_padded,
-                    len: w.num_outputs,
-                });
-            }
-        }
-        segments
+    fn segments(&self, block: &RowBlock, voxels: VoxelBox, taps: [usize; 2]) -> Vec<Segment> {
+        let axes = &self.job.axes;
+        let (row_len, len) = (voxels.size[2] * self.job.in_channels(), axes[2].num_outputs);
+        let segment = |(i, outputs)| {
+            let row = panel_row(axes, block, voxels, outputs, taps)?;
+            Some(Segment { a: row * row_len, b: i * len * self.co_padded, len })
+        };
+        block.rows().enumerate().filter_map(segment).collect()
     }
 
     /// Computes the sums of a block for a contiguous part of the rows, and adds them to those of earlier blocks if

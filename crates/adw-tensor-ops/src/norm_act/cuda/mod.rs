@@ -14,7 +14,7 @@ use super::kernels::{
 use crate::cuda::MapShape;
 use crate::cuda::tensors::{address, empty, f32_address, f32_tensor, map_address, precision_of};
 use crate::error::{Error, Result};
-use crate::map::map_dims;
+use crate::map::{check_vector, map_dims};
 use crate::storage::Computed;
 use adw_cuda::Address;
 use adw_cuda::device::CudaRuntime;
@@ -37,10 +37,7 @@ fn map_shape(y: &Tensor) -> Result<MapShape> {
 
 fn affine_addresses(rt: &CudaRuntime, affine: Affine, channels: usize) -> Result<AffineAddresses> {
     let vector = |what, t: &Tensor| {
-        if t.dims() != [channels] {
-            let (got, expected) = (t.shape().clone(), format!("[{channels}]"));
-            return Err(Error::Shape { op: OP, what, got, expected });
-        }
+        check_vector(OP, what, t, channels)?;
         f32_address(OP, rt, t)
     };
     Ok(AffineAddresses {

@@ -8,7 +8,7 @@ use crate::cuda::testing::{compare, f64s, tensor, tolerance, upload, values};
 use crate::norm_act::{self, Gate, GatePosition, NormAct, NormCoefficients};
 use crate::precision::Precision;
 use adw_cuda::emulated::{self, EmulatedBuffer, Emulator};
-use adw_cuda::recording::{Dry, Recording};
+use adw_cuda::recording::DryRun;
 use adw_cuda::work::Machine;
 use adw_cuda::{Address, Buffer, Runtime};
 use adw_testing::tolerance::F32_KERNEL;
@@ -216,10 +216,10 @@ fn work_of_the_backward_pass_equals_numbers_by_hand() {
         (GradAddresses { outer: Some((a, a)), direct: Some(a) }, 3),
         (GradAddresses { outer: None, direct: Some(a) }, 2),
     ] {
-        let rt = Recording::new(Dry, Machine::H100);
+        let rt = DryRun::new(Machine::H100);
         // SAFETY: nothing runs.
         unsafe { backward(&rt, a, &coefficients, &affine, grad, &shape, a).unwrap() };
-        let work = rt.take();
+        let work = rt.recorder();
         let of = |kernel| {
             let r = work.records()[kernel];
             (r.launches, r.bytes, r.operations)
