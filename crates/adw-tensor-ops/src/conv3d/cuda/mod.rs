@@ -10,6 +10,8 @@ mod tiling;
 pub(crate) mod weights;
 
 #[cfg(test)]
+mod launch_tests;
+#[cfg(test)]
 mod tests;
 
 use super::kernels::{Conv3dKernels, Input, input_dims};
