@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Result;
 use msd_data::{Memory, TrainingCase, prepare_training_cases, store_training_cases, training_cases_bytes};
 
-use crate::{report::progress::note, run::Run};
+use crate::{report::progress::note, run::Run, source::NamedCases};
 
 /// Cases prepared so far, by id.
 pub(crate) struct Cases {
@@ -49,7 +49,7 @@ impl Cases {
     ///
     /// # Errors
     /// A case that cannot be read or does not fit the dataset; the first in the order of `ids`.
-    pub(crate) fn prepare(&mut self, run: &Run, ids: &[String]) -> Result<Vec<TrainingCase>> {
+    pub(crate) fn prepare(&mut self, run: &Run, ids: &[String]) -> Result<NamedCases> {
         let missing: Vec<String> = ids.iter().filter(|id| !self.prepared.contains_key(*id)).cloned().collect();
         let (dataset, plan, memory) = (&run.dataset, &run.plan, self.memory);
         let prepared: Vec<TrainingCase> = match &self.folder {
@@ -62,6 +62,6 @@ impl Cases {
                 .collect(),
         };
         self.prepared.extend(missing.into_iter().zip(prepared));
-        Ok(ids.iter().map(|id| self.prepared[id].clone()).collect())
+        Ok(ids.iter().map(|id| (id.clone(), self.prepared[id].clone())).collect())
     }
 }

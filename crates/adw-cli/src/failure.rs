@@ -72,9 +72,11 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         E::Io { .. }
         | E::File { .. }
         | E::OtherRun { .. }
+        | E::CheckpointsLost { .. }
         | E::AlreadyStarted { .. }
         | E::Config { .. }
         | E::NotFinite { .. }
+        | E::Diverged { .. }
         | E::LogitsNotFinite
         | E::Stopped { .. } => true,
         E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } | E::UnknownClass { .. } => false,

@@ -19,11 +19,16 @@ pub(crate) fn num_loader_threads(device: &Device) -> usize {
 /// Draws the batches of each part from that part's cases.
 pub(crate) struct PatchSource {
     samplers: Arc<BTreeMap<Part, PatchSampler>>,
+    /// Names of each sampler's cases.
+    names: BTreeMap<Part, Vec<String>>,
     seed: u64,
     num_threads: usize,
     /// Prepared batches with their keys, by which the order of the requests is checked.
     loader: Option<Loader<(BatchKey, SampledBatch)>>,
 }
+
+/// Cases with their names.
+pub(crate) type NamedCases = Vec<(String, TrainingCase)>;
 
 /// Settings of the sampling, the same for all parts.
 #[derive(Clone, Copy)]
@@ -40,20 +45,22 @@ impl PatchSource {
     /// # Errors
     /// A part without cases, axes of mirroring that the plan lacks; see [`PatchSampler::new`].
     pub(crate) fn new(
-        parts: Vec<(Part, Vec<TrainingCase>)>,
+        parts: Vec<(Part, NamedCases)>,
         sampling: Sampling<'_>,
         device: &Device,
     ) -> msd_data::Result<Self> {
         let Sampling { plan, batch_size, augmentation, seed } = sampling;
         let mirror_axes = MirrorAxes::of_patch(augmentation.mirrored_axes(plan)?);
         let augmentation = Augmentation { mirror_axes, ..augmentation };
-        let mut samplers = BTreeMap::new();
+        let (mut samplers, mut names) = (BTreeMap::new(), BTreeMap::new());
         for (part, cases) in parts {
+            let (ids, cases): (Vec<String>, Vec<TrainingCase>) = cases.into_iter().unzip();
+            names.insert(part, ids);
             let augmentation = if is_plain(part) { Augmentation::none() } else { augmentation };
             let sampler = PatchSampler::new(cases, plan.patch_size, batch_size, augmentation, &plan.use_mask_for_norm)?;
             samplers.insert(part, sampler);
         }
-        Ok(Self { samplers: Arc::new(samplers), seed, num_threads: num_loader_threads(device), loader: None })
+        Ok(Self { samplers: Arc::new(samplers), names, seed, num_threads: num_loader_threads(device), loader: None })
     }
 }
 
@@ -87,6 +94,12 @@ impl BatchSource for PatchSource {
             return Err(format!("{request} was requested, but {made_for:?} is next").into());
         }
         Ok(to_batch(sampled)?)
+    }
+
+    fn cases(&self, request: BatchRequest) -> Vec<String> {
+        let part = (self.samplers.get(&request.part), self.names.get(&request.part));
+        let (Some(sampler), Some(names)) = part else { return vec![] };
+        sampler.cases(key(request, self.seed)).into_iter().map(|case| names[case].clone()).collect()
     }
 }
 

@@ -90,4 +90,10 @@ pub trait BatchSource {
     /// # Errors
     /// If the batch cannot be made.
     fn batch(&mut self, request: BatchRequest) -> Result<Batch, BoxError>;
+
+    /// Names of the cases in the batch of `request`, for messages. None by default.
+    fn cases(&self, request: BatchRequest) -> Vec<String> {
+        let _ = request;
+        vec![]
+    }
 }

@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::tensor_file::{self, Metadata};
+use crate::parameters::PARAMETER_GROUP;
+use crate::tensor_file::{self, FileKind, Metadata};
 use crate::{Error, NamedTensors, Result};
 
-const FORMAT: &str = "adw-checkpoint/1";
+const KIND: FileKind =
+    FileKind { name: "a checkpoint of this program", format: "adw-checkpoint/2", remedy: "it cannot be resumed from" };
+
+/// Largest magnitude of a parameter in a checkpoint. Weights of healthy networks are near 1; far beyond this, the next steps
+/// overflow.
+const MAX_PARAMETER: f64 = 1e6;
 
 /// Next iteration of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,17 +59,33 @@ struct Progress {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint of the run that `identity` describes, replacing `path` once it is complete.
-    pub(crate) fn write(&self, path: &Path, identity: &Value) -> Result<()> {
+    /// First tensor with a value that no healthy training has, and that value.
+    pub(crate) fn ruined(&self) -> Result<Option<(&str, f64)>> {
+        for (name, tensor) in &self.tensors {
+            let group = name.split_once('/').map(|(group, _)| group);
+            let limit = if group == Some(PARAMETER_GROUP) { MAX_PARAMETER } else { f64::MAX };
+            let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            // NaN compares as false.
+            if let Some(&value) = values.iter().find(|value| !(value.abs() <= limit)) {
+                return Ok(Some((name, value)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the checkpoint of the run that `identity` describes, replacing `path` once it is complete; the one before is
+    /// kept as `previous` if that is given.
+    pub(crate) fn write(&self, path: &Path, previous: Option<&Path>, identity: &Value) -> Result<()> {
         let progress = Progress { position: self.position, means: self.means.clone() };
         let progress = serde_json::to_string(&progress)
             .map_err(|e| Error::file(path, format!("progress cannot be written as JSON: {e}")))?;
-        let metadata = Metadata::from([
-            ("format".into(), FORMAT.into()),
-            ("identity".into(), identity.to_string()),
-            ("progress".into(), progress),
-        ]);
-        tensor_file::write(path, &self.tensors, &metadata)
+        let metadata = Metadata::from([("identity".into(), identity.to_string()), ("progress".into(), progress)]);
+        let file = tensor_file::create(path, KIND, &self.tensors, &metadata)?;
+        let committed = match previous {
+            Some(previous) => file.commit_keeping(previous),
+            None => file.commit(),
+        };
+        committed.map_err(|e| Error::io(path, e))
     }
 
     /// Reads a checkpoint of the run that `identity` describes.
@@ -71,15 +93,9 @@ impl Checkpoint {
     /// # Errors
     /// If the file is not a checkpoint, or belongs to another run.
     pub(crate) fn read(path: &Path, identity: &Value, device: &Device) -> Result<Self> {
-        const WHAT: &str = "a checkpoint of this program";
-        let (tensors, metadata) = tensor_file::read(path, WHAT, device)?;
-        let format = metadata.get("format").map_or("absent", String::as_str);
-        if format != FORMAT {
-            let reason = format!("not {WHAT} (format {format}, expected {FORMAT})");
-            return Err(Error::file(path, reason));
-        }
+        let (tensors, metadata) = tensor_file::read(path, KIND, device)?;
         let json = |key: &str| metadata.get(key).map_or("null", String::as_str);
-        let bad = |e| Error::file(path, format!("not {WHAT} ({e})"));
+        let bad = |e| Error::file(path, format!("not {} ({e})", KIND.name));
         let stored: Value = serde_json::from_str(json("identity")).map_err(bad)?;
         if let Some(difference) = difference("", &stored, identity) {
             return Err(Error::OtherRun { path: path.to_owned(), difference });
@@ -127,7 +143,7 @@ mod tests {
         let path = dir.path().join("latest.safetensors");
         let identity = json!({"kind": "search", "config": {"epochs": 5, "lr": 0.1}});
         let saved = example();
-        saved.write(&path, &identity).unwrap();
+        saved.write(&path, None, &identity).unwrap();
         let read = Checkpoint::read(&path, &identity, &Device::Cpu).unwrap();
         assert_eq!((read.position, &read.means), (saved.position, &saved.means));
         assert_eq!(read.means.get("loss"), Some(f64::midpoint(0.1, 0.2)));
@@ -141,7 +157,7 @@ mod tests {
     fn another_runs_checkpoint_is_refused_with_the_setting_that_differs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("latest.safetensors");
-        example().write(&path, &json!({"config": {"epochs": 5, "lr": 0.1}})).unwrap();
+        example().write(&path, None, &json!({"config": {"epochs": 5, "lr": 0.1}})).unwrap();
         let other = json!({"config": {"epochs": 6, "lr": 0.1}});
         let message = Checkpoint::read(&path, &other, &Device::Cpu).unwrap_err().to_string();
         assert!(message.contains("(config.epochs: 5 in the checkpoint, 6 now)"), "{message}");
@@ -151,11 +167,28 @@ mod tests {
     }
 
     #[test]
+    fn values_that_no_training_recovers_from_are_found() {
+        let with = |name: &str, value: f32| {
+            let mut checkpoint = example();
+            checkpoint.tensors.insert(name.into(), Tensor::new(&[0.5, value], &Device::Cpu).unwrap());
+            checkpoint.ruined().unwrap().map(|(name, value)| (name.to_owned(), value.to_string()))
+        };
+        for value in [0.0, -1e5, f32::MIN_POSITIVE] {
+            assert_eq!(with("parameter/w", value), None);
+        }
+        assert_eq!(with("optimizer/momentum.w", 1e20), None);
+        for (name, value) in [("parameter/w", -1e20), ("parameter/w", f32::NAN), ("optimizer/m", f32::INFINITY)] {
+            assert_eq!(with(name, value).unwrap().0, name, "{value}");
+        }
+    }
+
+    #[test]
     fn other_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("latest.safetensors");
-        tensor_file::write(&path, &NamedTensors::new(), &Metadata::new()).unwrap();
+        let other = FileKind { format: "other/1", ..KIND };
+        tensor_file::create(&path, other, &NamedTensors::new(), &Metadata::new()).unwrap().commit().unwrap();
         let message = Checkpoint::read(&path, &json!({}), &Device::Cpu).unwrap_err().to_string();
-        assert!(message.contains("latest.safetensors: not a checkpoint of this program (format absent"), "{message}");
+        assert!(message.contains("latest.safetensors: not a checkpoint of this program (format other/1"), "{message}");
     }
 }

@@ -1,6 +1,6 @@
 //! Error type of the crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::BoxError;
 
@@ -49,6 +49,16 @@ pub enum Error {
         /// The first setting that differs, with both values.
         difference: String,
     },
+    /// Neither the latest checkpoint nor the one before can be read.
+    #[error("{latest}; {previous}; remove {} to start again from the beginning", folder.display())]
+    CheckpointsLost {
+        /// Fault of the latest.
+        latest: String,
+        /// Fault of the one before.
+        previous: String,
+        /// Folder of both.
+        folder: PathBuf,
+    },
     /// A folder holds a run already, and [`RunOptions::resume`](crate::RunOptions::resume) is not set.
     #[error("{}: a run was started here before; resume it or choose another folder", path.display())]
     AlreadyStarted {
@@ -74,7 +84,11 @@ pub enum Error {
         source: BoxError,
     },
     /// A loss or gradient norm is NaN or infinite: training has diverged or the data hold such values.
-    #[error("epoch {epoch}, iteration {iteration}: {what} is {value}; lower the learning rate or check the data")]
+    #[error(
+        "epoch {epoch}, iteration {iteration}: {what} is {value}; lower the learning rate or check the data{}{}",
+        of_cases(cases),
+        last_good(kept.as_deref())
+    )]
     NotFinite {
         /// Name of the number.
         what: &'static str,
@@ -84,6 +98,28 @@ pub enum Error {
         epoch: usize,
         /// Iteration in the epoch, from 0.
         iteration: usize,
+        /// Cases of the iteration's batches.
+        cases: Vec<String>,
+        /// Checkpoint from before, if there is one.
+        kept: Option<PathBuf>,
+    },
+    /// A state is not worth a checkpoint: training has diverged, and the next steps would overflow.
+    #[error(
+        "epoch {epoch}, iteration {iteration}: {what} has grown to {value:e}: the training has diverged; lower the learning \
+         rate{}",
+        last_good(kept.as_deref())
+    )]
+    Diverged {
+        /// Name of the tensor.
+        what: String,
+        /// Value in it.
+        value: f64,
+        /// Epoch, from 0.
+        epoch: usize,
+        /// Iterations of that epoch done.
+        iteration: usize,
+        /// Checkpoint from before, if there is one.
+        kept: Option<PathBuf>,
     },
     /// Logits of an image are NaN or infinite.
     #[error("the logits are not finite: the weights or the image hold NaN or infinite values")]
@@ -116,6 +152,14 @@ pub enum Error {
     },
 }
 
+fn of_cases(cases: &[String]) -> String {
+    if cases.is_empty() { String::new() } else { format!(" of {}", cases.join(", ")) }
+}
+
+fn last_good(checkpoint: Option<&Path>) -> String {
+    checkpoint.map_or(String::new(), |path| format!("; the last good checkpoint is {}", path.display()))
+}
+
 impl Error {
     /// Returns true if a CUDA device had no memory left.
     pub fn is_out_of_memory(&self) -> bool {
@@ -128,11 +172,11 @@ impl Error {
         }
     }
 
-    pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    pub(crate) fn file(path: &std::path::Path, reason: impl Into<String>) -> Self {
+    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
         Self::File { path: path.to_owned(), reason: reason.into() }
     }
 }

@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use crate::Error;
+
 /// Event of a run whose history rows are `R`: [`crate::SearchRow`] or [`crate::RetrainRow`].
 #[derive(Debug)]
 pub enum Event<'a, R> {
@@ -16,6 +18,13 @@ pub enum Event<'a, R> {
         epochs: usize,
         /// Iterations per epoch.
         iterations_per_epoch: usize,
+    },
+    /// Resume from the checkpoint before the latest, because that cannot be read.
+    CheckpointDamaged {
+        /// Fault of the latest, with its path.
+        damage: &'a Error,
+        /// Checkpoint that was read instead.
+        used: &'a Path,
     },
     /// End of an iteration.
     Iteration(IterationReport),

@@ -6,24 +6,27 @@ use std::path::Path;
 use adw_supernet::{Architecture, Unet};
 use candle_core::{DType, Device};
 
-use crate::tensor_file::{self, Metadata};
+use crate::tensor_file::{self, FileKind, Metadata};
 use crate::{Error, NamedTensors, Result, parameters};
 
-const FORMAT: &str = "adw-model/1";
-const WHAT: &str = "a model file of this program";
+const KIND: FileKind = FileKind {
+    name: "a model file of this program",
+    format: "adw-model/2",
+    remedy: "copy it anew from where it was trained, or train again",
+};
 
 /// Weights, architecture, and entries of the caller's that prediction on new images needs (plan, label names).
 ///
 /// On disk a safetensors file with tensors `block.{i}.conv.{l}.weight`, `block.{i}.conv.{l}.gamma|beta`,
-/// `up.{u}.weight`, `head.{u}.weight`, and as metadata `format`, `architecture` (JSON) and the entries of `info`. Equal
-/// models give equal bytes.
+/// `up.{u}.weight`, `head.{u}.weight`, and as metadata `format`, `checksum` (CRC-32 of the file with zeros in its place),
+/// `architecture` (JSON) and the entries of `info`. Equal models give equal bytes.
 #[derive(Debug, Clone)]
 pub struct ModelFile {
     /// Depths and widths of the network.
     pub architecture: Architecture,
     /// Parameters by name.
     pub weights: NamedTensors,
-    /// Entries of the caller's, under keys other than `format` and `architecture`.
+    /// Entries of the caller's, under keys other than `format`, `checksum` and `architecture`.
     pub info: BTreeMap<String, String>,
 }
 
@@ -33,7 +36,7 @@ impl ModelFile {
     /// # Errors
     /// If the weights do not fit the architecture, `info` uses a reserved key, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        for reserved in ["format", "architecture"] {
+        for reserved in tensor_file::RESERVED.into_iter().chain(["architecture"]) {
             if self.info.contains_key(reserved) {
                 return Err(Error::file(path, format!("metadata key {reserved} is reserved")));
             }
@@ -42,9 +45,9 @@ impl ModelFile {
         let architecture = serde_json::to_string(&self.architecture)
             .map_err(|e| Error::file(path, format!("architecture cannot be written as JSON: {e}")))?;
         let mut metadata: Metadata = self.info.clone();
-        metadata.insert("format".into(), FORMAT.into());
         metadata.insert("architecture".into(), architecture);
-        tensor_file::write(path, &self.weights, &metadata)
+        let file = tensor_file::create(path, KIND, &self.weights, &metadata)?;
+        file.commit().map_err(|e| Error::io(path, e))
     }
 
     /// Reads a file and checks that its weights fit its architecture.
@@ -52,12 +55,8 @@ impl ModelFile {
     /// # Errors
     /// A message that names the file, for anything that is not a whole model file.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let (weights, mut info) = tensor_file::read(path, WHAT, device)?;
-        let bad = |reason: String| Error::file(path, format!("not {WHAT} ({reason})"));
-        let format = info.remove("format").unwrap_or_else(|| "absent".into());
-        if format != FORMAT {
-            return Err(bad(format!("format {format}, expected {FORMAT}")));
-        }
+        let (weights, mut info) = tensor_file::read(path, KIND, device)?;
+        let bad = |reason: String| Error::file(path, format!("not {} ({reason})", KIND.name));
         let architecture = info.remove("architecture").ok_or_else(|| bad("no architecture".into()))?;
         let architecture: Architecture =
             serde_json::from_str(&architecture).map_err(|e| bad(format!("architecture: {e}")))?;

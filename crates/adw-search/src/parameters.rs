@@ -42,6 +42,9 @@ pub(crate) fn set(parameters: &[Parameter], values: &NamedTensors) -> Result<()>
     Ok(())
 }
 
+/// Group of the parameters in a task's state.
+pub(crate) const PARAMETER_GROUP: &str = "parameter";
+
 /// Groups of tensors in one map, under the names `{group}/{name}`.
 #[derive(Debug, Default)]
 pub(crate) struct TensorGroups(pub(crate) NamedTensors);

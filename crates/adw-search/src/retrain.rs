@@ -10,7 +10,7 @@ use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
 use crate::optim::{Ema, Optimizer};
-use crate::parameters::{self, TensorGroups};
+use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -175,7 +175,7 @@ impl TrainingTask for RetrainTask<'_> {
 
     fn state(&self) -> Result<NamedTensors> {
         let mut groups = TensorGroups::default();
-        groups.insert("parameter", parameters::values(self.net.parameters())?);
+        groups.insert(PARAMETER_GROUP, parameters::values(self.net.parameters())?);
         groups.insert("optimizer", self.optimizer.state()?);
         if let Some(ema) = &self.ema {
             groups.insert("ema", ema.state()?);
@@ -184,7 +184,7 @@ impl TrainingTask for RetrainTask<'_> {
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        parameters::set(self.net.parameters(), &TensorGroups::get(state, "parameter"))?;
+        parameters::set(self.net.parameters(), &TensorGroups::get(state, PARAMETER_GROUP))?;
         self.optimizer.load_state(&TensorGroups::get(state, "optimizer"))?;
         match &mut self.ema {
             Some(ema) => ema.load_state(&TensorGroups::get(state, "ema")),

@@ -1,8 +1,10 @@
-//! The files a run keeps in its folder: `history.jsonl` and `checkpoint/latest.safetensors`.
+//! The files a run keeps in its folder: `history.jsonl`, `checkpoint/latest.safetensors` and the checkpoint before that,
+//! `checkpoint/previous.safetensors`, from which a run resumes if the latest is damaged.
 //!
 //! A row is on disk before the checkpoint that counts it, so on resume the history is cut back to the rows the
 //! checkpoint counts and lacks none of them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -14,7 +16,7 @@ use candle_core::Device;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Position};
 use crate::{Error, Result};
 
 /// Folder and identity of a run.
@@ -34,12 +36,17 @@ pub struct RunOptions {
 pub(crate) struct RunFiles {
     paths: Option<Paths>,
     identity: Value,
+    /// Fault of the latest checkpoint, if the run resumes from the one before.
+    damage: Option<Error>,
 }
 
 #[derive(Debug)]
 struct Paths {
     history: PathBuf,
-    checkpoint: PathBuf,
+    latest: PathBuf,
+    previous: PathBuf,
+    /// True if `latest` is whole. A damaged one never takes the place of `previous`.
+    latest_is_sound: Cell<bool>,
     /// None on file systems that cannot lock folders.
     _lock: Option<Lock>,
 }
@@ -57,20 +64,35 @@ impl RunFiles {
         })?;
         let identity = json!({"settings": settings, "run": options.identity});
         let Some(directory) = &options.directory else {
-            return Ok((Self { paths: None, identity }, None));
+            return Ok((Self { paths: None, identity, damage: None }, None));
         };
         let folder = directory.join("checkpoint");
-        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        adw_files::create_folders(&folder).map_err(|e| Error::io(&folder, e))?;
         let paths = Paths {
             history: directory.join("history.jsonl"),
-            checkpoint: folder.join("latest.safetensors"),
+            latest: folder.join("latest.safetensors"),
+            previous: folder.join("previous.safetensors"),
+            latest_is_sound: Cell::new(true),
             _lock: lock(&folder)?,
         };
         for folder in [directory, &folder] {
             adw_files::remove_stale(folder).map_err(|e| Error::io(folder, e))?;
         }
-        let checkpoint = paths.resume(options.resume, &identity, device)?;
-        Ok((Self { paths: Some(paths), identity }, checkpoint))
+        let (checkpoint, damage) = paths.resume(options.resume, &identity, device)?;
+        paths.latest_is_sound.set(damage.is_none());
+        Ok((Self { paths: Some(paths), identity, damage }, checkpoint))
+    }
+
+    /// Fault of the latest checkpoint, and the checkpoint that the run resumed from instead.
+    pub(crate) fn damage(&self) -> Option<(&Error, &Path)> {
+        Some((self.damage.as_ref()?, &self.paths.as_ref()?.previous))
+    }
+
+    /// Checkpoint that a run which fails now leaves.
+    pub(crate) fn kept(&self) -> Option<PathBuf> {
+        let Paths { latest, previous, latest_is_sound, .. } = self.paths.as_ref()?;
+        let newest = if latest_is_sound.get() { latest } else { previous };
+        newest.exists().then(|| newest.clone())
     }
 
     /// Appends one row to the history and waits until it is on disk.
@@ -82,18 +104,29 @@ impl RunFiles {
             serde_json::to_vec(row).map_err(|e| Error::file(history, format!("row cannot be written as JSON: {e}")))?;
         line.push(b'\n');
         let io = |e| Error::io(history, e);
+        let is_new = !history.exists();
         let mut file = OpenOptions::new().create(true).append(true).open(history).map_err(io)?;
         file.write_all(&line).map_err(io)?;
-        file.sync_all().map_err(io)
+        file.sync_all().map_err(io)?;
+        if is_new { adw_files::sync_parent(history).map_err(io) } else { Ok(()) }
     }
 
     /// Writes a checkpoint and returns its path, or none if the run keeps no files.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] for a state that no training recovers from; the files then stay as they are.
     pub(crate) fn save(&self, checkpoint: impl FnOnce() -> Result<Checkpoint>) -> Result<Option<&Path>> {
-        let Some(Paths { checkpoint: path, .. }) = &self.paths else {
+        let Some(Paths { latest, previous, latest_is_sound, .. }) = &self.paths else {
             return Ok(None);
         };
-        checkpoint()?.write(path, &self.identity)?;
-        Ok(Some(path))
+        let checkpoint = checkpoint()?;
+        if let Some((name, value)) = checkpoint.ruined()? {
+            let Position { epoch, iteration } = checkpoint.position;
+            return Err(Error::Diverged { what: name.to_owned(), value, epoch, iteration, kept: self.kept() });
+        }
+        checkpoint.write(latest, latest_is_sound.get().then_some(previous), &self.identity)?;
+        latest_is_sound.set(true);
+        Ok(Some(latest))
     }
 }
 
@@ -114,18 +147,35 @@ fn lock(folder: &Path) -> Result<Option<Lock>> {
 }
 
 impl Paths {
-    fn resume(&self, resume: bool, identity: &Value, device: &Device) -> Result<Option<Checkpoint>> {
-        let found = self.checkpoint.exists();
+    /// Reads the checkpoint to resume from, and returns the fault of the latest if that is not it.
+    fn resume(&self, resume: bool, identity: &Value, device: &Device) -> Result<(Option<Checkpoint>, Option<Error>)> {
         if !resume {
-            if found || self.history.exists() {
-                let path = if found { &self.checkpoint } else { &self.history };
-                return Err(Error::AlreadyStarted { path: path.clone() });
-            }
-            return Ok(None);
+            let mut traces = [&self.latest, &self.previous, &self.history].into_iter();
+            return match traces.find(|path| path.exists()) {
+                Some(path) => Err(Error::AlreadyStarted { path: path.clone() }),
+                None => Ok((None, None)),
+            };
         }
-        let checkpoint = if found { Some(Checkpoint::read(&self.checkpoint, identity, device)?) } else { None };
+        let read = |path: &Path| Checkpoint::read(path, identity, device);
+        let lost = |latest: &Error, previous: String| {
+            let folder = self.latest.parent().unwrap_or(Path::new(".")).to_owned();
+            Error::CheckpointsLost { latest: latest.to_string(), previous, folder }
+        };
+        let (checkpoint, damage) = match (self.latest.exists(), self.previous.exists()) {
+            (true, has_previous) => match read(&self.latest) {
+                Err(damage @ (Error::File { .. } | Error::Io { .. })) if has_previous => {
+                    let other = read(&self.previous).map_err(|error| lost(&damage, error.to_string()))?;
+                    (Some(other), Some(damage))
+                }
+                Err(damage @ Error::File { .. }) => return Err(lost(&damage, "there is none before it".into())),
+                latest => (Some(latest?), None),
+            },
+            // A process was killed between giving the latest its new name and giving its name to the next.
+            (false, true) => (Some(read(&self.previous)?), None),
+            (false, false) => (None, None),
+        };
         self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
-        Ok(checkpoint)
+        Ok((checkpoint, damage))
     }
 
     /// Removes all but the first `rows` rows of the history.

@@ -10,7 +10,7 @@ use crate::config::{self, ArchBatches, Budget, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
-use crate::parameters::{self, TensorGroups};
+use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -284,14 +284,14 @@ impl TrainingTask for SearchTask<'_> {
 
     fn state(&self) -> Result<NamedTensors> {
         let mut groups = TensorGroups::default();
-        groups.insert("parameter", parameters::values(self.net.parameters())?);
+        groups.insert(PARAMETER_GROUP, parameters::values(self.net.parameters())?);
         groups.insert("arch_optimizer", self.optimizers.arch.state()?);
         groups.insert("optimizer", self.optimizers.weights.state()?);
         Ok(groups.0)
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        parameters::set(self.net.parameters(), &TensorGroups::get(state, "parameter"))?;
+        parameters::set(self.net.parameters(), &TensorGroups::get(state, PARAMETER_GROUP))?;
         self.optimizers.arch.load_state(&TensorGroups::get(state, "arch_optimizer"))?;
         self.optimizers.weights.load_state(&TensorGroups::get(state, "optimizer"))
     }

@@ -76,13 +76,22 @@ pub(crate) fn run<T: TrainingTask>(
         iterations_per_epoch: schedule.iterations_per_epoch,
     };
     output.emit(task, at, &means, &started)?;
+    if let Some((damage, used)) = files.damage() {
+        output.emit(task, at, &means, &Event::CheckpointDamaged { damage, used })?;
+    }
     while at.epoch < schedule.epochs {
         let started = Instant::now();
         while at.iteration < schedule.iterations_per_epoch {
             let requests = schedule.iteration_requests(at);
-            let batches = requests.into_iter().map(|r| fetch(source, r)).collect::<Result<Vec<_>>>()?;
+            let batches = requests.iter().map(|r| fetch(source, *r)).collect::<Result<Vec<_>>>()?;
             let report = task.iterate(at, &batches)?;
-            check_finite(&report)?;
+            if let Some(&(what, value)) = report.values.iter().find(|(_, value)| !value.is_finite()) {
+                let mut cases: Vec<String> = requests.iter().flat_map(|r| source.cases(*r)).collect();
+                cases.sort();
+                cases.dedup();
+                let Position { epoch, iteration } = at;
+                return Err(Error::NotFinite { what, value, epoch, iteration, cases, kept: files.kept() });
+            }
             means.add(&report.values);
             at.iteration += 1;
             // At the end of an epoch the checkpoint waits for the validation.
@@ -175,14 +184,6 @@ fn checkpoint<T: TrainingTask>(task: &T, position: Position, means: &RunningMean
 
 fn fetch(source: &mut dyn BatchSource, request: BatchRequest) -> Result<Batch> {
     source.batch(request).map_err(|source| Error::Batch { request, source })
-}
-
-/// Stops a run that has diverged before its state is saved.
-fn check_finite(report: &IterationReport) -> Result<()> {
-    match report.values.iter().find(|(_, value)| !value.is_finite()) {
-        None => Ok(()),
-        Some(&(what, value)) => Err(Error::NotFinite { what, value, epoch: report.epoch, iteration: report.iteration }),
-    }
 }
 
 #[cfg(test)]

@@ -126,6 +126,17 @@ impl PatchSampler {
         Ok(batch)
     }
 
+    /// Indices of the cases that the samples of a batch are drawn from, without drawing it.
+    pub fn cases(&self, key: BatchKey) -> Vec<usize> {
+        let first_draw =
+            |sample| self.draw_case(&mut rng(key.seed, key.purpose, key.epoch, key.iteration, sample as u32));
+        (0..self.batch_size).map(first_draw).collect()
+    }
+
+    fn draw_case(&self, rng: &mut impl rand::Rng) -> usize {
+        rng.random_range(0..self.cases.len())
+    }
+
     fn sample(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch)> {
         let (case, mut patch, transforms) = self.draw(key, sample)?;
         transforms.apply_to(&mut patch);
@@ -136,7 +147,7 @@ impl PatchSampler {
     /// Draws a case and its patch after the spatial transform, and the transforms that follow.
     fn draw(&self, key: BatchKey, sample: usize) -> Result<(usize, Patch, DrawnTransforms)> {
         let rng = &mut rng(key.seed, key.purpose, key.epoch, key.iteration, sample as u32);
-        let case_idx = rng.random_range(0..self.cases.len());
+        let case_idx = self.draw_case(rng);
         let case = &self.cases[case_idx];
         let enlarged = enlarged_patch(&self.augmentation, self.patch_size);
         // Rounding makes this every second sample of a batch of two, and none of a batch of one.

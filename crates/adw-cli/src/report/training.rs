@@ -6,7 +6,7 @@ use adw_search::{Event, IterationReport};
 use serde::Serialize;
 use serde_json::json;
 
-use super::progress::{Progress, emit};
+use super::progress::{Progress, emit, note};
 
 /// Size of a search or training. It weighs iterations by the passes of the network, so that the estimate of the time left
 /// holds although later epochs do more per iteration.
@@ -80,6 +80,9 @@ impl Reporter {
                 let (dice, architecture) = of_row(row);
                 self.status.epoch(dice, architecture);
                 progress.milestone("epoch", row, || self.status.line());
+            }
+            Event::CheckpointDamaged { damage, used } => {
+                note(&format!("warning: {damage}; continuing from the one before, {}", used.display()));
             }
             Event::Saved(_) | Event::Validation { .. } => {}
         }

@@ -1,4 +1,5 @@
 use candle_core::Tensor;
+use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::infer::SlidingWindow;
@@ -55,12 +56,15 @@ fn what_is_not_a_model_file_is_refused_in_one_line() {
     refused("No such file");
     std::fs::write(&path, "<html>404</html>").unwrap();
     refused("not a model file of this program");
-    tensor_file::write(&path, &model().weights, &Metadata::new()).unwrap();
-    refused("format absent, expected adw-model/1");
+    let other = FileKind { format: "adw-model/1", ..KIND };
+    tensor_file::create(&path, other, &model().weights, &Metadata::new()).unwrap().commit().unwrap();
+    refused("format adw-model/1, expected adw-model/2");
+    let bytes = safetensors::serialize(std::iter::empty::<(&str, TensorView<'_>)>(), None).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    refused("format absent, expected adw-model/2");
     let with = |architecture: &str| {
-        let metadata = [("format", FORMAT), ("architecture", architecture)];
-        let metadata = metadata.map(|(k, v)| (k.to_string(), v.to_string())).into();
-        tensor_file::write(&path, &model().weights, &metadata).unwrap();
+        let metadata = [("architecture".to_owned(), architecture.to_owned())].into();
+        tensor_file::create(&path, KIND, &model().weights, &metadata).unwrap().commit().unwrap();
     };
     with("{}");
     refused("architecture: missing field");

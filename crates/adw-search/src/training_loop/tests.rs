@@ -9,15 +9,15 @@ use crate::{BatchRequests, BoxError, Part, RunOptions};
 struct Point {
     w: Var,
     optimizer: Box<dyn Optimizer>,
-    /// Epoch and iteration at which a gradient norm is NaN.
-    diverges_at: Option<(usize, usize)>,
+    /// Gradient norm that iteration 3 of epoch 1 reports, and value that it sets the parameters to.
+    divergence: Option<(f64, f32)>,
 }
 
 impl Point {
     fn new() -> Self {
         let w = Var::zeros(3, DType::F32, &Device::Cpu).unwrap();
         let config = OptimizerConfig::Sgd(SgdConfig { momentum: 0.9, weight_decay: 1e-3 });
-        Self { optimizer: config.build([("w", &w)]), w, diverges_at: None }
+        Self { optimizer: config.build([("w", &w)]), w, divergence: None }
     }
 
     fn bits(&self) -> Vec<u32> {
@@ -36,8 +36,9 @@ impl TrainingTask for Point {
             self.optimizer.step(&[Some((difference * 2.0)?)], 0.05, 1.0)?;
             values.push(("loss", f64::from(loss)));
         }
-        if self.diverges_at == Some((at.epoch, at.iteration)) {
-            values.push(("grad_norm", f64::NAN));
+        if let (Some((norm, parameter)), 1, 3) = (self.divergence, at.epoch, at.iteration) {
+            values.push(("grad_norm", norm));
+            self.w.set(&Tensor::full(parameter, 3, &Device::Cpu)?)?;
         }
         Ok(IterationReport { epoch: at.epoch, iteration: at.iteration, lr: 0.05, tau: None, values })
     }
@@ -59,12 +60,12 @@ impl TrainingTask for Point {
 
     fn state(&self) -> Result<NamedTensors> {
         let mut state = self.optimizer.state()?;
-        state.insert("w".into(), self.w.as_detached_tensor());
+        state.insert("parameter/w".into(), self.w.as_detached_tensor());
         Ok(state)
     }
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
-        self.w.set(&state["w"])?;
+        self.w.set(&state["parameter/w"])?;
         self.optimizer.load_state(state)
     }
 }
@@ -93,6 +94,10 @@ impl BatchSource for RecordingSource {
         let x: Vec<f32> = (0..3).map(|i| ((seed * 3 + i) as f32 * 1.7).sin()).collect();
         let x = Tensor::new(x, &Device::Cpu)?;
         Ok(Batch { target: x.clone(), x })
+    }
+
+    fn cases(&self, request: BatchRequest) -> Vec<String> {
+        vec![format!("{:?}", request.part)]
     }
 }
 
@@ -199,6 +204,64 @@ fn a_folder_with_a_run_is_not_overwritten_and_another_runs_checkpoint_is_refused
     assert!(error.to_string().contains("run.fold: null in the checkpoint, \"1\" now"), "{error}");
 }
 
+/// Flips bits in the middle of a file.
+fn damage(path: &std::path::Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before() {
+    let whole_dir = tempfile::tempdir().unwrap();
+    let mut whole = Point::new();
+    let (_, events) = go(&mut whole, &options(&whole_dir, false), 0, Stop::Immediately);
+    let open = |dir: &tempfile::TempDir| RunFiles::open(&options(dir, true), &json!({"lr": 0.05}), &Device::Cpu);
+    for stop_at in [events / 2, events] {
+        let dir = tempfile::tempdir().unwrap();
+        let (latest, previous) =
+            ["latest", "previous"].map(|name| dir.path().join(format!("checkpoint/{name}.safetensors"))).into();
+        let _ = go(&mut Point::new(), &options(&dir, false), stop_at, Stop::Immediately);
+        damage(&latest);
+        let (files, _) = open(&dir).unwrap();
+        let (fault, used) = files.damage().unwrap();
+        assert_eq!(used, previous);
+        assert!(fault.to_string().contains("latest.safetensors: not a checkpoint of this program (damaged"), "{fault}");
+        drop(files);
+        // Stopped as soon as the damaged file has been replaced: the one before is still whole.
+        let before = std::fs::read(&previous).unwrap();
+        let mut saves = 0;
+        let (files, checkpoint) = open(&dir).unwrap();
+        let mut on_event = |event: &Event<'_, Value>| {
+            saves += usize::from(matches!(event, Event::Saved(_)));
+            if saves == 1 { ControlFlow::Break(Stop::Immediately) } else { ControlFlow::Continue(()) }
+        };
+        let mut point = Point::new();
+        let _ = run(&mut point, &schedule(), &files, checkpoint, &mut RecordingSource::default(), &mut on_event);
+        assert_eq!(saves, 1);
+        assert!(before == std::fs::read(&previous).unwrap());
+        drop(files);
+        assert!(open(&dir).unwrap().0.damage().is_none());
+        let mut resumed = Point::new();
+        go(&mut resumed, &options(&dir, true), 0, Stop::Immediately).0.unwrap();
+        assert_eq!((resumed.bits(), history(&dir)), (whole.bits(), history(&whole_dir)), "{stop_at}");
+
+        // Killed between the two renames.
+        std::fs::rename(&latest, &previous).unwrap();
+        assert!(open(&dir).unwrap().1.is_some_and(|checkpoint| checkpoint.position.epoch == 4));
+        std::fs::copy(&previous, &latest).unwrap();
+        damage(&latest);
+        damage(&previous);
+        let message = open(&dir).unwrap_err().to_string();
+        assert!(
+            message.contains("latest.safetensors: not a") && message.contains("previous.safetensors: not a"),
+            "{message}"
+        );
+        assert!(message.contains("remove ") && message.ends_with("to start again from the beginning"), "{message}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_folder_serves_one_run_at_a_time() {
@@ -229,13 +292,29 @@ fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
 }
 
 #[test]
-fn a_diverged_run_ends_before_it_is_saved() {
-    let dir = tempfile::tempdir().unwrap();
-    let (files, _) = RunFiles::open(&options(&dir, false), &json!({}), &Device::Cpu).unwrap();
-    let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
-    let mut point = Point { diverges_at: Some((0, 2)), ..Point::new() };
-    let error = run(&mut point, &schedule(), &files, None, &mut RecordingSource::default(), &mut ignore);
-    let message = error.unwrap_err().to_string();
-    assert!(message.starts_with("epoch 0, iteration 2: grad_norm is NaN"), "{message}");
-    assert!(!dir.path().join("checkpoint/latest.safetensors").exists());
+fn a_diverged_run_ends_and_the_last_good_checkpoint_stays() {
+    for (report, parameter, iteration, expected) in [
+        (f64::NAN, 0.0, 3, "grad_norm is NaN; lower the learning rate or check the data of TrainA, TrainB"),
+        (1.0, f32::NAN, 4, "parameter/w has grown to NaN"),
+        (1.0, 1e20, 4, "parameter/w has grown to 1.00000002004"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, _) = RunFiles::open(&options(&dir, false), &json!({"lr": 0.05}), &Device::Cpu).unwrap();
+        let mut saves = 0;
+        let mut count = |event: &Event<'_, Value>| {
+            saves += usize::from(matches!(event, Event::Saved(_)));
+            ControlFlow::Continue(())
+        };
+        let mut task = Point { divergence: Some((report, parameter)), ..Point::new() };
+        let error = run(&mut task, &schedule(), &files, None, &mut RecordingSource::default(), &mut count).unwrap_err();
+        let message = error.to_string();
+        assert!(message.starts_with(&format!("epoch 1, iteration {iteration}: {expected}")), "{message}");
+        let latest = dir.path().join("checkpoint/latest.safetensors");
+        assert!(message.ends_with(&format!("; the last good checkpoint is {}", latest.display())), "{message}");
+        drop(files);
+        let (_, checkpoint) = RunFiles::open(&options(&dir, true), &json!({"lr": 0.05}), &Device::Cpu).unwrap();
+        let checkpoint = checkpoint.unwrap();
+        assert_eq!(checkpoint.ruined().unwrap(), None);
+        assert_eq!((checkpoint.position, saves), (Position { epoch: 1, iteration: 1 }, 3), "{message}");
+    }
 }

@@ -84,6 +84,7 @@ fn a_key_names_a_batch() {
     let first = sampler.batch(key(7)).unwrap();
     let _ = sampler.batch(key(8));
     assert_eq!(sampler.batch(key(7)).unwrap(), first);
+    assert_eq!(sampler.cases(key(7)), first.cases);
     for other in [
         key(8),
         BatchKey { seed: 6, ..key(7) },
