@@ -1,12 +1,13 @@
 //! Run on disk: the places of its files, its creation and its lock.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use adw_files::{Lock, NewFolder, lock_with_timeout, write_bytes};
+use adw_files::{Lock, NewFile, NewFolder, lock_with_timeout, write_bytes};
 use anyhow::{Context, Result};
 
 use crate::failure::{bad_input, program};
@@ -139,9 +140,9 @@ pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     if !existing.is_dir() {
         bad_input!("{} is not a folder: choose another place than {}", existing.display(), dir.display());
     }
-    let probe = existing.join(format!(".adw-{}.tmp", std::process::id()));
-    let written = fs::write(&probe, b"probe");
-    let _ = fs::remove_file(&probe);
+    // Dropped without its name.
+    let probe = NewFile::create(&existing.join("probe"));
+    let written = probe.and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.flush()));
     written.with_context(|| format!("cannot write in {}", existing.display()))
 }
 
@@ -167,7 +168,7 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 /// `target` has no name, or exists and is not an empty folder; the disk is full or read-only.
 pub(crate) fn new_folder(target: &Path) -> Result<NewFolder> {
     let parent = parent(target);
-    fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    adw_files::create_folders(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
     NewFolder::create(target).with_context(|| format!("cannot create {}", target.display()))
 }
 

@@ -65,8 +65,7 @@ impl Checkpoint {
             let group = name.split_once('/').map(|(group, _)| group);
             let limit = if group == Some(PARAMETER_GROUP) { MAX_PARAMETER } else { f64::MAX };
             let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            // NaN compares as false.
-            if let Some(&value) = values.iter().find(|value| !(value.abs() <= limit)) {
+            if let Some(&value) = values.iter().find(|value| value.is_nan() || value.abs() > limit) {
                 return Ok(Some((name, value)));
             }
         }

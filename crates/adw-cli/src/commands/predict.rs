@@ -74,7 +74,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         }
     }
 
-    fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
+    adw_files::create_folders(&output).with_context(|| format!("cannot create {}", output.display()))?;
     interrupt::resumes(None);
     let segmenter = Segmenter { models: &models.networks, window };
     let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);

@@ -1,9 +1,6 @@
 //! `adw retrain`: train an architecture, then segment and score the fold's validation cases.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
 use adw_supernet::{Architecture, Unet};
@@ -157,7 +154,7 @@ impl Training<'_> {
         let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
 
         let directory = self.directory(run)?;
-        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        adw_files::create_folders(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         self.write_beginning(run, &directory)?;
         let identity = run.identity();
         // The folder was seen to be new, or --resume was given.
@@ -205,7 +202,7 @@ impl Training<'_> {
         let segmenter = Segmenter { models: &loaded.networks, window };
         let ids = run.splits.fold(run.fold)?.validation.clone();
         let validation = directory.join("validation");
-        fs::create_dir_all(&validation).with_context(|| format!("cannot create {}", validation.display()))?;
+        adw_files::create_folders(&validation).with_context(|| format!("cannot create {}", validation.display()))?;
         let progress = Progress::new("validation", 0, ids.len() as u64, self.args.process.json);
         for (done, id) in ids.iter().enumerate() {
             progress.step(done as u64, || id.clone());

@@ -60,7 +60,8 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
     part.seek(SeekFrom::Start(0))?;
     let unpacked = unpack::unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.max_bytes())
         .with_context(|| format!("cannot unpack {}", part_path.display()))?;
-    fs::rename(&unpacked, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
+    let renamed = fs::rename(&unpacked, &folder).and_then(|()| adw_files::sync_parent(&folder));
+    renamed.with_context(|| format!("cannot rename to {}", folder.display()))?;
     fs::remove_file(&part_path).with_context(|| format!("cannot remove {}", part_path.display()))?;
     bar.finish_and_clear();
     note(&format!("{} is ready", folder.display()));
