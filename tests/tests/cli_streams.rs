@@ -27,7 +27,7 @@ fn a_full_or_closed_stderr_changes_nothing() {
         }
         outcomes.push(files(&run));
     }
-    assert_eq!(outcomes[0].len(), 4, "two checkpoints, the model, a label map");
+    assert_eq!(outcomes[0].len(), 6, "two checkpoints of each, the model, a label map");
     assert!(outcomes.iter().all(|files| *files == outcomes[0]));
 }
 
