@@ -2,6 +2,8 @@
 
 use std::{env, error::Error, fmt, io, path::Path};
 
+use crate::report::plain::plain;
+
 /// Error that the user can put right.
 #[derive(Debug)]
 pub(crate) struct BadInput(String);
@@ -95,10 +97,11 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
     }
     let is_memory_limit = |cause: &msd_data::Error| matches!(cause, msd_data::Error::Memory { .. });
     let is_limit = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_memory_limit));
-    is_limit.then_some("--memory GB sets the limit, --set data.spacing_mm=[D,H,W] the size of voxels")
+    is_limit
+        .then_some("--memory GB sets the limit; for a training, --set data.spacing_mm=[D,H,W] sets the size of voxels")
 }
 
-/// Formats the error and its causes on one line. A cause that an outer message already quotes is not repeated.
+/// Formats the error and its causes on one line that is fit to be shown ([`plain`]). A cause that an outer message already quotes is not repeated.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -116,7 +119,7 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     if let Some(advice) = advice(error) {
         line = format!("{line}: {advice}");
     }
-    line
+    plain(&line)
 }
 
 #[cfg(test)]

@@ -1,44 +1,95 @@
-//! Memory of the host, as Linux reports it.
+//! Memory of the host and the limits of this process, as Linux reports them.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// Bytes that can be allocated without swapping: Linux's own estimate, or the rest of the control group if that is less;
-/// none on other systems.
+/// Bytes that can be allocated without swapping: Linux's own estimate, or [`left_of_limits`] if that is less; none on other
+/// systems.
 pub(crate) fn available_bytes() -> Option<u64> {
-    let available = bytes_in(Path::new("/proc/meminfo"), "MemAvailable:")?;
-    let in_group = left_in_control_group(Path::new("/sys/fs/cgroup"));
-    Some(in_group.map_or(available, |group| group.min(available)))
+    let available = bytes_in(&text_of("/proc/meminfo")?, "MemAvailable:")?;
+    Some(left_of_limits().map_or(available, |left| left.min(available)))
+}
+
+/// Bytes that this process can allocate before it meets a limit that is set for it: those of its control groups and of their
+/// parents, of its address space (`ulimit -v`) and of its data (`ulimit -d`). None without any.
+pub(crate) fn left_of_limits() -> Option<u64> {
+    let groups = text_of("/proc/self/mountinfo").zip(text_of("/proc/self/cgroup"));
+    let groups = groups.map(|(mounts, groups)| control_groups(&mounts, &groups)).unwrap_or_default();
+    let in_groups = groups.iter().filter_map(|folder| left_in_control_group(folder));
+    let process = text_of("/proc/self/limits").zip(text_of("/proc/self/status"));
+    let of_process = process.and_then(|(limits, status)| left_of_process(&limits, &status));
+    in_groups.chain(of_process).min()
 }
 
 /// Peak of the memory of this process; none on other systems than Linux.
 pub(crate) fn peak_bytes() -> Option<u64> {
-    bytes_in(Path::new("/proc/self/status"), "VmHWM:")
+    bytes_in(&text_of("/proc/self/status")?, "VmHWM:")
+}
+
+fn text_of(path: impl AsRef<Path>) -> Option<String> {
+    fs::read_to_string(path).ok()
 }
 
 /// Amount that the line of `key` gives in one of Linux's tables.
-fn bytes_in(table: &Path, key: &str) -> Option<u64> {
-    let text = fs::read_to_string(table).ok()?;
-    let amount = text.lines().find_map(|line| line.strip_prefix(key))?;
+fn bytes_in(table: &str, key: &str) -> Option<u64> {
+    let amount = table.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = amount.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }
 
-/// Rest of the control group's limit, of either version of control groups; none without a limit. The page cache counts as
-/// used there, but the kernel gives it up when a process needs memory.
-fn left_in_control_group(root: &Path) -> Option<u64> {
-    let read = |name: &str| fs::read_to_string(root.join(name)).ok();
-    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
-    let (max, used, stat, prefix) = match number("memory.max") {
-        Some(max) => (max, number("memory.current")?, read("memory.stat"), ""),
-        None => (
-            number("memory/memory.limit_in_bytes")?,
-            number("memory/memory.usage_in_bytes")?,
-            read("memory/memory.stat"),
-            // Keys without this prefix leave out the groups below.
-            "total_",
-        ),
+/// Rest of the limits in `/proc/self/limits`, given the use in `/proc/self/status`.
+fn left_of_process(limits: &str, status: &str) -> Option<u64> {
+    let left = |limit: &str, used: &str| {
+        let limit = limits.lines().find_map(|line| line.strip_prefix(limit))?;
+        let limit: u64 = limit.split_whitespace().next()?.parse().ok()?; // or `unlimited`
+        Some(limit.saturating_sub(bytes_in(status, used)?))
     };
-    let stat = stat.unwrap_or_default();
+    [left("Max address space", "VmSize:"), left("Max data size", "VmData:")].into_iter().flatten().min()
+}
+
+/// Folders of the control groups that bound the memory of a process, its own and their parents, from the texts of
+/// `/proc/self/mountinfo` and `/proc/self/cgroup`.
+fn control_groups(mounts: &str, groups: &str) -> Vec<PathBuf> {
+    // 4:memory:/group in version 1, 0::/group in version 2.
+    let group = |version_2: bool| {
+        groups.lines().find_map(|line| {
+            let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
+            let found = if version_2 { controllers.is_empty() } else { controllers.split(',').any(|c| c == "memory") };
+            found.then_some(Path::new(group))
+        })
+    };
+    let folders = mounts.lines().filter_map(|line| {
+        // 35 31 0:32 ROOT MOUNT_POINT OPTIONS ... - TYPE SOURCE OPTIONS
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, mount_point) = (Path::new(fields.next()?), Path::new(fields.next()?));
+        let mut fields = file_system.split(' ');
+        let version_2 = match (fields.next()?, fields.nth(1)?) {
+            ("cgroup2", _) => true,
+            ("cgroup", options) if options.split(',').any(|option| option == "memory") => false,
+            _ => return None,
+        };
+        // A container may see its group as the root of the mount without knowing it by that name.
+        let below = group(version_2)?.strip_prefix(root).unwrap_or(Path::new(""));
+        let own = mount_point.join(below);
+        let within = own.ancestors().take_while(|folder| folder.starts_with(mount_point));
+        Some(within.map(Path::to_path_buf).collect::<Vec<_>>())
+    });
+    folders.flatten().collect()
+}
+
+/// Rest of the limit of the control group in `folder`, of either version; none without a limit. The page cache counts as used
+/// there, but the kernel gives it up when a process needs memory.
+fn left_in_control_group(folder: &Path) -> Option<u64> {
+    let number = |name: &str| text_of(folder.join(name))?.trim().parse::<u64>().ok();
+    let (limit, used, prefix) = match [number("memory.max"), number("memory.high")].into_iter().flatten().min() {
+        Some(limit) => (limit, number("memory.current")?, ""),
+        // Keys without this prefix leave out the groups below.
+        None => (number("memory.limit_in_bytes")?, number("memory.usage_in_bytes")?, "total_"),
+    };
+    let stat = text_of(folder.join("memory.stat")).unwrap_or_default();
     let cache: u64 = stat
         .lines()
         .filter_map(|line| {
@@ -46,7 +97,7 @@ fn left_in_control_group(root: &Path) -> Option<u64> {
             matches!(key, "inactive_file" | "active_file").then(|| bytes.parse::<u64>().ok())?
         })
         .sum();
-    Some(max.saturating_sub(used.saturating_sub(cache)))
+    Some(limit.saturating_sub(used.saturating_sub(cache)))
 }
 
 #[cfg(test)]
@@ -58,18 +109,55 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         assert_eq!(left_in_control_group(dir.path()), None);
-        fs::create_dir(dir.path().join("memory")).unwrap();
-        write("memory/memory.limit_in_bytes", "1000\n");
-        write("memory/memory.usage_in_bytes", "700\n");
-        let stat = "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 50\n";
-        write("memory/memory.stat", stat);
+        write("memory.limit_in_bytes", "1000\n");
+        write("memory.usage_in_bytes", "700\n");
+        write("memory.stat", "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 50\n");
         assert_eq!(left_in_control_group(dir.path()), Some(550));
+
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         write("memory.max", "2000\n");
         write("memory.current", "1900\n");
         assert_eq!(left_in_control_group(dir.path()), Some(100));
         write("memory.stat", "anon 7\ninactive_file 1000\nactive_file 500\n");
         assert_eq!(left_in_control_group(dir.path()), Some(1600));
+        write("memory.high", "1500\n");
+        assert_eq!(left_in_control_group(dir.path()), Some(1100), "the lower of both");
         write("memory.max", "max\n");
-        assert_eq!(left_in_control_group(dir.path()), Some(550), "version 1 applies");
+        write("memory.high", "max\n");
+        assert_eq!(left_in_control_group(dir.path()), None);
+    }
+
+    #[test]
+    fn groups_are_those_of_the_process_and_their_parents() {
+        let paths = |mounts: &str, groups: &str| -> Vec<String> {
+            control_groups(mounts, groups).iter().map(|folder| folder.display().to_string()).collect()
+        };
+        let version_1 = "34 31 0:31 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n";
+        let jobs = ["/sys/fs/cgroup/memory/slurm/job_7", "/sys/fs/cgroup/memory/slurm", "/sys/fs/cgroup/memory"];
+        assert_eq!(paths(version_1, "9:name=systemd:/\n4:cpu,memory:/slurm/job_7\n0::/\n"), jobs);
+        let version_2 = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let user = ["/sys/fs/cgroup/user.slice/a.scope", "/sys/fs/cgroup/user.slice", "/sys/fs/cgroup"];
+        assert_eq!(paths(version_2, "0::/user.slice/a.scope\n"), user);
+        // Containers: the group is the root of the mount, whether the process sees its name or not.
+        let container = "35 31 0:32 /docker/ab /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+        assert_eq!(paths(container, "4:memory:/docker/ab\n"), ["/sys/fs/cgroup/memory"]);
+        assert_eq!(paths(container, "4:memory:/\n"), ["/sys/fs/cgroup/memory"]);
+        assert!(paths("", "0::/\n").is_empty());
+    }
+
+    #[test]
+    fn limits_of_the_process_leave_what_it_does_not_use() {
+        let status = "VmSize:\t  300 kB\nVmData:\t  100 kB\n";
+        let limits = |space: &str, data: &str| {
+            format!(
+                "Limit  Soft Limit  Hard Limit  Units\nMax data size  {data}  unlimited  bytes\nMax address space  {space}  unlimited  bytes\n"
+            )
+        };
+        assert_eq!(left_of_process(&limits("unlimited", "unlimited"), status), None);
+        assert_eq!(left_of_process(&limits("409600", "unlimited"), status), Some(102_400));
+        assert_eq!(left_of_process(&limits("409600", "103424"), status), Some(1024));
+        assert_eq!(left_of_process(&limits("4096", "unlimited"), status), Some(0));
     }
 }

@@ -1,9 +1,9 @@
-//! Memory that a training needs, checked against the limit before it starts.
+//! Memory that a training or a segmentation needs, checked against the limit before it starts.
 
-use adw_supernet::{Architecture, Precision};
+use adw_supernet::{Architecture, Precision, Unet};
 use anyhow::Result;
 use candle_core::Device;
-use msd_data::{Memory, Plan};
+use msd_data::{CaseBytes, Memory, Plan};
 
 use crate::{
     args::MemoryArgs,
@@ -62,10 +62,14 @@ impl Need {
     }
 }
 
-/// Limit of `--memory`, else the memory that the system has available; no limit on an unknown system.
+/// Limit of `--memory` as far as the limits of this process leave it, else the memory that the system has available; no limit
+/// on an unknown system.
 pub(crate) fn limit(args: MemoryArgs) -> Memory {
-    let bytes = args.memory.map(|gb| (gb * 1e9) as u64);
-    bytes.or_else(host_memory::available_bytes).map_or(Memory::unlimited(), Memory::bytes)
+    let bytes = match args.memory.map(|gb| (gb * 1e9) as u64) {
+        Some(bytes) => Some(host_memory::left_of_limits().map_or(bytes, |left| left.min(bytes))),
+        None => host_memory::available_bytes(),
+    };
+    bytes.map_or(Memory::unlimited(), Memory::bytes)
 }
 
 /// Refuses work that exceeds the limit, and returns the rest, which is for prepared cases. On a CUDA device, maps and
@@ -108,6 +112,38 @@ pub(crate) fn check(
         gb(need.data),
         gb(limit.limit())
     );
+}
+
+/// Bytes of segmenting a prepared case, its image included: the most of a forward pass beside the sums of weighted logits, of
+/// taking their mean, and of bringing the mean to the image's own grid.
+pub(crate) fn segmentation_bytes(networks: &[Unet], case: &CaseBytes, patch: [usize; 3], device: &Device) -> u64 {
+    let voxels = |shape: [usize; 3]| shape.iter().map(|&n| n as f64).product::<f64>();
+    let prepared = voxels(case.prepared_shape);
+    // Images are padded to at least a patch.
+    let padded = voxels([0, 1, 2].map(|a| case.prepared_shape[a].max(patch[a])));
+    let architecture = networks[0].architecture();
+    let (channels, classes) = (architecture.in_channels as f64, architecture.num_classes as f64);
+    let image = 4.0 * channels * (2.0 * prepared + if padded > prepared { padded } else { 0.0 });
+    let sums = 4.0 * (classes + 1.0) * padded;
+    let logits = 4.0 * classes * prepared;
+    let forward = networks.iter().map(|network| forward_bytes(network, patch)).max().unwrap_or(0) as f64;
+    let window = 8.0 * classes * voxels(patch) + if device.is_cuda() { 0.0 } else { forward };
+    // The best logit and label of each voxel so far, one class on the own grid, and the label map with its copy.
+    let restored = 14.0 * voxels(case.shape);
+    (image + (sums + window).max(sums + logits).max(2.0 * logits + restored)) as u64
+}
+
+/// Bytes of the maps of one forward pass of a patch: those that wait for the decoder, and around the layer with the largest
+/// map its inputs, its output and a workspace.
+fn forward_bytes(network: &Unet, patch: [usize; 3]) -> u64 {
+    let architecture = network.architecture();
+    let voxels: Vec<u64> =
+        architecture.stage_sizes(patch).iter().map(|size| size.iter().map(|&n| n as u64).product()).collect();
+    let of_block = |block: usize, width: usize| 4 * width as u64 * voxels[architecture.stage_of_block(block)];
+    let skips: u64 = (0..architecture.poolings()).map(|block| of_block(block, architecture.out_width(block))).sum();
+    let widest = |block: usize| architecture.blocks[block].iter().copied().max().unwrap_or(0);
+    let largest = (0..architecture.blocks.len()).map(|block| of_block(block, widest(block))).max().unwrap_or(0);
+    skips + 3 * largest
 }
 
 #[cfg(test)]

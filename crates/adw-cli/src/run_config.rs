@@ -1,9 +1,6 @@
 //! Settings of a run: a preset, overlaid by files and single values, checked, and kept in `config.toml`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use adw_search::{RetrainConfig, SearchConfig, config::check_available};
 use adw_supernet::{FixedSizes, GatePosition, Precision, SearchSpace};
@@ -191,7 +188,7 @@ fn preset(name: &str) -> Result<Table> {
         return Ok(table);
     }
     let path = Path::new(name);
-    if !path.is_file() {
+    if !path.exists() {
         bad_input!("--preset {name}: expected quick, standard, paper or a TOML file");
     }
     let mut changes = read(path)?;
@@ -209,7 +206,7 @@ fn preset(name: &str) -> Result<Table> {
 }
 
 fn read(path: &Path) -> Result<Table> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
     match toml::from_str(&text) {
         Ok(table) => Ok(table),
         Err(error) => bad_input!("{}: not TOML: {}", path.display(), error.message()),

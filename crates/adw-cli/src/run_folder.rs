@@ -134,7 +134,8 @@ pub(crate) fn is_empty_or_absent(dir: &Path) -> bool {
 /// end.
 pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     let mut existing = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
-    while !existing.exists() {
+    // A link that leads nowhere exists: no folder can be created under its name.
+    while fs::symlink_metadata(&existing).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         existing = parent(&existing);
     }
     if !existing.is_dir() {
@@ -144,6 +145,19 @@ pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     let probe = NewFile::create(&existing.join("probe"));
     let written = probe.and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.flush()));
     written.with_context(|| format!("cannot write in {}", existing.display()))
+}
+
+/// Checks that the file `path` can be written: it is absent or a regular file, and its folder takes files.
+///
+/// # Errors
+/// It is a folder, a link, a device, a pipe or a socket; those of [`check_writable`] for its folder.
+pub(crate) fn check_output(path: &Path) -> Result<()> {
+    check_writable(&parent(path))?;
+    match adw_files::check_replaceable(path) {
+        // The folder does not exist yet either.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        checked => checked.with_context(|| format!("cannot write {}: choose another file", path.display())),
+    }
 }
 
 fn write_files(folder: &Path, files: &[(&str, &str)]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Splits of a dataset (`splits.json`): five folds, and the halves A and B of each fold's training cases.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use msd_data::{Dataset, five_folds, halves};
@@ -44,7 +44,7 @@ impl Splits {
     /// # Errors
     /// Not such a file; a validation case among the training cases; A and B overlap.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
         let splits: Self = match serde_json::from_str(&text) {
             Ok(splits) => splits,
             Err(error) => bad_input!("{}: {error}", path.display()),
@@ -84,6 +84,8 @@ impl Splits {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ mod new_file;
 mod new_folder;
 mod temporary;
 
-pub use file_kind::open_regular;
+pub use file_kind::{check_replaceable, open_own, open_regular, read_small, read_text};
 pub use lock::{Lock, lock_with_timeout};
 pub use new_file::{NewFile, write_atomic, write_bytes};
 pub use new_folder::NewFolder;

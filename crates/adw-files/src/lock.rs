@@ -1,11 +1,11 @@
 //! Locks between processes.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::file_kind::{existing, not_regular, without_waiting};
+use crate::file_kind::{existing, open_own};
 
 /// Interval between two attempts.
 const POLL: Duration = Duration::from_millis(20);
@@ -50,15 +50,5 @@ pub fn lock_with_timeout(path: &Path, timeout: Duration) -> io::Result<Lock> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let found = existing(path)?;
-    if let Some(found) = &found
-        && !found.is_file()
-        && !found.is_dir()
-    {
-        return Err(not_regular(found.file_type()));
-    }
-    if found.is_some_and(|found| found.is_dir()) {
-        return File::open(path);
-    }
-    without_waiting(OpenOptions::new().write(true).create(true).truncate(false)).open(path)
+    if existing(path)?.is_some_and(|found| found.is_dir()) { File::open(path) } else { open_own(path) }
 }

@@ -6,8 +6,8 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -105,7 +105,8 @@ impl RunFiles {
         line.push(b'\n');
         let io = |e| Error::io(history, e);
         let is_new = !history.exists();
-        let mut file = OpenOptions::new().create(true).append(true).open(history).map_err(io)?;
+        let mut file = adw_files::open_own(history).map_err(io)?;
+        file.seek(SeekFrom::End(0)).map_err(io)?;
         file.write_all(&line).map_err(io)?;
         file.sync_all().map_err(io)?;
         if is_new { adw_files::sync_parent(history).map_err(io) } else { Ok(()) }
@@ -181,7 +182,7 @@ impl Paths {
     /// Removes all but the first `rows` rows of the history.
     fn cut_history(&self, rows: usize) -> Result<()> {
         let io = |e| Error::io(&self.history, e);
-        let text = match fs::read(&self.history) {
+        let text = match adw_files::read_small(&self.history) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => vec![],
             Err(e) => return Err(io(e)),

@@ -7,7 +7,7 @@
 //! safetensors reads the file, and a changed bit anywhere in it is found.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -154,7 +154,9 @@ fn dtype_name(path: &Path, dtype: DType) -> Result<&'static str> {
 /// If the file cannot be read, is of another kind, or is damaged in any bit.
 pub(crate) fn read(path: &Path, kind: FileKind, device: &Device) -> Result<(NamedTensors, Metadata)> {
     let FileKind { name, format, remedy } = kind;
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let mut bytes = Vec::new();
+    let file = adw_files::open_regular(path);
+    file.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| Error::io(path, e))?;
     let bad = |reason: &dyn std::fmt::Display| Error::file(path, format!("not {name} ({reason})"));
     let damaged = |reason: &str| bad(&format_args!("damaged: {reason}; {remedy}"));
     let checked = check(&bytes);

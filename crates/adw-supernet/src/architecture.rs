@@ -140,7 +140,7 @@ impl Architecture {
     /// If the file cannot be read or is not a valid architecture.
     pub fn load(path: &Path) -> Result<Self> {
         let fail = |message: String| Error::File { path: path.into(), message };
-        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let text = adw_files::read_text(path).map_err(|e| fail(e.to_string()))?;
         let a: Self = serde_json::from_str(&text).map_err(|e| fail(format!("not an architecture file: {e}")))?;
         a.check().map_err(|e| fail(e.to_string()))?;
         Ok(a)

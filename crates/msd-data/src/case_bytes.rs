@@ -1,31 +1,51 @@
-//! Memory that cases take.
+//! Memory that cases take, estimated from the headers of their images.
 
-use crate::dataset::Case;
+use std::path::PathBuf;
+
 use crate::error::Result;
 use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::resampled_shape;
 
 /// Memory that a case takes, estimated from the header of its image. Upper bounds: cropping only reduces it.
-pub(crate) struct CaseBytes {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaseBytes {
+    /// Voxels of the image along the plan's axes.
+    pub shape: [usize; 3],
+    /// Voxels once it is prepared.
+    pub prepared_shape: [usize; 3],
     /// Bytes once it is prepared: f32 voxels of each channel and i16 labels.
-    pub(crate) prepared: u64,
+    pub prepared: u64,
     /// Bytes while it is read and prepared: twice the larger of the volumes before and after (`examples/large_case.rs`
     /// measures 1.7 to 2.1 times its image, labels included).
-    pub(crate) preparing: u64,
+    pub preparing: u64,
 }
 
 impl CaseBytes {
-    pub(crate) fn of(case: &Case, plan: &Plan) -> Result<Self> {
-        let (geometry, _) = read_geometry(&case.image[0])?;
+    /// Estimates the memory of preparing the image in `files` ([`crate::Case::image`]) for a plan.
+    ///
+    /// # Errors
+    /// Those of [`read_geometry`].
+    pub fn of(files: &[PathBuf], plan: &Plan) -> Result<Self> {
+        let (geometry, _) = read_geometry(&files[0])?;
         let axes = plan.axes_of(&geometry);
         let (shape, spacing_mm) = (axes.triple(geometry.shape), axes.triple(geometry.spacing_mm));
-        // In floating point, which saturates where an absurd voxel size leads to an absurd number of voxels.
-        let bytes = |shape: [usize; 3]| {
-            let per_voxel = (4 * plan.modalities.len() + 2) as f64;
-            per_voxel * shape.iter().map(|&n| n as f64).product::<f64>()
-        };
-        let prepared = bytes(resampled_shape(shape, spacing_mm, plan.spacing_mm));
-        Ok(Self { prepared: prepared as u64, preparing: (2.0 * prepared.max(bytes(shape))) as u64 })
+        let prepared_shape = resampled_shape(shape, spacing_mm, plan.spacing_mm);
+        let channels = plan.modalities.len();
+        let prepared = volume_bytes(prepared_shape, channels);
+        let preparing = prepared.max(volume_bytes(shape, channels)).saturating_mul(2);
+        Ok(Self { shape, prepared_shape, prepared, preparing })
     }
+}
+
+/// Bytes of an image of f32 and its 16-bit labels. In floating point, which saturates where an absurd voxel size leads to an
+/// absurd number of voxels.
+fn volume_bytes(shape: [usize; 3], channels: usize) -> u64 {
+    ((4 * channels + 2) as f64 * shape.iter().map(|&n| n as f64).product::<f64>()) as u64
+}
+
+/// Bytes while an image and its labels are read. Channels in files of their own are there twice while they are joined.
+pub(crate) fn reading_bytes(files: &[PathBuf], num_channels: usize) -> Result<u64> {
+    let (geometry, _) = read_geometry(&files[0])?;
+    Ok(volume_bytes(geometry.shape, num_channels * files.len().min(2)))
 }

@@ -5,13 +5,14 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::dataset::{Case, Dataset};
+use crate::case_bytes::reading_bytes;
+use crate::dataset::{Case, Dataset, described};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
+use crate::memory::Memory;
 use crate::split::NUM_FOLDS;
 
 mod plausibility;
@@ -52,12 +53,15 @@ impl fmt::Display for Problem {
 /// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
 /// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
 ///
+/// Cases are read as many at a time as `memory` allows; one that does not fit alone is an error.
+///
 /// ```no_run
-/// for problem in msd_data::check_dataset("data/Task04_Hippocampus".as_ref()) {
+/// use msd_data::{Memory, check_dataset};
+/// for problem in check_dataset("data/Task04_Hippocampus".as_ref(), Memory::bytes(8 << 30)) {
 ///     println!("{problem}");
 /// }
 /// ```
-pub fn check_dataset(dir: &Path) -> Vec<Problem> {
+pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
     let dataset = match Dataset::parse(dir) {
         Ok(dataset) => dataset,
         Err(e) => return vec![error(&e)],
@@ -84,8 +88,14 @@ pub fn check_dataset(dir: &Path) -> Vec<Problem> {
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed));
     }
-    let training: Vec<CheckedCase> = dataset.training.par_iter().map(|case| check_case(&dataset, case)).collect();
-    let test: Vec<CheckedCase> = dataset.test.par_iter().map(|case| check_image(&dataset, &case.image)).collect();
+    let training = check_cases(&dataset, &dataset.training, |case| &case.image, memory, check_case);
+    let test = check_cases(
+        &dataset,
+        &dataset.test,
+        |case| &case.image,
+        memory,
+        |dataset, case| check_image(dataset, &case.image),
+    );
     let grids: Vec<_> = training.iter().filter_map(|case| case.grid.as_ref()).collect();
     let typical = TypicalGrid::of(&grids);
     let mut seen = BTreeSet::new();
@@ -112,7 +122,7 @@ fn warning(message: String) -> Problem {
 }
 
 fn announced_cases(dir: &Path) -> Option<usize> {
-    let text = fs::read_to_string(dir.join("dataset.json")).ok()?;
+    let text = adw_files::read_text(&dir.join("dataset.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     json["numTraining"].as_u64().map(|n| n as usize)
 }
@@ -144,6 +154,28 @@ impl CheckedCase {
         let unusual = compared.map(|(typical, (path, grid))| typical.compare(path, grid)).unwrap_or_default();
         self.found.iter().cloned().chain(unusual.into_iter().map(warning)).collect()
     }
+}
+
+/// Checks cases, as many at a time as the memory allows; `image` returns a case's files.
+fn check_cases<C: Sync>(
+    dataset: &Dataset,
+    cases: &[C],
+    image: impl Fn(&C) -> &[PathBuf] + Sync,
+    memory: Memory,
+    check: impl Fn(&Dataset, &C) -> CheckedCase + Sync,
+) -> Vec<CheckedCase> {
+    // A header that cannot be read is found again when the case is checked.
+    let need = |case: &C| reading_bytes(image(case), dataset.modalities.len()).unwrap_or(0);
+    let checked = memory.each(
+        cases,
+        |case| described(image(case)),
+        |case| Ok(need(case).min(memory.limit())),
+        |case| match memory.check(need(case), || described(image(case))) {
+            Ok(_) => Ok(check(dataset, case)),
+            Err(e) => Ok(CheckedCase { found: vec![error(&e)], ..CheckedCase::default() }),
+        },
+    );
+    checked.expect("problems of cases are no errors")
 }
 
 fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {

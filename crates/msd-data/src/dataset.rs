@@ -1,7 +1,6 @@
 //! A dataset on disk: `dataset.json` and the files it lists, in the layout of the decathlon or of nnU-Net v2.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView3, Axis, concatenate};
@@ -14,7 +13,7 @@ use crate::orientation::Orientation;
 mod case;
 mod description;
 
-pub use case::{Case, Label, TestCase, case_id, nifti_files};
+pub use case::{Case, Label, TestCase, case_id, described, nifti_files};
 pub use description::channel_of;
 use description::{Description, Files};
 
@@ -70,7 +69,7 @@ impl Dataset {
         if !path.is_file() {
             return Err(Error::NotADataset { path: dir.to_path_buf() });
         }
-        let bytes = fs::read(&path).map_err(Error::io(&path))?;
+        let bytes = adw_files::read_small(&path).map_err(Error::io(&path))?;
         let text = String::from_utf8(bytes).map_err(|e| Error::DatasetJson {
             problem: match e.as_bytes() {
                 [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is encoded as UTF-16; save it as UTF-8".to_owned(),
@@ -144,6 +143,9 @@ impl Dataset {
     /// Those of [`Self::load_image`] and [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`],
     /// [`Error::PositionMismatch`], [`Error::UnknownLabel`].
     pub fn load_case(&self, case: &Case) -> Result<(Volume<f32>, LabelMap)> {
+        // By their headers first: a label map of another size is not read.
+        let (image, labels) = (&case.image[0], &case.label);
+        self.positions.compare((image, &read_geometry(image)?.0), (labels, &read_geometry(labels)?.0))?;
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
         let labels = labels.onto(&case.label, (&case.image[0], &image.geometry), self.positions)?;
@@ -180,7 +182,8 @@ pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) 
     let Some((first, others)) = files.split_first() else {
         return Err(Error::Invalid("an image without a file".to_owned()));
     };
-    let mut image = read_image(first)?;
+    // All headers before any voxel: the size that the first one gives holds for the others.
+    let (grid, found) = read_geometry(first)?;
     let expected = if others.is_empty() { num_channels } else { 1 };
     let check_channels = |path: &Path, found: usize| {
         if found == expected {
@@ -188,15 +191,19 @@ pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) 
         }
         Err(Error::ChannelCount { path: path.to_path_buf(), found, expected })
     };
-    check_channels(first, image.data.shape()[0])?;
+    check_channels(first, found)?;
+    for path in others {
+        let (channel, found) = read_geometry(path)?;
+        check_channels(path, found)?;
+        positions.compare((first, &grid), (path, &channel))?;
+    }
+    let mut image = read_image(first)?;
     if others.is_empty() {
         return Ok(image);
     }
     let mut channels = vec![image.data];
     for path in others {
-        let channel = read_image(path)?;
-        check_channels(path, channel.data.shape()[0])?;
-        channels.push(channel.onto(path, (first, &image.geometry), positions)?.data);
+        channels.push(read_image(path)?.onto(path, (first, &grid), positions)?.data);
     }
     let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
     image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");

@@ -139,7 +139,7 @@ pub enum Error {
         dataset: String,
     },
     /// An item of work alone exceeds the memory that may be used.
-    #[error("{what}: needs about {:.2} GB of memory to be prepared, but {:.2} GB may be used: allow more, or plan for larger voxels", *.needed as f64 / 1e9, *.limit as f64 / 1e9)]
+    #[error("{what}: needs about {} of memory, but {} may be used", size(*.needed), size(*.limit))]
     Memory {
         /// File of the case and the sizes that decide.
         what: String,
@@ -147,6 +147,14 @@ pub enum Error {
         needed: u64,
         /// Limit in bytes.
         limit: u64,
+    },
+    /// An archive is damaged, or an entry of it does not belong into a dataset.
+    #[error("archive entry {entry:?} {problem}")]
+    Archive {
+        /// Name of the entry.
+        entry: String,
+        /// Fault of the entry.
+        problem: String,
     },
     /// Arrays that should fit each other do not.
     #[error("{what}: shape {found:?}, expected {expected:?}")]
@@ -262,6 +270,12 @@ impl Error {
     pub(crate) fn nifti(path: &Path, problem: NiftiProblem) -> Self {
         Self::Nifti { path: path.to_path_buf(), problem }
     }
+}
+
+/// A number of bytes in a unit that leaves it readable.
+fn size(bytes: u64) -> String {
+    let (value, unit) = if bytes < 100_000_000 { (bytes as f64 / 1e6, "MB") } else { (bytes as f64 / 1e9, "GB") };
+    format!("{value:.2} {unit}")
 }
 
 fn and_more(others: usize) -> String {

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataset::{Case, Dataset};
+use crate::case_bytes::reading_bytes;
+use crate::dataset::{Case, Dataset, described};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
-use crate::nifti::read_geometry;
 use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
 
@@ -58,15 +58,15 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
         return Err(Error::Invalid(format!("{}: dataset.json lists no training case", dataset.root.display())));
     }
     // The image, its labels, and the values of one channel's foreground, at most all.
-    let need = |case: &Case| {
-        let (geometry, _) = read_geometry(&case.image[0])?;
-        let voxels = geometry.shape.iter().map(|&n| n as u64).product::<u64>();
-        Ok(voxels * (4 * dataset.modalities.len() as u64 + 2 + 4))
-    };
+    let need = |case: &Case| reading_bytes(&case.image, dataset.modalities.len() + 1);
     // In order of the cases, so sums and the first error do not depend on threads.
     let orientation = dataset.orientation()?;
-    let cases =
-        memory.each(&dataset.training, Case::described, need, |case| CaseFacts::of(dataset, case, orientation))?;
+    let cases = memory.each(
+        &dataset.training,
+        |case| described(&case.image),
+        need,
+        |case| CaseFacts::of(dataset, case, orientation),
+    )?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
         .collect::<Option<_>>()

@@ -1,6 +1,5 @@
 //! JSON files of this crate's types.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
@@ -13,10 +12,8 @@ use crate::error::{Error, Result};
 /// # Errors
 /// [`Error::Io`], [`Error::Json`].
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let mut text = String::new();
-    let file = adw_files::open_regular(path);
-    file.and_then(|mut file| file.read_to_string(&mut text)).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
+    let text = adw_files::read_small(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(|cause| Error::Json { path: path.to_path_buf(), cause })
 }
 
 /// Writes a file of one value, whole or not at all.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod archive;
 mod augment;
 mod case_bytes;
 pub mod check;
@@ -28,6 +29,7 @@ mod training_case;
 
 pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, write_labels};
 pub use augment::{Augmentation, MirrorAxes};
+pub use case_bytes::CaseBytes;
 pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};
 pub use error::{Error, NiftiProblem, Result};

@@ -107,7 +107,11 @@ impl Memory {
         results.into_iter().flatten().collect()
     }
 
-    fn check(self, needed: u64, name: impl Fn() -> String) -> Result<u64> {
+    /// Returns `needed` bytes if they do not exceed the limit.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] with the name of the work.
+    pub fn check(self, needed: u64, name: impl FnOnce() -> String) -> Result<u64> {
         if self.holds(needed) { Ok(needed) } else { Err(Error::Memory { what: name(), needed, limit: self.limit }) }
     }
 }

@@ -7,11 +7,11 @@
 //! allocates what a header claims before it sees the data, keeps no place for a damaged file's numbers in its
 //! errors, writes over the final file in place, and drops write errors of uncompressed files in an unchecked flush.
 
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use flate2::bufread::GzDecoder;
+use flate2::{Compression, GzBuilder};
 use ndarray::{Array3, Array4, ArrayView3, ArrayView4};
 use nifti::Endianness;
 
@@ -135,18 +135,46 @@ pub fn read_geometry(path: impl AsRef<Path>) -> Result<(Geometry, usize)> {
     Ok((file.geometry, file.channels))
 }
 
+/// Reads the comment in the header of a gzip file; none for other files and for files without one. Readers of NIfTI pass over
+/// it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn read_comment(path: impl AsRef<Path>) -> Result<Option<String>> {
+    let path = path.as_ref();
+    let file = adw_files::open_regular(path).map_err(Error::io(path))?;
+    // A header is read as the decoder is made, comments of any length included.
+    let decoder = GzDecoder::new(BufReader::new(file.take(1 << 16)));
+    let comment = decoder.header().and_then(|header| header.comment());
+    Ok(comment.map(|comment| String::from_utf8_lossy(comment).into_owned()))
+}
+
 /// Writes a label map with the header of `geometry`, as u8, or u16 if a value exceeds 255. The file appears whole
 /// or not at all.
 ///
 /// # Errors
 /// [`Error::Shape`] if the labels do not fit the geometry, [`NiftiProblem::Extension`], [`Error::Io`].
 pub fn write_labels(path: impl AsRef<Path>, labels: &ArrayView3<u16>, geometry: &Geometry) -> Result<()> {
+    write_commented_labels(path, labels, geometry, None)
+}
+
+/// Writes a label map as [`write_labels`] does; in a `.nii.gz` with a comment, which [`read_comment`] returns.
+///
+/// # Errors
+/// Those of [`write_labels`].
+pub fn write_commented_labels(
+    path: impl AsRef<Path>,
+    labels: &ArrayView3<u16>,
+    geometry: &Geometry,
+    comment: Option<&str>,
+) -> Result<()> {
     check_shape("label map", labels.shape(), geometry)?;
     let wide = labels.iter().any(|&v| v > 255);
     let (code, bits) = if wide { (512, 16) } else { (2, 8) };
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(1, code, bits);
-    write_file(path.as_ref(), &header, Compression::default(), labels.iter().copied(), |v, out| match (wide, big) {
+    let gzip = GzipOptions { level: Compression::default(), comment };
+    write_file(path.as_ref(), &header, gzip, labels.iter().copied(), |v, out| match (wide, big) {
         (false, _) => out.push(v as u8),
         (true, false) => out.extend(v.to_le_bytes()),
         (true, true) => out.extend(v.to_be_bytes()),
@@ -162,8 +190,8 @@ pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &G
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(image.shape()[0], 16, 32);
     // Noise does not compress: more effort costs seconds per volume and saves a few percent.
-    let level = Compression::fast();
-    write_file(path.as_ref(), &header, level, image.iter().copied(), |v, out| {
+    let gzip = GzipOptions { level: Compression::fast(), comment: None };
+    write_file(path.as_ref(), &header, gzip, image.iter().copied(), |v, out| {
         out.extend(if big { v.to_be_bytes() } else { v.to_le_bytes() });
     })
 }
@@ -175,10 +203,17 @@ fn check_shape(what: &'static str, found: &[usize], geometry: &Geometry) -> Resu
     Err(Error::Shape { what, found: found.to_vec(), expected: geometry.shape.to_vec() })
 }
 
+/// Compression of a file, and the comment in its gzip header.
+#[derive(Clone, Copy)]
+struct GzipOptions<'a> {
+    level: Compression,
+    comment: Option<&'a str>,
+}
+
 fn write_file<T>(
     path: &Path,
     header: &[u8; HEADER_BYTES],
-    level: Compression,
+    gzip: GzipOptions<'_>,
     voxels: impl Iterator<Item = T>,
     encode: impl Fn(T, &mut Vec<u8>),
 ) -> Result<()> {
@@ -190,7 +225,8 @@ fn write_file<T>(
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let written = if name.ends_with(".nii.gz") {
         adw_files::write_atomic(path, |file| {
-            let mut encoder = GzEncoder::new(file, level);
+            let builder = gzip.comment.map_or_else(GzBuilder::new, |comment| GzBuilder::new().comment(comment));
+            let mut encoder = builder.write(file, gzip.level);
             encoder.write_all(&bytes)?;
             encoder.finish().map(|_| ())
         })

@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::grid::Positions;
 use crate::json_file;
+use crate::memory::Memory;
 use crate::metrics::dice;
-use crate::metrics::report::{matched_files, read_pair};
+use crate::metrics::report::{each_pair, labels_in, matched_files, read_pair};
 use crate::nifti::read_labels;
 
 /// Voxels that are reduced to their largest component.
@@ -54,11 +54,16 @@ impl Postprocessing {
 
     /// Finds the steps that raise Dice on the label maps in `predictions` (cases the networks were not trained on)
     /// against the files of the same name in `references`, for every label that occurs in either. Reads the files once
-    /// per candidate, so memory does not grow with their number.
+    /// per candidate, as many at a time as `memory` allows.
     ///
     /// # Errors
     /// Those of [`crate::evaluate_folder`]; [`Error::FileName`] for two predictions of one case.
-    pub fn find(predictions: &[PathBuf], references: &Path, positions: Positions) -> Result<FoundPostprocessing> {
+    pub fn find(
+        predictions: &[PathBuf],
+        references: &Path,
+        positions: Positions,
+        memory: Memory,
+    ) -> Result<FoundPostprocessing> {
         let mut files: Vec<(PathBuf, PathBuf)> = Vec::new();
         for folder in predictions {
             for (prediction, reference) in matched_files(folder, references)?.pairs {
@@ -69,8 +74,8 @@ impl Postprocessing {
                 files.push((prediction, reference));
             }
         }
-        let files = Files { pairs: files, positions };
-        let labels: Vec<u16> = labels_in(&files)?.into_iter().collect();
+        let files = Files { pairs: files, positions, memory };
+        let labels: Vec<u16> = labels_of(&files)?.into_iter().collect();
         let mut found = Self::default();
         let before = found.mean_dice(&files, &labels)?;
         let mut best = before.clone();
@@ -99,8 +104,7 @@ impl Postprocessing {
             self.apply(&mut prediction.data);
             labels.iter().map(|&label| dice(&prediction.data.view(), &reference.data.view(), label)).collect()
         };
-        let cases: Vec<_> = files.pairs.par_iter().map(case).collect();
-        let cases = cases.into_iter().collect::<Result<Vec<_>>>()?;
+        let cases = each_pair(&files.pairs, files.memory, case)?;
         let mean = |i: usize| {
             let dice: Vec<f64> = cases.iter().map(|case| case[i]).filter(|dice| !dice.is_nan()).collect();
             // A label that occurs nowhere must not make every comparison with NaN false.
@@ -130,21 +134,19 @@ impl Postprocessing {
 struct Files {
     pairs: Vec<(PathBuf, PathBuf)>,
     positions: Positions,
+    memory: Memory,
 }
 
 /// Labels above 0 that occur in any of the files.
-fn labels_in(files: &Files) -> Result<BTreeSet<u16>> {
-    let labels = |path: &PathBuf| -> Result<BTreeSet<u16>> { Ok(read_labels(path)?.data.into_iter().collect()) };
-    let both = |(prediction, reference): &(PathBuf, PathBuf)| -> Result<BTreeSet<u16>> {
-        Ok(&labels(prediction)? | &labels(reference)?)
-    };
-    let found: Vec<_> = files.pairs.par_iter().map(both).collect();
-    let mut all = BTreeSet::new();
-    for labels in found {
-        all.extend(labels?);
-    }
-    all.remove(&0);
-    Ok(all)
+fn labels_of(files: &Files) -> Result<BTreeSet<u16>> {
+    let labels = |path: &PathBuf| labels_in(&read_labels(path)?, path);
+    let found =
+        each_pair(
+            &files.pairs,
+            files.memory,
+            |(prediction, reference)| Ok(&labels(prediction)? | &labels(reference)?),
+        )?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// Sets to 0 every voxel of `structure` outside its largest component; voxels are neighbours if they share a face,

@@ -61,6 +61,8 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) dataset: DatasetArgs,
     #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
 

@@ -72,10 +72,17 @@ pub(crate) enum Convolutions {
 /// Limit of the host's memory.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct MemoryArgs {
-    /// Memory to stay within, in GB: a larger training is refused, cases that do not fit are kept in files of the run
-    /// [default: what the system has available]
-    #[arg(long, value_name = "GB")]
+    /// Memory to stay within, in GB: work that needs more is refused, training cases that do not fit are kept in files of
+    /// the run [default: what the system has available]
+    #[arg(long, value_name = "GB", value_parser = gigabytes)]
     pub(crate) memory: Option<f64>,
+}
+
+fn gigabytes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(gb) if gb > 0.0 && gb <= 1e9 => Ok(gb),
+        _ => Err("expected a number of GB above 0, such as 8 or 0.5".to_owned()),
+    }
 }
 
 /// Options of every command.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::groups::{DatasetArgs, DeviceArgs, ProcessArgs};
+use super::groups::{DatasetArgs, DeviceArgs, MemoryArgs, ProcessArgs};
 
 /// Trained models and how they are applied.
 #[derive(Args, Debug)]
@@ -33,6 +33,8 @@ pub(crate) struct ModelArgs {
     pub(crate) ignore_positions: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
@@ -78,6 +80,8 @@ pub(crate) struct PostprocessArgs {
     #[arg(long)]
     pub(crate) ignore_positions: bool,
     #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
 
@@ -99,6 +103,8 @@ pub(crate) struct EvaluateArgs {
     /// Compare voxel by voxel, wherever the headers place the label maps in the scanner
     #[arg(long)]
     pub(crate) ignore_positions: bool,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

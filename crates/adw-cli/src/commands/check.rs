@@ -7,19 +7,23 @@ use crate::{
     args::CheckArgs,
     device,
     failure::bad_input,
-    report::progress::{emit, say},
+    memory,
+    report::{
+        plain::plain,
+        progress::{emit, say},
+    },
     task::dataset_folder,
 };
 
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let folder = dataset_folder(&args.dataset)?;
-    let problems = check_dataset(&folder);
+    let problems = check_dataset(&folder, memory::limit(args.memory));
     for problem in &problems {
         if args.process.json {
             emit("problem", problem);
         } else {
-            say(&format!("{problem}\n"));
+            say(&format!("{}\n", plain(&problem.to_string())));
         }
     }
     let count = |severity| {

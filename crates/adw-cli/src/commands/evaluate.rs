@@ -7,9 +7,10 @@ use crate::{
     args::EvaluateArgs,
     device,
     failure::bad_input,
+    memory,
     report::{metrics, progress::say},
     run_config::positions,
-    run_folder::{check_writable, parent},
+    run_folder::check_output,
 };
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
@@ -23,11 +24,12 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
         }
     }
     if let Some(output) = &args.output {
-        check_writable(&parent(output))?;
+        check_output(output)?;
     }
     let options = EvaluationOptions {
         tolerance_mm: args.tolerance_mm,
         positions: positions(args.ignore_positions),
+        memory: memory::limit(args.memory),
         ..EvaluationOptions::default()
     };
     let report = evaluate_folder(&args.predictions, &args.references, &options)?;

@@ -4,12 +4,8 @@ use anyhow::{Context, Result};
 use msd_data::Postprocessing;
 
 use crate::{
-    args::PostprocessArgs,
-    device,
-    failure::bad_input,
-    report::progress::say,
-    run_config::positions,
-    run_folder::{check_writable, parent},
+    args::PostprocessArgs, device, failure::bad_input, memory, report::progress::say, run_config::positions,
+    run_folder::check_output,
 };
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
@@ -21,8 +17,9 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
             bad_input!("{option} {}: no such folder", folder.display());
         }
     }
-    check_writable(&parent(&args.output))?;
-    let found = Postprocessing::find(&args.predictions, &args.references, positions(args.ignore_positions))?;
+    check_output(&args.output)?;
+    let (positions, memory) = (positions(args.ignore_positions), memory::limit(args.memory));
+    let found = Postprocessing::find(&args.predictions, &args.references, positions, memory)?;
     found.postprocessing.save(&args.output)?;
     if args.process.json {
         say(&format!("{}\n", serde_json::to_string(&found)?));

@@ -2,28 +2,32 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use msd_data::{
-    Geometry, Plan, Positions, Postprocessing, PreparedCase,
-    dataset::{case_id, channel_of, load_image, nifti_files},
-    nifti::read_geometry,
-    preprocess, write_labels,
+    CaseBytes, Geometry, Plan, Positions, Postprocessing, PreparedCase,
+    dataset::{case_id, channel_of, described, load_image, nifti_files},
+    nifti::{read_geometry, write_commented_labels},
+    preprocess,
 };
 use serde_json::json;
 
 use crate::{
-    args::{ModelArgs, PredictArgs},
+    args::{Convolutions, ModelArgs, PredictArgs},
     device,
     failure::bad_input,
     interrupt,
+    memory,
     model::{self, Models},
+    provenance::{self, Provenance},
     report::progress::{Progress, emit, note, say},
     run_config,
-    run_folder::check_writable,
+    run_folder::{check_output, check_writable},
     segment::Segmenter,
 };
 
@@ -41,6 +45,13 @@ pub(crate) struct Image {
     pub(crate) name: String,
     /// One file with all channels, or one file per channel.
     pub(crate) files: Vec<PathBuf>,
+}
+
+impl Image {
+    /// File of the label map in the folder `output`.
+    fn target(&self, output: &Path) -> PathBuf {
+        output.join(format!("{}.nii.gz", self.name))
+    }
 }
 
 /// Segments images into one label map each. `inputs` returns the images for the models, and the folder of the label maps.
@@ -63,8 +74,14 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     }
     check_writable(&output)?;
     let positions = run_config::positions(args.ignore_positions);
+    let provenance = provenance(args, &models, &postprocessing, &device)?;
+    let limit = memory::limit(args.memory);
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
+        check_target(&image.target(&output))?;
+        let bytes = CaseBytes::of(&image.files, &models.plan)?;
+        let segmenting = memory::segmentation_bytes(&models.networks, &bytes, models.plan.patch_size, &device);
+        limit.check(bytes.preparing.max(segmenting), || described(&image.files))?;
         let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
         if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
             let file = image.files[0].display();
@@ -79,15 +96,20 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let segmenter = Segmenter { models: &models.networks, window };
     let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);
     for (done, image) in images.iter().enumerate() {
-        let name = format!("{}.nii.gz", image.name);
-        let target = output.join(&name);
-        if !(args.resume && target.is_file()) {
+        let target = image.target(&output);
+        let name = &image.name;
+        let comment = provenance.comment(&image.files)?;
+        let kept = args.resume && target.exists() && {
+            let difference = provenance::difference(&target, &comment);
+            difference.inspect(|difference| note(&format!("{difference}; made anew"))).is_none()
+        };
+        if !kept {
             let (case, geometry) = prepare(image, &models.plan, positions)?;
             let mut labels = segmenter.segment(&case, &mut |window, windows| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
             })?;
             postprocessing.apply(&mut labels);
-            write_labels(&target, &labels.view(), &geometry)?;
+            write_commented_labels(&target, &labels.view(), &geometry, Some(&comment))?;
         }
         progress.step(done as u64 + 1, || name.clone());
         if args.process.json {
@@ -175,6 +197,42 @@ fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
     let whole = cases.values().all(|files| files.len() == num_channels);
     let image = |(name, files)| Image { name, files };
     whole.then(|| cases.into_iter().map(image).collect())
+}
+
+/// Checks that a label map can be written to `target`.
+///
+/// # Errors
+/// A name that is too long for a file system, or that belongs to a folder, a link, a device, a pipe or a socket.
+fn check_target(target: &Path) -> Result<()> {
+    /// Longest name of a file on the file systems in use, in bytes.
+    const MAX_NAME_BYTES: usize = 255;
+    let name_bytes = target.file_name().map_or(0, OsStr::len);
+    if name_bytes > MAX_NAME_BYTES {
+        bad_input!(
+            "{}: the name has {name_bytes} bytes; rename the image to one of at most {MAX_NAME_BYTES}",
+            target.display()
+        );
+    }
+    check_output(target)
+}
+
+/// Digest of what the label maps depend on beside the images.
+fn provenance(
+    args: &ModelArgs,
+    models: &Models,
+    postprocessing: &Postprocessing,
+    device: &Device,
+) -> Result<Provenance> {
+    let mirror_axes = args.mirror.then_some(models.mirror_axes);
+    let settings = json!({
+        "step": args.step,
+        "mirror": mirror_axes,
+        "bf16": args.bf16,
+        "ignore_positions": args.ignore_positions,
+        "postprocessing": postprocessing,
+        "cuda": device.is_cuda().then_some(args.device.convolutions == Convolutions::Cudnn),
+    });
+    Provenance::new(&args.model, &settings.to_string())
 }
 
 fn prepare(image: &Image, plan: &Plan, positions: Positions) -> Result<(PreparedCase, Geometry)> {

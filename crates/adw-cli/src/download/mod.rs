@@ -2,14 +2,12 @@
 
 mod manifest;
 mod transfer;
-mod unpack;
 #[cfg(test)]
 mod web_server;
 
 use std::{
-    fmt::Write as _,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Read, Seek, SeekFrom},
+    fs::{self, File, TryLockError},
+    io::{self, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -17,10 +15,11 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 pub(crate) use manifest::Manifest;
 use md5::{Digest, Md5};
+use msd_data::archive;
 pub(crate) use transfer::RetryPolicy;
 use transfer::fetch;
 
-use crate::{failure::bad_input, report::progress::note, run_folder::new_folder};
+use crate::{digest, failure::bad_input, report::progress::note, run_folder::new_folder};
 
 /// Makes `root/TaskNN_Name` exist, downloading what is missing, and returns it.
 ///
@@ -58,7 +57,7 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
     bar.set_message("unpacking");
     let aside = new_folder(&folder)?;
     part.seek(SeekFrom::Start(0))?;
-    let unpacked = unpack::unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.max_bytes())
+    let unpacked = archive::unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.max_bytes())
         .with_context(|| format!("cannot unpack {}", part_path.display()))?;
     let renamed = fs::rename(&unpacked, &folder).and_then(|()| adw_files::sync_parent(&folder));
     renamed.with_context(|| format!("cannot rename to {}", folder.display()))?;
@@ -70,13 +69,7 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
 
 /// Opens the archive under construction and locks it until it is closed.
 fn open_part(path: &Path, manifest: &Manifest) -> Result<File> {
-    let part = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let part = adw_files::open_own(path).with_context(|| format!("cannot write {}", path.display()))?;
     match part.try_lock() {
         Ok(()) => Ok(part),
         Err(TryLockError::WouldBlock) => {
@@ -146,24 +139,9 @@ fn fetch_checked(url: &str, manifest: &Manifest, part: &mut File, retry: RetryPo
 /// MD5 of the whole file as 32 lower-case hexadecimal digits.
 fn md5_of(file: &mut File) -> Result<String> {
     file.seek(SeekFrom::Start(0))?;
-    let mut hash = Md5::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        let count = file.read(&mut buffer).context("cannot read the download back")?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-    }
-    Ok(hexadecimal(&hash.finalize()))
-}
-
-/// Digits of a digest.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let mut digest = Md5::new();
+    digest::add(&mut digest, file).context("cannot read the download back")?;
+    Ok(digest::hexadecimal(digest))
 }
 
 #[cfg(test)]

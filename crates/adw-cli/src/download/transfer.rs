@@ -145,8 +145,8 @@ fn fetch_once(
 
 /// Copies the missing bytes from a `file://` mirror.
 fn copy_file(source: &Path, manifest: &Manifest, part: &mut File, bar: &ProgressBar) -> Result<(), Failure> {
-    let open = || -> Result<File> { File::open(source).with_context(|| format!("cannot read {}", source.display())) };
-    let mut file = open().map_err(Failure::Permanent)?;
+    let file = adw_files::open_regular(source).with_context(|| format!("cannot read {}", source.display()));
+    let mut file = file.map_err(Failure::Permanent)?;
     let have = part.metadata().map_err(permanent)?.len();
     file.seek(SeekFrom::Start(have)).map_err(permanent)?;
     append(&mut file, part, have, manifest, bar).map(drop)

@@ -3,6 +3,7 @@
 pub(crate) mod architecture;
 pub(crate) mod drawing;
 pub(crate) mod metrics;
+pub(crate) mod plain;
 pub(crate) mod progress;
 pub(crate) mod table;
 pub(crate) mod training;

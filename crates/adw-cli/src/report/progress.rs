@@ -10,6 +10,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::plain::plain;
+
 /// Progress of one piece of work.
 pub(crate) struct Progress {
     bar: ProgressBar,
@@ -92,7 +94,7 @@ pub(crate) fn emit(name: &str, event: &impl Serialize) {
 
 /// Prints a line on stderr, if that can be written to: messages never end the work.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", plain(text));
 }
 
 /// First error of a write to stdout.

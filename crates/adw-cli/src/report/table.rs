@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::plain::plain;
+
 /// Rows of cells under a header.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
@@ -13,7 +15,7 @@ pub(crate) struct Table {
 impl Table {
     /// Table with names in the first column, left-aligned, and numbers in the others, right-aligned.
     pub(crate) fn of_numbers<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
-        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new(), align_numbers: true }
+        Self { header: cells(header), rows: Vec::new(), align_numbers: true }
     }
 
     /// Table with all columns left-aligned.
@@ -22,8 +24,8 @@ impl Table {
     }
 
     /// Adds a row; missing cells are blank.
-    pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+    pub(crate) fn row<S: Into<String>>(&mut self, row: impl IntoIterator<Item = S>) {
+        self.rows.push(cells(row));
     }
 
     /// Formats the table, each line ending in a newline.
@@ -51,6 +53,10 @@ impl Table {
         }
         text
     }
+}
+
+fn cells<S: Into<String>>(texts: impl IntoIterator<Item = S>) -> Vec<String> {
+    texts.into_iter().map(|text| plain(&text.into())).collect()
 }
 
 #[cfg(test)]

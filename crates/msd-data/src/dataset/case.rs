@@ -29,17 +29,15 @@ pub struct Case {
     pub label: PathBuf,
 }
 
-impl Case {
-    /// File and size of the image, for errors about memory.
-    pub(crate) fn described(&self) -> String {
-        let file = self.image[0].display();
-        match read_geometry(&self.image[0]) {
-            Ok((Geometry { shape: [z, y, x], spacing_mm, .. }, _)) => {
-                let [dz, dy, dx] = rounded(spacing_mm);
-                format!("{file} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)")
-            }
-            Err(_) => file.to_string(),
+/// File and size of an image, for errors about memory: `a.nii.gz (64x64x64 voxels of 1x1x1 mm)`.
+pub fn described(image: &[PathBuf]) -> String {
+    let file = image[0].display();
+    match read_geometry(&image[0]) {
+        Ok((Geometry { shape: [z, y, x], spacing_mm, .. }, _)) => {
+            let [dz, dy, dx] = rounded(spacing_mm);
+            format!("{file} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)")
         }
+        Err(_) => file.to_string(),
     }
 }
 

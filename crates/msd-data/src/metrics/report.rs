@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{overlap, surface_distances};
-use crate::dataset::{case_id, nifti_files};
+use crate::dataset::{case_id, described, nifti_files};
 use crate::error::{Error, Result};
 use crate::grid::Positions;
 use crate::json_file;
-use crate::nifti::{LabelMap, read_labels};
+use crate::memory::Memory;
+use crate::nifti::{LabelMap, read_geometry, read_labels};
 
 /// Options of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,11 +25,19 @@ pub struct EvaluationOptions {
     pub require_all: bool,
     /// Handling of predictions whose headers place them elsewhere than their references.
     pub positions: Positions,
+    /// Limit on the memory of the cases that are compared at once.
+    pub memory: Memory,
 }
 
 impl Default for EvaluationOptions {
     fn default() -> Self {
-        Self { labels: None, tolerance_mm: 1.0, require_all: false, positions: Positions::Checked }
+        Self {
+            labels: None,
+            tolerance_mm: 1.0,
+            require_all: false,
+            positions: Positions::Checked,
+            memory: Memory::unlimited(),
+        }
     }
 }
 
@@ -143,9 +151,8 @@ pub fn evaluate_folder(predictions: &Path, references: &Path, options: &Evaluati
 /// # Errors
 /// Those of [`evaluate_folder`] that concern a pair; [`Error::Evaluation`] if no map has a label.
 pub fn evaluate_pairs(pairs: &[(PathBuf, PathBuf)], options: &EvaluationOptions) -> Result<Report> {
-    let compared: Vec<Result<_>> =
-        pairs.par_iter().map(|(prediction, reference)| compare(prediction, reference, options)).collect();
-    let mut compared = compared.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut compared =
+        each_pair(pairs, options.memory, |(prediction, reference)| compare(prediction, reference, options))?;
     let labels: BTreeSet<u16> = match &options.labels {
         Some(labels) => labels.iter().copied().collect(),
         None => compared.iter().flat_map(|case| case.metrics.keys().copied()).collect(),
@@ -189,19 +196,56 @@ impl Compared {
     }
 }
 
+/// Works on pairs of a prediction and its reference, as many at a time as `memory` allows. Results are in the order of the
+/// pairs.
+///
+/// # Errors
+/// The first of `work` in that order; [`Error::Memory`] for a pair that alone exceeds the memory.
+pub(crate) fn each_pair<T: Send>(
+    pairs: &[(PathBuf, PathBuf)],
+    memory: Memory,
+    work: impl Fn(&(PathBuf, PathBuf)) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    // Two label maps, their surfaces, squared distances (f64) and the distances on the surfaces: at most 28 bytes per voxel.
+    let need = |(prediction, reference): &(PathBuf, PathBuf)| {
+        let voxels = |path: &PathBuf| Ok(read_geometry(path)?.0.shape.iter().map(|&n| n as u64).product::<u64>());
+        Ok(28 * voxels(reference)?.max(voxels(prediction)?))
+    };
+    memory.each(pairs, |(_, reference)| described(std::slice::from_ref(reference)), need, work)
+}
+
 /// Reads a prediction and its reference, and brings the prediction to the reference's axes.
 ///
 /// # Errors
 /// Those of [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`], [`Error::PositionMismatch`].
 pub(crate) fn read_pair(prediction: &Path, reference: &Path, positions: Positions) -> Result<(LabelMap, LabelMap)> {
+    // By their headers first: maps of other sizes are not read.
+    positions.compare((reference, &read_geometry(reference)?.0), (prediction, &read_geometry(prediction)?.0))?;
     let expected = read_labels(reference)?;
     let found = read_labels(prediction)?.onto(prediction, (reference, &expected.geometry), positions)?;
     Ok((found, expected))
 }
 
+/// Labels above 0 that occur in the label map of `file`.
+///
+/// # Errors
+/// [`Error::Evaluation`] for more than a label map of any use has: each is measured by itself, and hours would pass on an
+/// image that was taken for a label map.
+pub(crate) fn labels_in(map: &LabelMap, file: &Path) -> Result<BTreeSet<u16>> {
+    const MAX_LABELS: usize = 1000;
+    let mut seen = vec![false; 1 << 16];
+    map.data.iter().for_each(|&label| seen[usize::from(label)] = true);
+    let labels: BTreeSet<u16> = (1..=u16::MAX).filter(|&label| seen[usize::from(label)]).collect();
+    if labels.len() > MAX_LABELS {
+        let problem = format!("holds {} labels, at most {MAX_LABELS} are compared; is it an image?", labels.len());
+        return Err(Error::Evaluation { folder: file.display().to_string(), problem });
+    }
+    Ok(labels)
+}
+
 fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOptions) -> Result<Compared> {
     let (prediction, reference) = read_pair(prediction_file, reference_file, options.positions)?;
-    let present: BTreeSet<u16> = prediction.data.iter().chain(&reference.data).copied().filter(|&v| v > 0).collect();
+    let present = &labels_in(&prediction, prediction_file)? | &labels_in(&reference, reference_file)?;
     let wanted = |label: &u16| options.labels.as_ref().is_none_or(|labels| labels.contains(label));
     let mut metrics = BTreeMap::new();
     for label in present.into_iter().filter(wanted) {

@@ -115,8 +115,15 @@ impl<'a> NiftiFile<'a> {
         let expected = self.offset + (total * size) as u64;
         let big = self.geometry.endianness == Endianness::Big;
         let (mut bytes, mut values) = (vec![0; CHUNK_VOXELS * size], Vec::with_capacity(CHUNK_VOXELS));
-        out.reserve(total.min(1 << 24));
         while out.len() < total {
+            if out.len() == out.capacity() {
+                // In steps: the header's claim is believed as far as voxels follow.
+                let more = out.len().max(1 << 24).min(total - out.len());
+                let bytes = |voxels: usize| (voxels * size_of::<T>()) as u64;
+                let (needed, limit) = (bytes(total), bytes(out.len()));
+                let refused = |_| Error::Memory { what: path.display().to_string(), needed, limit };
+                out.try_reserve_exact(more).map_err(refused)?;
+            }
             let chunk = &mut bytes[..CHUNK_VOXELS.min(total - out.len()) * size];
             let done = self.offset + (out.len() * size) as u64;
             read_fully(&mut self.reader, chunk, done, expected).map_err(|p| Error::nifti(path, p))?;

@@ -1,5 +1,6 @@
 use std::fs;
 
+use flate2::write::GzEncoder;
 use ndarray::{Array3, Array4};
 use proptest::prelude::*;
 

@@ -35,7 +35,7 @@ fn steps_are_accepted_where_they_help() {
     // Label 1 has a stray voxel, label 2 truly consists of two parts.
     write(&p, "a.nii", [1, 1, 1, 0, 1, 0, 2, 0, 2, 2]);
     write(&r, "a.nii", [1, 1, 1, 0, 0, 0, 2, 0, 2, 2]);
-    let find = || Postprocessing::find(std::slice::from_ref(&p), &r, Positions::Checked).unwrap();
+    let find = || Postprocessing::find(std::slice::from_ref(&p), &r, Positions::Checked, Memory::unlimited()).unwrap();
     let found = find();
     assert_eq!(found.postprocessing.keep_largest, [Structure::Label(1)]);
     let [before, after] = found.dice[&1];

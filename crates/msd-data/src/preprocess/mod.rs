@@ -8,7 +8,7 @@ use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
 use serde::{Deserialize, Serialize};
 
 use crate::case_bytes::CaseBytes;
-use crate::dataset::Dataset;
+use crate::dataset::{Dataset, described};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::nifti::{LabelMap, Volume};
@@ -142,8 +142,8 @@ pub fn prepare_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| case.described(),
-        |case| Ok(CaseBytes::of(case, plan)?.preparing),
+        |case| described(&case.image),
+        |case| Ok(CaseBytes::of(&case.image, plan)?.preparing),
         |case| {
             let (image, labels) = dataset.load_case(case)?;
             preprocess(image, Some(labels), plan)

@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use super::StoredCase;
 use crate::case_bytes::CaseBytes;
-use crate::dataset::{Case, Dataset};
+use crate::dataset::{Case, Dataset, described};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::plan::Plan;
@@ -31,8 +31,8 @@ pub fn store_training_cases(
     let cases = dataset.training_cases(ids)?;
     memory.each(
         &cases,
-        |case| case.described(),
-        |case| Ok(CaseBytes::of(case, plan)?.preparing),
+        |case| described(&case.image),
+        |case| Ok(CaseBytes::of(&case.image, plan)?.preparing),
         |case| {
             let key = key(dataset, case, plan)?;
             let path = folder.join(format!("{}.case", case.id));
@@ -64,7 +64,7 @@ pub struct TrainingCasesBytes {
 pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<TrainingCasesBytes> {
     let none = TrainingCasesBytes { prepared: 0, preparing_largest: 0 };
     dataset.training_cases(ids)?.iter().try_fold(none, |sum, case| {
-        let bytes = CaseBytes::of(case, plan)?;
+        let bytes = CaseBytes::of(&case.image, plan)?;
         Ok(TrainingCasesBytes {
             prepared: sum.prepared + bytes.prepared,
             preparing_largest: sum.preparing_largest.max(bytes.preparing),
