@@ -21,10 +21,11 @@ impl Cases {
     /// which is created if the run is new, and where a later training finds them.
     ///
     /// # Errors
-    /// An image whose header cannot be read; a disk that cannot be written to.
+    /// An image whose header cannot be read; a case that cannot be prepared within `left`; a disk that cannot be written to.
     pub(crate) fn new(run: &mut Run, ids: &[String], left: Memory) -> Result<Self> {
         let need = training_cases_bytes(&run.dataset, ids, &run.plan)?;
-        let fits = left.holds(need.prepared + need.preparing_largest);
+        left.check(need.preparing_largest, || need.largest.clone())?;
+        let fits = left.holds(need.prepared.saturating_add(need.preparing_largest));
         let folder = if fits {
             None
         } else {

@@ -111,6 +111,9 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
         let file = ModelFile::load(path, device)?;
         check_finite(&file, path)?;
         let plan: Plan = entry(&file, "plan", path)?;
+        if let Err(problem) = plan.check() {
+            bad_input!("{}: plan in its metadata: {problem}", path.display());
+        }
         let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
         let has_test_time = file.info.contains_key(TEST_TIME);
         let test_time = if has_test_time { entry(&file, TEST_TIME, path)? } else { TestTime::UNNAMED };

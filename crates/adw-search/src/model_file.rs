@@ -60,6 +60,13 @@ impl ModelFile {
         let architecture = info.remove("architecture").ok_or_else(|| bad("no architecture".into()))?;
         let architecture: Architecture =
             serde_json::from_str(&architecture).map_err(|e| bad(format!("architecture: {e}")))?;
+        architecture.check().map_err(|e| bad(e.to_string()))?;
+        // Before a network is made that the file cannot fill. What differs by less is named by tensor below.
+        let values: u64 = weights.values().map(|tensor| tensor.elem_count() as u64).sum();
+        let parameters = architecture.cost([1; 3]).parameters;
+        if parameters > (4 * values).max(1 << 22) {
+            return Err(bad(format!("its architecture has {parameters} parameters, but it holds {values} values")));
+        }
         let model = Self { architecture, weights, info };
         model.network(DType::F32, &Device::Cpu).map_err(|e| bad(e.to_string()))?;
         Ok(model)

@@ -76,6 +76,9 @@ impl Architecture {
         kernels: Vec<[usize; 3]>,
         sizes: FixedSizes,
     ) -> Result<Self> {
+        if !(1..=64).contains(&depth) {
+            return Err(Error::Architecture(format!("a depth of {depth} layers, expected 1 to 64")));
+        }
         let poolings = strides.len();
         let blocks =
             (0..=2 * poolings).map(|i| vec![sizes.stage_width(stage_of_block(poolings, i)); sizes.depth]).collect();

@@ -15,6 +15,7 @@ use crate::geometry::Geometry;
 use crate::json_file;
 use crate::orientation::{AxisMap, Orientation};
 
+mod check;
 mod topology;
 
 use topology::{Topology, fit_to_memory};
@@ -135,6 +136,13 @@ pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions)
             dataset.name
         )));
     }
+    if !check::is_patch(network.topology.patch()) {
+        return Err(Error::Invalid(format!(
+            "{}: voxels of {spacing:?} mm (z, y, x) make cases of {median:?} voxels in the median; give a spacing near that \
+             of the cases",
+            dataset.name
+        )));
+    }
     let normalization: Vec<_> = dataset.modalities.iter().map(|name| Normalization::for_modality(name)).collect();
     let mask =
         |n: &Normalization| *n == Normalization::ZScore && fingerprint.median_relative_size_after_cropping < 0.75;
@@ -167,9 +175,11 @@ impl Plan {
     /// Reads a `plan.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`].
+    /// [`Error::Io`], [`Error::Json`]; [`Error::Invalid`] for values that [`Self::check`] refuses.
     pub fn load(path: &Path) -> Result<Self> {
-        json_file::load(path)
+        let plan: Self = json_file::load(path)?;
+        plan.check().map_err(|problem| Error::Invalid(format!("{}: {problem}", path.display())))?;
+        Ok(plan)
     }
 
     /// Writes a `plan.json`, whole or not at all.

@@ -116,9 +116,15 @@ impl Postprocessing {
     /// Reads a `postprocessing.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`].
+    /// [`Error::Io`], [`Error::Json`]; [`Error::Invalid`] for more steps than there are structures.
     pub fn load(path: &Path) -> Result<Self> {
-        json_file::load(path)
+        const MAX_STEPS: usize = 256;
+        let steps: Self = json_file::load(path)?;
+        let found = steps.keep_largest.len();
+        if found > MAX_STEPS {
+            return Err(Error::Invalid(format!("{}: {found} steps; at most {MAX_STEPS} make sense", path.display())));
+        }
+        Ok(steps)
     }
 
     /// Writes a `postprocessing.json`, whole or not at all.

@@ -71,6 +71,15 @@ fn what_is_not_a_model_file_is_refused_in_one_line() {
     let mut wider = architecture();
     wider.blocks[1] = vec![5];
     with(&serde_json::to_string(&wider).unwrap());
+    let mut huge = architecture();
+    huge.blocks.iter_mut().flatten().for_each(|width| *width = 60_000);
+    with(&serde_json::to_string(&huge).unwrap());
+    refused("parameters, but it holds");
+    let mut short = architecture();
+    short.blocks.pop();
+    with(&serde_json::to_string(&short).unwrap());
+    refused("blocks for");
+    with(&serde_json::to_string(&wider).unwrap());
     refused("block.1.conv.0.weight: expected [5, 3, 3, 3, 3], got [4, 3, 3, 3, 3]");
 }
 

@@ -73,7 +73,60 @@ fn a_coarse_axis_goes_first() {
     let tiny = Fingerprint { shapes_after_crop: vec![[3; 3]; 5], spacings: vec![[1.0; 3]; 5], ..fingerprint.clone() };
     let message = super::plan(&tiny, &dataset, &PlanOptions::default()).unwrap_err().to_string();
     assert!(message.contains("too small: [3.0, 3.0, 3.0] voxels"), "{message}");
+    let absurd = PlanOptions { spacing_mm: Some([1e-9, 1.0, 1.0]), ..PlanOptions::default() };
+    let message = super::plan(&fingerprint, &dataset, &absurd).unwrap_err().to_string();
+    assert!(message.contains("give a spacing near that of the cases"), "{message}");
     let plan = plan(&fingerprint, &dataset, &PlanOptions::default()).unwrap();
     assert_eq!((plan.transpose_forward, plan.transpose_backward), ([2, 0, 1], [1, 2, 0]));
     assert_eq!((plan.spacing_mm, plan.median_shape), ([5.0, 0.7, 0.8], [30.0, 200.0, 180.0]));
+}
+
+#[test]
+fn a_plan_from_a_file_is_checked() {
+    let sound = || -> Plan {
+        let dataset = Dataset {
+            positions: crate::Positions::Checked,
+            root: "x".into(),
+            name: "Sound".into(),
+            modalities: vec!["CT".into()],
+            labels: vec![Label { value: 0, name: "background".into() }, Label { value: 1, name: "a".into() }],
+            training: vec![],
+            test: vec![],
+        };
+        let statistics = IntensityStatistics {
+            mean: 0.0,
+            median: 0.0,
+            std: 1.0,
+            min: 0.0,
+            max: 1.0,
+            percentile_00_5: 0.0,
+            percentile_99_5: 1.0,
+        };
+        let fingerprint = Fingerprint {
+            orientation: None,
+            spacings: vec![[1.0; 3]; 5],
+            shapes_after_crop: vec![[32; 3]; 5],
+            intensity: vec![statistics],
+            median_relative_size_after_cropping: 1.0,
+        };
+        plan(&fingerprint, &dataset, &PlanOptions::default()).unwrap()
+    };
+    sound().check().unwrap();
+    let refused = |change: fn(&mut Plan), key: &str| {
+        let mut changed = sound();
+        change(&mut changed);
+        let problem = changed.check().unwrap_err();
+        assert!(problem.starts_with(key) && problem.contains("expected"), "{problem}");
+    };
+    refused(|plan| plan.modalities.clear(), "modalities is empty");
+    refused(|plan| plan.labels[1].value = 2, "labels");
+    refused(|plan| plan.normalization.clear(), "normalization is of 0 channels; expected 1");
+    refused(|plan| plan.intensity.clear(), "intensity");
+    refused(|plan| plan.spacing_mm[1] = f64::NAN, "spacing_mm");
+    refused(|plan| plan.spacing_mm[1] = 1e-300, "spacing_mm");
+    refused(|plan| plan.patch_size[2] = 0, "patch_size");
+    refused(|plan| plan.strides.clear(), "strides");
+    refused(|plan| plan.kernels[0] = [0, 1, 1], "strides or kernels");
+    refused(|plan| plan.transpose_forward = [0, 0, 1], "transpose_forward");
+    refused(|plan| plan.transpose_backward = [0, 1, 7], "transpose_forward");
 }

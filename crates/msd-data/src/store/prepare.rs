@@ -49,12 +49,14 @@ pub fn store_training_cases(
 }
 
 /// Memory that training cases take, estimated from their headers; upper bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrainingCasesBytes {
     /// Bytes of all cases together once they are prepared.
     pub prepared: u64,
     /// Bytes taken while the largest case is read and prepared.
     pub preparing_largest: u64,
+    /// File and size of that case.
+    pub largest: String,
 }
 
 /// Estimates the memory that the training cases called `ids` take.
@@ -62,14 +64,16 @@ pub struct TrainingCasesBytes {
 /// # Errors
 /// Those of [`crate::nifti::read_geometry`]; [`Error::Invalid`] for an id that the dataset does not have.
 pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> Result<TrainingCasesBytes> {
-    let none = TrainingCasesBytes { prepared: 0, preparing_largest: 0 };
-    dataset.training_cases(ids)?.iter().try_fold(none, |sum, case| {
+    let mut all = TrainingCasesBytes { prepared: 0, preparing_largest: 0, largest: String::new() };
+    for case in dataset.training_cases(ids)? {
         let bytes = CaseBytes::of(&case.image, plan)?;
-        Ok(TrainingCasesBytes {
-            prepared: sum.prepared + bytes.prepared,
-            preparing_largest: sum.preparing_largest.max(bytes.preparing),
-        })
-    })
+        all.prepared = all.prepared.saturating_add(bytes.prepared);
+        if bytes.preparing > all.preparing_largest {
+            all.preparing_largest = bytes.preparing;
+            all.largest = described(&case.image);
+        }
+    }
+    Ok(all)
 }
 
 /// Text that differs between cases prepared from other files (by name, size and time) or under another plan, as far as
