@@ -44,16 +44,16 @@ impl Need {
         let voxels = plan.patch_size.iter().product::<usize>() as u64;
         // f32 intensities and u8 labels of the batches; a rotated patch is cut from a box of some four times its voxels.
         let channels = plan.modalities.len() as u64;
-        let batch = voxels * (4 * channels + 1) * batch_size as u64;
+        let batch = (voxels * (4 * channels + 1)).saturating_mul(batch_size as u64);
         let source = 4 * voxels * (4 * channels + 2);
         Self {
             activations: cost
                 .activation_bytes
-                .saturating_mul(BACKWARD * batch_size as u64)
+                .saturating_mul(BACKWARD.saturating_mul(batch_size as u64))
                 // On a CUDA device half precision is that of the maps.
                 / if device.is_cuda() && precision == Precision::Bf16 { 2 } else { 1 },
             parameters: cost.parameters.saturating_mul(4 * COPIES),
-            data: (QUEUE as u64 + 2) * batch + num_loader_threads(device) as u64 * source,
+            data: batch.saturating_mul(QUEUE as u64 + 2).saturating_add(num_loader_threads(device) as u64 * source),
         }
     }
 

@@ -154,9 +154,10 @@ pub(crate) fn check_writable(dir: &Path) -> Result<()> {
 pub(crate) fn check_output(path: &Path) -> Result<()> {
     check_writable(&parent(path))?;
     match adw_files::check_replaceable(path) {
-        // The folder does not exist yet either.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        checked => checked.with_context(|| format!("cannot write {}: choose another file", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            bad_input!("{} {error}: choose another file", path.display())
+        }
+        checked => checked.with_context(|| format!("cannot write {}", path.display())),
     }
 }
 

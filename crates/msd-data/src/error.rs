@@ -139,7 +139,7 @@ pub enum Error {
         dataset: String,
     },
     /// An item of work alone exceeds the memory that may be used.
-    #[error("{what}: needs about {} of memory, but {} may be used", size(*.needed), size(*.limit))]
+    #[error("{what}: needs about {} of memory, but {} may be used: allow more", size(*.needed), size(*.limit))]
     Memory {
         /// File of the case and the sizes that decide.
         what: String,
@@ -274,7 +274,11 @@ impl Error {
 
 /// A number of bytes in a unit that leaves it readable.
 fn size(bytes: u64) -> String {
-    let (value, unit) = if bytes < 100_000_000 { (bytes as f64 / 1e6, "MB") } else { (bytes as f64 / 1e9, "GB") };
+    let (value, unit) = match bytes as f64 {
+        bytes if bytes < 1e6 => (bytes / 1e3, "kB"),
+        bytes if bytes < 1e9 => (bytes / 1e6, "MB"),
+        bytes => (bytes / 1e9, "GB"),
+    };
     format!("{value:.2} {unit}")
 }
 

@@ -69,6 +69,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     let dir = tempfile::tempdir().expect("a temporary folder");
     let examples = Examples::new(dir.path()).expect("sound examples");
+    // Built before the clock runs.
+    cli_support::adw();
     panic::set_hook(Box::new(|info| *PANIC.lock().expect("no panic holds it") = info.to_string()));
     thread::spawn(watch);
     let mut tallies = vec![Tally::default(); KINDS.len()];
