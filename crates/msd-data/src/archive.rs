@@ -135,9 +135,16 @@ fn refused(entry: &str, problem: String) -> Error {
     Error::Archive { entry: entry.to_owned(), problem }
 }
 
+/// The error of a header that cannot be read. The reader's own text quotes the bytes, which say nothing to a person.
 fn damaged(entry: &str) -> impl FnOnce(io::Error) -> Error {
     let entry = entry.to_owned();
-    move |cause| Error::Archive { entry, problem: format!("is damaged: {cause}") }
+    move |cause| {
+        let problem = match cause.raw_os_error() {
+            Some(_) => format!("cannot be read: {cause}"),
+            None => "is damaged or cut off; download the archive again".to_owned(),
+        };
+        Error::Archive { entry, problem }
+    }
 }
 
 /// An entry that cannot be written because of its name is the archive's fault, anything else that of the disk.

@@ -125,10 +125,10 @@ fn answer<T, E: std::fmt::Display>(result: Result<T, E>) -> Answer {
 }
 
 fn nifti(examples: &Examples, random: &mut Random) -> Vec<u8> {
-    let mut bytes = random.pick(&examples.niftis).clone();
-    // Sizes, type, offset and scaling, voxel sizes, units, codes and matrices of the header.
+    /// Sizes, type, offset and scaling, voxel sizes, units, codes and matrices of the header.
     const FIELDS: [usize; 22] =
         [0, 40, 42, 44, 46, 48, 50, 70, 72, 76, 80, 84, 88, 108, 112, 116, 123, 252, 254, 256, 280, 344];
+    let mut bytes = random.pick(&examples.niftis).clone();
     for _ in 0..random.below(4) {
         mutate::number(&mut bytes, *random.pick(&FIELDS), random);
     }

@@ -91,7 +91,7 @@ pub(crate) fn number(bytes: &mut [u8], at: usize, random: &mut Random) {
 /// Changes a few values of a JSON document, and now and then its text.
 pub(crate) fn json(document: &Value, random: &mut Random) -> Vec<u8> {
     let mut document = document.clone();
-    for _ in 0..=random.below(3) {
+    for _ in 0..=random.below(2) {
         change(&mut document, random);
     }
     let mut text = document.to_string().into_bytes();
@@ -110,7 +110,7 @@ pub(crate) fn json(document: &Value, random: &mut Random) -> Vec<u8> {
 
 /// Changes one value somewhere in the document, the deeper ones as often as the others.
 fn change(value: &mut Value, random: &mut Random) {
-    let here = random.one_in(4);
+    let here = random.one_in(12);
     match value {
         Value::Object(map) if !map.is_empty() && !here => {
             let key = map.keys().nth(random.below(map.len())).cloned().unwrap_or_default();
