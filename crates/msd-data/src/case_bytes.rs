@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::dataset::volume_bytes;
 use crate::error::Result;
 use crate::nifti::read_geometry;
 use crate::plan::Plan;
@@ -36,16 +37,4 @@ impl CaseBytes {
         let preparing = prepared.max(volume_bytes(shape, channels)).saturating_mul(2);
         Ok(Self { shape, prepared_shape, prepared, preparing })
     }
-}
-
-/// Bytes of an image of f32 and its 16-bit labels. In floating point, which saturates where an absurd voxel size leads to an
-/// absurd number of voxels.
-fn volume_bytes(shape: [usize; 3], channels: usize) -> u64 {
-    ((4 * channels + 2) as f64 * shape.iter().map(|&n| n as f64).product::<f64>()) as u64
-}
-
-/// Bytes while an image and its labels are read. Channels in files of their own are there twice while they are joined.
-pub(crate) fn reading_bytes(files: &[PathBuf], num_channels: usize) -> Result<u64> {
-    let (geometry, _) = read_geometry(&files[0])?;
-    Ok(volume_bytes(geometry.shape, num_channels * files.len().min(2)))
 }

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::case_bytes::reading_bytes;
-use crate::dataset::{Case, Dataset, described};
+use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::Error;
 use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::case_bytes::reading_bytes;
-use crate::dataset::{Case, Dataset, described};
+use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::orientation::{AxisMap, Orientation};

@@ -4,10 +4,9 @@ use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
-use adw_search::config::RetrainConfig;
-use adw_search::{Batch, BatchRequest, BatchSource, BoxError, ModelFile, RunOptions, retrain};
-use adw_supernet::{Architecture, DiceCe, Unet};
-use candle_core::{DType, Device, Tensor};
+use adw_search::ModelFile;
+use adw_supernet::{Architecture, Unet};
+use candle_core::{DType, Device};
 use flate2::{Compression, write::GzEncoder};
 use msd_data::dataset::load_image;
 use msd_data::nifti::{image_from_bytes, labels_from_bytes};
@@ -18,6 +17,7 @@ use msd_data::{
 use serde_json::Value;
 
 use super::mutate::{self, Random};
+use super::training::{network, train};
 
 /// Answer to an input: accepted, or refused with a message.
 pub(crate) type Answer = Result<(), String>;
@@ -281,39 +281,6 @@ fn read_checkpoint(examples: &Examples, bytes: &[u8]) -> Answer {
     fs::copy(examples.folder.join("run/history.jsonl"), folder.join("history.jsonl")).map_err(|e| e.to_string())?;
     fs::write(folder.join("checkpoint/latest.safetensors"), bytes).map_err(|error| error.to_string())?;
     answer(train(&folder, true))
-}
-
-fn network() -> adw_supernet::Result<Unet> {
-    let architecture = Architecture::new(1, 3, vec![[2; 3]], vec![[1; 3]; 2], vec![vec![2], vec![2], vec![2]])?;
-    Unet::new(&architecture, 1, DType::F32, &Device::Cpu)
-}
-
-/// The same batch for every request.
-struct OneBatch;
-
-impl BatchSource for OneBatch {
-    fn batch(&mut self, _: BatchRequest) -> Result<Batch, BoxError> {
-        let x = Tensor::arange(0f32, 64.0, &Device::Cpu)?.reshape((1, 1, 4, 4, 4))?;
-        let target = (&x / 30.0)?.to_dtype(DType::U8)?.reshape((1, 4, 4, 4))?;
-        Ok(Batch { x, target })
-    }
-}
-
-/// Trains for two epochs of one step.
-fn train(folder: &Path, resume: bool) -> adw_search::Result<()> {
-    let config = RetrainConfig {
-        epochs: 2,
-        iterations_per_epoch: 1,
-        batch_size: 1,
-        validation_batches: 0,
-        ..RetrainConfig::paper()
-    };
-    let options = RunOptions { directory: Some(folder.to_owned()), resume, ..RunOptions::default() };
-    let mut network = network()?;
-    let trained = retrain(&mut network, &DiceCe::default(), &config, &options, &mut OneBatch, &mut |_| {
-        std::ops::ControlFlow::Continue(())
-    });
-    trained.map(drop)
 }
 
 /// Mutates the header of a prepared case and gives it the checksum that fits, or mutates any byte.

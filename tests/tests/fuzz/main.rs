@@ -11,6 +11,7 @@ mod command_line;
 mod kinds;
 mod mutate;
 mod standard;
+mod training;
 
 use std::any::Any;
 use std::fs;

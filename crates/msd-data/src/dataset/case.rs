@@ -41,6 +41,18 @@ pub fn described(image: &[PathBuf]) -> String {
     }
 }
 
+/// Bytes of an image of f32 and its 16-bit labels. In floating point, which saturates where an absurd voxel size leads to an
+/// absurd number of voxels.
+pub(crate) fn volume_bytes(shape: [usize; 3], channels: usize) -> u64 {
+    ((4 * channels + 2) as f64 * shape.iter().map(|&n| n as f64).product::<f64>()) as u64
+}
+
+/// Bytes while an image and its labels are read. Channels in files of their own are there twice while they are joined.
+pub(crate) fn reading_bytes(files: &[PathBuf], num_channels: usize) -> Result<u64> {
+    let (geometry, _) = read_geometry(&files[0])?;
+    Ok(volume_bytes(geometry.shape, num_channels * files.len().min(2)))
+}
+
 /// A case without labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestCase {
