@@ -13,8 +13,7 @@ use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
-    dataset_folder,
-    download::hexadecimal,
+    dataset_folder, digest,
     failure::bad_input,
     interrupt,
     run_config::{self, RunConfig, RunFacts},
@@ -115,7 +114,7 @@ impl Run {
     pub(crate) fn dataset_digest(&self) -> String {
         let folds: Vec<_> = self.splits.folds.iter().map(|fold| &fold.validation).collect();
         let facts = json!([self.plan.labels, self.plan.intensity, folds]).to_string();
-        hexadecimal(&Md5::digest(facts))
+        digest::hexadecimal(Md5::new_with_prefix(facts))
     }
 
     /// Facts that a search or training of this run depends on, beside its settings.

@@ -29,7 +29,7 @@ pub(crate) fn train(folder: &Path, resume: bool) -> adw_search::Result<()> {
     let config = RetrainConfig {
         epochs: 2,
         iterations_per_epoch: 1,
-        batch_size: 1,
+        batch_size: Some(1),
         validation_batches: 0,
         ..RetrainConfig::paper()
     };

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
@@ -73,7 +74,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     }
     check_writable(&output)?;
     let positions = run_config::positions(args.ignore_positions);
-    let provenance = provenance(args, &models, &postprocessing, &device)?;
+    let provenance = provenance(args, &window, &postprocessing, &device)?;
     let limit = memory::limit(args.memory);
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
@@ -218,14 +219,14 @@ fn check_target(target: &Path) -> Result<()> {
 /// Digest of what the label maps depend on beside the images.
 fn provenance(
     args: &ModelArgs,
-    models: &Models,
+    window: &SlidingWindow,
     postprocessing: &Postprocessing,
     device: &Device,
 ) -> Result<Provenance> {
-    let mirror_axes = args.mirror.then_some(models.mirror_axes);
     let settings = json!({
-        "step": args.step,
-        "mirror": mirror_axes,
+        "step": window.step,
+        "mirror": window.mirror,
+        "windows_per_forward": window.windows_per_forward,
         "bf16": args.bf16,
         "ignore_positions": args.ignore_positions,
         "postprocessing": postprocessing,
