@@ -76,8 +76,8 @@ impl Architecture {
         kernels: Vec<[usize; 3]>,
         sizes: FixedSizes,
     ) -> Result<Self> {
-        if !(1..=64).contains(&depth) {
-            return Err(Error::Architecture(format!("a depth of {depth} layers, expected 1 to 64")));
+        if !(1..=64).contains(&sizes.depth) {
+            return Err(Error::Architecture(format!("a depth of {} layers, expected 1 to 64", sizes.depth)));
         }
         let poolings = strides.len();
         let blocks =
