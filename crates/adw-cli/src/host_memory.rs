@@ -73,7 +73,8 @@ fn control_groups(mounts: &str, groups: &str) -> Vec<PathBuf> {
         };
         // A container may see its group as the root of the mount without knowing it by that name.
         let below = group(version_2)?.strip_prefix(root).unwrap_or(Path::new(""));
-        let own = mount_point.join(below);
+        // Without the slash that an empty path would leave at the end.
+        let own: PathBuf = mount_point.join(below).components().collect();
         let within = own.ancestors().take_while(|folder| folder.starts_with(mount_point));
         Some(within.map(Path::to_path_buf).collect::<Vec<_>>())
     });
