@@ -100,17 +100,17 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
         assert_eq!(labels, read_labels(submitted.join(&name)).unwrap().data);
     }
 
-    // An interrupted call goes on: what is there is kept, what is missing is made.
+    // An interrupted call goes on: what is there is kept, what is missing is made, and so is what another program wrote.
     let [first, second] = names(&plain).try_into().unwrap();
-    let map = read_labels(plain.join(&first)).unwrap();
-    let (whole, marked) = (map.data.clone(), map.data.mapv(|_| 1));
-    write_labels(plain.join(&first), &marked.view(), &map.geometry).unwrap();
+    let written = || plain.join(&first).metadata().unwrap().modified().unwrap();
+    let (whole, before) = (read_labels(plain.join(&first)).unwrap(), written());
     fs::remove_file(plain.join(&second)).unwrap();
     predict.clone().arg("--resume").succeed();
-    assert_eq!(read_labels(plain.join(&first)).unwrap().data, marked);
+    assert_eq!(written(), before);
     assert!(plain.join(&second).is_file());
-    predict.succeed();
-    assert_eq!(read_labels(plain.join(&first)).unwrap().data, whole);
+    write_labels(plain.join(&first), &whole.data.mapv(|_| 1).view(), &whole.geometry).unwrap();
+    predict.clone().arg("--resume").succeed();
+    assert_eq!(read_labels(plain.join(&first)).unwrap(), whole);
 
     let other = phantom(&dir.path().join("other"), 5);
     Adw::new(["submit"])
