@@ -11,6 +11,8 @@ mod failure;
 mod gpu_bundle;
 mod launch;
 mod output;
+#[cfg(target_os = "linux")]
+mod torture;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -50,6 +52,9 @@ enum Command {
     CudaCheck(cuda_check::CudaCheckArgs),
     /// Make a folder that checks and times `adw` on a machine with a GPU but no Rust
     GpuBundle(gpu_bundle::GpuBundleArgs),
+    /// Run `adw` under faults: kills, failing writes, full streams, signals, damaged files
+    #[cfg(target_os = "linux")]
+    Torture(torture::TortureArgs),
     #[command(external_subcommand)]
     Adw(Vec<OsString>),
 }
@@ -59,6 +64,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::CudaCheck(args) => cuda_check::cuda_check(&args),
         Command::GpuBundle(args) => gpu_bundle::gpu_bundle(&args),
+        #[cfg(target_os = "linux")]
+        Command::Torture(args) => torture::torture(&args),
         Command::Test { rest } => ci::test(&rest),
         Command::Ci => ci::ci(),
         Command::Adw(arguments) => launch::hand_over(&arguments),

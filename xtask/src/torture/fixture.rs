@@ -1,0 +1,347 @@
+//! The work that is disturbed: a tiny search, training, prediction and submission, with their undisturbed results.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    program::{self, Ending},
+    torture_root,
+};
+
+/// Smallest network and schedule that pass through every kind of step: warm-up, both halves, validation, checkpoints.
+const TINY: &[&str] = &[
+    "--set=network.max_width=6",
+    "--set=network.max_depth=2",
+    "--set=search.epochs=3",
+    "--set=search.warmup_epochs=1",
+    "--set=search.iterations_per_epoch=2",
+    "--set=search.checkpoint_every_iterations=1",
+    "--set=retrain.epochs=2",
+    "--set=retrain.iterations_per_epoch=2",
+    "--set=retrain.checkpoint_every_iterations=1",
+];
+
+/// Folder of the dataset, whose name is part of the results.
+pub(super) const DATASET: &str = "Task00_Phantom";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scenario {
+    Search,
+    /// A search whose prepared cases are kept in files.
+    SearchOnDisk,
+    Retrain,
+    Predict,
+    Submit,
+}
+
+/// Folders of the undisturbed results, and how long they took.
+pub(super) struct Fixture {
+    adw: PathBuf,
+    faults: PathBuf,
+    root: PathBuf,
+    /// Limit of memory, in GB, that keeps the prepared cases in files.
+    small_memory: String,
+}
+
+impl Fixture {
+    /// Builds the library of faults, and does the work undisturbed.
+    ///
+    /// # Errors
+    /// No C compiler; a program that does not work.
+    pub(super) fn new(adw: PathBuf) -> Result<Self> {
+        let root = torture_root().join(std::process::id().to_string());
+        fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let mut fixture = Self { adw, faults: root.join("faults.so"), root, small_memory: String::new() };
+        fixture.compile_faults()?;
+        let phantom = ["phantom", "--shape", "16", "20", "16", "--test", "2", "--cases", "5", "--output"];
+        let mut command = fixture.adw();
+        command.args(phantom).arg(fixture.data());
+        succeed(command, "phantom")?;
+        for scenario in [Scenario::Search, Scenario::Retrain, Scenario::Predict, Scenario::Submit] {
+            succeed(fixture.command(scenario, &fixture.undisturbed(), false), scenario.name())?;
+        }
+        fixture.find_small_memory()?;
+        Ok(fixture)
+    }
+
+    fn compile_faults(&self) -> Result<()> {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/torture/faults.c");
+        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        let status = Command::new(compiler)
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+            .args([&self.faults, Path::new(source)])
+            .arg("-ldl")
+            .status()
+            .context("cannot start the C compiler `cc`")?;
+        if !status.success() {
+            bail!("{source} does not compile");
+        }
+        Ok(())
+    }
+
+    /// Raises the limit until a search fits, and checks that its cases do not.
+    fn find_small_memory(&mut self) -> Result<()> {
+        let mut gb = 0.002;
+        while gb < 0.2 {
+            self.small_memory = format!("{gb:.5}");
+            let folder = self.root.join("small-memory");
+            let command = self.command(Scenario::SearchOnDisk, &folder, false);
+            let fits = program::run(command)?.success();
+            let on_disk = folder.join("run/prepared").is_dir();
+            fs::remove_dir_all(&folder).ok();
+            if fits {
+                if on_disk {
+                    return Ok(());
+                }
+                bail!("no limit of memory keeps prepared cases in files");
+            }
+            gb *= 1.03;
+        }
+        bail!("a tiny search does not fit into 0.2 GB");
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn remove(self) -> Result<()> {
+        fs::remove_dir_all(&self.root).with_context(|| self.root.display().to_string())
+    }
+
+    /// Folder of the results without faults.
+    pub(super) fn undisturbed(&self) -> PathBuf {
+        self.root.join("undisturbed")
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.root.join(DATASET)
+    }
+
+    /// A program without arguments, away from the user's files.
+    pub(super) fn adw(&self) -> Command {
+        let mut command = Command::new(&self.adw);
+        command.env_remove("ADW_DATA").env_remove("ADW_RUNS").env("XDG_CACHE_HOME", &self.root);
+        command
+    }
+
+    /// Command line of a scenario whose results lie in `folder`, and which reads the undisturbed dataset and model.
+    pub(super) fn command(&self, scenario: Scenario, folder: &Path, resume: bool) -> Command {
+        self.command_with(scenario, folder, &self.data(), &self.model(), resume)
+    }
+
+    /// Command line of a scenario that reads dataset and model in `folder`, too.
+    pub(super) fn command_on(&self, scenario: Scenario, folder: &Path, resume: bool) -> Command {
+        self.command_with(scenario, folder, &folder.join(DATASET), &folder.join("model.safetensors"), resume)
+    }
+
+    fn command_with(&self, scenario: Scenario, folder: &Path, data: &Path, model: &Path, resume: bool) -> Command {
+        let mut command = self.adw();
+        let run = folder.join("run");
+        match scenario {
+            Scenario::Search => command.args(["search", "--run"]).arg(&run).arg("--data").arg(data).args(TINY),
+            Scenario::SearchOnDisk => {
+                command.args(["search", "--memory", &self.small_memory, "--run"]).arg(&run);
+                command.arg("--data").arg(data).args(TINY)
+            }
+            Scenario::Retrain => command.args(["retrain", "--run"]).arg(&run).arg("--data").arg(data),
+            Scenario::Predict => {
+                command.arg("predict").arg("--model").arg(model).arg("--input").arg(data.join("imagesTs"));
+                command.arg("--output").arg(folder.join("predicted"))
+            }
+            Scenario::Submit => {
+                command.arg("submit").arg("--model").arg(model).arg("--data").arg(data);
+                command.arg("--output").arg(folder.join("submitted"))
+            }
+        };
+        if resume {
+            command.arg("--resume");
+        }
+        command.args(["--threads", "1"]);
+        command
+    }
+
+    /// Model of the undisturbed training.
+    pub(super) fn model(&self) -> PathBuf {
+        self.undisturbed().join("run/retrain/fold_0/model.safetensors")
+    }
+
+    /// A new folder with what must exist before the scenario starts.
+    pub(super) fn prepare(&self, scenario: Scenario, name: &str) -> Result<PathBuf> {
+        let folder = self.root.join(name);
+        fs::create_dir_all(&folder)?;
+        if scenario == Scenario::Retrain {
+            copy_folder(&self.undisturbed().join("run"), &folder.join("run"), "retrain")?;
+        }
+        Ok(folder)
+    }
+
+    /// Calls the program again until the scenario is done, resuming what was begun, and compares the results.
+    pub(super) fn finish(&self, scenario: Scenario, folder: &Path) -> Result<()> {
+        let resume = scenario.started(folder);
+        let ending = program::run(self.command(scenario, folder, resume))?;
+        if !ending.success() {
+            bail!("does not go on (resume: {resume}): {}", ending.summary());
+        }
+        self.compare(scenario, folder)?;
+        no_leftovers(folder)
+    }
+
+    /// Checks that the scenario's results are those without faults, to the last bit.
+    pub(super) fn compare(&self, scenario: Scenario, folder: &Path) -> Result<()> {
+        for path in scenario.results() {
+            let undisturbed = self.undisturbed();
+            let expected = without_folder(contents(&undisturbed.join(path))?, &undisturbed);
+            let found = without_folder(contents(&folder.join(path))?, folder);
+            if expected.is_empty() {
+                bail!("{path}: the undisturbed run has no such result");
+            }
+            if let Some((name, _)) = expected.iter().find(|(name, bytes)| found.get(*name) != Some(*bytes)) {
+                bail!("{path}/{} differs from the undisturbed result", name.display());
+            }
+            if let Some(name) = found.keys().find(|name| !expected.contains_key(*name)) {
+                bail!("{path}/{} is no file of the undisturbed result", name.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a scenario with a fault in the environment variable of the library of faults.
+    pub(super) fn run_with_fault(&self, scenario: Scenario, folder: &Path, fault: &str) -> Result<Ending> {
+        let mut command = self.command(scenario, folder, false);
+        self.set_fault(&mut command, fault);
+        program::run(command)
+    }
+
+    /// Has the library of faults loaded into the program, with that fault.
+    pub(super) fn set_fault(&self, command: &mut Command, fault: &str) {
+        command.env("LD_PRELOAD", &self.faults).env("ADW_FAULT", fault);
+    }
+
+    /// Number of file operations of an undisturbed run.
+    pub(super) fn count_operations(&self, scenario: Scenario) -> Result<u64> {
+        let folder = self.prepare(scenario, &format!("count-{}", scenario.name()))?;
+        let count = folder.join("count");
+        let mut command = self.command(scenario, &folder, false);
+        command.env("LD_PRELOAD", &self.faults).env("ADW_FAULT_COUNT", &count);
+        let ending = program::run(command)?;
+        let text =
+            fs::read_to_string(&count).with_context(|| format!("no count of operations: {}", ending.summary()))?;
+        fs::remove_dir_all(&folder)?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// Duration of an undisturbed run.
+    pub(super) fn duration(&self, scenario: Scenario) -> Result<Duration> {
+        let folder = self.prepare(scenario, &format!("duration-{}", scenario.name()))?;
+        let clock = Instant::now();
+        program::run(self.command(scenario, &folder, false))?;
+        let duration = clock.elapsed();
+        fs::remove_dir_all(&folder)?;
+        Ok(duration)
+    }
+}
+
+impl Scenario {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Search => "search",
+            Self::SearchOnDisk => "search-on-disk",
+            Self::Retrain => "retrain",
+            Self::Predict => "predict",
+            Self::Submit => "submit",
+        }
+    }
+
+    /// Files and folders whose bits are promised.
+    fn results(self) -> &'static [&'static str] {
+        match self {
+            Self::Search | Self::SearchOnDisk => {
+                &["run/search/fold_0/architecture.json", "run/search/fold_0/architecture.svg", "run/plan.json"]
+            }
+            Self::Retrain => &[
+                "run/retrain/fold_0/model.safetensors",
+                "run/retrain/fold_0/metrics.json",
+                "run/retrain/fold_0/validation",
+            ],
+            Self::Predict => &["predicted"],
+            Self::Submit => &["submitted"],
+        }
+    }
+
+    /// Returns true if there is something to resume, which a user sees by the folder.
+    fn started(self, folder: &Path) -> bool {
+        match self {
+            Self::Search | Self::SearchOnDisk => folder.join("run/search/fold_0").exists(),
+            Self::Retrain => folder.join("run/retrain/fold_0").exists(),
+            Self::Predict | Self::Submit => true,
+        }
+    }
+}
+
+fn succeed(command: Command, name: &str) -> Result<()> {
+    let ending = program::run(command)?;
+    if !ending.success() {
+        bail!("{name} fails undisturbed: {}", ending.summary());
+    }
+    Ok(())
+}
+
+/// Content of a file, or of every file below a folder by its path.
+fn contents(path: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut stack = vec![PathBuf::new()];
+    while let Some(relative) = stack.pop() {
+        let full = if relative.as_os_str().is_empty() { path.to_owned() } else { path.join(&relative) };
+        if full.is_dir() {
+            for entry in fs::read_dir(&full)? {
+                stack.push(relative.join(entry?.file_name()));
+            }
+        } else {
+            let bytes = fs::read(&full).with_context(|| full.display().to_string())?;
+            files.insert(relative, bytes);
+        }
+    }
+    Ok(files)
+}
+
+/// Content of JSON files without the name of the folder that they lie in; metrics name the label maps.
+fn without_folder(mut files: BTreeMap<PathBuf, Vec<u8>>, folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let folder = folder.to_string_lossy();
+    for bytes in files.values_mut().filter(|bytes| bytes.first() == Some(&b'{')) {
+        *bytes = String::from_utf8_lossy(bytes).replace(&*folder, "").into_bytes();
+    }
+    files
+}
+
+/// Copies a folder but for what is called `left_out` directly in it.
+pub(super) fn copy_folder(from: &Path, to: &Path, left_out: &str) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == left_out {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &to.join(name), "")?;
+        } else {
+            fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that no temporary file or folder is left.
+fn no_leftovers(folder: &Path) -> Result<()> {
+    match contents(folder)?.keys().find(|path| path.to_string_lossy().contains(".adw-tmp")) {
+        Some(path) => bail!("{} is left over", path.display()),
+        None => Ok(()),
+    }
+}

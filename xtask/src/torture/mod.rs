@@ -1,0 +1,236 @@
+//! `cargo xtask torture`: the program under faults. It is killed at random and before single file operations, its writes, syncs and
+//! renames fail, its streams are full or closed, it gets signals, its files are damaged. After each fault it is resumed, and
+//! the results must be those of an undisturbed run, to the last bit. Needs Linux (`LD_PRELOAD`, `/dev/full`) and a C compiler.
+
+mod damage;
+mod fixture;
+mod interrupt;
+mod program;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use self::fixture::{Fixture, Scenario};
+use crate::{ci, failure::UsageError, launch::build_adw, workspace::workspace};
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TortureArgs {
+    /// Only these campaigns [default: all]
+    #[arg(value_name = "CAMPAIGN")]
+    campaigns: Vec<String>,
+    /// Few faults per campaign: under a minute
+    #[arg(long, conflicts_with = "long")]
+    short: bool,
+    /// Every file operation, and hundreds of random faults: an hour
+    #[arg(long)]
+    long: bool,
+    /// Seed of the random faults
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Programs at once [default: number of cores]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Inputs of the fuzzer [default: 1000 with --short, 100000 with --long, else 10000]
+    #[arg(long, value_name = "N")]
+    fuzz: Option<usize>,
+    /// Write the table to this file, in Markdown
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+impl TortureArgs {
+    /// Number of faults of a campaign, by the length of the torture.
+    fn count(&self, short: usize, default: usize, long: usize) -> usize {
+        match (self.short, self.long) {
+            (true, _) => short,
+            (_, true) => long,
+            _ => default,
+        }
+    }
+}
+
+/// A kind of fault: its name, and a sentence for the table.
+struct Campaign {
+    name: &'static str,
+    promise: &'static str,
+    faults: fn(&Fixture, &TortureArgs) -> Result<Vec<Fault>>,
+}
+
+/// Does the work under a fault and checks what becomes of it. An error describes what was lost.
+type Check = dyn Fn(&Fixture) -> Result<Survival> + Send + Sync;
+
+/// One disturbed run.
+struct Fault {
+    name: String,
+    check: Box<Check>,
+}
+
+/// Outcome of a fault after which everything is right.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Survival {
+    /// The program ended with an error or a signal, and a second call finished the work.
+    Resumed,
+    /// The fault did not change the result.
+    Unharmed,
+    /// The damaged file was refused by its name.
+    Refused,
+}
+
+const CAMPAIGNS: &[Campaign] = &[
+    Campaign {
+        name: "kill",
+        promise: "SIGKILL at a random moment, then resumed: the same bits",
+        faults: interrupt::random_kills,
+    },
+    Campaign {
+        name: "kill-operation",
+        promise: "SIGKILL before a file operation, a write torn in the middle: the same bits after a resume, no leftovers",
+        faults: interrupt::kills_at_operations,
+    },
+    Campaign {
+        name: "fail-operation",
+        promise: "a file operation fails with EIO or ENOSPC: one line and exit code 2, the same bits after a resume",
+        faults: interrupt::failing_operations,
+    },
+    Campaign {
+        name: "full-disk",
+        promise: "a disk that is full from some operation on: one line and exit code 2, the same bits after a resume",
+        faults: interrupt::full_disks,
+    },
+    Campaign {
+        name: "signal",
+        promise: "SIGINT, SIGTERM, SIGHUP, SIGUSR1: exit code 128 + n, the command that resumes, the same bits after it",
+        faults: interrupt::signals,
+    },
+    Campaign {
+        name: "stream",
+        promise: "stderr full, closed or a broken pipe: the work is done all the same; results that stdout does not take: exit code 2",
+        faults: interrupt::streams,
+    },
+    Campaign {
+        name: "limit",
+        promise: "limits of file size and address space, a small file system: an error, not a death; the same bits after a resume",
+        faults: interrupt::limits,
+    },
+    Campaign {
+        name: "damage",
+        promise: "a flipped bit or a cut in an image, prepared case, checkpoint or model: refused by name, or the same bits",
+        faults: damage::binary_files,
+    },
+    Campaign {
+        name: "text",
+        promise: "a flipped bit or a cut in a JSON or TOML file: an exit code of 0 or 2 and one line, no panic",
+        faults: damage::text_files,
+    },
+];
+
+/// Runs the campaigns and prints a table. Exit code 1 if one fault is not survived.
+///
+/// # Errors
+/// An unknown campaign; a program that does not build or does not work without faults.
+pub(crate) fn torture(args: &TortureArgs) -> Result<ExitCode> {
+    let known: Vec<_> = CAMPAIGNS.iter().map(|campaign| campaign.name).chain(["fuzz"]).collect();
+    if let Some(unknown) = args.campaigns.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!(UsageError(format!("unknown campaign {unknown:?}: expected {}", known.join(", "))));
+    }
+    let wanted = |name: &str| args.campaigns.is_empty() || args.campaigns.iter().any(|wanted| wanted == name);
+    let fixture = Fixture::new(build_adw()?)?;
+    let mut rows = Vec::new();
+    let mut lost = 0;
+    for campaign in CAMPAIGNS.iter().filter(|campaign| wanted(campaign.name)) {
+        let clock = Instant::now();
+        let faults = (campaign.faults)(&fixture, args).with_context(|| campaign.name)?;
+        let outcomes = run_all(&fixture, &faults, args.jobs);
+        let mut counts = [0; 3];
+        for (fault, outcome) in faults.iter().zip(outcomes) {
+            match outcome {
+                Ok(survival) => counts[survival as usize] += 1,
+                Err(error) => {
+                    lost += 1;
+                    println!("LOST {} {}: {error:#}", campaign.name, fault.name);
+                }
+            }
+        }
+        let [resumed, unharmed, refused] = counts;
+        let row = format!(
+            "| {} | {} | {} | {resumed} | {unharmed} | {refused} | {} |",
+            campaign.name,
+            campaign.promise,
+            faults.len(),
+            faults.len() - resumed - unharmed - refused
+        );
+        println!("{row}  ({:.0} s)", clock.elapsed().as_secs_f64());
+        rows.push(row);
+    }
+    if let Some(output) = &args.output {
+        let table = format!("{HEADER}{}\n", rows.join("\n"));
+        fs::write(output, table).with_context(|| output.display().to_string())?;
+    }
+    let fuzzed = if wanted("fuzz") { fuzz(args)? } else { ExitCode::SUCCESS };
+    if lost > 0 {
+        println!("{lost} faults were not survived; their folders are kept in {}", fixture.root().display());
+        return Ok(ExitCode::FAILURE);
+    }
+    fixture.remove()?;
+    Ok(fuzzed)
+}
+
+const HEADER: &str =
+    "| campaign | promise | faults | resumed | unharmed | refused | lost |\n|---|---|---|---|---|---|---|\n";
+
+/// Reads mutated files of every kind by the functions of the program, in one process.
+fn fuzz(args: &TortureArgs) -> Result<ExitCode> {
+    let inputs = args.fuzz.unwrap_or_else(|| args.count(1_000, 10_000, 100_000));
+    let mut rest = vec!["--test".into(), "fuzz".into(), "--".into()];
+    rest.extend(["--inputs".into(), inputs.to_string(), "--seed".into(), args.seed.to_string()]);
+    ci::test(&rest)
+}
+
+/// Runs the faults on several threads; results are in the order of the faults.
+fn run_all(fixture: &Fixture, faults: &[Fault], jobs: Option<usize>) -> Vec<Result<Survival>> {
+    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let idx = next.fetch_add(1, Ordering::Relaxed);
+            let Some(fault) = faults.get(idx) else { return done };
+            done.push((idx, (fault.check)(fixture)));
+        }
+    };
+    let mut outcomes: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("a check does not panic")).collect()
+    });
+    outcomes.sort_by_key(|(idx, _)| *idx);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Pseudo-random number below `bound` that depends on all keys (`SplitMix64`).
+fn draw(keys: &[u64], bound: u64) -> u64 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let hash = keys.iter().fold(0, |hash: u64, &key| mix(hash.wrapping_add(key).wrapping_add(0x9e37_79b9_7f4a_7c15)));
+    hash % bound.max(1)
+}
+
+/// Scenarios whose results come from a training, and those that finish at once.
+fn scenarios() -> [Scenario; 4] {
+    [Scenario::Search, Scenario::Retrain, Scenario::Predict, Scenario::Submit]
+}
+
+/// Folder of tortures, below the build's.
+fn torture_root() -> PathBuf {
+    workspace().join("target/torture")
+}
