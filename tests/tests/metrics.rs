@@ -31,7 +31,8 @@ fn python() -> Option<PathBuf> {
 #[test]
 fn metrics_are_those_of_an_independent_implementation() {
     let Some(python) = python() else {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: no Python with medpy and nibabel, and pip could not install them");
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: no Python with medpy and nibabel, and pip could not install them");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ mod damage;
 mod fixture;
 mod interrupt;
 mod program;
+mod soak;
 
 use std::{
     fs,
@@ -41,6 +42,9 @@ pub(crate) struct TortureArgs {
     /// Inputs of the fuzzer [default: 1000 with --short, 100000 with --long, else 10000]
     #[arg(long, value_name = "N")]
     fuzz: Option<usize>,
+    /// Program to run [default: built from this workspace]
+    #[arg(long, value_name = "FILE")]
+    adw: Option<PathBuf>,
     /// Write the table to this file, in Markdown
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -130,6 +134,11 @@ const CAMPAIGNS: &[Campaign] = &[
         promise: "a flipped bit or a cut in a JSON or TOML file: an exit code of 0 or 2 and one line, no panic",
         faults: damage::text_files,
     },
+    Campaign {
+        name: "soak",
+        promise: "hundreds of epochs: memory, open files and time per epoch do not grow",
+        faults: soak::long_runs,
+    },
 ];
 
 /// Runs the campaigns and prints a table. Exit code 1 if one fault is not survived.
@@ -142,7 +151,7 @@ pub(crate) fn torture(args: &TortureArgs) -> Result<ExitCode> {
         bail!(UsageError(format!("unknown campaign {unknown:?}: expected {}", known.join(", "))));
     }
     let wanted = |name: &str| args.campaigns.is_empty() || args.campaigns.iter().any(|wanted| wanted == name);
-    let fixture = Fixture::new(build_adw()?)?;
+    let fixture = Fixture::new(args.adw.clone().map_or_else(build_adw, Ok)?)?;
     let mut rows = Vec::new();
     let mut lost = 0;
     for campaign in CAMPAIGNS.iter().filter(|campaign| wanted(campaign.name)) {

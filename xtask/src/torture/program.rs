@@ -69,6 +69,16 @@ impl Running {
         Ok(Self { child, stderr: thread::spawn(read) })
     }
 
+    /// Process identifier.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns true until the program has ended.
+    pub(super) fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Sends SIGKILL; a program that has ended already takes no harm.
     pub(super) fn kill(&mut self) {
         let _ = self.child.kill();
