@@ -141,9 +141,8 @@ pub(crate) fn check_writable(dir: &Path) -> Result<()> {
     if !existing.is_dir() {
         bad_input!("{} is not a folder: choose another place than {}", existing.display(), dir.display());
     }
-    // Dropped without its name.
-    let probe = NewFile::create(&existing.join("probe"));
-    let written = probe.and_then(|mut probe| probe.write_all(b"probe").and_then(|()| probe.flush()));
+    // A file without a name, of which nothing is left even by a kill.
+    let written = tempfile::tempfile_in(&existing).and_then(|mut probe| probe.write_all(b"probe"));
     written.with_context(|| format!("cannot write in {}", existing.display()))
 }
 
