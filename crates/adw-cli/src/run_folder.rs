@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use adw_files::{Lock, NewFile, NewFolder, lock_with_timeout, write_bytes};
+use adw_files::{Lock, NewFolder, lock_with_timeout, write_bytes};
 use anyhow::{Context, Result};
 
 use crate::failure::{bad_input, program};

@@ -49,7 +49,7 @@ pub(crate) fn is_done(path: &Path) {
 
 /// Creates a temporary file or folder beside `target` by `create`, which must fail with `AlreadyExists` for a name that is
 /// taken and may return no handle where the system opens no folders. Returns its path and the handle, locked where the file
-/// system has locks.
+/// system has locks. Removes what killed processes left of the same target.
 pub(crate) fn create_beside(
     target: &Path,
     create: impl Fn(&Path) -> io::Result<Option<File>>,
@@ -57,8 +57,11 @@ pub(crate) fn create_beside(
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "is not the name of a file");
     let name = target.file_name().ok_or_else(invalid)?;
+    let prefix = temporary_prefix(name);
+    // A leftover that cannot be removed is no reason not to write.
+    let _ = remove_stale_names(parent(target), |name| name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes()));
     for _ in 0..MAX_ATTEMPTS {
-        let path = target.with_file_name(temporary_name(name, COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let path = target.with_file_name(temporary_name(&prefix, COUNTER.fetch_add(1, Ordering::Relaxed)));
         let mut own = under_construction();
         let handle = match create(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -75,15 +78,22 @@ pub(crate) fn create_beside(
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "has too many temporary files beside it"))
 }
 
-fn temporary_name(name: &OsStr, n: u64) -> OsString {
-    let mut temporary = OsString::from(".");
+/// Beginning of all temporary names of a target: `.NAME.`, shortened where file systems would refuse it.
+fn temporary_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
     if name.len() <= KEPT_NAME_BYTES {
-        temporary.push(name);
+        prefix.push(name);
     } else {
         let name = name.to_string_lossy();
-        temporary.push(&name[..name.floor_char_boundary(KEPT_NAME_BYTES)]);
+        prefix.push(&name[..name.floor_char_boundary(KEPT_NAME_BYTES)]);
     }
-    temporary.push(format!(".{}-{n}{ENDING}", std::process::id()));
+    prefix.push(".");
+    prefix
+}
+
+fn temporary_name(prefix: &OsStr, n: u64) -> OsString {
+    let mut temporary = prefix.to_owned();
+    temporary.push(format!("{}-{n}{ENDING}", std::process::id()));
     temporary
 }
 
@@ -104,6 +114,11 @@ fn is_temporary_name(name: &OsStr) -> bool {
 /// # Errors
 /// The system's error if the folder cannot be read or a leftover cannot be removed.
 pub fn remove_stale(folder: &Path) -> io::Result<usize> {
+    remove_stale_names(folder, |_| true)
+}
+
+/// Does the work of [`remove_stale`] for temporary names that are `wanted`.
+fn remove_stale_names(folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Result<usize> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         entries => entries?,
@@ -112,7 +127,8 @@ pub fn remove_stale(folder: &Path) -> io::Result<usize> {
     for entry in entries {
         let entry = entry?;
         let kind = entry.file_type()?;
-        if !is_temporary_name(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
+        let name = entry.file_name();
+        if !is_temporary_name(&name) || !wanted(&name) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
         let path = entry.path();
@@ -179,7 +195,7 @@ mod tests {
     #[test]
     fn names_are_recognised_and_fit_into_a_file_system() {
         for name in ["a.nii.gz", ".hidden", &"ü".repeat(127), "x"] {
-            let temporary = temporary_name(OsStr::new(name), u64::MAX);
+            let temporary = temporary_name(&temporary_prefix(OsStr::new(name)), u64::MAX);
             assert!(temporary.len() <= 255 && is_temporary_name(&temporary), "{temporary:?}");
         }
         for name in ["a.adw-tmp", ".a.adw-tmp", ".a.1.adw-tmp", ".a.x-1.adw-tmp", "a.1-1.adw-tmp", ".a.1-1.tmp"] {
@@ -191,7 +207,7 @@ mod tests {
     #[test]
     fn names_need_not_be_utf8() {
         use std::os::unix::ffi::OsStrExt;
-        let temporary = temporary_name(OsStr::from_bytes(b"\xff\xfe.nii"), 3);
+        let temporary = temporary_name(&temporary_prefix(OsStr::from_bytes(b"\xff\xfe.nii")), 3);
         assert!(temporary.as_bytes().starts_with(b".\xff\xfe.nii."));
         assert!(is_temporary_name(&temporary));
     }

@@ -197,8 +197,8 @@ impl Fixture {
     pub(super) fn compare(&self, scenario: Scenario, folder: &Path) -> Result<()> {
         for path in scenario.results() {
             let undisturbed = self.undisturbed();
-            let expected = without_folder(contents(&undisturbed.join(path))?, &undisturbed);
-            let found = without_folder(contents(&folder.join(path))?, folder);
+            let expected = without_folders(contents(&undisturbed.join(path))?, [&undisturbed, &self.root]);
+            let found = without_folders(contents(&folder.join(path))?, [folder, &self.root]);
             if expected.is_empty() {
                 bail!("{path}: the undisturbed run has no such result");
             }
@@ -311,11 +311,12 @@ fn contents(path: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(files)
 }
 
-/// Content of JSON files without the name of the folder that they lie in; metrics name the label maps.
-fn without_folder(mut files: BTreeMap<PathBuf, Vec<u8>>, folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let folder = folder.to_string_lossy();
+/// Content of JSON files without the names of folders; metrics name label maps and references.
+fn without_folders(mut files: BTreeMap<PathBuf, Vec<u8>>, folders: [&Path; 2]) -> BTreeMap<PathBuf, Vec<u8>> {
     for bytes in files.values_mut().filter(|bytes| bytes.first() == Some(&b'{')) {
-        *bytes = String::from_utf8_lossy(bytes).replace(&*folder, "").into_bytes();
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let text = folders.iter().fold(text, |text, folder| text.replace(&*folder.to_string_lossy(), ""));
+        *bytes = text.into_bytes();
     }
     files
 }

@@ -219,17 +219,19 @@ pub(super) fn limits(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
     Ok(faults)
 }
 
-/// Runs a scenario on a file system of that size, which is filled by what the scenario begins with, and brings back what is left.
+/// Runs a scenario in `folder` as a file system that holds so much more than the scenario begins with. The file system ends with
+/// the program; its content is kept.
 fn small_file_system(fixture: &Fixture, scenario: Scenario, folder: &Path, kilobytes: usize) -> Result<Ending> {
-    let small = folder.with_extension("small");
-    fs::create_dir_all(&small)?;
-    let (outside, inside) = (folder.display(), small.display());
+    let kept = folder.with_extension("kept");
+    let (small, beside) = (folder.display(), kept.display());
     let script = format!(
-        "used=$(du -sk '{outside}' | cut -f1); mount -t tmpfs -o size=$((used + {kilobytes}))k tmpfs '{inside}' && \
-         cp -a '{outside}/.' '{inside}' && {{ \"$@\"; code=$?; rm -r '{outside}'; cp -a '{inside}' '{outside}'; exit $code; }}"
+        "used=$(du -sk '{small}' | cut -f1); cp -a '{small}' '{beside}' && \
+         mount -t tmpfs -o size=$((used + {kilobytes}))k tmpfs '{small}' && cp -a '{beside}/.' '{small}' && {{ \
+         \"$@\"; code=$?; rm -r '{beside}'; cp -a '{small}' '{beside}'; exit $code; }}"
     );
-    let ending = program::run(program::through_namespace(&fixture.command(scenario, &small, false), &script))?;
-    fs::remove_dir_all(&small)?;
+    let ending = program::run(program::through_namespace(&fixture.command(scenario, folder, false), &script))?;
+    fs::remove_dir_all(folder)?;
+    fs::rename(&kept, folder)?;
     error_or_success(ending)
 }
 

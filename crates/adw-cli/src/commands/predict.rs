@@ -93,7 +93,6 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
 
     adw_files::create_folders(&output).with_context(|| format!("cannot create {}", output.display()))?;
     interrupt::resumes(None);
-    adw_files::remove_stale(&output).with_context(|| format!("cannot tidy {}", output.display()))?;
     let segmenter = Segmenter { models: &models.networks, window };
     let progress = Progress::new("predict", 0, images.len() as u64, args.process.json);
     for (done, image) in images.iter().enumerate() {
