@@ -1,4 +1,4 @@
-//! Metrics of `adw evaluate` beside those of MedPy (PyPI), an independent implementation, on random and degenerate masks.
+//! Metrics of `adw evaluate` beside those of `medpy` (`PyPI`), an independent implementation, on random and degenerate masks.
 #![allow(clippy::unwrap_used)]
 
 mod cli_support;
@@ -13,7 +13,7 @@ use std::{
 use cli_support::Adw;
 use serde_json::Value;
 
-/// Python with MedPy, in an environment below the build's folder; None without Python or the network.
+/// Python with `medpy`, in an environment below the build's folder; None without Python or the network.
 fn python() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("medpy");
     let python = folder.join("bin/python");
