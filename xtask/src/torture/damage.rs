@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Fault, Survival, TortureArgs, draw,
+    fault::{Fault, Survival, TortureArgs, draw},
     fixture::{DATASET, Fixture, Scenario, copy_folder},
     program::{self, Ending},
 };

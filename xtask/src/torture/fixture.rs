@@ -10,10 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{
-    program::{self, Ending},
-    torture_root,
-};
+use super::program::{self, Ending};
+use crate::workspace::workspace;
 
 /// Smallest network and schedule that pass through every kind of step: warm-up, both halves, validation, checkpoints.
 const TINY: &[&str] = &[
@@ -56,7 +54,7 @@ impl Fixture {
     /// # Errors
     /// No C compiler; a program that does not work.
     pub(super) fn new(adw: PathBuf) -> Result<Self> {
-        let root = torture_root().join(std::process::id().to_string());
+        let root = workspace().join("target/torture").join(std::process::id().to_string());
         fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
         let mut fixture = Self { adw, faults: root.join("faults.so"), root, small_memory: String::new() };
         fixture.compile_faults()?;
@@ -64,7 +62,7 @@ impl Fixture {
         let mut command = fixture.adw();
         command.args(phantom).arg(fixture.data());
         succeed(command, "phantom")?;
-        for scenario in [Scenario::Search, Scenario::Retrain, Scenario::Predict, Scenario::Submit] {
+        for scenario in Scenario::ALL {
             succeed(fixture.command(scenario, &fixture.undisturbed(), false), scenario.name())?;
         }
         fixture.find_small_memory()?;
@@ -249,6 +247,9 @@ impl Fixture {
 }
 
 impl Scenario {
+    /// All scenarios with data in memory.
+    pub(super) const ALL: [Self; 4] = [Self::Search, Self::Retrain, Self::Predict, Self::Submit];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Search => "search",

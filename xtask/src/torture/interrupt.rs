@@ -12,10 +12,9 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{
-    Fault, Survival, TortureArgs, draw,
+    fault::{Fault, Survival, TortureArgs, draw},
     fixture::{Fixture, Scenario},
     program::{self, Ending, Running},
-    scenarios,
 };
 
 /// A fault that starts `scenario` in a new folder, lets `disturb` run it, and has it finished afterwards. `disturb` checks how
@@ -48,7 +47,7 @@ fn moment(duration: Duration, keys: &[u64]) -> Duration {
 
 pub(super) fn random_kills(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for (kind, scenario) in scenarios().into_iter().enumerate() {
+    for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
         let duration = fixture.duration(scenario)?;
         for n in 0..args.count(3, 15, 60) {
             let life = moment(duration, &[args.seed, 1, kind as u64, n as u64]);
@@ -78,7 +77,7 @@ fn at_operations(
     check: fn(&Ending) -> Result<()>,
 ) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for scenario in scenarios().into_iter().chain([Scenario::SearchOnDisk]) {
+    for scenario in Scenario::ALL.into_iter().chain([Scenario::SearchOnDisk]) {
         let operations = fixture.count_operations(scenario)?;
         for (number, action) in actions.iter().enumerate() {
             for operation in spread(operations, limit, &[args.seed, number as u64]) {
@@ -117,7 +116,7 @@ const SIGNALS: [(&str, i32); 4] = [("INT", 2), ("TERM", 15), ("HUP", 1), ("USR1"
 
 pub(super) fn signals(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for (kind, scenario) in scenarios().into_iter().enumerate() {
+    for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
         let duration = fixture.duration(scenario)?;
         for (signal, number) in SIGNALS {
             for n in 0..args.count(1, 4, 15) {
@@ -153,7 +152,7 @@ enum Stderr {
 #[expect(clippy::unnecessary_wraps, reason = "campaigns have one signature")]
 pub(super) fn streams(_: &Fixture, _: &TortureArgs) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for scenario in scenarios() {
+    for scenario in Scenario::ALL {
         for stderr in [Stderr::Full, Stderr::Closed, Stderr::Broken] {
             let name = format!("stderr-{stderr:?}-{}", scenario.name()).to_lowercase();
             faults.push(fault(name, scenario, move |fixture, folder| {
@@ -190,7 +189,7 @@ fn full_device() -> Result<Stdio> {
 
 pub(super) fn limits(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
-    for scenario in scenarios() {
+    for scenario in Scenario::ALL {
         // Blocks of 512 bytes, and kB of address space.
         let file_sizes = (0..args.count(2, 4, 8)).map(|n| format!("ulimit -f {}", 1 << n));
         let address_spaces = (0..args.count(2, 4, 12)).map(|n| format!("ulimit -v {}", 20_000 + 40_000 * n));
@@ -208,7 +207,7 @@ pub(super) fn limits(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
         println!("note: no small file systems, since `unshare` may not mount here: {}", namespaces.summary());
         return Ok(faults);
     }
-    for scenario in scenarios() {
+    for scenario in Scenario::ALL {
         for kilobytes in (0..args.count(2, 5, 15)).map(|n| 8 * (n + 1) * (n + 1)) {
             let name = format!("tmpfs-{kilobytes}k-{}", scenario.name());
             faults.push(fault(name, scenario, move |fixture, folder| {

@@ -3,6 +3,7 @@
 //! the results must be those of an undisturbed run, to the last bit. Needs Linux (`LD_PRELOAD`, `/dev/full`) and a C compiler.
 
 mod damage;
+mod fault;
 mod fixture;
 mod interrupt;
 mod program;
@@ -10,82 +11,25 @@ mod soak;
 
 use std::{
     fs,
-    path::PathBuf,
     process::ExitCode,
     sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
 
-use self::fixture::{Fixture, Scenario};
-use crate::{ci, failure::UsageError, launch::build_adw, workspace::workspace};
-
-#[derive(Args, Clone, Debug)]
-pub(crate) struct TortureArgs {
-    /// Only these campaigns [default: all]
-    #[arg(value_name = "CAMPAIGN")]
-    campaigns: Vec<String>,
-    /// Few faults per campaign: under a minute
-    #[arg(long, conflicts_with = "long")]
-    short: bool,
-    /// Every file operation, and hundreds of random faults: an hour
-    #[arg(long)]
-    long: bool,
-    /// Seed of the random faults
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Programs at once [default: number of cores]
-    #[arg(long)]
-    jobs: Option<usize>,
-    /// Inputs of the fuzzer [default: 1000 with --short, 100000 with --long, else 10000]
-    #[arg(long, value_name = "N")]
-    fuzz: Option<usize>,
-    /// Program to run [default: built from this workspace]
-    #[arg(long, value_name = "FILE")]
-    adw: Option<PathBuf>,
-    /// Write the table to this file, in Markdown
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
-impl TortureArgs {
-    /// Number of faults of a campaign, by the length of the torture.
-    fn count(&self, short: usize, default: usize, long: usize) -> usize {
-        match (self.short, self.long) {
-            (true, _) => short,
-            (_, true) => long,
-            _ => default,
-        }
-    }
-}
+pub(crate) use self::fault::TortureArgs;
+use self::{
+    fault::{Fault, Survival},
+    fixture::Fixture,
+};
+use crate::{ci, failure::UsageError, launch::build_adw};
 
 /// A kind of fault: its name, and a sentence for the table.
 struct Campaign {
     name: &'static str,
     promise: &'static str,
     faults: fn(&Fixture, &TortureArgs) -> Result<Vec<Fault>>,
-}
-
-/// Does the work under a fault and checks what becomes of it. An error describes what was lost.
-type Check = dyn Fn(&Fixture) -> Result<Survival> + Send + Sync;
-
-/// One disturbed run.
-struct Fault {
-    name: String,
-    check: Box<Check>,
-}
-
-/// Outcome of a fault after which everything is right.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Survival {
-    /// The program ended with an error or a signal, and a second call finished the work.
-    Resumed,
-    /// The fault did not change the result.
-    Unharmed,
-    /// The damaged file was refused by its name.
-    Refused,
 }
 
 const CAMPAIGNS: &[Campaign] = &[
@@ -221,25 +165,4 @@ fn run_all(fixture: &Fixture, faults: &[Fault], jobs: Option<usize>) -> Vec<Resu
     });
     outcomes.sort_by_key(|(idx, _)| *idx);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
-}
-
-/// Pseudo-random number below `bound` that depends on all keys (`SplitMix64`).
-fn draw(keys: &[u64], bound: u64) -> u64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let hash = keys.iter().fold(0, |hash: u64, &key| mix(hash.wrapping_add(key).wrapping_add(0x9e37_79b9_7f4a_7c15)));
-    hash % bound.max(1)
-}
-
-/// Scenarios whose results come from a training, and those that finish at once.
-fn scenarios() -> [Scenario; 4] {
-    [Scenario::Search, Scenario::Retrain, Scenario::Predict, Scenario::Submit]
-}
-
-/// Folder of tortures, below the build's.
-fn torture_root() -> PathBuf {
-    workspace().join("target/torture")
 }

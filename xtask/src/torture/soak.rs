@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{
-    Fault, Survival, TortureArgs,
+    fault::{Fault, Survival, TortureArgs},
     fixture::{Fixture, Scenario},
     program::Running,
 };
