@@ -134,7 +134,10 @@ fn windows_and_mirrored_axes_travel_with_the_model() {
     let validation = |folder: &Path| {
         let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
         files.sort();
-        let named = |path: &std::path::PathBuf| (path.file_name().unwrap().to_owned(), fs::read(path).unwrap());
+        // Voxels, not bytes: label maps of `predict` carry a digest of models, settings and image.
+        let named = |path: &std::path::PathBuf| {
+            (path.file_name().unwrap().to_owned(), msd_data::nifti::read_labels(path).unwrap().data)
+        };
         files.iter().map(named).collect::<std::collections::BTreeMap<_, _>>()
     };
     let scored = validation(&folder.join("validation"));

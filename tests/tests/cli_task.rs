@@ -104,7 +104,7 @@ fn what_cannot_be_found_is_named() {
 
 #[test]
 fn commands_have_only_the_options_that_they_use() {
-    for arguments in [["evaluate", "--device"], ["check", "--memory"], ["phantom", "--preset"], ["download", "--fold"]]
+    for arguments in [["evaluate", "--device"], ["check", "--device"], ["phantom", "--preset"], ["download", "--fold"]]
     {
         let outcome = Adw::new(arguments).arg("1").run();
         assert!(outcome.code == Some(2) && outcome.stderr.contains("unexpected argument"), "{outcome:?}");
