@@ -80,7 +80,7 @@ const CAMPAIGNS: &[Campaign] = &[
     },
     Campaign {
         name: "soak",
-        promise: "hundreds of epochs: memory, open files and time per epoch do not grow",
+        promise: "hundreds of epochs: memory, open files and processor time per epoch do not grow",
         faults: soak::long_runs,
     },
 ];
