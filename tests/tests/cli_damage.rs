@@ -43,7 +43,7 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before_and_a_damaged_model_is_refus
     flip(&search_folder.join("checkpoint/previous.safetensors"), size / 2);
     let parts = ["latest.safetensors", "previous.safetensors", "remove "];
     search(&data, &run).arg("--resume").run().assert_bad_input(&parts);
-    // As the message says.
+    // The remedy that the error names.
     fs::remove_dir_all(search_folder.join("checkpoint")).unwrap();
     search(&data, &run).arg("--resume").succeed();
     assert!(found == fs::read(&architecture).unwrap());

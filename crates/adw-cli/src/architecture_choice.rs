@@ -49,7 +49,7 @@ pub(crate) fn choose(args: &ArchitectureArgs, run: &Run, earlier: Option<&Path>)
     check_fit(&stored, run, &path)?;
     if args.is_given() {
         let mut wanted = wanted(args, run)?;
-        // Where an architecture comes from makes no difference to its training.
+        // Provenance makes no difference to a training.
         wanted.provenance.clone_from(&stored.provenance);
         if wanted != stored {
             bad_input!(

@@ -101,7 +101,8 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
         .then_some("--memory GB sets the limit; for a training, --set data.spacing_mm=[D,H,W] sets the size of voxels")
 }
 
-/// Formats the error and its causes on one line that is fit to be shown ([`plain`]). A cause that an outer message already quotes is not repeated.
+/// Formats the error and its causes on one line that is fit to be shown ([`plain`]). A cause that an outer message already
+/// quotes is not repeated.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -60,7 +60,9 @@ fn receive(signal: i32) {
         end(signal);
     }
     if is_first && io::stderr().is_terminal() {
-        note("\nsaving a checkpoint after this step; Ctrl-C ends at once");
+        // The terminal has printed ^C.
+        note("");
+        note("saving a checkpoint after this step; Ctrl-C ends at once");
     }
 }
 

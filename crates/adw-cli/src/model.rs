@@ -35,9 +35,6 @@ pub(crate) struct TestTime {
 }
 
 impl TestTime {
-    /// Settings of models whose files name none, those of earlier versions.
-    const UNNAMED: Self = Self { step: 0.5, mirror: false };
-
     fn of(settings: &Settings) -> Self {
         Self { step: settings.predict.step, mirror: settings.predict.mirror }
     }
@@ -115,8 +112,7 @@ pub(crate) fn load(paths: &[PathBuf], precision: Precision, device: &Device) -> 
             bad_input!("{}: plan in its metadata: {problem}", path.display());
         }
         let mirror_axes: [bool; 3] = entry(&file, "mirror_axes", path)?;
-        let has_test_time = file.info.contains_key(TEST_TIME);
-        let test_time = if has_test_time { entry(&file, TEST_TIME, path)? } else { TestTime::UNNAMED };
+        let test_time: TestTime = entry(&file, TEST_TIME, path)?;
         let (architecture, channels, classes) = (&file.architecture, plan.modalities.len(), plan.labels.len());
         if (architecture.in_channels, architecture.num_classes) != (channels, classes) {
             bad_input!(

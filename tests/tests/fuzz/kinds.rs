@@ -91,7 +91,7 @@ impl Examples {
             Ok(paths.iter().map(fs::read).collect::<std::io::Result<_>>()?)
         };
         let mut descriptions = read_all("msd-data/fuzz/seeds/dataset_json")?;
-        // The one whose files are there, as often as all others.
+        // Half of the descriptions are that of the phantom, the only one whose files exist.
         descriptions.resize(2 * descriptions.len(), fs::read(data.join("dataset.json"))?);
         let datasets = descriptions.iter().map(|text| serde_json::from_slice(text)).collect::<Result<_, _>>()?;
         let mut tar = tar::Builder::new(Vec::new());

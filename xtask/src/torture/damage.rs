@@ -140,7 +140,7 @@ fn template(fixture: &Fixture, target: Target) -> Result<PathBuf> {
     copy_folder(&fixture.data(), &folder.join(DATASET), "")?;
     fs::copy(fixture.model(), folder.join("model.safetensors"))?;
     let State::Interrupted(percent) = target.state else { return Ok(folder) };
-    let first = fixture.count_operations(target.reader)? * percent / 100;
+    let first = fixture.extent(target.reader).operations * percent / 100;
     // A file that is about to be replaced may be absent for a few operations.
     for operation in first..first + 10 {
         let attempt = fixture.root().join(format!("{name}-{operation}"));

@@ -39,13 +39,22 @@ pub(super) enum Scenario {
     Submit,
 }
 
-/// Folders of the undisturbed results, and how long they took.
+/// Extent of a scenario without faults.
+#[derive(Clone, Copy)]
+pub(super) struct Extent {
+    /// Number of file operations.
+    pub(super) operations: u64,
+    pub(super) duration: Duration,
+}
+
+/// Folders of the undisturbed results, and their extents.
 pub(super) struct Fixture {
     adw: PathBuf,
     faults: PathBuf,
     root: PathBuf,
     /// Limit of memory, in GB, that keeps the prepared cases in files.
     small_memory: String,
+    extents: Vec<(Scenario, Extent)>,
 }
 
 impl Fixture {
@@ -56,14 +65,15 @@ impl Fixture {
     pub(super) fn new(adw: PathBuf) -> Result<Self> {
         let root = workspace().join("target/torture").join(std::process::id().to_string());
         fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
-        let mut fixture = Self { adw, faults: root.join("faults.so"), root, small_memory: String::new() };
+        let mut fixture =
+            Self { adw, faults: root.join("faults.so"), root, small_memory: String::new(), extents: Vec::new() };
         fixture.compile_faults()?;
         let phantom = ["phantom", "--shape", "16", "20", "16", "--test", "2", "--cases", "5", "--output"];
         let mut command = fixture.adw();
         command.args(phantom).arg(fixture.data());
-        succeed(command, "phantom")?;
+        succeed(&program::run(command)?, "phantom")?;
         for scenario in Scenario::ALL {
-            succeed(fixture.command(scenario, &fixture.undisturbed(), false), scenario.name())?;
+            succeed(&fixture.measure(scenario, &fixture.undisturbed())?, scenario.name())?;
         }
         fixture.find_small_memory()?;
         Ok(fixture)
@@ -90,8 +100,7 @@ impl Fixture {
         while gb < 0.2 {
             self.small_memory = format!("{gb:.5}");
             let folder = self.root.join("small-memory");
-            let command = self.command(Scenario::SearchOnDisk, &folder, false);
-            let fits = program::run(command)?.success();
+            let fits = self.measure(Scenario::SearchOnDisk, &folder)?.success();
             let on_disk = folder.join("run/prepared").is_dir();
             fs::remove_dir_all(&folder).ok();
             if fits {
@@ -222,27 +231,26 @@ impl Fixture {
         command.env("LD_PRELOAD", &self.faults).env("ADW_FAULT", fault);
     }
 
-    /// Number of file operations of an undisturbed run.
-    pub(super) fn count_operations(&self, scenario: Scenario) -> Result<u64> {
-        let folder = self.prepare(scenario, &format!("count-{}", scenario.name()))?;
-        let count = folder.join("count");
-        let mut command = self.command(scenario, &folder, false);
+    /// Runs a scenario without faults in `folder`, and keeps its extent if it succeeds.
+    fn measure(&mut self, scenario: Scenario, folder: &Path) -> Result<Ending> {
+        fs::create_dir_all(folder)?;
+        let count = self.root.join("count");
+        let mut command = self.command(scenario, folder, false);
         command.env("LD_PRELOAD", &self.faults).env("ADW_FAULT_COUNT", &count);
+        let clock = Instant::now();
         let ending = program::run(command)?;
-        let text =
-            fs::read_to_string(&count).with_context(|| format!("no count of operations: {}", ending.summary()))?;
-        fs::remove_dir_all(&folder)?;
-        Ok(text.trim().parse()?)
+        let duration = clock.elapsed();
+        if ending.success() {
+            let operations = fs::read_to_string(&count).context("no count of operations")?.trim().parse()?;
+            self.extents.push((scenario, Extent { operations, duration }));
+        }
+        Ok(ending)
     }
 
-    /// Duration of an undisturbed run.
-    pub(super) fn duration(&self, scenario: Scenario) -> Result<Duration> {
-        let folder = self.prepare(scenario, &format!("duration-{}", scenario.name()))?;
-        let clock = Instant::now();
-        program::run(self.command(scenario, &folder, false))?;
-        let duration = clock.elapsed();
-        fs::remove_dir_all(&folder)?;
-        Ok(duration)
+    /// Extent of a scenario without faults.
+    pub(super) fn extent(&self, scenario: Scenario) -> Extent {
+        let found = self.extents.iter().find(|(measured, _)| *measured == scenario);
+        found.expect("every scenario is measured in `new`").1
     }
 }
 
@@ -286,8 +294,7 @@ impl Scenario {
     }
 }
 
-fn succeed(command: Command, name: &str) -> Result<()> {
-    let ending = program::run(command)?;
+fn succeed(ending: &Ending, name: &str) -> Result<()> {
     if !ending.success() {
         bail!("{name} fails undisturbed: {}", ending.summary());
     }

@@ -45,10 +45,10 @@ fn moment(duration: Duration, keys: &[u64]) -> Duration {
     duration.mul_f64(draw(keys, 1000) as f64 / 1000.0)
 }
 
-pub(super) fn random_kills(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn random_kills(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
-        let duration = fixture.duration(scenario)?;
+        let duration = fixture.extent(scenario).duration;
         for n in 0..args.count(3, 15, 60) {
             let life = moment(duration, &[args.seed, 1, kind as u64, n as u64]);
             faults.push(fault(format!("kill-{}-{n}", scenario.name()), scenario, move |fixture, folder| {
@@ -59,7 +59,7 @@ pub(super) fn random_kills(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<
             }));
         }
     }
-    Ok(faults)
+    faults
 }
 
 /// Operations that a fault hits: all if `limit` allows, else evenly spread ones with a random start.
@@ -75,10 +75,10 @@ fn at_operations(
     actions: &'static [&'static str],
     limit: usize,
     check: fn(&Ending) -> Result<()>,
-) -> Result<Vec<Fault>> {
+) -> Vec<Fault> {
     let mut faults = Vec::new();
     for scenario in Scenario::ALL.into_iter().chain([Scenario::SearchOnDisk]) {
-        let operations = fixture.count_operations(scenario)?;
+        let operations = fixture.extent(scenario).operations;
         for (number, action) in actions.iter().enumerate() {
             for operation in spread(operations, limit, &[args.seed, number as u64]) {
                 let name = format!("{action}-{}-{operation}", scenario.name());
@@ -92,32 +92,32 @@ fn at_operations(
             }
         }
     }
-    Ok(faults)
+    faults
 }
 
-pub(super) fn kills_at_operations(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn kills_at_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     at_operations(fixture, args, &["kill"], args.count(4, 25, usize::MAX >> 1), |ending| match ending.signal {
         Some(9) => Ok(()),
         _ => bail!("expected SIGKILL: {}", ending.summary()),
     })
 }
 
-pub(super) fn failing_operations(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn failing_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     at_operations(fixture, args, &["eio", "enospc"], args.count(2, 12, usize::MAX >> 1), |ending| {
         ending.expect_error(2)
     })
 }
 
-pub(super) fn full_disks(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn full_disks(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     at_operations(fixture, args, &["full"], args.count(2, 12, 100), |ending| ending.expect_error(2))
 }
 
 const SIGNALS: [(&str, i32); 4] = [("INT", 2), ("TERM", 15), ("HUP", 1), ("USR1", 10)];
 
-pub(super) fn signals(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn signals(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
-        let duration = fixture.duration(scenario)?;
+        let duration = fixture.extent(scenario).duration;
         for (signal, number) in SIGNALS {
             for n in 0..args.count(1, 4, 15) {
                 let moment = moment(duration, &[args.seed, 2, kind as u64, number as u64, n as u64]);
@@ -137,10 +137,10 @@ pub(super) fn signals(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault
             }
         }
     }
-    Ok(faults)
+    faults
 }
 
-/// Where stderr goes.
+/// Destination of stderr.
 #[derive(Clone, Copy, Debug)]
 enum Stderr {
     Full,
@@ -149,8 +149,7 @@ enum Stderr {
     Broken,
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "campaigns have one signature")]
-pub(super) fn streams(_: &Fixture, _: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn streams() -> Vec<Fault> {
     let mut faults = Vec::new();
     for scenario in Scenario::ALL {
         for stderr in [Stderr::Full, Stderr::Closed, Stderr::Broken] {
@@ -179,7 +178,7 @@ pub(super) fn streams(_: &Fixture, _: &TortureArgs) -> Result<Vec<Fault>> {
             }));
         }
     }
-    Ok(faults)
+    faults
 }
 
 /// A device that takes no byte.

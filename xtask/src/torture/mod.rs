@@ -36,32 +36,32 @@ const CAMPAIGNS: &[Campaign] = &[
     Campaign {
         name: "kill",
         promise: "SIGKILL at a random moment, then resumed: the same bits",
-        faults: interrupt::random_kills,
+        faults: |fixture, args| Ok(interrupt::random_kills(fixture, args)),
     },
     Campaign {
         name: "kill-operation",
         promise: "SIGKILL before a file operation, a write torn in the middle: the same bits after a resume, no leftovers",
-        faults: interrupt::kills_at_operations,
+        faults: |fixture, args| Ok(interrupt::kills_at_operations(fixture, args)),
     },
     Campaign {
         name: "fail-operation",
         promise: "a file operation fails with EIO or ENOSPC: one line and exit code 2, the same bits after a resume",
-        faults: interrupt::failing_operations,
+        faults: |fixture, args| Ok(interrupt::failing_operations(fixture, args)),
     },
     Campaign {
         name: "full-disk",
         promise: "a disk that is full from some operation on: one line and exit code 2, the same bits after a resume",
-        faults: interrupt::full_disks,
+        faults: |fixture, args| Ok(interrupt::full_disks(fixture, args)),
     },
     Campaign {
         name: "signal",
         promise: "SIGINT, SIGTERM, SIGHUP, SIGUSR1: exit code 128 + n, the command that resumes, the same bits after it",
-        faults: interrupt::signals,
+        faults: |fixture, args| Ok(interrupt::signals(fixture, args)),
     },
     Campaign {
         name: "stream",
         promise: "stderr full, closed or a broken pipe: the work is done all the same; results that stdout does not take: exit code 2",
-        faults: interrupt::streams,
+        faults: |_, _| Ok(interrupt::streams()),
     },
     Campaign {
         name: "limit",
@@ -81,7 +81,7 @@ const CAMPAIGNS: &[Campaign] = &[
     Campaign {
         name: "soak",
         promise: "hundreds of epochs: memory, open files and processor time per epoch do not grow",
-        faults: soak::long_runs,
+        faults: |_, args| Ok(soak::long_runs(args)),
     },
 ];
 

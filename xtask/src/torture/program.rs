@@ -62,7 +62,7 @@ impl Running {
         let pipe = child.stderr.take();
         let read = move || {
             let mut bytes = Vec::new();
-            // What was read before an error is all there is to show.
+            // After an error, the ending shows the part of stderr that was read before it.
             let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
             bytes
         };

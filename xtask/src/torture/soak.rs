@@ -26,8 +26,7 @@ struct Sample {
     open_files: f64,
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "campaigns have one signature")]
-pub(super) fn long_runs(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
+pub(super) fn long_runs(args: &TortureArgs) -> Vec<Fault> {
     let epochs = args.count(60, 300, 1000);
     let fault = |scenario: Scenario, key: &'static str, history: &'static str| {
         let check = move |fixture: &Fixture| {
@@ -41,10 +40,10 @@ pub(super) fn long_runs(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
         };
         Fault { name: scenario.name().into(), check: Box::new(check) }
     };
-    Ok(vec![
+    vec![
         fault(Scenario::Search, "search", "run/search/fold_0/history.jsonl"),
         fault(Scenario::Retrain, "retrain", "run/retrain/fold_0/history.jsonl"),
-    ])
+    ]
 }
 
 /// Samples a program until it ends, which must be a success.

@@ -8,8 +8,8 @@ const MAX_CHARS: usize = 2000;
 /// Characters kept at the end of a longer text, where messages have their remedy.
 const END_CHARS: usize = 300;
 
-/// Escapes control characters and invisible formatting characters, and leaves out the middle
-/// of a text of more than 2000 characters.
+/// Escapes control characters and invisible formatting characters, and leaves out the middle of a text of more than 2000
+/// characters.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len().min(8 * MAX_CHARS));
     let num_chars = text.chars().count();
