@@ -3,38 +3,14 @@
 
 mod cli_support;
 
-use std::{
-    env, fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
-use cli_support::Adw;
+use cli_support::{Adw, python::python};
 use serde_json::Value;
-
-/// Python with `medpy`, in an environment below the build's folder; None without Python or the network.
-fn python() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("medpy");
-    let python = folder.join("bin/python");
-    let works = |python: &Path| {
-        Command::new(python).args(["-c", "import medpy.metric, nibabel"]).output().is_ok_and(|it| it.status.success())
-    };
-    if !works(&python) {
-        let _ = Command::new("python3").args(["-m", "venv"]).arg(&folder).status();
-        let packages = ["-m", "pip", "install", "--quiet", "medpy==0.5.2", "nibabel"];
-        let _ = Command::new(&python).args(packages).status();
-    }
-    works(&python).then_some(python)
-}
 
 #[test]
 fn metrics_are_those_of_an_independent_implementation() {
-    let Some(python) = python() else {
-        let _ =
-            writeln!(std::io::stderr(), "SKIPPED: no Python with medpy and nibabel, and pip could not install them");
-        return;
-    };
+    let Some(python) = python("medpy", &["medpy==0.5.2", "nibabel"], "medpy.metric, nibabel") else { return };
     let dir = tempfile::tempdir().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/metrics.py");
     assert!(Command::new(python).arg(script).arg(dir.path()).status().unwrap().success());

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         Command::Submit(args) => commands::submit::run(args),
         Command::Postprocess(args) => commands::postprocess::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Bench(args) => match &args.subject {
             Subject::Step(args) => commands::bench::step(args),
         },

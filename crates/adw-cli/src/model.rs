@@ -44,8 +44,11 @@ impl Models {
     /// Windows with the given settings; where there are none, with those that the models were scored with.
     ///
     /// # Errors
-    /// The models were scored with different ones.
+    /// The models were scored with different ones, or `step` is no fraction.
     pub(crate) fn window(&self, step: Option<f64>, mirror: Option<bool>) -> Result<SlidingWindow> {
+        if let Some(step) = step.filter(|step| !(*step > 0.0 && *step <= 1.0)) {
+            bad_input!("--step {step}: expected a fraction of the patch above 0, at most 1");
+        }
         let of_models = |get: fn(&TestTime) -> String| {
             let mut values: Vec<String> = self.test_times.iter().map(get).collect();
             values.dedup();

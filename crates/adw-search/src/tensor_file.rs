@@ -82,6 +82,16 @@ pub(crate) fn create(path: &Path, kind: FileKind, tensors: &NamedTensors, metada
     Ok(file)
 }
 
+/// Writes tensors (F32, F64, I64, U32 or U8) and metadata to a safetensors file for other programs, of `format` `pt`. `path` is
+/// replaced when the new content is complete; equal input gives equal bytes.
+///
+/// # Errors
+/// If the file cannot be written, or a tensor has another type.
+pub fn save_tensors(path: &Path, tensors: &NamedTensors, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let kind = FileKind { name: "a file for PyTorch", format: "pt", remedy: "write it again" };
+    create(path, kind, tensors, metadata)?.commit().map_err(|e| Error::io(path, e))
+}
+
 /// Calls `take` with the bytes of a tensor, piece by piece.
 fn in_chunks(tensor: &Tensor, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     match tensor.dtype() {

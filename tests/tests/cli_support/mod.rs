@@ -1,6 +1,8 @@
 //! Running the `adw` binary from tests.
 #![allow(dead_code, clippy::unwrap_used, clippy::needless_pass_by_value, missing_docs, unreachable_pub)]
 
+pub mod python;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},

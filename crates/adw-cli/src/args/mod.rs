@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod exchange;
 mod groups;
 mod models;
 mod runs;
@@ -9,6 +10,7 @@ mod runs;
 pub(crate) use bench::{BenchArgs, BenchStepArgs, Pass, Subject};
 use clap::{Parser, Subcommand};
 pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
+pub(crate) use exchange::ExportArgs;
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RetrainArgs, SearchArgs};
@@ -54,6 +56,8 @@ pub(crate) enum Command {
     Postprocess(PostprocessArgs),
     /// Score label maps against reference label maps
     Evaluate(EvaluateArgs),
+    /// Write a trained model for other programs
+    Export(ExportArgs),
     /// Time the program's work on this machine
     Bench(BenchArgs),
 }

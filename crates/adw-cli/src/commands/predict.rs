@@ -63,9 +63,6 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let precision = device::precision(args.bf16, &device)?;
     let models = model::load(&args.model, precision, &device)?;
     let (images, output) = inputs(&models)?;
-    if let Some(step) = args.step.filter(|step| !(*step > 0.0 && *step <= 1.0)) {
-        bad_input!("--step {step}: expected a fraction of the patch above 0, at most 1");
-    }
     let window = models.window(args.step, args.mirror)?;
     let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load);
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();

@@ -1,0 +1,82 @@
+//! `adw export`: write trained models for other programs.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use adw_export::{Inference, onnx, pytorch};
+use adw_search::save_tensors;
+use adw_supernet::{Precision, Unet};
+use anyhow::{Context, Result};
+use candle_core::Device;
+use msd_data::Postprocessing;
+use serde_json::json;
+
+use crate::{
+    args::ExportArgs,
+    device,
+    failure::bad_input,
+    model::{self, Models},
+    report::progress::{emit, say},
+    run_folder::{check_output, parent},
+};
+
+pub(crate) fn run(args: &ExportArgs) -> Result<()> {
+    device::set_threads(&args.process)?;
+    let beside = args.onnx.as_ref().map(|path| path.with_file_name("inference.json"));
+    let outputs = [("onnx", &args.onnx), ("inference", &beside), ("safetensors", &args.safetensors)];
+    for (kind, path) in outputs.iter().filter_map(|(kind, path)| Some((kind, path.as_ref()?))) {
+        if *kind != "inference" && path.extension().is_none_or(|extension| extension != *kind) {
+            bad_input!("--{kind} {}: expected a name that ends in .{kind}", path.display());
+        }
+        let is_output =
+            |model: &PathBuf| matches!((model.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if args.model.iter().any(is_output) {
+            bad_input!("--{kind} {}: would overwrite the model", path.display());
+        }
+        check_output(path)?;
+    }
+    let models = model::load(&args.model, Precision::Full, &Device::Cpu)?;
+    let inference = inference(args, &models)?.to_json();
+    let metadata = BTreeMap::from([("inference".to_owned(), inference.clone())]);
+    for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
+        let folder = parent(path);
+        adw_files::create_folders(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+
+    if let (Some(path), Some(beside)) = (&args.onnx, &beside) {
+        let bytes = match onnx::encode(&models.networks, &metadata) {
+            Err(error @ adw_export::Error::TooLarge { .. }) => bad_input!("--onnx {}: {error}", path.display()),
+            encoded => encoded?,
+        };
+        write(path, &bytes)?;
+        write(beside, inference.as_bytes())?;
+    }
+    if let Some(path) = &args.safetensors {
+        let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
+        let entry = ("architectures".to_owned(), serde_json::to_string(&architectures)?);
+        save_tensors(path, &pytorch::state_dict(&models.networks), &metadata.into_iter().chain([entry]).collect())?;
+    }
+    for (kind, path) in outputs.iter().filter_map(|(kind, path)| Some((kind, path.as_ref()?))) {
+        if args.process.json {
+            emit("exported", &json!({ *kind: path }));
+        } else {
+            say(&format!("{}\n", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Describes all that the networks need beside their weights.
+fn inference(args: &ExportArgs, models: &Models) -> Result<Inference> {
+    let window = models.window(args.step, args.mirror)?;
+    let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load).transpose()?.unwrap_or_default();
+    let architecture = models.networks[0].architecture();
+    let num_networks = models.networks.len();
+    Ok(Inference::new(&models.plan, architecture, num_networks, window.step, window.mirror, postprocessing))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    adw_files::write_bytes(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,1 @@
+../crates/adw-export/python/pytorch.py

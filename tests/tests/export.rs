@@ -1,0 +1,179 @@
+//! Exported models in other programs, from `PyPI`: ONNX's checker, `onnxruntime`, `openvino`, and the example script that
+//! segments volumes without `adw`.
+#![allow(clippy::unwrap_used)]
+
+mod cli_support;
+
+use std::{
+    env, fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use adw_search::ModelFile;
+use candle_core::{DType, Device, Tensor};
+use cli_support::{Adw, TINY, names, phantom, python::python};
+use msd_data::read_labels;
+
+const PACKAGES: [&str; 5] = ["onnx", "onnxruntime", "openvino", "nibabel", "scipy"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Trains a network for some steps and returns its file.
+fn train(dir: &Path, data: &Path, name: &str, extra: &[&str]) -> PathBuf {
+    let run = dir.join("run");
+    let retrain = Adw::new(["retrain", "--name", name]).path("--run", &run).path("--data", data).args(extra);
+    if run.exists() { retrain } else { retrain.args(TINY) }.succeed();
+    run.join(format!("retrain/{name}/fold_0/model.safetensors"))
+}
+
+fn predict(models: &[&Path], input: &Path, output: &Path) -> Adw {
+    let models =
+        models.iter().fold(Adw::new(["predict", "--mirror", "--step=0.4", "--model"]), |adw, m| adw.arg(m.display()));
+    models.path("--input", input).path("--output", output)
+}
+
+/// Mean of the models' logits for an input, both written as raw values; arguments for the script that reads them.
+fn write_logits(models: &[&Path], shape: [usize; 5], dir: &Path) -> Vec<String> {
+    let x = Tensor::randn(0f32, 1.0, &shape, &Device::Cpu).unwrap();
+    let logits = models.iter().map(|path| {
+        let file = ModelFile::load(path, &Device::Cpu).unwrap();
+        file.network(DType::F32, &Device::Cpu).unwrap().predict(&x).unwrap()
+    });
+    let logits: Vec<Tensor> = logits.collect();
+    let mean =
+        (logits.iter().skip(1).fold(logits[0].clone(), |sum, y| (sum + y).unwrap()) / logits.len() as f64).unwrap();
+    for (name, tensor) in [("x", &x), ("y", &mean)] {
+        let values = tensor.contiguous().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+    let [x, y] = ["x", "y"].map(|name| dir.join(name).display().to_string());
+    let classes = mean.dim(1).unwrap().to_string();
+    [x, y, classes].into_iter().chain(shape.map(|n| n.to_string())).collect()
+}
+
+/// Asserts that label maps of two folders agree in more than 99.99 % of their voxels, and returns the number of voxels.
+fn assert_same_labels(found: &Path, expected: &Path) -> usize {
+    let (mut voxels, mut different, mut foreground) = (0, 0, 0);
+    assert_eq!(names(found), names(expected));
+    for name in names(expected) {
+        let [found, expected] = [found, expected].map(|folder| read_labels(folder.join(&name)).unwrap());
+        assert_eq!(found.geometry.affine(), expected.geometry.affine(), "{name}");
+        let here = found.data.iter().zip(&expected.data).filter(|(a, b)| a != b).count();
+        assert!(here * 1000 <= found.data.len(), "{name}: {here} of {} voxels differ", found.data.len());
+        different += here;
+        voxels += found.data.len();
+        foreground += expected.data.iter().filter(|&&label| label > 0).count();
+    }
+    assert!(foreground * 100 > voxels, "{foreground} of {voxels} voxels have a label");
+    assert!(different * 10_000 < voxels, "{different} of {voxels} voxels differ");
+    voxels
+}
+
+#[test]
+fn onnx_runtime_and_openvino_compute_the_same_logits_and_labels() {
+    let Some(python) = python("onnx", &PACKAGES, "onnx, onnxruntime, nibabel, scipy") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let models = ["a", "b"].map(|name| {
+        let width = if name == "a" { "4" } else { "6" };
+        let mirrored = "--set=data.augmentation.mirror=0.5";
+        let extra: &[&str] =
+            if name == "a" { &["--uniform-width", width, mirrored] } else { &["--uniform-width", width] };
+        train(dir.path(), &data, name, extra)
+    });
+    let models: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
+    let steps = dir.path().join("postprocessing.json");
+    fs::write(&steps, r#"{"keep_largest": ["foreground", {"label": 2}]}"#).unwrap();
+
+    let script = repository().join("tests/golden/onnx_check.py");
+    let run = |arguments: &[String]| {
+        let mut command = Command::new(&python);
+        assert!(command.args(arguments).status().unwrap().success(), "{arguments:?}");
+    };
+    let text = |path: &Path| path.display().to_string();
+    for (name, models) in [("one", &models[..1]), ("several", &models[..])] {
+        let folder = dir.path().join(name);
+        let onnx = folder.join("network.onnx");
+        let export = models
+            .iter()
+            .fold(Adw::new(["export", "--mirror", "--step=0.4", "--model"]), |adw, m| adw.arg(m.display()));
+        export.path("--onnx", &onnx).path("--postprocessing", &steps).succeed();
+        for shape in [[1, 1, 16, 16, 16], [2, 1, 8, 24, 16]] {
+            let arguments = write_logits(models, shape, dir.path());
+            run(&[&[text(&script), "logits".into(), text(&onnx)], &arguments[..]].concat());
+        }
+
+        let images = folder.join("images");
+        let first = fs::read_dir(data.join("imagesTs")).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+        run(&[text(&script), "variants".into(), text(&first), text(&images)]);
+        let real = repository().join("../shared/data/Task04_Hippocampus/imagesTs");
+        let real_images = if real.is_dir() { names(&real) } else { vec![] };
+        for image in real_images.into_iter().filter(|name| !name.starts_with('.')).take(2) {
+            fs::copy(real.join(&image), images.join(&image)).unwrap();
+        }
+        let [expected, found] = ["expected", "found"].map(|name| folder.join(name));
+        predict(models, &images, &expected).path("--postprocessing", &steps).succeed();
+        fs::create_dir(&found).unwrap();
+        let example = repository().join("examples/onnx_inference.py");
+        run(&[text(&script), "segment".into(), text(&example), text(&onnx), text(&images), text(&found)]);
+        assert!(assert_same_labels(&found, &expected) > 100_000);
+    }
+}
+
+/// Python with PyTorch: `$ADW_PYTHON`, else `python3`. It is not installed here, for it takes gigabytes.
+fn python_with_torch() -> Option<PathBuf> {
+    let python = env::var_os("ADW_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
+    let imported = Command::new(&python).args(["-c", "import torch, safetensors, numpy"]).output();
+    let found = imported.is_ok_and(|it| it.status.success());
+    if !found {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: ADW_PYTHON names no Python with torch, safetensors and numpy");
+    }
+    found.then_some(python)
+}
+
+#[test]
+fn pytorch_computes_the_same_logits() {
+    let Some(python) = python_with_torch() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let models =
+        [("a", "4"), ("b", "6")].map(|(name, width)| train(dir.path(), &data, name, &["--uniform-width", width]));
+    let models: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
+    for models in [&models[..1], &models[..]] {
+        let file = dir.path().join("network.safetensors");
+        let export = models.iter().fold(Adw::new(["export", "--model"]), |adw, model| adw.arg(model.display()));
+        export.path("--safetensors", &file).succeed();
+        let arguments = write_logits(models, [2, 1, 16, 24, 16], dir.path());
+        let mut command = Command::new(&python);
+        command.arg(repository().join("tests/golden/pytorch_check.py")).arg(repository().join("examples"));
+        assert!(command.arg(&file).args(arguments).status().unwrap().success());
+    }
+}
+
+#[test]
+fn an_export_of_no_model_or_to_no_place_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let model = train(dir.path(), &data, "a", &["--uniform-width", "4"]);
+    let export = |model: &Path, onnx: &Path| Adw::new(["export"]).path("--model", model).path("--onnx", onnx);
+    let onnx = dir.path().join("out/network.onnx");
+    export(&dir.path().join("absent"), &onnx).run().assert_bad_input(&["absent", "No such file"]);
+    export(&data.join("dataset.json"), &onnx).run().assert_bad_input(&["not a model file"]);
+    export(&model, &dir.path().join("network.pth")).run().assert_bad_input(&["network.pth", ".onnx"]);
+    export(&model, &data.join("dataset.json/network.onnx")).run().assert_bad_input(&["not a folder"]);
+    export(&model, &onnx).arg("--step=0").run().assert_bad_input(&["--step 0"]);
+    Adw::new(["export"]).path("--model", &model).path("--safetensors", &model).run().assert_bad_input(&["overwrite"]);
+    assert!(!onnx.parent().unwrap().exists(), "nothing is written by a call that fails");
+
+    let outcome = export(&model, &onnx).arg("--json").succeed();
+    assert_eq!(outcome.stdout.lines().count(), 2, "{outcome:?}");
+    assert_eq!(names(onnx.parent().unwrap()), ["inference.json", "network.onnx"]);
+    let first = fs::read(&onnx).unwrap();
+    export(&model, &onnx).succeed();
+    assert_eq!(fs::read(&onnx).unwrap(), first, "equal models give equal files");
+}
