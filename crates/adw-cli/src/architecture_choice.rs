@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use adw_supernet::{Architecture, FixedSizes, SupernetConfig};
 use anyhow::Result;
+use msd_data::Plan;
 use serde_json::{Value, json};
 
 use crate::{
@@ -11,16 +12,16 @@ use crate::{
     failure::{bad_input, program},
     report::progress::note,
     run::Run,
+    run_config::NetworkConfig,
 };
 
-/// Search space of a run's plan and settings.
-pub(crate) fn search_space(run: &Run) -> SupernetConfig {
-    let network = &run.config.settings.network;
+/// Search space of a plan and settings.
+pub(crate) fn search_space(plan: &Plan, network: &NetworkConfig) -> SupernetConfig {
     SupernetConfig {
-        in_channels: run.plan.modalities.len(),
-        num_classes: run.plan.labels.len(),
-        strides: run.plan.strides.clone(),
-        kernels: run.plan.kernels.clone(),
+        in_channels: plan.modalities.len(),
+        num_classes: plan.labels.len(),
+        strides: plan.strides.clone(),
+        kernels: plan.kernels.clone(),
         max_width: network.max_width,
         max_depth: network.max_depth,
         cap_stage: network.cap_stage,
@@ -92,7 +93,8 @@ fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
 /// Network that the command line describes, with key and value of its provenance; none if it names a file or nothing.
 fn baseline(args: &ArchitectureArgs, run: &Run) -> Result<Option<(Architecture, &'static str, Value)>> {
     if let (Some(seed), Some(macs)) = (args.random, args.cost) {
-        let architecture = search_space(run).random(seed, run.plan.patch_size, macs)?;
+        let architecture =
+            search_space(&run.plan, &run.config.settings.network).random(seed, run.plan.patch_size, macs)?;
         return Ok(Some((architecture, "random", json!({ "seed": seed, "macs_per_patch": macs }))));
     }
     let sizes = match (args.plain, args.uniform_width) {

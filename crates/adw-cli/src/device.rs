@@ -149,6 +149,29 @@ pub(crate) fn name(device: &Device) -> String {
     }
 }
 
+/// Model of the host's processor, the number of threads of this process and the widest vectors, such as
+/// `Intel Xeon, 2 threads, AVX-512`.
+pub(crate) fn processor() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    format!("{model}, {} threads, {}", rayon::current_num_threads(), vectors())
+}
+
+/// Widest vectors that the convolutions use on this processor.
+fn vectors() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+    }
+    if cfg!(target_arch = "aarch64") { "NEON" } else { "no vectors" }
+}
+
 /// Free memory of a CUDA device; `None` for the host.
 pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     match device {

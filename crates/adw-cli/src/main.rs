@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         Command::Postprocess(args) => commands::postprocess::run(args),
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Export(args) => commands::export::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Bench(args) => match &args.subject {
             Subject::Step(args) => commands::bench::step(args),
         },

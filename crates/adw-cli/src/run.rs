@@ -8,12 +8,14 @@ use std::{
 use adw_supernet::DiceCe;
 use anyhow::{Context, Result};
 use md5::{Digest, Md5};
-use msd_data::{Dataset, Memory, Plan, PlanOptions, fingerprint};
+use msd_data::{Dataset, Fingerprint, Memory, Plan, PlanOptions, fingerprint};
 use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
-    dataset_folder, digest,
+    dataset_folder,
+    device::processor,
+    digest,
     failure::bad_input,
     interrupt,
     run_config::{self, RunConfig, RunFacts},
@@ -44,6 +46,8 @@ pub(crate) struct Run {
     /// Fold that the command works on.
     pub(crate) fold: usize,
     pub(crate) root: PathBuf,
+    /// Facts about the training cases, of a new run.
+    fingerprint: Option<Fingerprint>,
     folder: Option<RunFolder>,
 }
 
@@ -73,14 +77,26 @@ impl Run {
         let fold = request.fold.unwrap_or(0);
         let splits = Splits::new(&dataset, config.settings.seed)?;
         splits.fold(fold)?;
-        let plan = plan(&dataset, &config, request.memory)?;
+        let fingerprint = fingerprint(&dataset, request.memory)?;
+        let plan = plan(&fingerprint, &dataset, &config)?;
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_owned(),
+            processor: processor(),
             data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
             fold,
         };
-        Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: None })
+        Ok(Self {
+            facts,
+            config,
+            dataset,
+            plan,
+            splits,
+            fold,
+            root: request.root.to_owned(),
+            fingerprint: Some(fingerprint),
+            folder: None,
+        })
     }
 
     fn existing(request: &RunRequest<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
@@ -102,7 +118,17 @@ impl Run {
         let fold = request.fold.unwrap_or(facts.fold);
         splits.fold(fold)?;
         interrupt::resumes(Some((request.root, (fold != facts.fold).then_some(fold))));
-        Ok(Self { facts, config, dataset, plan, splits, fold, root: request.root.to_owned(), folder: Some(folder) })
+        Ok(Self {
+            facts,
+            config,
+            dataset,
+            plan,
+            splits,
+            fold,
+            root: request.root.to_owned(),
+            fingerprint: None,
+            folder: Some(folder),
+        })
     }
 
     /// Loss of searches and trainings: Dice over the batch or per sample, as the plan says, and cross-entropy.
@@ -141,7 +167,13 @@ impl Run {
             let plan = serde_json::to_string_pretty(&self.plan)?;
             let splits = serde_json::to_string_pretty(&self.splits)?;
             let config = run_config::render(&self.facts, &self.config)?;
-            let files = [("plan.json", plan.as_str()), ("splits.json", &splits), ("config.toml", &config)];
+            let fingerprint = serde_json::to_string(&self.fingerprint)?;
+            let files = [
+                ("plan.json", plan.as_str()),
+                ("fingerprint.json", &fingerprint),
+                ("splits.json", &splits),
+                ("config.toml", &config),
+            ];
             self.folder = Some(RunFolder::create(&self.root, &files)?);
             interrupt::resumes(Some((&self.root, None)));
         }
@@ -165,14 +197,14 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
     Ok(())
 }
 
-/// Plans the network of a dataset; the settings may fix the patch and the voxel size.
+/// Plans the network of a dataset with these facts; the settings may fix the patch and the voxel size.
 ///
 /// # Errors
 /// Bad data; a patch that the poolings do not divide.
-pub(crate) fn plan(dataset: &Dataset, config: &RunConfig, memory: Memory) -> Result<Plan> {
+pub(crate) fn plan(fingerprint: &Fingerprint, dataset: &Dataset, config: &RunConfig) -> Result<Plan> {
     let data = &config.settings.data;
     let options = PlanOptions { gpu_memory_gb: data.gpu_memory_gb, spacing_mm: data.spacing_mm, batch_size: None };
-    let mut plan = msd_data::plan(&fingerprint(dataset, memory)?, dataset, &options)?;
+    let mut plan = msd_data::plan(fingerprint, dataset, &options)?;
     if let Some(patch) = data.patch_size {
         for axis in 0..3 {
             let divisor: usize = plan.strides.iter().map(|stride| stride[axis]).product();

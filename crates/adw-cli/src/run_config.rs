@@ -12,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::{
     args::ConfigArgs,
+    device,
     failure::{BadInput, bad_input},
     overrides,
 };
@@ -150,10 +151,21 @@ pub(crate) struct RunFacts {
     /// Version of the program that started the run.
     pub(crate) version: String,
     pub(crate) device: String,
+    /// Processor, number of threads and vector instructions. Empty in runs of earlier versions.
+    #[serde(default)]
+    pub(crate) processor: String,
     /// Folder of the dataset.
     pub(crate) data: PathBuf,
     /// Fold that the run was started for; further folds may have joined it.
     pub(crate) fold: usize,
+}
+
+impl RunFacts {
+    /// Facts of a training of `fold` that starts here and now in the run with these facts.
+    pub(crate) fn on_this_machine(&self, fold: usize, device: &Device) -> Self {
+        let (version, data) = (env!("CARGO_PKG_VERSION").to_owned(), self.data.clone());
+        Self { version, device: device::name(device), processor: device::processor(), data, fold }
+    }
 }
 
 /// Formats `config.toml`: the facts in `[run]`, then every setting.
@@ -192,6 +204,8 @@ fn preset(name: &str) -> Result<Table> {
         bad_input!("--preset {name}: expected quick, standard, paper or a TOML file");
     }
     let mut changes = read(path)?;
+    // The configuration of a run is a preset that repeats it.
+    changes.remove("run");
     let base = match changes.remove("base") {
         None => "quick".to_owned(),
         Some(Value::String(base)) => base,

@@ -1,6 +1,6 @@
 //! Architecture search: warm-up, bilevel iterations, argmax.
 
-use adw_supernet::{Architecture, CostUnit, Loss, NoiseKey, Supernet, SupernetConfig};
+use adw_supernet::{Architecture, BlockProbabilities, CostUnit, Loss, NoiseKey, Supernet, SupernetConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
@@ -50,8 +50,16 @@ pub struct SearchRow {
     pub dice: Vec<Option<f64>>,
     /// Mean of the Dice over classes.
     pub mean_dice: Option<f64>,
+    /// Mean Dice of the argmax architecture with the supernet's weights, on the same patches; after the warm-up, in every
+    /// fifth epoch counted back from the last.
+    #[serde(default)]
+    pub argmax_dice: Option<f64>,
     /// Output channels of each conv of the present argmax architecture.
     pub blocks: Vec<Vec<usize>>,
+    /// Probability of every width and depth, `softmax(alpha)` and `softmax(beta)`, rounded to 1e-6. Empty in histories of
+    /// earlier versions.
+    #[serde(default)]
+    pub probabilities: Vec<BlockProbabilities>,
     /// Mean entropy of softmax(alpha), 1 for uniform, 0 for decided.
     pub width_entropy: Option<f64>,
     /// Mean entropy of softmax(beta), 1 for uniform, 0 for decided.
@@ -104,6 +112,7 @@ pub fn search(
         config,
         penalty: penalty(net, patch, config)?,
         optimizers: BilevelOptimizers::new(net, config),
+        argmax_dice: None,
     };
     training_loop::run(&mut task, &schedule(config), &files, checkpoint, source, on_event)?;
     let mut architecture = net.architecture()?;
@@ -170,7 +179,15 @@ struct SearchTask<'a> {
     config: &'a SearchConfig,
     penalty: Option<CostPenalty>,
     optimizers: BilevelOptimizers,
+    /// Dice of the argmax architecture in the latest validation.
+    argmax_dice: Option<f64>,
 }
+
+/// Temperature at which the softmaxes of alpha and beta are one-hot, but for ties.
+const ARGMAX_TAU: f64 = 1e-6;
+
+/// Number of epochs from one validation of the argmax architecture to the next.
+const ARGMAX_EVERY: usize = 5;
 
 impl SearchTask<'_> {
     fn phase(&self, epoch: usize) -> Phase {
@@ -185,6 +202,14 @@ impl SearchTask<'_> {
         let c = self.config;
         c.lr.at(epoch, iteration, c.epochs, c.iterations_per_epoch)
     }
+}
+
+/// Probabilities rounded to 1e-6.
+fn rounded(mut block: BlockProbabilities) -> BlockProbabilities {
+    for p in block.width.iter_mut().flatten().chain(&mut block.depth).flatten() {
+        *p = (*p * 1e6).round() / 1e6;
+    }
+    block
 }
 
 /// Mean entropy of distributions, each in units of its largest possible: 1 for uniform, 0 for decided; none where there
@@ -246,11 +271,17 @@ impl TrainingTask for SearchTask<'_> {
 
     fn validate(&mut self, epoch: usize, next: &mut NextBatch<'_>) -> Result<DiceCounts> {
         let sample = self.net.no_noise(self.tau(epoch));
-        let mut counts = DiceCounts::default();
+        let is_due =
+            self.phase(epoch) == Phase::Search && (self.config.epochs - 1 - epoch).is_multiple_of(ARGMAX_EVERY);
+        let argmax = is_due.then(|| self.net.no_noise(ARGMAX_TAU));
+        let (mut counts, mut argmax_counts) = (DiceCounts::default(), DiceCounts::default());
         while let Some(batch) = next()? {
-            let logits = self.net.predict(&batch.x, &sample)?;
-            counts.add(&logits, &batch.target)?;
+            counts.add(&self.net.predict(&batch.x, &sample)?, &batch.target)?;
+            if let Some(argmax) = &argmax {
+                argmax_counts.add(&self.net.predict(&batch.x, argmax)?, &batch.target)?;
+            }
         }
+        self.argmax_dice = dice::mean(&argmax_counts.dice());
         Ok(counts)
     }
 
@@ -271,6 +302,7 @@ impl TrainingTask for SearchTask<'_> {
             arch_loss_b: summary.means.get("arch_loss_b"),
             arch_grad_norm: summary.means.get("arch_grad_norm"),
             mean_dice: dice::mean(&summary.dice),
+            argmax_dice: self.argmax_dice,
             dice: summary.dice,
             width_entropy: mean_entropy(probabilities.iter().flat_map(|p| p.width.iter().flatten())),
             depth_entropy: mean_entropy(probabilities.iter().filter_map(|p| p.depth.as_ref())),
@@ -278,6 +310,7 @@ impl TrainingTask for SearchTask<'_> {
             cost: architecture.cost(self.patch).get(cost_unit),
             expected_cost,
             blocks: architecture.blocks,
+            probabilities: probabilities.into_iter().map(rounded).collect(),
             wall_s: summary.wall_s,
         })
     }

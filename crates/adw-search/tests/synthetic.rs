@@ -9,6 +9,7 @@ use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
 use adw_supernet::{
     Architecture, CostUnit, DiceCe, FixedSizes, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
+    width_options,
 };
 use candle_core::{DType, Device, Tensor};
 use std::ops::ControlFlow;
@@ -187,6 +188,7 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
     assert_eq!(rows[0].phase, Phase::Warmup);
     assert_eq!((rows[0].arch_loss_a, rows[0].arch_loss_b), (None, None));
     assert!((rows[0].width_entropy.unwrap() - 1.0).abs() < 1e-6, "alpha starts uniform");
+    assert_eq!(rows[0].argmax_dice, None, "nothing is chosen yet");
 
     let b_only = SearchConfig { warmup_epochs: 0, arch_batches: ArchBatches::BOnly, weights_on: Half::B, ..warmup };
     let (architecture, rows) = run_search(&mut net, &b_only, &RunOptions::default(), None).unwrap();
@@ -195,6 +197,15 @@ fn the_warm_up_leaves_the_architecture_alone_and_the_search_moves_it() {
     assert!(rows[0].arch_loss_a.is_none() && rows[0].arch_loss_b.is_some());
     assert!(rows[0].width_entropy.unwrap() < 1.0 && rows[0].depth_entropy.unwrap() < 1.0);
     assert_eq!(rows[0].blocks, architecture.blocks);
+    assert!(rows[0].argmax_dice.is_some(), "the last epoch validates the argmax architecture");
+    for (block, p) in rows[0].probabilities.iter().enumerate() {
+        let most_probable = |p: &[f64]| (0..p.len()).rev().max_by(|&i, &j| p[i].total_cmp(&p[j])).unwrap();
+        let depth = p.depth.as_deref().map(most_probable).unwrap() + 1;
+        assert_eq!(depth, architecture.blocks[block].len());
+        let options = width_options(net.config().block_max_width(block));
+        let widths = p.width[..depth].iter().map(|p| options[most_probable(p.as_deref().unwrap())]);
+        assert_eq!(widths.collect::<Vec<_>>(), architecture.blocks[block]);
+    }
     architecture.check().unwrap();
 }
 

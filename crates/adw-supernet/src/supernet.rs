@@ -14,6 +14,7 @@ use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use crate::space::{SupernetConfig, width_options};
 use adw_tensor_ops::conv3d::Precision;
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// The AdwU-Net supernet. Parameters: those of [`Unet`](crate::Unet), `block.{i}.conv.{l}.alpha` and `block.{i}.depth`.
 pub struct Supernet {
@@ -193,7 +194,7 @@ impl Supernet {
 }
 
 /// Probabilities of one block's choices; none where the search space fixes them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockProbabilities {
     /// Per layer, over the five widths.
     pub width: Vec<Option<Vec<f64>>>,

@@ -1,5 +1,7 @@
 //! Shapes, voxel sizes and foreground intensities of a dataset.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Case, Dataset, described, reading_bytes};
@@ -22,6 +24,26 @@ pub struct Fingerprint {
     pub intensity: Vec<IntensityStatistics>,
     /// Median over the cases of (voxels after cropping) / (voxels before).
     pub median_relative_size_after_cropping: f64,
+    /// Each case by itself, for people who look at the data; nothing is planned by it. Empty in files of earlier versions.
+    #[serde(default)]
+    pub cases: Vec<CaseFingerprint>,
+}
+
+/// Facts about a case as its files hold it. Triples are z, y, x of the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseFingerprint {
+    /// Id of the case.
+    pub id: String,
+    /// Orientation of the file's axes; none if the header gives none.
+    pub orientation: Option<Orientation>,
+    /// Shape, voxels.
+    pub shape: [usize; 3],
+    /// Voxel size, millimetres.
+    pub spacing_mm: [f64; 3],
+    /// Number of voxels of each label that occurs, background left out.
+    pub label_voxels: BTreeMap<u16, u64>,
+    /// 5, 50 and 95 percentile of the foreground's intensities in each channel; none for a case without foreground.
+    pub intensity: Vec<Option<[f64; 3]>>,
 }
 
 /// Statistics of the voxels of one channel whose label is not background; every case weighs the same.
@@ -77,6 +99,7 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
         shapes_after_crop: cases.iter().map(|case| case.shape_after_crop).collect(),
         intensity,
         median_relative_size_after_cropping: percentile(&mut relative, 50.0),
+        cases: cases.into_iter().map(|case| case.own).collect(),
     })
 }
 
@@ -87,6 +110,7 @@ struct CaseFacts {
     relative_size: f64,
     /// Intensities per channel.
     foreground: Vec<Foreground>,
+    own: CaseFingerprint,
 }
 
 /// Foreground intensities of a channel of a case.
@@ -114,10 +138,22 @@ impl CaseFacts {
             let values = channel.iter().zip(&labels.data).filter(|&(_, &label)| label > 0).map(|(&v, _)| v);
             Foreground::of(values.collect())
         });
-        let foreground = foreground.collect();
+        let foreground: Vec<Foreground> = foreground.collect();
+        let mut label_voxels = BTreeMap::new();
+        for &label in labels.data.iter().filter(|&&label| label > 0) {
+            *label_voxels.entry(label).or_insert(0) += 1;
+        }
+        let own = CaseFingerprint {
+            id: case.id.clone(),
+            orientation: image.geometry.orientation(),
+            shape: image.geometry.shape,
+            spacing_mm: image.geometry.spacing_mm,
+            label_voxels,
+            intensity: foreground.iter().map(Foreground::spread).collect(),
+        };
         let axes = AxisMap::between_known(image.geometry.orientation(), orientation);
         let (spacing_mm, shape_after_crop) = (axes.triple(image.geometry.spacing_mm), axes.triple(shape));
-        Ok(Self { spacing_mm, shape_after_crop, relative_size, foreground })
+        Ok(Self { spacing_mm, shape_after_crop, relative_size, foreground, own })
     }
 }
 
@@ -133,6 +169,12 @@ impl Foreground {
             values = (0..MAX_SAMPLES).map(|i| values[i * last / (MAX_SAMPLES - 1)]).collect();
         }
         Self { mean, variance, sorted: values }
+    }
+
+    /// 5, 50 and 95 percentile, each the value of the rank below; none without voxels.
+    fn spread(&self) -> Option<[f64; 3]> {
+        let last = self.sorted.len().checked_sub(1)?;
+        Some([5, 50, 95].map(|q| f64::from(self.sorted[last * q / 100])))
     }
 }
 
@@ -197,6 +239,8 @@ mod tests {
         let (small, large) = (Foreground::of(vec![10.0]), Foreground::of(vec![0.0; 1000]));
         let stats = pool([&small, &large, &Foreground::of(vec![])].into_iter()).unwrap();
         assert_eq!((stats.mean, stats.std, stats.min, stats.max), (5.0, 5.0, 0.0, 10.0));
+        assert_eq!(Foreground::of((0..=100).map(|v| v as f32).collect()).spread(), Some([5.0, 50.0, 95.0]));
+        assert_eq!(Foreground::of(vec![]).spread(), None);
         assert!(pool([&Foreground::of(vec![])].into_iter()).is_none());
     }
 }

@@ -33,7 +33,7 @@ pub use case_bytes::CaseBytes;
 pub use check::{Problem, Severity, check_dataset};
 pub use dataset::{Case, Dataset, Label, TestCase};
 pub use error::{Error, NiftiProblem, Result};
-pub use fingerprint::{Fingerprint, IntensityStatistics, fingerprint};
+pub use fingerprint::{CaseFingerprint, Fingerprint, IntensityStatistics, fingerprint};
 pub use geometry::Geometry;
 pub use grid::Positions;
 pub use loader::Loader;

@@ -176,7 +176,7 @@ impl AxisMap {
     }
 
     /// Map of arrays in orientation `to` in terms of those in orientation `from`; the identity if either is unknown.
-    pub(crate) fn between_known(from: Option<Orientation>, to: Option<Orientation>) -> Self {
+    pub fn between_known(from: Option<Orientation>, to: Option<Orientation>) -> Self {
         from.zip(to).map_or(Self::IDENTITY, |(from, to)| Self::between(from, to))
     }
 
@@ -196,12 +196,12 @@ impl AxisMap {
     }
 
     /// Values per axis of the other array, in the order of this array's axes.
-    pub(crate) fn triple<T: Copy>(self, values: [T; 3]) -> [T; 3] {
+    pub fn triple<T: Copy>(self, values: [T; 3]) -> [T; 3] {
         self.from.map(|a| values[a])
     }
 
     /// Applies the map to the other array's last three axes, without moving voxels.
-    pub(crate) fn apply<S, D>(self, array: ArrayBase<S, D>) -> ArrayBase<S, D>
+    pub fn apply<S, D>(self, array: ArrayBase<S, D>) -> ArrayBase<S, D>
     where
         S: Data,
         D: Dimension,

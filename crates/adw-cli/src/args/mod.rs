@@ -13,7 +13,7 @@ pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use exchange::ExportArgs;
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
-pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RetrainArgs, SearchArgs};
+pub(crate) use runs::{ArchitectureArgs, PlainNetwork, ReportArgs, RetrainArgs, SearchArgs};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #[derive(Parser, Debug)]
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Evaluate(EvaluateArgs),
     /// Write a trained model for other programs
     Export(ExportArgs),
+    /// Make the report of a run: one HTML file with figures, tables and a slice viewer
+    Report(ReportArgs),
     /// Time the program's work on this machine
     Bench(BenchArgs),
 }

@@ -63,6 +63,19 @@ pub(crate) struct RetrainArgs {
     pub(crate) process: ProcessArgs,
 }
 
+/// `adw report`
+#[derive(Args, Debug)]
+pub(crate) struct ReportArgs {
+    /// Folder of a run, finished or in progress
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// HTML file to write [default: `report.html` in the run's folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
 /// Architecture that is trained instead of the found one.
 #[derive(Args, Debug)]
 pub(crate) struct ArchitectureArgs {

@@ -1,7 +1,7 @@
 //! `adw plan`: show the plan of a dataset.
 
 use anyhow::Result;
-use msd_data::Plan;
+use msd_data::{Plan, fingerprint};
 
 use crate::{
     args::PlanArgs,
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     }
     let mut dataset = open_dataset(&args.dataset)?;
     dataset.positions = config.settings.data.positions();
-    let plan = run::plan(&dataset, &config, memory::limit(args.memory))?;
+    let plan = run::plan(&fingerprint(&dataset, memory::limit(args.memory))?, &dataset, &config)?;
     if let Some(output) = &args.output {
         plan.save(output)?;
     }

@@ -17,7 +17,7 @@ use crate::{
     failure::bad_input,
     interrupt, memory, model,
     report::{
-        drawing, metrics,
+        drawing, html, metrics,
         progress::{Progress, emit, say},
         training,
     },
@@ -187,7 +187,8 @@ impl Training<'_> {
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
-        let config = run_config::render(&run.facts, &run.config)?;
+        let facts = run.facts.on_this_machine(run.fold, &self.device);
+        let config = run_config::render(&facts, &run.config)?;
         let path = config_path(directory);
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
@@ -237,6 +238,7 @@ impl Training<'_> {
         let report = evaluate_pairs(&pairs, &options)?;
         let file = directory.join("metrics.json");
         report.save(&file)?;
+        html::write_at_end(&run.root);
         self.report(run, &report, directory);
         Ok(())
     }

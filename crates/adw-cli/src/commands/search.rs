@@ -94,7 +94,7 @@ fn phantom() -> Result<Task> {
 fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
     let (fold, mut settings) = (run.fold, run.config.settings.clone());
     check_precision("search", settings.search.precision, device)?;
-    let network = search_space(run);
+    let network = search_space(&run.plan, &settings.network);
     network.check()?;
     let patch = run.plan.patch_size;
     let split = run.splits.fold(fold)?.clone();
@@ -141,6 +141,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     // The picture first: with architecture.json the search is finished.
     report::drawing::save(&architecture, patch, &directory.join("architecture.svg"))?;
     architecture.save(&result)?;
+    report::html::write_at_end(&run.root);
     report_found(&architecture, run, &result, args.process.json);
     Ok(())
 }

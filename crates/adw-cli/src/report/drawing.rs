@@ -39,13 +39,15 @@ const STYLE: &str = r##"<style>
 /// # Errors
 /// The disk is full or read-only.
 pub(crate) fn save(architecture: &Architecture, patch: [usize; 3], path: &Path) -> anyhow::Result<()> {
-    let picture = svg(architecture, patch);
+    let picture = svg(architecture, None, patch);
+    let picture = picture.replacen('>', &format!(">\n{STYLE}"), 1);
     adw_files::write_bytes(path, picture.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Draws an architecture for a patch of `patch` voxels, D H W: a rectangle per layer, as wide as it has channels (written
-/// above it), higher in finer stages; skips and poolings as arrows.
-fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
+/// above it), higher in finer stages; skips and poolings as arrows. Outlines show the layers of `largest`, of which it was
+/// chosen. Colours are left to a style sheet.
+pub(crate) fn svg(architecture: &Architecture, largest: Option<&Architecture>, patch: [usize; 3]) -> String {
     let poolings = architecture.poolings();
     let stage_of = |block: usize| architecture.stage_of_block(block);
     let show = |[d, h, w]: [usize; 3]| format!("{d}×{h}×{w}");
@@ -54,8 +56,9 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     // The finest size stands left of its block's end, and must not be cut off.
     let mut x = MARGIN.max(sizes[0].chars().count() as f64 * SIZE_CHARACTER);
     let mut spans = Vec::new();
-    for (block, widths) in architecture.blocks.iter().enumerate() {
-        let end = layers(&mut shapes, architecture, block, widths, x);
+    let outlines = largest.unwrap_or(architecture);
+    for block in 0..architecture.blocks.len() {
+        let end = layers(&mut shapes, architecture, outlines, block, x);
         spans.push([x, end]);
         x = end + BLOCK_GAP;
     }
@@ -79,8 +82,8 @@ fn svg(architecture: &Architecture, patch: [usize; 3]) -> String {
     }
     let total_height = top(poolings) + height(poolings) + MARGIN;
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {total_width:.0} {total_height:.0}\" \
-         width=\"{total_width:.0}\" height=\"{total_height:.0}\">\n{STYLE}{shapes}</svg>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"network\" viewBox=\"0 0 {total_width:.0} {total_height:.0}\" \
+         width=\"{total_width:.0}\" height=\"{total_height:.0}\">\n{shapes}</svg>\n"
     )
 }
 
@@ -92,23 +95,33 @@ fn top(stage: usize) -> f64 {
     MARGIN + 20.0 + (0..stage).map(|s| height(s) + STAGE_GAP).sum::<f64>()
 }
 
-/// Draws the layers of a block from `x` on and returns the end of the last.
-fn layers(out: &mut String, architecture: &Architecture, block: usize, widths: &[usize], mut x: f64) -> f64 {
-    let widest = architecture.blocks.iter().flatten().copied().max().unwrap_or(1) as f64;
+/// Draws the layers of a block from `x` on, in those of `outlines`, and returns the end of the last.
+fn layers(out: &mut String, architecture: &Architecture, outlines: &Architecture, block: usize, mut x: f64) -> f64 {
+    let (widths, outlined) = (&architecture.blocks[block], &outlines.blocks[block]);
+    let widest = outlines.blocks.iter().flatten().copied().max().unwrap_or(1) as f64;
     let class = if block <= architecture.poolings() { "encoder" } else { "decoder" };
     let stage = architecture.stage_of_block(block);
     let (y, h) = (top(stage), height(stage));
-    for &channels in widths {
-        let w = NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);
+    for layer in 0..widths.len().max(outlined.len()) {
+        let (channels, limit) = (widths.get(layer).copied(), outlined.get(layer).copied());
+        let pixels = |channels: usize| NARROWEST + (WIDEST - NARROWEST) * (channels as f64 / widest);
         // The number above a narrow layer may be wider than the layer.
-        let room = w.max(channels.to_string().len() as f64 * CHANNELS_CHARACTER);
-        let (middle, left) = (x + room / 2.0, x + (room - w) / 2.0);
-        line(
-            out,
-            format_args!(r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}" rx="2"/>"#),
-        );
-        let above = y - 5.0;
-        line(out, format_args!(r#"<text class="channels" x="{middle:.1}" y="{above:.1}">{channels}</text>"#));
+        let text = channels.map_or(0.0, |channels| channels.to_string().len() as f64 * CHANNELS_CHARACTER);
+        let room = pixels(channels.max(limit).unwrap_or(0)).max(text);
+        let middle = x + room / 2.0;
+        let mut rect = |class: &str, w: f64| {
+            let left = middle - w / 2.0;
+            let size = format_args!(r#"x="{left:.1}" y="{y:.1}" width="{w:.1}" height="{h:.1}""#);
+            line(out, format_args!(r#"<rect class="{class}" {size} rx="2"/>"#));
+        };
+        if let Some(limit) = limit.filter(|_| limit != channels) {
+            rect("outline", pixels(limit));
+        }
+        if let Some(channels) = channels {
+            rect(class, pixels(channels));
+            let above = y - 5.0;
+            line(out, format_args!(r#"<text class="channels" x="{middle:.1}" y="{above:.1}">{channels}</text>"#));
+        }
         x += room + GAP;
     }
     x - GAP
@@ -138,7 +151,7 @@ mod tests {
             vec![vec![8, 12], vec![24], vec![40], vec![16, 20], vec![10]],
         )
         .unwrap();
-        let picture = svg(&architecture, [8, 16, 20]);
+        let picture = svg(&architecture, None, [8, 16, 20]);
         for channels in [8, 12, 24, 40, 16, 20, 10] {
             assert_eq!(picture.matches(&format!(">{channels}</text>")).count(), 1, "{channels}");
         }
@@ -147,5 +160,9 @@ mod tests {
         for size in ["8×16×20", "8×8×10", "4×4×5"] {
             assert!(picture.contains(size), "{size}");
         }
+        assert!(!picture.contains("outline"));
+        let largest = Architecture { blocks: vec![vec![48, 48]; 5], ..architecture.clone() };
+        let picture = svg(&architecture, Some(&largest), [8, 16, 20]);
+        assert_eq!(picture.matches("\"outline\"").count(), 10);
     }
 }

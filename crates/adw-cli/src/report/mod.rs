@@ -2,6 +2,7 @@
 
 pub(crate) mod architecture;
 pub(crate) mod drawing;
+pub(crate) mod html;
 pub(crate) mod metrics;
 pub(crate) mod plain;
 pub(crate) mod progress;

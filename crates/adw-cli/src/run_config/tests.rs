@@ -14,7 +14,8 @@ fn message(set: &str) -> String {
 fn presets_are_complete_and_survive_config_toml() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.toml");
-    let facts = RunFacts { version: "1".into(), device: "cpu".into(), data: "d".into(), fold: 3 };
+    let facts =
+        RunFacts { version: "1".into(), device: "cpu".into(), processor: "x".into(), data: "d".into(), fold: 3 };
     for (name, _) in PRESETS {
         let config = RunConfig::from_args(&args(Some(name), &[])).unwrap();
         assert_eq!((config.settings.search.seed, config.settings.retrain.seed), (7, 7));

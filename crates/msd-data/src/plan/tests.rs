@@ -60,6 +60,7 @@ fn a_coarse_axis_goes_first() {
         shapes_after_crop: vec![[200, 180, 30]; 5],
         intensity: vec![],
         median_relative_size_after_cropping: 1.0,
+        cases: vec![],
     };
     let dataset = Dataset {
         positions: crate::Positions::Checked,
@@ -108,6 +109,7 @@ fn a_plan_from_a_file_is_checked() {
             shapes_after_crop: vec![[32; 3]; 5],
             intensity: vec![statistics],
             median_relative_size_after_cropping: 1.0,
+            cases: vec![],
         };
         plan(&fingerprint, &dataset, &PlanOptions::default()).unwrap()
     };

@@ -1,0 +1,182 @@
+//! Files of a run that its report shows. They are read without the run's lock, so that a run in progress has a report, too.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use adw_search::{RetrainRow, SearchRow};
+use adw_supernet::Architecture;
+use anyhow::{Context, Result};
+use msd_data::{Dataset, Fingerprint, Plan, Report};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    dataset_folder,
+    failure::{bad_input, program},
+    run_config::{self, RunConfig, RunFacts},
+    run_folder::{RunFolder, config_path},
+    splits::Splits,
+};
+
+/// A run as its folder holds it.
+pub(super) struct RunData {
+    pub(super) root: PathBuf,
+    pub(super) facts: RunFacts,
+    pub(super) config: RunConfig,
+    pub(super) config_text: String,
+    pub(super) plan: Plan,
+    pub(super) splits: Splits,
+    /// None in runs of earlier versions.
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// None if it has moved.
+    pub(super) dataset: Option<Dataset>,
+    pub(super) searches: Vec<SearchData>,
+    pub(super) trainings: Vec<TrainingData>,
+}
+
+/// Search of one fold.
+pub(super) struct SearchData {
+    pub(super) fold: usize,
+    pub(super) rows: Vec<SearchRow>,
+    /// None until it is finished.
+    pub(super) architecture: Option<Architecture>,
+}
+
+/// Training of one architecture on one fold.
+pub(super) struct TrainingData {
+    /// Name of several trainings of a run.
+    pub(super) name: Option<String>,
+    pub(super) fold: usize,
+    pub(super) folder: PathBuf,
+    pub(super) facts: RunFacts,
+    pub(super) rows: Vec<RetrainRow>,
+    pub(super) architecture: Architecture,
+    /// None until it is finished.
+    pub(super) metrics: Option<Report>,
+}
+
+impl TrainingData {
+    /// Name for people.
+    pub(super) fn title(&self) -> String {
+        let name = self.name.as_deref().unwrap_or("found architecture");
+        format!("{name}, fold {}", self.fold)
+    }
+
+    /// Sum of the epochs' times, seconds.
+    pub(super) fn wall_s(&self) -> f64 {
+        self.rows.iter().map(|row| row.wall_s).sum()
+    }
+}
+
+impl SearchData {
+    /// Sum of the epochs' times, seconds.
+    pub(super) fn wall_s(&self) -> f64 {
+        self.rows.iter().map(|row| row.wall_s).sum()
+    }
+}
+
+impl RunData {
+    /// Reads the run in `root`.
+    ///
+    /// # Errors
+    /// No run; a damaged file.
+    pub(super) fn load(root: &Path) -> Result<Self> {
+        if !RunFolder::exists(root) {
+            bad_input!(
+                "{} is not a run (it has no config.toml): start one with `{} search`",
+                root.display(),
+                program()
+            );
+        }
+        let (facts, config) = run_config::load(&config_path(root))?;
+        let dataset = dataset_folder::open(&facts.data).ok().map(|mut dataset| {
+            dataset.positions = config.settings.data.positions();
+            dataset
+        });
+        let mut searches = Vec::new();
+        for (fold, folder) in fold_folders(&root.join("search")) {
+            let architecture = folder.join("architecture.json");
+            let architecture = architecture.is_file().then(|| Architecture::load(&architecture)).transpose()?;
+            searches.push(SearchData { fold, rows: history(&folder)?, architecture });
+        }
+        let retrain = root.join("retrain");
+        let mut trainings = Vec::new();
+        let mut names: Vec<_> =
+            folders(&retrain).into_iter().filter(|name| !name.starts_with("fold_")).map(Some).collect();
+        names.insert(0, None);
+        for name in names {
+            let parent = name.as_ref().map_or(retrain.clone(), |name| retrain.join(name));
+            for (fold, folder) in fold_folders(&parent) {
+                trainings.extend(training(name.clone(), fold, folder)?);
+            }
+        }
+        Ok(Self {
+            root: root.to_owned(),
+            config_text: adw_files::read_text(&config_path(root))?,
+            plan: Plan::load(&root.join("plan.json"))?,
+            splits: Splits::load(&root.join("splits.json"))?,
+            fingerprint: json(&root.join("fingerprint.json"))?,
+            facts,
+            config,
+            dataset,
+            searches,
+            trainings,
+        })
+    }
+}
+
+/// Training in `folder`; none if it has not begun.
+fn training(name: Option<String>, fold: usize, folder: PathBuf) -> Result<Option<TrainingData>> {
+    let config = config_path(&folder);
+    if !config.is_file() {
+        return Ok(None);
+    }
+    let (facts, _) = run_config::load(&config)?;
+    let architecture = Architecture::load(&folder.join("architecture.json"))?;
+    let metrics = json(&folder.join("metrics.json"))?;
+    Ok(Some(TrainingData { name, fold, facts, rows: history(&folder)?, architecture, metrics, folder }))
+}
+
+/// Rows of the history in `folder`; none before the first epoch's end. A line that is being written is left out.
+fn history<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
+    let path = folder.join("history.jsonl");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = adw_files::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut rows = Vec::new();
+    for (i, line) in text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate() {
+        match serde_json::from_str(line) {
+            Ok(row) => rows.push(row),
+            Err(error) => bad_input!("{}: line {}: {error}", path.display(), i + 1),
+        }
+    }
+    Ok(rows)
+}
+
+/// Content of a JSON file; none if there is no such file.
+fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok(value),
+        Err(error) => bad_input!("{}: {error}", path.display()),
+    }
+}
+
+/// Names of the folders in `folder`, in their order; none if it does not exist.
+fn folders(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// The folders `fold_K` in `folder` with their K.
+fn fold_folders(folder: &Path) -> Vec<(usize, PathBuf)> {
+    let fold = |name: &String| Some((name.strip_prefix("fold_")?.parse().ok()?, folder.join(name)));
+    folders(folder).iter().filter_map(fold).collect()
+}
