@@ -5,16 +5,18 @@
 mod cli_support;
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use adw_search::ModelFile;
+use adw_search::{ModelFile, NamedTensors, load_tensors};
 use candle_core::{DType, Device, Tensor};
 use cli_support::{Adw, TINY, names, phantom, python::python};
 use msd_data::read_labels;
+use safetensors::{Dtype, tensor::TensorView};
 
 const PACKAGES: [&str; 5] = ["onnx", "onnxruntime", "openvino", "nibabel", "scipy"];
 
@@ -125,20 +127,20 @@ fn onnx_runtime_and_openvino_compute_the_same_logits_and_labels() {
     }
 }
 
-/// Python with PyTorch: `$ADW_PYTHON`, else `python3`. It is not installed here, for it takes gigabytes.
-fn python_with_torch() -> Option<PathBuf> {
+/// Python with modules that rest on PyTorch: `$ADW_PYTHON`, else `python3`. They are not installed here, for they take gigabytes.
+fn python_with(modules: &str) -> Option<PathBuf> {
     let python = env::var_os("ADW_PYTHON").map_or_else(|| "python3".into(), PathBuf::from);
-    let imported = Command::new(&python).args(["-c", "import torch, safetensors, numpy"]).output();
+    let imported = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
     let found = imported.is_ok_and(|it| it.status.success());
     if !found {
-        let _ = writeln!(std::io::stderr(), "SKIPPED: ADW_PYTHON names no Python with torch, safetensors and numpy");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: ADW_PYTHON names no Python with {modules}");
     }
     found.then_some(python)
 }
 
 #[test]
 fn pytorch_computes_the_same_logits() {
-    let Some(python) = python_with_torch() else { return };
+    let Some(python) = python_with("torch, safetensors, numpy") else { return };
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let models =
@@ -153,6 +155,89 @@ fn pytorch_computes_the_same_logits() {
         command.arg(repository().join("tests/golden/pytorch_check.py")).arg(repository().join("examples"));
         assert!(command.arg(&file).args(arguments).status().unwrap().success());
     }
+}
+
+#[test]
+fn a_network_of_nnu_net_computes_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = repository().join("tests/golden/nnunet/plain.safetensors");
+    let (mut tensors, metadata) = load_tensors(&golden).unwrap();
+    let [x, expected] = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
+    let import = |tensors: &NamedTensors, metadata: &BTreeMap<String, String>| {
+        let file = dir.path().join("nnunet.safetensors");
+        let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let bytes = |tensor: &Tensor| bytes(tensor).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let values: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.dims(), bytes(tensor))).collect();
+        let view = |shape: &[usize], bytes| TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap();
+        let views = values.iter().map(|(name, shape, bytes)| (name, view(shape, bytes)));
+        safetensors::serialize_to_file(views, Some(metadata.clone().into_iter().collect()), &file).unwrap();
+        Adw::new(["import"]).path("--nnunet", &file).path("--output", &dir.path().join("model.safetensors"))
+    };
+    import(&tensors, &metadata).succeed();
+    let model = ModelFile::load(&dir.path().join("model.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(model.architecture.to_string(), "3-3 4 5-6 | 5 3-4");
+    let logits = model.network(DType::F32, &Device::Cpu).unwrap().predict(&x).unwrap();
+    let worst = (logits - &expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(worst < 1e-4, "{worst}");
+    assert_eq!(model.info["mirror_axes"], "[true,false,true]");
+
+    let text = |key: &str, from: &str, to: &str| {
+        let mut metadata = metadata.clone();
+        assert!(metadata[key].contains(from), "{from}");
+        metadata.insert(key.into(), metadata[key].replace(from, to));
+        import(&tensors, &metadata).run()
+    };
+    text("dataset", r#""b": 2"#, r#""b": [1, 2]"#).assert_bad_input(&["region", "b"]);
+    text("dataset", r#", "b": 2"#, "").assert_bad_input(&["3 classes", "2 labels"]);
+    text("plans", r#""order": 3"#, r#""order": 1"#).assert_bad_input(&["resampling_fn_data_kwargs"]);
+    text("plans", "LeakyReLU", "ReLU").assert_bad_input(&["LeakyReLU"]);
+    text("plans", "[8, 16, 16]", "[16, 16]").assert_bad_input(&["3d_fullres", "length 2"]);
+    text("plans", "ZScoreNormalization", "Mine").assert_bad_input(&["normalisation Mine"]);
+    text("configuration", "3d_fullres", "3d_lowres").assert_bad_input(&["3d_lowres", "3d_fullres"]);
+    let changed = |change: &dyn Fn(&mut NamedTensors)| {
+        let mut tensors = tensors.clone();
+        change(&mut tensors);
+        import(&tensors, &metadata).run()
+    };
+    let first = "encoder.stages.0.0.convs.0.conv.weight";
+    changed(&|tensors| drop(tensors.remove("decoder.transpconvs.0.weight")))
+        .assert_bad_input(&["transpconvs.0.weight"]);
+    changed(&|tensors| drop(tensors.insert("encoder.stem.w".into(), x.clone()))).assert_bad_input(&["encoder.stem.w"]);
+    changed(&|tensors| drop(tensors.insert(first.into(), x.flatten_all().unwrap()))).assert_bad_input(&[first, "3D"]);
+    changed(&|tensors| drop(tensors.insert(first.into(), tensors[first].narrow(0, 0, 2).unwrap())))
+        .assert_bad_input(&["block.0.conv.0.weight"]);
+    let import = |path: &Path| Adw::new(["import", "--output", "m.safetensors"]).path("--nnunet", path).run();
+    import(dir.path()).assert_bad_input(&["a folder", "nnunet_to_safetensors.py"]);
+    import(&repository().join("README.md")).assert_bad_input(&["README.md", "safetensors"]);
+}
+
+#[test]
+fn label_maps_of_an_imported_network_are_those_of_nnu_net() {
+    let Some(python) = python_with("torch, safetensors, nnunetv2") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("phantom");
+    let shape = ["--shape", "24", "30", "28", "--spacing-mm", "1.5", "1", "1", "--cases", "5", "--test", "2"];
+    Adw::new(["phantom"]).args(shape).path("--output", &data).succeed();
+    let run = |script: &str, arguments: &[&Path]| {
+        let mut command = Command::new(&python);
+        assert!(command.arg(repository().join(script)).args(arguments).status().unwrap().success(), "{script}");
+    };
+    let [trained, converted, model, labels] =
+        ["nnunet", "n.safetensors", "m.safetensors", "labels"].map(|n| dir.path().join(n));
+    run("tests/golden/nnunet_network.py", &[&data, &trained]);
+    let results = trained.join("results/Dataset001_Test/nnUNetTrainer__nnUNetPlans__3d_fullres");
+    run("examples/nnunet_to_safetensors.py", &[&results, Path::new("--output"), &converted]);
+    Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
+    Adw::new(["predict"])
+        .path("--model", &model)
+        .path("--input", &data.join("imagesTs"))
+        .path("--output", &labels)
+        .succeed();
+    let expected = trained.join("labels");
+    for file in names(&expected).into_iter().filter(|name| !name.ends_with(".nii.gz")) {
+        fs::remove_file(expected.join(file)).unwrap();
+    }
+    assert_same_labels(&labels, &expected);
 }
 
 #[test]

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         Command::Evaluate(args) => commands::evaluate::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Report(args) => commands::report::run(args),
+        Command::Import(args) => commands::import::run(args),
         Command::Bench(args) => match &args.subject {
             Subject::Step(args) => commands::bench::step(args),
         },

@@ -11,7 +11,7 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 use msd_data::Plan;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{failure::bad_input, run_config::Settings};
 
@@ -90,14 +90,24 @@ const TEST_TIME: &str = "test_time";
 
 /// Metadata of a model: all that prediction needs besides architecture and weights, and the model's origin.
 pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTreeMap<String, String>> {
+    let training = json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed });
+    entries(plan, settings.data.augmentation.mirrored_axes(plan)?, TestTime::of(settings), &training)
+}
+
+/// Metadata of a model that was trained with windows mirrored along some axes D, H, W.
+pub(crate) fn entries(
+    plan: &Plan,
+    mirror_axes: [bool; 3],
+    test_time: TestTime,
+    training: &Value,
+) -> Result<BTreeMap<String, String>> {
     let labels: BTreeMap<u16, &str> = plan.labels.iter().map(|label| (label.value, label.name.as_str())).collect();
-    let mirrored = settings.data.augmentation.mirrored_axes(plan)?;
     Ok(BTreeMap::from([
         ("plan".to_owned(), serde_json::to_string(plan)?),
         ("labels".to_owned(), serde_json::to_string(&labels)?),
-        ("mirror_axes".to_owned(), serde_json::to_string(&mirrored)?),
-        (TEST_TIME.to_owned(), serde_json::to_string(&TestTime::of(settings))?),
-        ("training".to_owned(), json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed }).to_string()),
+        ("mirror_axes".to_owned(), serde_json::to_string(&mirror_axes)?),
+        (TEST_TIME.to_owned(), serde_json::to_string(&test_time)?),
+        ("training".to_owned(), training.to_string()),
     ]))
 }
 

@@ -24,6 +24,12 @@ pub enum Error {
         /// Bytes of all weights.
         bytes: usize,
     },
+    /// Network of nnU-Net that has no counterpart.
+    #[error("{problem}")]
+    Nnunet {
+        /// Property that is found, and what is expected.
+        problem: String,
+    },
     /// Weights that cannot be read.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -35,7 +35,7 @@ pub use model_file::ModelFile;
 pub use retrain::{RetrainRow, Trained, retrain};
 pub use run_files::RunOptions;
 pub use search::{Phase, SearchRow, search};
-pub use tensor_file::save_tensors;
+pub use tensor_file::{load_tensors, save_tensors};
 
 /// Tensors by name, in the order of their names.
 pub type NamedTensors = std::collections::BTreeMap<String, candle_core::Tensor>;

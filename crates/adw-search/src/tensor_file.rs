@@ -164,9 +164,7 @@ fn dtype_name(path: &Path, dtype: DType) -> Result<&'static str> {
 /// If the file cannot be read, is of another kind, or is damaged in any bit.
 pub(crate) fn read(path: &Path, kind: FileKind, device: &Device) -> Result<(NamedTensors, Metadata)> {
     let FileKind { name, format, remedy } = kind;
-    let mut bytes = Vec::new();
-    let file = adw_files::open_regular(path);
-    file.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| Error::io(path, e))?;
+    let bytes = read_bytes(path)?;
     let bad = |reason: &dyn std::fmt::Display| Error::file(path, format!("not {name} ({reason})"));
     let damaged = |reason: &str| bad(&format_args!("damaged: {reason}; {remedy}"));
     let checked = check(&bytes);
@@ -183,7 +181,32 @@ pub(crate) fn read(path: &Path, kind: FileKind, device: &Device) -> Result<(Name
     if checked.is_none() {
         return Err(damaged("it has no checksum"));
     }
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(&e))?;
+    let tensors = tensors(&bytes, device, |problem| bad(&problem))?;
+    Ok((tensors, metadata))
+}
+
+/// Reads all tensors (F32, F64, I64, U32 or U8) and the metadata of a safetensors file of another program.
+///
+/// # Errors
+/// If the file cannot be read, is no safetensors file, or has tensors of other types.
+pub fn load_tensors(path: &Path) -> Result<(NamedTensors, BTreeMap<String, String>)> {
+    let bytes = read_bytes(path)?;
+    let bad = |problem: String| Error::file(path, format!("not a safetensors file that can be read ({problem})"));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+    let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok((tensors(&bytes, &Device::Cpu, bad)?, metadata))
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = adw_files::open_regular(path);
+    file.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
+}
+
+/// Tensors of a file's bytes; `bad` makes an error from a problem.
+fn tensors(bytes: &[u8], device: &Device, bad: impl Fn(String) -> Error) -> Result<NamedTensors> {
+    let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
     let mut tensors = NamedTensors::new();
     for (name, view) in file.iter() {
         let dtype = match view.dtype() {
@@ -192,12 +215,12 @@ pub(crate) fn read(path: &Path, kind: FileKind, device: &Device) -> Result<(Name
             Dtype::I64 => DType::I64,
             Dtype::U32 => DType::U32,
             Dtype::U8 => DType::U8,
-            other => return Err(bad(&format!("tensor {name} is {other:?}"))),
+            other => return Err(bad(format!("tensor {name} is {other:?}"))),
         };
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?;
         tensors.insert(name.to_owned(), tensor);
     }
-    Ok((tensors, metadata))
+    Ok(tensors)
 }
 
 #[cfg(test)]

@@ -6,6 +6,19 @@ use clap::Args;
 
 use super::groups::ProcessArgs;
 
+/// `adw import`
+#[derive(Args, Debug)]
+pub(crate) struct ImportArgs {
+    /// File that `examples/nnunet_to_safetensors.py` made of a network of nnU-Net v2
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nnunet: PathBuf,
+    /// Model file to write, for `adw predict --model`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
 /// `adw export`
 #[derive(Args, Debug)]
 #[group(id = "target", required = true, multiple = true, args = ["onnx", "safetensors"])]

@@ -10,7 +10,7 @@ mod runs;
 pub(crate) use bench::{BenchArgs, BenchStepArgs, Pass, Subject};
 use clap::{Parser, Subcommand};
 pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
-pub(crate) use exchange::ExportArgs;
+pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use runs::{ArchitectureArgs, PlainNetwork, ReportArgs, RetrainArgs, SearchArgs};
@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Make the report of a run: one HTML file with figures, tables and a slice viewer
     Report(ReportArgs),
+    /// Make a model of a network that nnU-Net v2 trained
+    Import(ImportArgs),
     /// Time the program's work on this machine
     Bench(BenchArgs),
 }

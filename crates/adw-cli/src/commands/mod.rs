@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod download;
 pub(crate) mod evaluate;
 pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod phantom;
 pub(crate) mod plan;
 pub(crate) mod postprocess;
