@@ -1,4 +1,4 @@
-"""What a GPU makes of `adw`: parity with the host, times beside PyTorch, a short search and training.
+"""What a GPU makes of `adw`: parity with the host, times beside PyTorch, kernels beside their floors, a short search and training.
 
     python gpu.py                      # in the folder that `cargo xtask gpu-bundle` made, on the machine with the GPU
     python gpu.py --output results     # somewhere else; results.json and gpu.md land there
@@ -10,6 +10,7 @@ network. A part that fails is reported and left out; measurements until then are
 --smoke runs everything on a small problem and PyTorch on the CPU: a test of this script, not of a GPU.
 """
 import argparse
+import csv
 import datetime
 import glob
 import gzip
@@ -26,14 +27,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 parser = argparse.ArgumentParser()
 parser.add_argument("--output", default=os.path.join(HERE, "results"))
 parser.add_argument("--rounds", type=int, default=3, help="turns of ours and PyTorch's; medians are shown")
-parser.add_argument("--only", choices=["parity", "times", "training"], action="append", help="only this part; repeatable")
+parser.add_argument("--only", choices=["parity", "times", "kernels", "training"], action="append", help="only this part; repeatable")
+parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes for the larger network")
 parser.add_argument("--limit", type=float, default=540, help="seconds after which no new measurement begins")
 parser.add_argument("--data", help="dataset to search on and train on; a phantom if none is given")
 parser.add_argument("--training-epochs", type=int, default=40, help="of the search, of 25 iterations each")
 parser.add_argument("--smoke", action="store_true")
 args = parser.parse_args()
 START = time.time()
-PARTS = args.only or ["parity", "times", "training"]
+PARTS = args.only or ["parity", "times", "kernels", "training"]
 
 # The work of a case, as both programs take it, and how many poolings PyTorch's compiler is spared.
 CASES = {
@@ -56,6 +58,8 @@ TORCH = {
     "bf16, compiled": ["--amp", "bf16", "--compile"],
     "bf16, channels last, compiled": ["--amp", "bf16", "--channels-last", "--compile"],
 }
+if args.no_compile:
+    TORCH = {name: options for name, options in TORCH.items() if "--compile" not in options}
 if args.smoke:
     CASES = {"smoke": ["--patch", "8", "8", "8", "--batch", "1", "--poolings", "2", "--max-width", "12"]}
     TORCH = {"eager": [], "bf16": ["--amp", "bf16"]}
@@ -180,6 +184,38 @@ def times():
             save()
 
 
+def kernels():
+    """Device time of every kernel in one pass, by Nsight Compute, beside its floor. Each launch runs alone and with cold caches."""
+    adw = unpack("adw")
+    ncu = shutil.which("ncu") or next(iter(sorted(glob.glob("/opt/nvidia/nsight-compute/*/ncu"))[-1:]), None)
+    if args.smoke or ncu is None:
+        print("    no Nsight Compute (ncu) here: kernels are not timed one by one", flush=True)
+        return
+    results["kernels"] = {}
+    for case, work in CASES.items():
+        for precision, options in OURS.items():
+            step = [adw, "bench", "step", "--device", "cuda:0", *work, *options, "--passes", "weight_pass", "--repeats", "1", "--warmup", "0"]
+            floors = kernel_floors(run(f"{case}: floors of kernels, {precision}", [*step, "--kernels"]))
+            measure = [ncu, "--clock-control", "none", "--metrics", "gpu__time_duration.sum", "--csv", "--print-units", "base"]
+            output = run(f"{case}: kernels one by one, {precision}", [*measure, *step])
+            lines = [line for line in (output or "").splitlines() if line.startswith('"')]
+            measured = {}
+            for row in csv.DictReader(lines):
+                name = row["Kernel Name"].split("(")[0]
+                count, nanoseconds = measured.get(name, (0, 0.0))
+                measured[name] = (count + 1, nanoseconds + float(row["Metric Value"].replace(",", "")))
+            results["kernels"][f"{case}, {precision}"] = {
+                name: {"launches": count, "us": ns * 1e-3, "floor_us": floors.get(name)} for name, (count, ns) in measured.items()
+            }
+            save()
+
+
+def kernel_floors(output):
+    """Floor in microseconds by kernel, of the table that `--kernels` prints."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in (output or "").splitlines() if line.startswith("| ")]
+    return {row[0]: float(row[4]) for row in rows if len(row) == 5 and row[1].isdigit()}
+
+
 def training():
     adw, run_folder = unpack("adw"), os.path.join(args.output, "run")
     shutil.rmtree(run_folder, ignore_errors=True)
@@ -242,6 +278,15 @@ def table():
             cells.append(f"**{own / best:.2f}**" if own and best else "-")
             text.append(f"| {quantity} | " + " | ".join(cells) + " |")
         text.append("")
+    for what, rows in results.get("kernels", {}).items():
+        text.append(f"Kernels of a weight pass, {what}:\n")
+        text.append("| kernel | launches | measured (us) | floor (us) | floor / measured |")
+        text.append("|---|--:|--:|--:|--:|")
+        for name, r in sorted(rows.items(), key=lambda item: -item[1]["us"]):
+            floor, share = (f"{r['floor_us']:.1f}", f"{r['floor_us'] / r['us']:.2f}") if r["floor_us"] is not None else ("-", "-")
+            text.append(f"| {name} | {r['launches']} | {r['us']:.1f} | {floor} | {share} |")
+        total = [sum(r[key] or 0 for r in rows.values()) for key in ["launches", "us", "floor_us"]]
+        text.append("| all | {} | {:.1f} | {:.1f} | |\n".format(*total))
     if "training" in results:
         t = results["training"]
         dice = t["metrics"]["foreground_mean"]["Dice"]
@@ -263,7 +308,7 @@ def save():
 
 for part in PARTS:
     try:
-        {"parity": parity, "times": times, "training": training}[part]()
+        {"parity": parity, "times": times, "kernels": kernels, "training": training}[part]()
     except Exception as error:  # What the other parts measure is worth having all the same.
         results["failures"].append(f"{part}: {error!r}")
     save()

@@ -85,6 +85,39 @@ fn baselines_follow_the_plan_and_foreign_searches_are_named() {
     assert!(outcome.assert_success().stderr.contains("with other cases or splits"));
 }
 
+/// The found architecture starts from the weights of its search, baselines from random ones.
+#[test]
+fn found_architectures_start_warm_and_baselines_cold() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let run = dir.path().join("run");
+    Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY).succeed();
+    let first_loss = |name: &str, args: &[&str]| {
+        Adw::new(["retrain", "--name", name]).path("--run", &run).args(args).succeed();
+        let history = fs::read_to_string(run.join("retrain").join(name).join("fold_0/history.jsonl")).unwrap();
+        serde_json::from_str::<Value>(history.lines().next().unwrap()).unwrap()["loss"].clone()
+    };
+    let cold = "--set=retrain.warm_start=false";
+    let found = first_loss("warm", &[]);
+    assert_eq!(first_loss("warm-again", &[]), found);
+    assert_ne!(first_loss("cold", &[cold]), found);
+    let baseline = ["--uniform-width", "4"];
+    assert_eq!(first_loss("plain", &baseline), first_loss("plain-cold", &[baseline[0], baseline[1], cold]));
+
+    // Without training, the shared weights say how good an architecture is.
+    let rank = |args: &[&str]| Adw::new(["rank", "--batches", "1"]).path("--run", &run).args(args).run();
+    let lines = rank(&["--json", "--random", "3", "--cost", "12M"]).assert_success().stdout;
+    let scores: Vec<f64> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["dice"].as_f64().expect("a Dice"))
+        .collect();
+    assert!(scores.len() == 3 && scores.is_sorted_by(|a, b| a >= b), "{lines}");
+    assert!(rank(&[]).assert_success().stdout.contains("Dice on half B"));
+    fs::remove_dir_all(run.join("search/fold_0/checkpoint")).unwrap();
+    let outcome = Adw::new(["retrain", "--name", "lost"]).path("--run", &run).run();
+    outcome.assert_bad_input(&["retrain.warm_start=false", "latest.safetensors"]);
+}
+
 #[test]
 fn ablations_fix_depth_and_widths() {
     let dir = tempfile::tempdir().unwrap();

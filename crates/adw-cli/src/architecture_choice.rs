@@ -131,7 +131,8 @@ fn seen_cases(architecture: &Architecture, run: &Run) -> Option<String> {
     }
 }
 
-fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
+/// Refuses an architecture that the run's data do not fit.
+pub(crate) fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
     let plan = &run.plan;
     let file = path.display();
     let (channels, classes) = (plan.modalities.len(), plan.labels.len());

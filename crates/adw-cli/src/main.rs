@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(args),
         Command::Search(args) => commands::search::run(args),
         Command::Retrain(args) => commands::retrain::run(args),
+        Command::Rank(args) => commands::rank::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Submit(args) => commands::submit::run(args),
         Command::Postprocess(args) => commands::postprocess::run(args),

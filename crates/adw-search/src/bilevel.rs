@@ -1,9 +1,9 @@
 //! One iteration of the bilevel search: architecture steps, then a weight step.
 
-use adw_supernet::{Gradients, GumbelSample, Loss, Role, Supernet};
+use adw_supernet::{Gradients, GumbelSample, Loss, Role, Supernet, Unet};
 use candle_core::Tensor;
 
-use crate::config::{ArchBatches, Half, SearchConfig};
+use crate::config::{ArchBatches, Half, SearchConfig, WeightSamples};
 use crate::optim::{self, Optimizer, OptimizerConfig};
 use crate::{Batch, CostPenalty, Result, parameters};
 
@@ -54,6 +54,8 @@ pub struct BilevelSettings<'a> {
     pub arch_batches: ArchBatches,
     /// Cost term of the architecture steps.
     pub penalty: Option<CostPenalty>,
+    /// Networks that the weights are trained in.
+    pub weight_samples: WeightSamples,
 }
 
 /// Batches of one iteration.
@@ -131,7 +133,7 @@ pub fn arch_step(
     clipped_step(&mut *optimizers.arch, &gradients, settings.arch_lr, settings.clip, loss)
 }
 
-/// Runs one step of the weights.
+/// Runs one step of the weights: of the mixture that `sample` weighs, or of the network that it draws.
 ///
 /// # Errors
 /// As [`bilevel_step`].
@@ -142,7 +144,14 @@ pub fn weight_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, gradients) = loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?;
+    let (loss, gradients) = match settings.weight_samples {
+        WeightSamples::Soft => loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?,
+        WeightSamples::Hard => {
+            let subnet = net.subnet(&net.drawn_architecture(sample)?)?;
+            let (loss, gradients) = network_loss_and_gradients(subnet.unet(), settings.loss, batch)?;
+            (loss, subnet.spread(&gradients)?)
+        }
+    };
     clipped_step(&mut *optimizers.weights, &gradients, settings.lr, settings.clip, loss)
 }
 
@@ -157,6 +166,15 @@ fn loss_and_gradients(
     let (loss, grad_logits) = loss.value_and_gradients(&logits, &batch.target)?;
     drop(logits); // The backward pass needs their memory.
     let gradients = net.backward(trace, grad_logits, role)?;
+    Ok((loss.value()?, gradients))
+}
+
+/// Loss of a discrete network on a batch, and its gradients by the network's parameters.
+pub(crate) fn network_loss_and_gradients(net: &Unet, loss: &dyn Loss, batch: &Batch) -> Result<(f64, Gradients)> {
+    let (logits, trace) = net.forward(&batch.x)?;
+    let (loss, grad_logits) = loss.value_and_gradients(&logits, &batch.target)?;
+    drop(logits); // The backward pass needs their memory.
+    let gradients = net.backward(trace, grad_logits)?;
     Ok((loss.value()?, gradients))
 }
 

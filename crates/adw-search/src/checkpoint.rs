@@ -87,6 +87,14 @@ impl Checkpoint {
         committed.map_err(|e| Error::io(path, e))
     }
 
+    /// Reads the tensors of a checkpoint, of whatever run it is.
+    ///
+    /// # Errors
+    /// If the file is not a checkpoint.
+    pub(crate) fn tensors(path: &Path, device: &Device) -> Result<NamedTensors> {
+        Ok(tensor_file::read(path, KIND, device)?.0)
+    }
+
     /// Reads a checkpoint of the run that `identity` describes.
     ///
     /// # Errors

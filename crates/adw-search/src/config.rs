@@ -29,6 +29,18 @@ pub enum ArchBatches {
     BOnly,
 }
 
+/// Networks that a search trains its weights in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightSamples {
+    /// The mixture of all candidates, weighted by the Gumbel-softmax: the paper.
+    #[default]
+    Soft,
+    /// One discrete network per step, drawn from the probabilities and cut out of the supernet (Gumbel-max; single-path
+    /// training, Guo et al. 2020): the supernet trains the networks that it is to compare, at the cost of these.
+    Hard,
+}
+
 /// Largest cost of the found network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,6 +93,9 @@ pub struct SearchConfig {
     pub weights_on: Half,
     /// Batches that the architecture is updated on.
     pub arch_batches: ArchBatches,
+    /// Networks that the weights are trained in.
+    #[serde(default)]
+    pub weight_samples: WeightSamples,
     /// Cost term; none unless given.
     #[serde(default)]
     pub cost: Option<CostConfig>,
@@ -116,6 +131,10 @@ pub struct RetrainConfig {
     pub optimizer: OptimizerConfig,
     /// Largest L2 norm of the gradient.
     pub clip: f64,
+    /// Start a found architecture from the weights that its search has shared among all networks, instead of random ones; for the
+    /// caller of [`crate::retrain`].
+    #[serde(default)]
+    pub warm_start: bool,
     /// Running average of the weights, for validation and as the result; none unless given.
     #[serde(default)]
     pub ema: Option<EmaConfig>,
@@ -171,6 +190,7 @@ impl SearchConfig {
             // Paper; the published code trains on B.
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
+            weight_samples: WeightSamples::Soft,
             cost: None,
             precision: Precision::Full,
             checkpoint_every_epochs: 1,
@@ -218,6 +238,7 @@ impl RetrainConfig {
             lr: nnunet_lr(),
             optimizer: nnunet_optimizer(),
             clip: 12.0,
+            warm_start: false,
             ema: None,
             precision: Precision::Full,
             validation_batches: 50,

@@ -19,6 +19,7 @@ mod retrain;
 mod run_files;
 pub mod schedule;
 mod search;
+mod shared_weights;
 mod tensor_file;
 mod training_loop;
 
@@ -27,7 +28,7 @@ pub use bilevel::{
     BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step, bilevel_step, weight_step,
 };
 pub use budget::CostPenalty;
-pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
+pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig, WeightSamples};
 pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
 pub use events::{Event, IterationReport, OnEvent, Stop};
@@ -35,6 +36,7 @@ pub use model_file::ModelFile;
 pub use retrain::{RetrainRow, Trained, retrain};
 pub use run_files::RunOptions;
 pub use search::{Phase, SearchRow, search};
+pub use shared_weights::{load_shared_weights, pseudo_dice};
 pub use tensor_file::{load_tensors, save_tensors};
 
 /// Tensors by name, in the order of their names.

@@ -3,7 +3,7 @@
 use adw_supernet::{Architecture, Loss, Unet};
 use serde::{Deserialize, Serialize};
 
-use crate::bilevel::clipped_step;
+use crate::bilevel::{clipped_step, network_loss_and_gradients};
 use crate::checkpoint::Position;
 use crate::config::{self, RetrainConfig};
 use crate::dice::{self, DiceCounts};
@@ -132,12 +132,7 @@ impl TrainingTask for RetrainTask<'_> {
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
-        let batch = &batches[0];
-        let (logits, trace) = self.net.forward(&batch.x)?;
-        let (loss, grad_logits) = self.loss.value_and_gradients(&logits, &batch.target)?;
-        drop(logits); // The backward pass needs their memory.
-        let gradients = self.net.backward(trace, grad_logits)?;
-        let loss = loss.value()?;
+        let (loss, gradients) = network_loss_and_gradients(self.net, self.loss, &batches[0])?;
         let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;

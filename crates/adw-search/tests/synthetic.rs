@@ -3,12 +3,15 @@
 
 mod cubes;
 
-use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
+use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig, WeightSamples};
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
-use adw_search::{Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained, retrain, search};
+use adw_search::{
+    BatchRequest, BatchSource, Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained,
+    load_shared_weights, pseudo_dice, retrain, search,
+};
 use adw_supernet::{
-    Architecture, CostUnit, DiceCe, FixedSizes, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
+    Architecture, CostUnit, DiceCe, FixedSizes, NoiseKey, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
     width_options,
 };
 use candle_core::{DType, Device, Tensor};
@@ -127,20 +130,54 @@ fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
 
 #[test]
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
-    let whole_dir = tempfile::tempdir().unwrap();
-    let mut whole = supernet();
-    let (architecture, rows) = run_search(&mut whole, &search_config(), &options(&whole_dir, false), None).unwrap();
-    assert_eq!(rows.len(), 3);
-    for stop in [(3, Stop::Immediately), (8, Stop::Immediately), (10, Stop::AfterSaving), (13, Stop::Immediately)] {
+    for (weight_samples, stop) in [
+        (WeightSamples::Soft, (3, Stop::Immediately)),
+        (WeightSamples::Soft, (8, Stop::Immediately)),
+        (WeightSamples::Soft, (10, Stop::AfterSaving)),
+        (WeightSamples::Soft, (13, Stop::Immediately)),
+        (WeightSamples::Hard, (8, Stop::Immediately)),
+    ] {
+        let config = SearchConfig { weight_samples, ..search_config() };
+        let whole_dir = tempfile::tempdir().unwrap();
+        let mut whole = supernet();
+        let (architecture, rows) = run_search(&mut whole, &config, &options(&whole_dir, false), None).unwrap();
+        assert_eq!(rows.len(), 3);
         let dir = tempfile::tempdir().unwrap();
-        let stopped = run_search(&mut supernet(), &search_config(), &options(&dir, false), Some(stop));
+        let stopped = run_search(&mut supernet(), &config, &options(&dir, false), Some(stop));
         assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stop:?}");
         let mut resumed = supernet();
-        let (again, _) = run_search(&mut resumed, &search_config(), &options(&dir, true), None).unwrap();
+        let (again, _) = run_search(&mut resumed, &config, &options(&dir, true), None).unwrap();
         assert_eq!(again, architecture, "{stop:?}");
         assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "{stop:?}");
         assert_eq!(history(&dir), history(&whole_dir), "{stop:?}");
     }
+}
+
+/// A hard weight step trains the network that its noise draws, and no other weight; the shared weights can be read back.
+#[test]
+fn hard_weight_steps_train_one_network_and_leave_weights_to_start_from() {
+    let config =
+        SearchConfig { epochs: 1, iterations_per_epoch: 1, weight_samples: WeightSamples::Hard, ..search_config() };
+    let mut net = supernet();
+    let key = NoiseKey { seed: config.seed, epoch: 0, iteration: 0, pass: 2 };
+    let drawn = net.drawn_architecture(&net.sample(key, 1.0).unwrap()).unwrap();
+    let before = bits(net.parameters(), Some(Role::Weight));
+    let dir = tempfile::tempdir().unwrap();
+    run_search(&mut net, &config, &options(&dir, false), None).unwrap();
+    let after = bits(net.parameters(), Some(Role::Weight));
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        let layer = name.strip_prefix("block.").and_then(|rest| rest.split_once(".conv."));
+        let absent = layer.is_some_and(|(block, rest)| {
+            let layer: usize = rest.split('.').next().unwrap().parse().unwrap();
+            layer >= drawn.blocks[block.parse::<usize>().unwrap()].len()
+        });
+        assert_eq!(before == after, absent, "{name} of {drawn}");
+    }
+    let fresh = Supernet::new(supernet_config(), 99, DType::F32, &Device::Cpu).unwrap();
+    load_shared_weights(&fresh, dir.path()).unwrap();
+    assert_eq!(bits(fresh.parameters(), None), bits(net.parameters(), None));
+    let batch = Cubes::new(2).batch(BatchRequest { part: Part::TrainBPlain, epoch: 0, iteration: 0 }).unwrap();
+    assert!(pseudo_dice(&fresh, &drawn, &[batch]).unwrap().is_some());
 }
 
 #[test]

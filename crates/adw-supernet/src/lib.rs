@@ -13,6 +13,7 @@ mod parameters;
 mod random;
 mod space;
 mod stages;
+mod subnet;
 mod supernet;
 mod unet;
 
@@ -31,5 +32,6 @@ pub use noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 pub use parameters::{Gradients, Parameter, Role};
 pub use space::{NUM_WIDTHS, SearchSpace, SupernetConfig, width_options};
 pub use stages::{FixedSizes, stage_max_width};
+pub use subnet::Subnet;
 pub use supernet::{BlockProbabilities, Supernet, SupernetTrace};
 pub use unet::Unet;

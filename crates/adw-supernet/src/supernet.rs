@@ -7,7 +7,7 @@
 
 use crate::architecture::Architecture;
 use crate::choices::{BlockSoftmaxes, Choices, SampledChoices};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::network::{BackwardRequest, Network, NetworkShape, Relaxation, Trace};
 use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub struct Supernet {
     network: Network,
     choices: Choices,
-    precision: Precision,
-    dtype: DType,
+    pub(crate) precision: Precision,
+    pub(crate) dtype: DType,
 }
 
 /// Maps and choices that [`Supernet::forward`] leaves for [`Supernet::backward`].
@@ -175,21 +175,24 @@ impl Supernet {
     /// # Errors
     /// If a tensor cannot be read from its device.
     pub fn architecture(&self) -> Result<Architecture> {
+        self.drawn_architecture(&self.no_noise(1.0))
+    }
+
+    /// Architecture that the noise of `sample` draws: argmax of `beta + noise` per block, of `alpha + noise` per layer (the
+    /// first on ties). With Gumbel noise, a draw from the probabilities `softmax(alpha)`, `softmax(beta)` (Gumbel-max).
+    ///
+    /// # Errors
+    /// If given noise does not fit the supernet, or a tensor cannot be read from its device.
+    pub fn drawn_architecture(&self, sample: &GumbelSample) -> Result<Architecture> {
         let c = self.config();
-        let blocks = self
-            .probabilities()?
-            .iter()
-            .enumerate()
-            .map(|(i, p)| {
-                let options = width_options(c.block_max_width(i));
-                let depth = p.depth.as_ref().map_or(c.num_layers(), |h| argmax(h) + 1);
-                p.width[..depth]
-                    .iter()
-                    .map(|g| g.as_ref().map_or(c.block_max_width(i), |g| options[argmax(g)]))
-                    .collect()
-            })
-            .collect();
-        c.network(blocks)
+        let largest = |p: &Option<Tensor>| p.as_ref().map(|p| Ok::<_, Error>(argmax(&vector_f64(p)?))).transpose();
+        let block = |(i, p): (usize, &BlockSoftmaxes)| {
+            let max_width = c.block_max_width(i);
+            let depth = largest(&p.depth)?.map_or(c.num_layers(), |l| l + 1);
+            let width = |g| Ok(largest(g)?.map_or(max_width, |k| width_options(max_width)[k]));
+            p.width[..depth].iter().map(width).collect()
+        };
+        c.network(self.softmaxes(sample)?.iter().enumerate().map(block).collect::<Result<_>>()?)
     }
 }
 

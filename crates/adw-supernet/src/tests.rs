@@ -370,3 +370,47 @@ fn wrong_inputs_are_named() {
     let message = SupernetConfig { max_width: 10, ..config(SearchSpace::Joint) }.check().unwrap_err().to_string();
     assert!(message.contains("max_width is 10"), "{message}");
 }
+
+#[test]
+fn a_cut_out_network_is_the_decided_supernet() {
+    for space in [SearchSpace::Joint, SearchSpace::WidthOnly, SearchSpace::DepthOnly] {
+        let net = Supernet::new(config(space), 5, DType::F64, &Device::Cpu).unwrap();
+        shake(net.parameters());
+        let (x, target) = batch();
+        for draw in 0..4 {
+            // Gumbel noise so large that every softmax is one-hot.
+            let key = NoiseKey { seed: 8, epoch: 0, iteration: draw, pass: 0 };
+            let large = |t: &Tensor| (t * 1e5).unwrap();
+            let blocks = net.noise(&net.sample(key, 1.0).unwrap()).unwrap();
+            let noise = blocks
+                .iter()
+                .map(|b| BlockNoise { width: b.width.iter().map(large).collect(), depth: large(&b.depth) });
+            let sample = GumbelSample { noise: GumbelNoise::Given(noise.collect()), tau: 1.0 };
+            let architecture = net.drawn_architecture(&sample).unwrap();
+            let subnet = net.subnet(&architecture).unwrap();
+
+            let logits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+            let decided = logits(&net.predict(&x, &sample).unwrap());
+            assert_close("logits", &logits(&subnet.unet().predict(&x).unwrap()), &decided, tolerance::F64_GRADIENT);
+
+            let (_, whole) = supernet_loss(&net, &x, &target, &sample, Role::Weight);
+            let (_, part) = unet_loss(subnet.unet(), &x, &target);
+            let part = subnet.spread(&part).unwrap();
+            for ((p, whole), part) in net.parameters().iter().zip(&whole).zip(&part) {
+                let Some(whole) = whole else { continue };
+                let zeros = vec![0.0; p.var.elem_count()];
+                let part = part.as_ref().map_or(zeros, logits);
+                assert_close(&p.name, &part, &logits(whole), tolerance::F64_GRADIENT_CANCELLING);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_network_beyond_the_supernet_cannot_be_cut_out() {
+    let net = Supernet::new(config(SearchSpace::Joint), 5, DType::F32, &Device::Cpu).unwrap();
+    let mut architecture = net.architecture().unwrap();
+    architecture.blocks[1] = vec![13];
+    let error = net.subnet(&architecture).err().expect("too wide").to_string();
+    assert!(error.contains("is no part of the supernet"), "{error}");
+}

@@ -46,6 +46,11 @@ impl Unet {
     /// # Errors
     /// If the architecture is not valid, or tensors cannot be made on the device.
     pub fn new(architecture: &Architecture, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
+        Self::build(architecture, ParameterBuilder::new(seed, dtype, device))
+    }
+
+    /// Builds a network whose parameters `builder` fills.
+    pub(crate) fn build(architecture: &Architecture, builder: ParameterBuilder) -> Result<Self> {
         architecture.check()?;
         let a = architecture;
         let shape = NetworkShape {
@@ -56,7 +61,7 @@ impl Unet {
             widths: a.blocks.clone(),
             up_widths: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
         };
-        let network = Network::build(ParameterBuilder::new(seed, dtype, device), shape, |_, _, _| Ok(()))?;
+        let network = Network::build(builder, shape, |_, _, _| Ok(()))?;
         Ok(Self { network: Arc::new(network), architecture: a.clone(), precision: Precision::Full })
     }
 

@@ -40,7 +40,7 @@ pub use loader::Loader;
 pub use memory::Memory;
 pub use metrics::{EvaluationOptions, Report, dice, evaluate_folder, evaluate_pairs};
 pub use orientation::{AxisMap, Orientation};
-pub use phantom::{PhantomOptions, write_dataset as write_phantom};
+pub use phantom::{PhantomFamily, PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use postprocess::{FoundPostprocessing, Postprocessing};
 pub use preprocess::{CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess};

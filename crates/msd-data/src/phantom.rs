@@ -22,10 +22,25 @@ use crate::json_file;
 use crate::nifti::{write_image, write_labels};
 use crate::random::{Purpose, rng};
 
+/// Kind of a synthetic dataset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhantomFamily {
+    /// Organs in pairs, much like the hippocampus task.
+    #[default]
+    Anatomy,
+    /// Small balls told apart by a pattern that changes from voxel to voxel: a network needs its capacity at full resolution.
+    Texture,
+    /// Ellipsoids told apart by their size: a network needs its capacity at coarse stages.
+    Size,
+}
+
 /// Size and content of a synthetic dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PhantomOptions {
+    /// Kind of the volumes. Those with a planted optimum have two labels and one channel.
+    pub family: PhantomFamily,
     /// Number of labelled cases.
     pub num_cases: usize,
     /// Number of test cases; their labels go to `labelsTs`, which is not part of the MSD layout, to score predictions with.
@@ -46,6 +61,7 @@ impl Default for PhantomOptions {
     /// A dataset of 20 cases much like the hippocampus task: two adjacent labels at 1 mm.
     fn default() -> Self {
         Self {
+            family: PhantomFamily::Anatomy,
             num_cases: 20,
             num_test: 4,
             shape: [40, 48, 40],
@@ -80,7 +96,10 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
     let written: Vec<Result<()>> = (0..total)
         .into_par_iter()
         .map(|i| {
-            let (image, labels, geometry) = anatomy.case(options, i);
+            let (image, labels, geometry) = match options.family {
+                PhantomFamily::Anatomy => anatomy.case(options, i),
+                PhantomFamily::Texture | PhantomFamily::Size => planted::case(options, i),
+            };
             let set = if i < options.num_cases { "Tr" } else { "Ts" };
             write_image(dir.join(format!("images{set}/{}", file_name(i))), &image.view(), &geometry)?;
             write_labels(dir.join(format!("labels{set}/{}", file_name(i))), &labels.view(), &geometry)
@@ -129,8 +148,21 @@ fn check(options: &PhantomOptions) -> Result<()> {
         let (labels, modalities) = (options.num_labels, options.num_modalities);
         return wrong(format!("{labels} labels and {modalities} modalities; possible are 1 to 100 and 1 to 16"));
     }
+    if options.family != PhantomFamily::Anatomy {
+        if options.num_labels != 2 || options.num_modalities != 1 {
+            return wrong("a family with a planted optimum has 2 labels and 1 modality".to_owned());
+        }
+        if options.shape.iter().any(|&n| n < 16) {
+            return wrong(format!(
+                "shape {:?}; each edge of a family with a planted optimum needs 16 voxels",
+                options.shape
+            ));
+        }
+    }
     Ok(())
 }
+
+mod planted;
 
 /// A point or extent in the unit cube -1..1, z, y, x.
 type Point = [f32; 3];

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use msd_data::PhantomFamily;
 
 use super::groups::{ConfigArgs, DatasetArgs, MemoryArgs, ProcessArgs};
 use crate::phantom;
@@ -24,12 +25,38 @@ pub(crate) struct DownloadArgs {
     pub(crate) json: bool,
 }
 
+/// Kind of a phantom's volumes.
+#[derive(ValueEnum, Clone, Copy, Debug, Default)]
+pub(crate) enum Family {
+    /// Organs in pairs
+    #[default]
+    Anatomy,
+    /// Small balls told apart by a pattern that changes from voxel to voxel
+    Texture,
+    /// Ellipsoids told apart by their size
+    Size,
+}
+
+impl From<Family> for PhantomFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Anatomy => Self::Anatomy,
+            Family::Texture => Self::Texture,
+            Family::Size => Self::Size,
+        }
+    }
+}
+
 /// `adw phantom`
 #[derive(Args, Debug)]
 pub(crate) struct PhantomArgs {
     /// Folder of the new dataset [default: `Task00_Phantom` in `$ADW_DATA`, else in `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
+    /// Kind of the volumes; texture and size have a planted optimum: networks need their capacity at full resolution, or at
+    /// coarse stages
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub(crate) family: Family,
     /// Number of labelled cases
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) cases: usize,

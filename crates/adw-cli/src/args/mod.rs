@@ -13,7 +13,7 @@ pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
-pub(crate) use runs::{ArchitectureArgs, PlainNetwork, ReportArgs, RetrainArgs, SearchArgs};
+pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, SearchArgs};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #[derive(Parser, Debug)]
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Search(SearchArgs),
     /// Train the architecture that a search found, and score it on the fold's validation cases
     Retrain(RetrainArgs),
+    /// Score architectures with the shared weights of a search, without training them
+    Rank(RankArgs),
     /// Segment images with trained models
     Predict(PredictArgs),
     /// Segment a dataset's test images and name the label maps as the decathlon's server expects

@@ -76,6 +76,35 @@ pub(crate) struct ReportArgs {
     pub(crate) process: ProcessArgs,
 }
 
+/// `adw rank`
+#[derive(Args, Debug)]
+pub(crate) struct RankArgs {
+    /// Folder of a run whose search is finished
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: PathBuf,
+    /// Cross-validation fold [default: that of the run's search]
+    #[arg(long, value_name = "K")]
+    pub(crate) fold: Option<usize>,
+    /// Architectures to compare; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub(crate) architecture: Vec<PathBuf>,
+    /// Number of architectures to draw at random from the search space, with seeds from 1
+    #[arg(long, value_name = "N", requires = "cost")]
+    pub(crate) random: Option<u64>,
+    /// Multiply-adds per patch of the random architectures, within 2 %, such as 3.75G
+    #[arg(long, value_name = "MACS", requires = "random", value_parser = multiply_adds)]
+    pub(crate) cost: Option<f64>,
+    /// Batches of patches to score on, of half B of the fold's training cases
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) batches: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
 /// Architecture that is trained instead of the found one.
 #[derive(Args, Debug)]
 pub(crate) struct ArchitectureArgs {

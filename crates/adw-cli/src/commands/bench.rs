@@ -6,7 +6,9 @@ use adw_cuda::{
     device::CudaRuntime,
     work::{Machine, Recorder},
 };
-use adw_search::{ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, arch_step, weight_step};
+use adw_search::{
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, WeightSamples, arch_step, weight_step,
+};
 use adw_supernet::{DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig};
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
@@ -65,6 +67,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         weights_on: Half::A,
         arch_batches: ArchBatches::AAndB,
         penalty: None,
+        weight_samples: WeightSamples::Soft,
     };
     let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));

@@ -10,6 +10,7 @@ pub(crate) mod phantom;
 pub(crate) mod plan;
 pub(crate) mod postprocess;
 pub(crate) mod predict;
+pub(crate) mod rank;
 pub(crate) mod report;
 pub(crate) mod retrain;
 pub(crate) mod search;

@@ -20,6 +20,7 @@ pub(crate) fn run(args: &PhantomArgs) -> Result<()> {
         bad_input!("--output {}: exists and is not empty", output.display());
     }
     let options = PhantomOptions {
+        family: args.family.into(),
         num_cases: args.cases,
         num_test: args.test,
         shape: triple(&args.shape),

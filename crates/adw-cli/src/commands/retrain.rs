@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
-use adw_supernet::{Architecture, Unet};
+use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, load_shared_weights, retrain};
+use adw_supernet::{Architecture, Supernet, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use msd_data::{EvaluationOptions, Report, evaluate_pairs, write_labels};
 use serde_json::json;
 
 use crate::{
-    architecture_choice::{self, architecture_in},
+    architecture_choice::{self, architecture_in, search_space},
     args::RetrainArgs,
     cases::Cases,
     device,
@@ -151,7 +151,7 @@ impl Training<'_> {
         let sampling =
             Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
         let mut source = PatchSource::new(parts, sampling, &self.device)?;
-        let mut net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
+        let mut net = self.network(run)?;
 
         let directory = self.directory(run)?;
         adw_files::create_folders(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
@@ -180,6 +180,27 @@ impl Training<'_> {
         model.save(&path)?;
         interrupt::end_if_interrupted();
         Ok(path)
+    }
+
+    /// The network with its initial weights: random, or for the architecture of the run's search, with `retrain.warm_start`, those
+    /// that the search has shared among its networks.
+    fn network(&self, run: &Run) -> Result<Unet> {
+        let settings = &run.config.settings;
+        let search = run.existing_folder().map(|folder| folder.search(run.fold));
+        // By the architecture, not by the command line: a resumed training names none.
+        let found = search.map(|search| (architecture_in(&search), search)).filter(|(file, _)| file.is_file());
+        if let Some((file, search)) = found
+            && settings.retrain.warm_start
+            && Architecture::load(&file)?.blocks == self.architecture.blocks
+        {
+            let supernet =
+                Supernet::new(search_space(&run.plan, &settings.network), settings.seed, DType::F32, &self.device)?;
+            load_shared_weights(&supernet, &search).context(
+                "the weights of the search; `--set retrain.warm_start=false` trains from random weights instead",
+            )?;
+            return Ok(supernet.subnet(&self.architecture)?.into_unet());
+        }
+        Ok(Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?)
     }
 
     /// Writes the architecture and the settings, which a resumed training takes up: the settings last, because without an

@@ -8,6 +8,7 @@ use adw_testing::{assert_close, tolerance};
 #[test]
 fn is_a_real_dataset_with_every_label_in_every_case() {
     let options = PhantomOptions {
+        family: PhantomFamily::Anatomy,
         num_cases: 6,
         num_test: 2,
         shape: [24, 40, 36],
@@ -68,4 +69,39 @@ fn impossible_options_are_refused() {
         assert!(write_dataset(dir.path(), &options).unwrap_err().to_string().starts_with("phantom: "));
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn planted_families_show_their_labels_in_nothing_but_what_they_are_named_for() {
+    let options = |family| PhantomOptions { family, shape: [24, 32, 24], ..PhantomOptions::default() };
+    let of_label = |image: &Array4<f32>, labels: &Array3<u16>, label: u16| -> Vec<f32> {
+        image.iter().zip(labels).filter(|(_, l)| **l == label).map(|(v, _)| *v).collect()
+    };
+    let mean = |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32;
+    for (family, brightness) in [(PhantomFamily::Texture, 0.0), (PhantomFamily::Size, 2.0)] {
+        let (mut first, mut second) = (vec![], vec![]);
+        for index in 0..10 {
+            let (image, labels, _) = planted::case(&options(family), index);
+            first.extend(of_label(&image, &labels, 1));
+            second.extend(of_label(&image, &labels, 2));
+        }
+        assert!(first.len() > 500 && second.len() > 500, "{family:?}: {} {}", first.len(), second.len());
+        for values in [&first, &second] {
+            assert!((mean(values) - brightness).abs() < 0.15, "{family:?}: {}", mean(values));
+        }
+    }
+    // The texture's sign changes along z in label 1 alone, along y in label 2 alone.
+    let (image, labels, _) = planted::case(&options(PhantomFamily::Texture), 0);
+    let image = image.index_axis(Axis(0), 0);
+    let product = |label: u16, step: [usize; 3]| {
+        let pairs = labels.indexed_iter().filter_map(|((z, y, x), &l)| {
+            let next = [z + step[0], y + step[1], x + step[2]];
+            (l == label && labels.get(next) == Some(&label)).then(|| image[[z, y, x]] * image[next])
+        });
+        mean(&pairs.collect::<Vec<_>>())
+    };
+    for (label, along_z, along_y) in [(1, -0.49, 0.49), (2, 0.49, -0.49)] {
+        assert!((product(label, [1, 0, 0]) - along_z).abs() < 0.2, "{label}: {}", product(label, [1, 0, 0]));
+        assert!((product(label, [0, 1, 0]) - along_y).abs() < 0.2, "{label}: {}", product(label, [0, 1, 0]));
+    }
 }

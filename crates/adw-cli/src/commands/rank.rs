@@ -1,0 +1,107 @@
+//! `adw rank`: score architectures with the shared weights of a search.
+
+use std::path::Path;
+
+use adw_search::{BatchRequest, BatchSource, Part, load_shared_weights, pseudo_dice};
+use adw_supernet::{Architecture, Supernet};
+use anyhow::Result;
+use candle_core::DType;
+use serde_json::json;
+
+use crate::{
+    architecture_choice::{architecture_in, check_fit, search_space},
+    args::{ConfigArgs, RankArgs},
+    cases::Cases,
+    device,
+    failure::bad_input,
+    memory,
+    report::{
+        progress::{emit, say},
+        table::Table,
+    },
+    run::{Run, RunRequest},
+    source::{PatchSource, Sampling},
+};
+
+pub(crate) fn run(args: &RankArgs) -> Result<()> {
+    let device = device::set_up(&args.device, &args.process)?;
+    let config = ConfigArgs { preset: None, set: vec![], seed: None };
+    let limit = memory::limit(args.memory);
+    let request = RunRequest { root: &args.run, data: None, config: &config, fold: args.fold, memory: limit };
+    let mut run = Run::open(&request, &device::name(&device), |_| false)?;
+    let fold = run.fold;
+    let directory = run.folder()?.search(fold);
+    let found = architecture_in(&directory);
+    if !found.is_file() {
+        bad_input!(
+            "{run} has no finished search of fold {fold}: `adw search --run {run} --fold {fold}`",
+            run = args.run.display()
+        );
+    }
+    let architectures = architectures(args, &run, &found)?;
+    let settings = run.config.settings.clone();
+    let batch_size = settings.search.batch_size.unwrap_or(run.plan.batch_size);
+    let need = memory::Need::new(
+        &search_space(&run.plan, &run.config.settings.network).largest()?,
+        &run.plan,
+        batch_size,
+        settings.search.precision,
+        &device,
+    );
+    let left = memory::check(need, run.plan.patch_size, batch_size, args.memory, &device)?;
+    let half = run.splits.fold(run.fold)?.train_b.clone();
+    let mut cases = Cases::new(&mut run, &half, left)?;
+    let parts = vec![(Part::TrainBPlain, cases.prepare(&run, &half)?)];
+    let sampling =
+        Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
+    let mut source = PatchSource::new(parts, sampling, &device)?;
+    let request = |iteration| BatchRequest { part: Part::TrainBPlain, epoch: 0, iteration };
+    source.announce(Box::new((0..args.batches).map(request))).map_err(anyhow::Error::from_boxed)?;
+    let batches = (0..args.batches).map(|i| source.batch(request(i)).map_err(anyhow::Error::from_boxed));
+    let batches = batches.collect::<Result<Vec<_>>>()?;
+
+    let net = Supernet::new(search_space(&run.plan, &run.config.settings.network), settings.seed, DType::F32, &device)?;
+    load_shared_weights(&net, &directory)?;
+    let mut scored = Vec::with_capacity(architectures.len());
+    for architecture in &architectures {
+        scored.push((architecture, pseudo_dice(&net, architecture, &batches)?));
+    }
+    scored.sort_by(|a, b| b.1.unwrap_or(-1.0).total_cmp(&a.1.unwrap_or(-1.0)));
+    let mut table = Table::of_text(["architecture", "G multiply-adds", "Dice on half B"]);
+    for (architecture, dice) in scored {
+        let macs = architecture.cost(run.plan.patch_size).macs;
+        if args.process.json {
+            let Architecture { blocks, provenance, .. } = architecture;
+            emit("score", &json!({ "blocks": blocks, "macs_per_patch": macs, "dice": dice, "provenance": provenance }));
+        } else {
+            let dice = dice.map_or("-".to_owned(), |dice| format!("{dice:.4}"));
+            table.row([architecture.to_string().as_str(), &format!("{:.2}", macs as f64 / 1e9), &dice]);
+        }
+    }
+    if !args.process.json {
+        say(&table.render());
+    }
+    Ok(())
+}
+
+/// Architectures of the command line; the found one if it names none.
+fn architectures(args: &RankArgs, run: &Run, found: &Path) -> Result<Vec<Architecture>> {
+    let mut all = Vec::new();
+    for path in &args.architecture {
+        let architecture = Architecture::load(path)?;
+        check_fit(&architecture, run, path)?;
+        all.push(architecture);
+    }
+    if let (Some(count), Some(macs)) = (args.random, args.cost) {
+        for seed in 1..=count {
+            let mut architecture =
+                search_space(&run.plan, &run.config.settings.network).random(seed, run.plan.patch_size, macs)?;
+            architecture.provenance.insert("random".into(), json!({ "seed": seed, "macs_per_patch": macs }));
+            all.push(architecture);
+        }
+    }
+    if all.is_empty() {
+        all.push(Architecture::load(found)?);
+    }
+    Ok(all)
+}
