@@ -117,36 +117,42 @@ struct CoefficientsParams {
     float eps;
 };
 
-// Joins moments (Chan et al. 1983) and derives scale and shift from them. Blocks: (channels / 32, batch).
+// Joins moments of chunks and derives scale and shift from them. Blocks: (channels / 32, batch).
 __device__ void coefficients(const CoefficientsParams &p) {
     ADW_SHARED(memory);
-    double *count = reinterpret_cast<double *>(memory), *mean = count + JOIN_THREADS, *m2 = mean + JOIN_THREADS;
+    double *count = reinterpret_cast<double *>(memory), *first = count + JOIN_THREADS, *second = first + JOIN_THREADS;
     const u32 lane = threadIdx.x % JOIN_CHANNELS, part = threadIdx.x / JOIN_CHANNELS;
     const u32 c = blockIdx.x * JOIN_CHANNELS + lane;
-    double n = 0., mu = 0., squares = 0.;
-    const auto join = [&](double n2, double mu2, double squares2) {
-        if (n2 == 0.) return;
-        const double total = n + n2, delta = mu2 - mu;
-        mu += delta * n2 / total;
-        squares += squares2 + delta * delta * n * n2 / total;
-        n = total;
-    };
+    // Sums of n, n d and m2 + n d^2 with d the distance of a chunk's mean from that of the first chunk, which keeps them small: no
+    // division per chunk, whose latency would be all that this kernel waits for.
+    const i64 chunk0 = i64(blockIdx.y) * p.chunks;
+    const bool has_origin = c < p.channels && p.counts[chunk0] > 0.f;
+    const double origin = has_origin ? double(p.partial[(chunk0 * p.channels + c) * 2]) : 0.;
+    double n = 0., s1 = 0., s2 = 0.;
     if (c < p.channels) {
+#pragma unroll 4
         for (u32 i = part; i < p.chunks; i += JOIN_PARTS) {
-            const i64 block = i64(blockIdx.y) * p.chunks + i;
-            const float *at = p.partial + (block * p.channels + c) * 2;
-            join(double(p.counts[block]), double(at[0]), double(at[1]));
+            const float *at = p.partial + ((chunk0 + i) * p.channels + c) * 2;
+            const double ni = double(p.counts[chunk0 + i]);
+            if (ni == 0.) continue;  // An empty chunk has no moments.
+            const double d = double(at[0]) - origin;
+            n += ni;
+            s1 += ni * d;
+            s2 += double(at[1]) + ni * d * d;
         }
     }
     count[threadIdx.x] = n;
-    mean[threadIdx.x] = mu;
-    m2[threadIdx.x] = squares;
+    first[threadIdx.x] = s1;
+    second[threadIdx.x] = s2;
     __syncthreads();
     if (part > 0 || c >= p.channels) return;
     for (u32 i = 1; i < JOIN_PARTS; ++i) {
         const u32 at = i * JOIN_CHANNELS + lane;
-        join(count[at], mean[at], m2[at]);
+        n += count[at];
+        s1 += first[at];
+        s2 += second[at];
     }
+    const double mu = origin + s1 / n, squares = s2 - s1 * s1 / n;
     const double variance = squares / n, gamma = p.gamma[c], beta = p.beta[c];
     const double m = p.gate ? double(p.gate[c]) : 1.;
     double a, b;
