@@ -16,11 +16,23 @@ use crate::{
 };
 
 /// Commands of `adw`, which `cargo xtask` builds and starts.
-pub(crate) const ADW_COMMANDS: [&str; 10] =
-    ["download", "phantom", "check", "plan", "search", "retrain", "predict", "submit", "postprocess", "evaluate"];
+pub(crate) const ADW_COMMANDS: [&str; 12] = [
+    "download",
+    "phantom",
+    "check",
+    "plan",
+    "search",
+    "retrain",
+    "crossval",
+    "sweep",
+    "predict",
+    "submit",
+    "postprocess",
+    "evaluate",
+];
 
 /// Commands that run networks; only they need a build with CUDA.
-const NETWORK_COMMANDS: [&str; 4] = ["search", "retrain", "predict", "submit"];
+const NETWORK_COMMANDS: [&str; 6] = ["search", "retrain", "crossval", "sweep", "predict", "submit"];
 
 /// Builds `adw` and becomes that program, with `arguments` as they are. Datasets and runs are those of the workspace
 /// wherever `cargo xtask` is called from, unless the environment names other folders.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     args::{ArchitectureArgs, PlainNetwork},
     failure::{bad_input, program},
+    fold::Fold,
     report::progress::note,
     run::Run,
     run_config::NetworkConfig,
@@ -71,13 +72,13 @@ fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
     }
     let path = match &args.architecture {
         Some(path) => path.clone(),
-        None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.fold))) {
+        None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.search_fold()))) {
             Some(path) if path.is_file() => path,
             _ => bad_input!(
                 "{run} has no finished search of fold {fold}: start one with `{program} search --run {run} --fold {fold}`, or \
                  give --architecture, --plain, --uniform-width or --random",
                 run = run.root.display(),
-                fold = run.fold,
+                fold = run.search_fold(),
                 program = program()
             ),
         },
@@ -110,6 +111,7 @@ fn baseline(args: &ArchitectureArgs, run: &Run) -> Result<Option<(Architecture, 
 /// Warning that the search of an architecture has seen the run's validation cases: that of another fold has trained on
 /// them. None if it has not, or if the file does not name its search.
 fn seen_cases(architecture: &Architecture, run: &Run) -> Option<String> {
+    let Fold::Number(validated) = run.fold else { return None };
     let origin = |key: &str| architecture.provenance.get(key);
     let (fold, task) = (origin("fold")?.as_u64()?, origin("task")?.as_str()?);
     // Files of earlier versions name the task alone.
@@ -117,12 +119,11 @@ fn seen_cases(architecture: &Architecture, run: &Run) -> Option<String> {
         Some(dataset) => dataset == run.dataset_digest(),
         None => task == run.plan.dataset_name,
     };
-    match (same_cases, fold == run.fold as u64) {
+    match (same_cases, fold == validated as u64) {
         (true, true) => None,
         (true, false) => Some(format!(
-            "found by the search of fold {fold}, which has seen the validation cases of fold {}: their scores will be too \
-             good",
-            run.fold
+            "found by the search of fold {fold}, which has seen the validation cases of fold {validated}: their scores \
+             will be too good"
         )),
         (false, _) => Some(format!(
             "found by a search of fold {fold} of {task} with other cases or splits than this run's: if it has seen this \

@@ -4,12 +4,15 @@
 mod architecture_choice;
 mod args;
 mod cases;
+mod child;
 mod commands;
 mod dataset_folder;
 mod device;
 mod digest;
 mod download;
+mod ensemble;
 mod failure;
+mod fold;
 mod host_memory;
 mod interrupt;
 mod memory;
@@ -25,6 +28,8 @@ mod runs;
 mod segment;
 mod source;
 mod splits;
+mod statistics;
+mod sweep;
 mod task;
 
 use std::{panic, process::ExitCode};
@@ -62,6 +67,8 @@ fn main() -> ExitCode {
         Command::Search(args) => commands::search::run(args),
         Command::Retrain(args) => commands::retrain::run(args),
         Command::Rank(args) => commands::rank::run(args),
+        Command::Crossval(args) => commands::crossval::run(args),
+        Command::Sweep(args) => commands::sweep::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Submit(args) => commands::submit::run(args),
         Command::Postprocess(args) => commands::postprocess::run(args),

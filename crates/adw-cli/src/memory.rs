@@ -57,7 +57,8 @@ impl Need {
         }
     }
 
-    fn total(self) -> u64 {
+    /// Sum of all.
+    pub(crate) fn total(self) -> u64 {
         self.activations.saturating_add(self.parameters).saturating_add(self.data)
     }
 }

@@ -13,7 +13,7 @@ use msd_data::Plan;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{failure::bad_input, run_config::Settings};
+use crate::{failure::bad_input, fold::Fold, run_config::Settings};
 
 /// Models of one plan, whose logits can be averaged.
 pub(crate) struct Models {
@@ -89,7 +89,7 @@ pub(crate) fn update_test_time(path: &Path, settings: &Settings) -> Result<()> {
 const TEST_TIME: &str = "test_time";
 
 /// Metadata of a model: all that prediction needs besides architecture and weights, and the model's origin.
-pub(crate) fn info(plan: &Plan, settings: &Settings, fold: usize) -> Result<BTreeMap<String, String>> {
+pub(crate) fn info(plan: &Plan, settings: &Settings, fold: Fold) -> Result<BTreeMap<String, String>> {
     let training = json!({ "task": plan.dataset_name, "fold": fold, "seed": settings.seed });
     entries(plan, settings.data.augmentation.mirrored_axes(plan)?, TestTime::of(settings), &training)
 }

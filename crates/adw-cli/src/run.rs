@@ -17,6 +17,7 @@ use crate::{
     device::processor,
     digest,
     failure::bad_input,
+    fold::Fold,
     interrupt,
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, check_new, config_path},
@@ -31,7 +32,9 @@ pub(crate) struct RunRequest<'a> {
     pub(crate) data: Option<&'a Path>,
     pub(crate) config: &'a ConfigArgs,
     /// Cross-validation fold; that of the run if absent.
-    pub(crate) fold: Option<usize>,
+    pub(crate) fold: Option<Fold>,
+    /// Fingerprint of the dataset, if it was computed before.
+    pub(crate) fingerprint: Option<&'a Path>,
     /// Limit of the memory for planning.
     pub(crate) memory: Memory,
 }
@@ -44,7 +47,7 @@ pub(crate) struct Run {
     pub(crate) plan: Plan,
     pub(crate) splits: Splits,
     /// Fold that the command works on.
-    pub(crate) fold: usize,
+    pub(crate) fold: Fold,
     pub(crate) root: PathBuf,
     /// Facts about the training cases, of a new run.
     fingerprint: Option<Fingerprint>,
@@ -74,17 +77,20 @@ impl Run {
         check_new(request.root)?;
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
-        let fold = request.fold.unwrap_or(0);
+        let fold = request.fold.unwrap_or(Fold::Number(0));
         let splits = Splits::new(&dataset, config.settings.seed)?;
         splits.fold(fold)?;
-        let fingerprint = fingerprint(&dataset, request.memory)?;
+        let fingerprint = match request.fingerprint {
+            Some(file) => Fingerprint::load(file, &dataset)?,
+            None => fingerprint(&dataset, request.memory)?,
+        };
         let plan = plan(&fingerprint, &dataset, &config)?;
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: device.to_owned(),
             processor: processor(),
             data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
-            fold,
+            fold: if let Fold::Number(number) = fold { number } else { 0 },
         };
         Ok(Self {
             facts,
@@ -100,7 +106,6 @@ impl Run {
     }
 
     fn existing(request: &RunRequest<'_>, may_change: fn(&str) -> bool) -> Result<Self> {
-        let folder = RunFolder::open(request.root)?;
         let (facts, stored) = run_config::load(&config_path(request.root))?;
         let config = stored.changed_by(request.config)?;
         if let Some((key, was, is)) = stored.difference(&config, |key| !may_change(key)) {
@@ -115,9 +120,11 @@ impl Run {
         let plan = Plan::load(&request.root.join("plan.json"))?;
         let splits = Splits::load(&request.root.join("splits.json"))?;
         check_same(request.root, &plan, &splits, &dataset)?;
-        let fold = request.fold.unwrap_or(facts.fold);
+        let of_run = Fold::Number(facts.fold);
+        let fold = request.fold.unwrap_or(of_run);
         splits.fold(fold)?;
-        interrupt::resumes(Some((request.root, (fold != facts.fold).then_some(fold))));
+        let folder = RunFolder::open(request.root, fold)?;
+        interrupt::resumes(Some((request.root, (fold != of_run).then(|| fold.to_string()))));
         Ok(Self {
             facts,
             config,
@@ -129,6 +136,14 @@ impl Run {
             fingerprint: None,
             folder: Some(folder),
         })
+    }
+
+    /// Fold of the search whose architecture is trained: the run's own where all cases are trained on.
+    pub(crate) fn search_fold(&self) -> usize {
+        match self.fold {
+            Fold::Number(number) => number,
+            Fold::All => self.facts.fold,
+        }
     }
 
     /// Loss of searches and trainings: Dice over the batch or per sample, as the plan says, and cross-entropy.
@@ -153,6 +168,22 @@ impl Run {
         ])
     }
 
+    /// Takes the run that another process has created since this one was opened, if it is the same but for the fold.
+    fn join(&mut self) -> Result<()> {
+        let (facts, config) = run_config::load(&config_path(&self.root))?;
+        let plan = Plan::load(&self.root.join("plan.json"))?;
+        let splits = Splits::load(&self.root.join("splits.json"))?;
+        let same = RunFacts { fold: facts.fold, processor: facts.processor.clone(), ..self.facts.clone() } == facts;
+        if !same || config.difference(&self.config, |_| true).is_some() || plan != self.plan || splits != self.splits {
+            bad_input!("{} has become another run meanwhile: choose another --run", self.root.display());
+        }
+        self.folder = Some(RunFolder::open(&self.root, self.fold)?);
+        let fold = self.fold.to_string();
+        interrupt::resumes(Some((&self.root, (self.fold != Fold::Number(facts.fold)).then_some(fold))));
+        self.facts = facts;
+        Ok(())
+    }
+
     /// The folder on disk, if the run was there before.
     pub(crate) fn existing_folder(&self) -> Option<&RunFolder> {
         self.folder.as_ref()
@@ -161,9 +192,12 @@ impl Run {
     /// The folder on disk, created with its first files on the first call.
     ///
     /// # Errors
-    /// The disk is full or read-only, or another process was faster.
+    /// The disk is full or read-only, or another process has made another run there.
     pub(crate) fn folder(&mut self) -> Result<&RunFolder> {
-        if self.folder.is_none() {
+        if self.folder.is_none() && RunFolder::exists(&self.root) {
+            // Another fold of the same run was faster.
+            self.join()?;
+        } else if self.folder.is_none() {
             let plan = serde_json::to_string_pretty(&self.plan)?;
             let splits = serde_json::to_string_pretty(&self.splits)?;
             let config = run_config::render(&self.facts, &self.config)?;
@@ -174,8 +208,14 @@ impl Run {
                 ("splits.json", &splits),
                 ("config.toml", &config),
             ];
-            self.folder = Some(RunFolder::create(&self.root, &files)?);
-            interrupt::resumes(Some((&self.root, None)));
+            match RunFolder::create(&self.root, &files, self.fold) {
+                Ok(folder) => {
+                    self.folder = Some(folder);
+                    interrupt::resumes(Some((&self.root, None)));
+                }
+                Err(_) if RunFolder::exists(&self.root) => self.join()?,
+                Err(error) => return Err(error),
+            }
         }
         Ok(self.folder.as_ref().expect("it was just created"))
     }

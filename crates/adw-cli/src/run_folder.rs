@@ -1,6 +1,7 @@
 //! Run on disk: the places of its files, its creation and its lock.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -10,12 +11,16 @@ use std::{
 use adw_files::{Lock, NewFolder, lock_with_timeout, write_bytes};
 use anyhow::{Context, Result};
 
-use crate::failure::{bad_input, program};
+use crate::{
+    failure::{bad_input, program},
+    fold::Fold,
+};
 
 /// The system releases the lock of a killed process a moment later.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Folder of a run, locked by this process until it is dropped.
+/// Folder of a run, of which this process has locked a fold until it is dropped: several processes can work on a run, each on
+/// its own fold.
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     root: PathBuf,
@@ -33,7 +38,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// `root` exists and is not empty; the disk is full or read-only.
-    pub(crate) fn create(root: &Path, files: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) fn create(root: &Path, files: &[(&str, &str)], fold: Fold) -> Result<Self> {
         check_new(root)?;
         if root.exists() {
             // Possibly a mount point or the current folder, which cannot be renamed over.
@@ -50,14 +55,14 @@ impl RunFolder {
             write_files(folder.path(), files)?;
             folder.commit().with_context(|| format!("cannot create {}", root.display()))?;
         }
-        Self::open(root)
+        Self::open(root, fold)
     }
 
-    /// Opens a run for work.
+    /// Opens a run for work on a fold.
     ///
     /// # Errors
-    /// It is no run, another process works on it, or it cannot be written to.
-    pub(crate) fn open(root: &Path) -> Result<Self> {
+    /// It is no run, another process works on that fold, or it cannot be written to.
+    pub(crate) fn open(root: &Path, fold: Fold) -> Result<Self> {
         if !Self::exists(root) {
             bad_input!(
                 "{} is not a run (it has no config.toml): start one with `{} search`",
@@ -65,21 +70,25 @@ impl RunFolder {
                 program()
             );
         }
-        match lock_with_timeout(&lock_path(root), LOCK_TIMEOUT) {
+        match lock_with_timeout(&lock_path(root, fold), LOCK_TIMEOUT) {
             Ok(lock) => Ok(Self { root: root.to_owned(), _lock: lock }),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                bad_input!("{} is in use by another process", root.display())
+                bad_input!("fold {fold} of {} is in use by another process", root.display())
             }
             Err(error) => Err(error).with_context(|| format!("cannot lock the run {}", root.display())),
         }
     }
 
-    /// Returns true if a process works on the run in `root`.
-    pub(crate) fn is_held(root: &Path) -> bool {
-        let lock = lock_path(root);
-        lock.is_file()
-            && lock_with_timeout(&lock, Duration::from_secs(2))
-                .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    /// Returns true if a process works on a fold of the run in `root`.
+    pub(crate) fn is_held(root: &Path, fold: Fold) -> bool {
+        is_locked(&lock_path(root, fold))
+    }
+
+    /// Returns true if a process works on any fold of the run in `root`.
+    pub(crate) fn is_in_use(root: &Path) -> bool {
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        let is_lock = |name: &OsStr| name.to_string_lossy().starts_with(LOCK_PREFIX);
+        entries.into_iter().any(|entry| is_lock(&entry.file_name()) && is_locked(&entry.path()))
     }
 
     /// Folder of prepared cases that do not fit into memory.
@@ -93,14 +102,27 @@ impl RunFolder {
     }
 
     /// Folder of a training, `retrain/fold_<k>` or `retrain/<name>/fold_<k>`.
-    pub(crate) fn retrain(&self, name: Option<&str>, fold: usize) -> PathBuf {
-        let folder = self.root.join("retrain");
-        name.map_or(folder.clone(), |name| folder.join(name)).join(format!("fold_{fold}"))
+    pub(crate) fn retrain(&self, name: Option<&str>, fold: Fold) -> PathBuf {
+        trainings_path(&self.root, name).join(format!("fold_{fold}"))
     }
 }
 
-fn lock_path(root: &Path) -> PathBuf {
-    root.join(".lock")
+/// Folder with the trainings of all folds, `retrain` or `retrain/<name>`.
+pub(crate) fn trainings_path(root: &Path, name: Option<&str>) -> PathBuf {
+    let folder = root.join("retrain");
+    name.map_or(folder.clone(), |name| folder.join(name))
+}
+
+fn lock_path(root: &Path, fold: Fold) -> PathBuf {
+    root.join(format!("{LOCK_PREFIX}{fold}"))
+}
+
+/// Name of a fold's lock, before the fold.
+const LOCK_PREFIX: &str = ".lock_fold_";
+
+fn is_locked(lock: &Path) -> bool {
+    lock.is_file()
+        && lock_with_timeout(lock, Duration::from_secs(2)).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Path of `config.toml` of the run in `root`.
@@ -190,28 +212,36 @@ pub(crate) fn new_folder(target: &Path) -> Result<NewFolder> {
 mod tests {
     use super::*;
 
+    const FOLD: Fold = Fold::Number(2);
+
     #[test]
-    fn a_run_is_created_whole_and_held_by_one_process_at_a_time() {
+    fn a_run_is_created_whole_and_a_fold_of_it_is_held_by_one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
-        assert!(RunFolder::open(&root).unwrap_err().to_string().contains("is not a run"));
-        let run = RunFolder::create(&root, &[("config.toml", "seed = 1"), ("plan.json", "{}")]).unwrap();
+        assert!(RunFolder::open(&root, FOLD).unwrap_err().to_string().contains("is not a run"));
+        let run = RunFolder::create(&root, &[("config.toml", "seed = 1"), ("plan.json", "{}")], FOLD).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
-        assert!(RunFolder::open(&root).unwrap_err().to_string().contains("in use"));
-        assert!(run.retrain(Some("plain"), 2).ends_with("a/b/retrain/plain/fold_2"));
+        assert!(RunFolder::open(&root, FOLD).unwrap_err().to_string().contains("in use"));
+        assert!(
+            RunFolder::is_in_use(&root)
+                && RunFolder::is_held(&root, FOLD)
+                && !RunFolder::is_held(&root, Fold::Number(3))
+        );
+        drop(RunFolder::open(&root, Fold::Number(3)).unwrap());
+        assert!(run.retrain(Some("plain"), FOLD).ends_with("a/b/retrain/plain/fold_2"));
         drop(run);
-        RunFolder::open(&root).unwrap();
+        RunFolder::open(&root, FOLD).unwrap();
         let empty = dir.path().join("empty");
         fs::create_dir(&empty).unwrap();
-        RunFolder::create(&empty, &[("plan.json", "{}"), ("config.toml", "seed = 1")]).unwrap();
-        assert!(RunFolder::create(&root, &[]).unwrap_err().to_string().contains("is not a run"));
+        RunFolder::create(&empty, &[("plan.json", "{}"), ("config.toml", "seed = 1")], FOLD).unwrap();
+        assert!(RunFolder::create(&root, &[], FOLD).unwrap_err().to_string().contains("is not a run"));
     }
 
     #[test]
     fn a_failed_creation_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("run");
-        assert!(RunFolder::create(&root, &[("no/such/folder", "")]).is_err());
+        assert!(RunFolder::create(&root, &[("no/such/folder", "")], FOLD).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     failure::{bad_input, program},
+    fold::Fold,
     report::progress::note,
     run_folder::RunFolder,
 };
@@ -40,8 +41,6 @@ enum SearchState {
 struct RunSummary {
     path: PathBuf,
     started: SystemTime,
-    /// True if a process works on it.
-    is_held: bool,
     /// Fold and state of each of its searches, by fold.
     searches: Vec<(usize, SearchState)>,
 }
@@ -54,7 +53,7 @@ impl RunSummary {
 
     /// Returns true if the run has neither a search nor a training, finished or in progress.
     fn is_untouched(&self) -> bool {
-        self.searches.is_empty() && !self.is_held && !self.path.join("retrain").exists()
+        self.searches.is_empty() && !self.path.join("retrain").exists() && !RunFolder::is_in_use(&self.path)
     }
 }
 
@@ -151,21 +150,20 @@ fn newest_first(task_runs: &Path) -> Result<Vec<RunSummary>> {
         let Ok(started) = fs::metadata(path.join("config.toml")).and_then(|data| data.modified()) else {
             continue;
         };
-        let is_held = RunFolder::is_held(&path);
         let mut searches: Vec<_> = folders(&path.join("search"))?
             .iter()
             .filter_map(|fold| {
                 let number = fold.file_name()?.to_str()?.strip_prefix("fold_")?.parse().ok()?;
                 let state = match fold.join("architecture.json").is_file() {
                     true => SearchState::Finished,
-                    false if is_held => SearchState::Running,
+                    false if RunFolder::is_held(&path, Fold::Number(number)) => SearchState::Running,
                     false => SearchState::Interrupted,
                 };
                 Some((number, state))
             })
             .collect();
         searches.sort_by_key(|(fold, _)| *fold);
-        runs.push(RunSummary { path, started, is_held, searches });
+        runs.push(RunSummary { path, started, searches });
     }
     runs.sort_by(|a, b| (b.started, &b.path).cmp(&(a.started, &a.path)));
     Ok(runs)
@@ -229,7 +227,7 @@ mod tests {
         assert_eq!(runs[0].find(Some(0), SearchState::Interrupted), None);
         assert_eq!(runs[1].find(Some(0), SearchState::Finished), Some(0));
 
-        let lock = File::create(new.join(".lock")).unwrap();
+        let lock = File::create(new.join(".lock_fold_2")).unwrap();
         lock.lock().unwrap();
         assert_eq!(newest_first(dir.path()).unwrap()[0].find(None, SearchState::Running), Some(2));
         drop(lock);

@@ -1,12 +1,12 @@
 //! Splits of a dataset (`splits.json`): five folds, and the halves A and B of each fold's training cases.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 use msd_data::{Dataset, five_folds, halves};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::bad_input;
+use crate::{failure::bad_input, fold::Fold};
 
 /// Folds of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,15 +70,19 @@ impl Splits {
         splits.flat_map(|split| split.train.iter().chain(&split.validation))
     }
 
-    /// Returns fold `fold`.
+    /// Returns the cases of a fold; of all folds, every case to train on and none to validate on.
     ///
     /// # Errors
     /// There is no such fold.
-    pub(crate) fn fold(&self, fold: usize) -> Result<&Split> {
-        let Some(split) = self.folds.get(fold) else {
+    pub(crate) fn fold(&self, fold: Fold) -> Result<Split> {
+        let Fold::Number(number) = fold else {
+            let train = self.ids().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+            return Ok(Split { train, validation: vec![], train_a: vec![], train_b: vec![] });
+        };
+        let Some(split) = self.folds.get(number) else {
             bad_input!("--fold {fold}: there are folds 0 to {}", self.folds.len().saturating_sub(1));
         };
-        Ok(split)
+        Ok(split.clone())
     }
 }
 
@@ -104,7 +108,10 @@ mod tests {
             fs::write(&path, serde_json::to_string(&splits).unwrap()).unwrap();
             Splits::load(&path)
         };
-        assert!(load(honest.clone()).unwrap().fold(1).unwrap_err().to_string().contains("folds 0 to 0"));
+        let splits = load(honest.clone()).unwrap();
+        assert!(splits.fold(Fold::Number(1)).unwrap_err().to_string().contains("folds 0 to 0"));
+        let all = splits.fold(Fold::All).unwrap();
+        assert_eq!((all.train, all.validation), (strings(&["a", "b", "c", "d"]), vec![]));
         let message = |split| load(split).unwrap_err().to_string();
         assert!(message(Split { validation: strings(&["b"]), ..honest.clone() }).contains("trains and validates on b"));
         assert!(message(Split { train_b: strings(&["a"]), ..honest.clone() }).contains("a in A and in B"));

@@ -215,7 +215,7 @@ mod tests {
         let task = locate("Hippocampus", Some(root.path())).unwrap();
         assert!(matches!(&task.origin, Origin::Download { manifest, root: into }
             if manifest.task == "hippocampus" && into == root.path()));
-        let offline = FetchArgs { offline: true, mirror: None };
+        let offline = FetchArgs { offline: true, ..FetchArgs::default() };
         let error = task.provide(&offline).unwrap_err();
         assert_eq!(crate::failure::exit_code(&error), 2);
         let missing = dataset_folder(&args("hippocampus", Some(root.path()))).unwrap_err().to_string();

@@ -13,7 +13,15 @@ const POLL: Duration = Duration::from_millis(20);
 /// A lock, held until it is dropped. The system releases it however the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// Handle that holds the lock, for work on the locked file: some file systems release a lock when any other handle of the
+    /// same process is closed.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 /// Locks `path` for one process: an existing folder (on Unix), or a file, created empty if absent.
@@ -39,7 +47,7 @@ pub fn lock_with_timeout(path: &Path, timeout: Duration) -> io::Result<Lock> {
     let start = Instant::now();
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Lock { _file: file }),
+            Ok(()) => return Ok(Lock { file }),
             Err(TryLockError::WouldBlock) if start.elapsed() < timeout => std::thread::sleep(POLL),
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, "is in use by another process"));

@@ -1,11 +1,13 @@
 //! Shapes, voxel sizes and foreground intensities of a dataset.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::{Error, Result};
+use crate::json_file;
 use crate::memory::Memory;
 use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
@@ -101,6 +103,32 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
         median_relative_size_after_cropping: percentile(&mut relative, 50.0),
         cases: cases.into_iter().map(|case| case.own).collect(),
     })
+}
+
+impl Fingerprint {
+    /// Reads the fingerprint of `dataset` from a file that [`Self::save`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`]; [`Error::Invalid`] for another number of cases or channels.
+    pub fn load(path: &Path, dataset: &Dataset) -> Result<Self> {
+        let found: Self = json_file::load(path)?;
+        let of_file = (found.spacings.len(), found.intensity.len());
+        let expected = (dataset.training.len(), dataset.modalities.len());
+        if of_file != expected || found.shapes_after_crop.len() != expected.0 {
+            let root = dataset.root.display();
+            let problem = format!("is of {of_file:?} cases and channels, {root} has {expected:?}; remove it");
+            return Err(Error::Invalid(format!("{}: {problem}", path.display())));
+        }
+        Ok(found)
+    }
+
+    /// Writes the fingerprint as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        json_file::save(path, self)
+    }
 }
 
 /// Facts about a case; triples are z, y, x in the orientation of most cases.

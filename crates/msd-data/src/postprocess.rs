@@ -74,7 +74,19 @@ impl Postprocessing {
                 files.push((prediction, reference));
             }
         }
-        let files = Files { pairs: files, positions, memory };
+        Self::find_in(files, positions, memory)
+    }
+
+    /// Does the work of [`Self::find`] for pairs of a prediction and its reference.
+    ///
+    /// # Errors
+    /// Those of [`crate::evaluate_pairs`].
+    pub fn find_in(
+        pairs: Vec<(PathBuf, PathBuf)>,
+        positions: Positions,
+        memory: Memory,
+    ) -> Result<FoundPostprocessing> {
+        let files = Files { pairs, positions, memory };
         let labels: Vec<u16> = labels_of(&files)?.into_iter().collect();
         let mut found = Self::default();
         let before = found.mean_dice(&files, &labels)?;

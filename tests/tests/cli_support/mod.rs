@@ -58,6 +58,13 @@ impl Outcome {
         self
     }
 
+    /// Exit code 2 and a last line on stderr that starts with `error: ` and holds each of `parts`, after lines about progress.
+    #[track_caller]
+    pub fn assert_bad_input_last(mut self, parts: &[&str]) {
+        self.stderr = self.stderr.lines().next_back().unwrap_or_default().to_owned();
+        self.assert_bad_input(parts);
+    }
+
     /// Exit code 2 and one line on stderr that starts with `error: ` and holds each of `parts`.
     #[track_caller]
     pub fn assert_bad_input(&self, parts: &[&str]) {

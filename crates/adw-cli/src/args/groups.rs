@@ -25,6 +25,9 @@ pub(crate) struct FetchArgs {
     /// Fail instead of downloading a missing dataset
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Fingerprint of the dataset, computed by another process
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub(crate) fingerprint: Option<PathBuf>,
 }
 
 /// Configuration: a preset and changes to it.

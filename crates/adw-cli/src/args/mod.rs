@@ -1,19 +1,25 @@
 //! Command line as typed: one struct per command, made of groups of options that several commands share.
 
 mod bench;
+mod crossval;
 mod data;
 mod exchange;
 mod groups;
 mod models;
 mod runs;
+mod sweep;
 
 pub(crate) use bench::{BenchArgs, BenchStepArgs, Pass, Subject};
 use clap::{Parser, Subcommand};
+pub(crate) use crossval::{CrossvalArgs, SearchPer};
 pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, SearchArgs};
+pub(crate) use sweep::{
+    BatchSystemArgs, Stage, SweepAction, SweepArgs, SweepFileArgs, SweepRunArgs, SweepSubmitArgs, SweepWorkArgs,
+};
 
 /// Find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
 #[derive(Parser, Debug)]
@@ -50,6 +56,10 @@ pub(crate) enum Command {
     Retrain(RetrainArgs),
     /// Score architectures with the shared weights of a search, without training them
     Rank(RankArgs),
+    /// Search, train and score all folds, and decide the postprocessing on all cases
+    Crossval(CrossvalArgs),
+    /// Study datasets, folds, seeds and arms, on this machine or a cluster
+    Sweep(SweepArgs),
     /// Segment images with trained models
     Predict(PredictArgs),
     /// Segment a dataset's test images and name the label maps as the decathlon's server expects

@@ -9,8 +9,9 @@ use super::groups::{DatasetArgs, DeviceArgs, MemoryArgs, ProcessArgs};
 /// Trained models and how they are applied.
 #[derive(Args, Debug)]
 pub(crate) struct ModelArgs {
-    /// Trained models; the logits of several are averaged
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    /// Trained models, or the folder of a run: the models of its folds, with its postprocessing; the logits of several are
+    /// averaged
+    #[arg(long, value_name = "FILE|RUN", required = true, num_args = 1..)]
     pub(crate) model: Vec<PathBuf>,
     /// Average over all mirrorings of each patch along the axes that training mirrored: up to eight times the work,
     /// slightly better; `--mirror=false` turns it off [default: as the model was scored after its training]
@@ -22,8 +23,8 @@ pub(crate) struct ModelArgs {
     /// Multiply in bfloat16, on CUDA devices and on processors with a matrix unit (Intel AMX), whatever the training did
     #[arg(long)]
     pub(crate) bf16: bool,
-    /// Apply the steps that `adw postprocess` found
-    #[arg(long, value_name = "FILE")]
+    /// Apply the steps that `adw postprocess` found, or `none` [default: those of the run that `--model` names]
+    #[arg(long, value_name = "FILE|none")]
     pub(crate) postprocessing: Option<PathBuf>,
     /// Keep the label maps that an interrupted call has written
     #[arg(long)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
+use crate::fold::Fold;
 
 /// `adw search`
 #[derive(Args, Debug)]
@@ -44,9 +45,9 @@ pub(crate) struct RetrainArgs {
     pub(crate) run: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-    /// Cross-validation fold [default: that of the run's search]
-    #[arg(long, value_name = "K")]
-    pub(crate) fold: Option<usize>,
+    /// Cross-validation fold, or `all` to train on every case [default: that of the run's search]
+    #[arg(long, value_name = "K|all")]
+    pub(crate) fold: Option<Fold>,
     #[command(flatten)]
     pub(crate) architecture: ArchitectureArgs,
     /// Keep the result in `retrain/NAME/fold_K` rather than `retrain/fold_K`: for several trainings of one run

@@ -13,7 +13,7 @@ use crate::{
 
 pub(crate) fn run(args: &DownloadArgs) -> Result<()> {
     let root = data_root(args.data.as_deref())?;
-    let fetch = FetchArgs { mirror: args.mirror.clone(), offline: false };
+    let fetch = FetchArgs { mirror: args.mirror.clone(), ..FetchArgs::default() };
     for task in named_tasks(&args.tasks)? {
         let dataset = DatasetArgs { task: Some(task.clone()), data: Some(root.clone()) };
         let Some(located) = Task::locate(&dataset)? else { continue };

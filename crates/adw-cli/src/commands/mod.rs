@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod check;
+pub(crate) mod crossval;
 pub(crate) mod download;
 pub(crate) mod evaluate;
 pub(crate) mod export;
@@ -15,3 +16,4 @@ pub(crate) mod report;
 pub(crate) mod retrain;
 pub(crate) mod search;
 pub(crate) mod submit;
+pub(crate) mod sweep;

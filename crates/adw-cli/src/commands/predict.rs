@@ -21,6 +21,7 @@ use serde_json::json;
 use crate::{
     args::{Convolutions, ModelArgs, PredictArgs},
     device,
+    ensemble::Ensemble,
     failure::bad_input,
     interrupt, memory,
     model::{self, Models},
@@ -61,17 +62,19 @@ impl Image {
 pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
     let precision = device::precision(args.bf16, &device)?;
-    let models = model::load(&args.model, precision, &device)?;
+    let ensemble = Ensemble::find(&args.model)?;
+    let models = model::load(&ensemble.models, precision, &device)?;
     let (images, output) = inputs(&models)?;
     let window = models.window(args.step, args.mirror)?;
-    let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load);
+    let steps = args.postprocessing.as_deref().or(ensemble.postprocessing.as_deref());
+    let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(Postprocessing::load);
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
     if images.iter().any(|image| is_same(parent_of(&image.files[0]), &output)) {
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
     let positions = run_config::positions(args.ignore_positions);
-    let provenance = provenance(args, &window, &postprocessing, &device)?;
+    let provenance = provenance(args, &ensemble.models, &window, &postprocessing, &device)?;
     let limit = memory::limit(args.memory);
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
@@ -216,6 +219,7 @@ fn check_target(target: &Path) -> Result<()> {
 /// Digest of what the label maps depend on beside the images.
 fn provenance(
     args: &ModelArgs,
+    models: &[PathBuf],
     window: &SlidingWindow,
     postprocessing: &Postprocessing,
     device: &Device,
@@ -229,7 +233,7 @@ fn provenance(
         "postprocessing": postprocessing,
         "cuda": device.is_cuda().then_some(args.device.convolutions == Convolutions::Cudnn),
     });
-    Provenance::new(&args.model, &settings.to_string())
+    Provenance::new(models, &settings.to_string())
 }
 
 fn prepare(image: &Image, plan: &Plan, positions: Positions) -> Result<(PreparedCase, Geometry)> {

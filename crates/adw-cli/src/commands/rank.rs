@@ -14,6 +14,7 @@ use crate::{
     cases::Cases,
     device,
     failure::bad_input,
+    fold::Fold,
     memory,
     report::{
         progress::{emit, say},
@@ -27,9 +28,10 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
     let config = ConfigArgs { preset: None, set: vec![], seed: None };
     let limit = memory::limit(args.memory);
-    let request = RunRequest { root: &args.run, data: None, config: &config, fold: args.fold, memory: limit };
+    let fold = args.fold.map(Fold::Number);
+    let request = RunRequest { root: &args.run, data: None, config: &config, fold, fingerprint: None, memory: limit };
     let mut run = Run::open(&request, &device::name(&device), |_| false)?;
-    let fold = run.fold;
+    let fold = run.search_fold();
     let directory = run.folder()?.search(fold);
     let found = architecture_in(&directory);
     if !found.is_file() {
@@ -49,7 +51,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
         &device,
     );
     let left = memory::check(need, run.plan.patch_size, batch_size, args.memory, &device)?;
-    let half = run.splits.fold(run.fold)?.train_b.clone();
+    let half = run.splits.fold(run.fold)?.train_b;
     let mut cases = Cases::new(&mut run, &half, left)?;
     let parts = vec![(Part::TrainBPlain, cases.prepare(&run, &half)?)];
     let sampling =

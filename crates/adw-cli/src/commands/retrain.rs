@@ -14,11 +14,13 @@ use crate::{
     args::RetrainArgs,
     cases::Cases,
     device,
+    ensemble::MODEL,
     failure::bad_input,
+    fold::Fold,
     interrupt, memory, model,
     report::{
         drawing, html, metrics,
-        progress::{Progress, emit, say},
+        progress::{Progress, emit, note, say},
         training,
     },
     run::{Run, RunRequest},
@@ -32,6 +34,23 @@ use crate::{
 
 pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
+    let (mut run, architecture) = open(args, &device)?;
+    check_precision("predict", run.config.settings.predict.precision, &device)?;
+    let training = Training { args, architecture, device };
+    let model_file = training.train(&mut run)?;
+    training.score(&mut run, &model_file)
+}
+
+/// Checks that the training of the command line is the one that was started before, if there is one.
+///
+/// # Errors
+/// It has other settings or another architecture, or another process works on it.
+pub(crate) fn check_same(args: &RetrainArgs, device: &Device) -> Result<()> {
+    open(args, device).map(drop)
+}
+
+/// Opens or prepares the run, with the settings and the architecture of the training.
+fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
     if let Some(name) = &args.name
         && (name.is_empty() || name.starts_with('.') || name.starts_with("fold_") || name.contains(['/', '\\']))
     {
@@ -42,16 +61,18 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         root: &choice.root,
         data: data.as_deref(),
         config: &args.config,
-        fold: choice.fold,
+        fold: args.fold.filter(|fold| *fold == Fold::All).or(choice.fold.map(Fold::Number)),
+        fingerprint: args.fetch.fingerprint.as_deref(),
         memory: memory::limit(args.memory),
     };
-    let mut run = Run::open(&request, &device::name(&device), may_change)?;
+    let mut run = Run::open(&request, &device::name(device), may_change)?;
     let fold = run.fold;
     let earlier = run.existing_folder().map(|folder| folder.retrain(args.name.as_deref(), fold));
     let earlier = earlier.filter(|directory| directory.exists());
     if let Some(directory) = &earlier {
         if !args.resume {
-            let finished = directory.join("metrics.json").is_file();
+            let result = if fold == Fold::All { model_in(directory) } else { directory.join("metrics.json") };
+            let finished = result.is_file();
             let (state, advice) = if finished {
                 ("is finished", "give another --name to train again")
             } else {
@@ -61,35 +82,32 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
         }
         keep_settings(&mut run, directory, args)?;
     }
-    check_precision("predict", run.config.settings.predict.precision, &device)?;
     let architecture = architecture_choice::choose(&args.architecture, &run, earlier.as_deref())?;
-    let training = Training { args, architecture, device };
-    let model_file = training.train(&mut run)?;
-    training.score(&mut run, &model_file)
+    Ok((run, architecture))
 }
 
 /// Run of the training, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
 fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     let named = Task::locate(&args.dataset)?;
     let provide = |task: &Task| task.provide(&args.fetch).map(ToOwned::to_owned);
+    let fold = args.fold.and_then(|fold| if let Fold::Number(number) = fold { Some(number) } else { None });
     if let Some(root) = &args.run {
         if !RunFolder::exists(root) {
             check_new(root)?;
         }
         let data = named.as_ref().map(provide).transpose()?;
-        return Ok((RunChoice { root: root.clone(), fold: args.fold, resume: false }, data));
+        return Ok((RunChoice { root: root.clone(), fold, resume: false }, data));
     }
     let task = named.map_or_else(Task::phantom, Ok)?;
     let preset = args.config.preset.as_deref();
-    let choice =
-        choose_for_retrain(&task.name, &task_runs(&task.name), args.fold, preset, args.architecture.is_given())?;
+    let choice = choose_for_retrain(&task.name, &task_runs(&task.name), fold, preset, args.architecture.is_given())?;
     // The run has the folder of its dataset; one on the command line is for a dataset that moved.
     let data = if task.has_place || !RunFolder::exists(&choice.root) { Some(provide(&task)?) } else { None };
     Ok((choice, data))
 }
 
 /// Returns true for the settings that a training may change: those of training, prediction and augmentation.
-fn may_change(key: &str) -> bool {
+pub(crate) fn may_change(key: &str) -> bool {
     ["retrain.", "predict.", "data.augmentation."].iter().any(|section| key.starts_with(section)) || key == "seed"
 }
 
@@ -127,7 +145,7 @@ impl Training<'_> {
     /// Trains unless the model exists, and returns the path of the model.
     fn train(&self, run: &mut Run) -> Result<PathBuf> {
         let mut settings = run.config.settings.clone();
-        let split = run.splits.fold(run.fold)?.clone();
+        let split = run.splits.fold(run.fold)?;
         if let Some(folder) = run.existing_folder() {
             let path = model_in(&folder.retrain(self.args.name.as_deref(), run.fold));
             if path.is_file() {
@@ -144,10 +162,12 @@ impl Training<'_> {
         let left = memory::check(need, patch, batch_size, self.args.memory, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
         let mut cases = Cases::new(run, &all, left)?;
-        let parts = vec![
-            (Part::Train, cases.prepare(run, &split.train)?),
-            (Part::Validation, cases.prepare(run, &split.validation)?),
-        ];
+        let mut parts = vec![(Part::Train, cases.prepare(run, &split.train)?)];
+        if split.validation.is_empty() {
+            settings.retrain.validation_batches = 0;
+        } else {
+            parts.push((Part::Validation, cases.prepare(run, &split.validation)?));
+        }
         let sampling =
             Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
         let mut source = PatchSource::new(parts, sampling, &self.device)?;
@@ -186,7 +206,7 @@ impl Training<'_> {
     /// that the search has shared among its networks.
     fn network(&self, run: &Run) -> Result<Unet> {
         let settings = &run.config.settings;
-        let search = run.existing_folder().map(|folder| folder.search(run.fold));
+        let search = run.existing_folder().map(|folder| folder.search(run.search_fold()));
         // By the architecture, not by the command line: a resumed training names none.
         let found = search.map(|search| (architecture_in(&search), search)).filter(|(file, _)| file.is_file());
         if let Some((file, search)) = found
@@ -208,7 +228,7 @@ impl Training<'_> {
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
-        let facts = run.facts.on_this_machine(run.fold, &self.device);
+        let facts = run.facts.on_this_machine(run.search_fold(), &self.device);
         let config = run_config::render(&facts, &run.config)?;
         let path = config_path(directory);
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
@@ -217,12 +237,16 @@ impl Training<'_> {
     /// Segments the validation cases like new images, one file each, and scores the files.
     fn score(&self, run: &mut Run, model_file: &Path) -> Result<()> {
         let directory = self.directory(run)?;
+        if run.fold == Fold::All {
+            note(&format!("trained on all cases, none is left to score: {}", model_file.display()));
+            return Ok(());
+        }
         let predict = &run.config.settings.predict;
         let files = [model_file.to_owned()];
         let loaded = model::load(&files, predict.precision, &self.device)?;
         let window = SlidingWindow { windows_per_forward: predict.windows_per_forward, ..loaded.window(None, None)? };
         let segmenter = Segmenter { models: &loaded.networks, window };
-        let ids = run.splits.fold(run.fold)?.validation.clone();
+        let ids = run.splits.fold(run.fold)?.validation;
         let validation = directory.join("validation");
         adw_files::create_folders(&validation).with_context(|| format!("cannot create {}", validation.display()))?;
         let progress = Progress::new("validation", 0, ids.len() as u64, self.args.process.json);
@@ -244,7 +268,7 @@ impl Training<'_> {
     }
 
     fn evaluate(&self, run: &Run, directory: &Path) -> Result<()> {
-        let ids = &run.splits.fold(run.fold)?.validation;
+        let ids = run.splits.fold(run.fold)?.validation;
         if ids.is_empty() {
             bad_input!("fold {} has no validation case", run.fold);
         }
@@ -255,7 +279,11 @@ impl Training<'_> {
         };
         let pairs = ids.iter().map(pair).collect::<Result<Vec<_>>>()?;
         let labels = run.plan.labels.iter().map(|label| label.value).filter(|&value| value > 0).collect();
-        let options = EvaluationOptions { labels: Some(labels), ..EvaluationOptions::default() };
+        let options = EvaluationOptions {
+            labels: Some(labels),
+            positions: run.dataset.positions,
+            ..EvaluationOptions::default()
+        };
         let report = evaluate_pairs(&pairs, &options)?;
         let file = directory.join("metrics.json");
         report.save(&file)?;
@@ -276,5 +304,5 @@ impl Training<'_> {
 }
 
 fn model_in(directory: &Path) -> PathBuf {
-    directory.join("model.safetensors")
+    directory.join(MODEL)
 }

@@ -14,6 +14,7 @@ use crate::{
     cases::Cases,
     device,
     failure::bad_input,
+    fold::Fold,
     interrupt, memory,
     report::{
         self,
@@ -35,12 +36,13 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
         root: &choice.root,
         data: data.as_deref(),
         config: &args.config,
-        fold: choice.fold,
+        fold: choice.fold.map(Fold::Number),
+        fingerprint: args.fetch.fingerprint.as_deref(),
         memory: memory::limit(args.memory),
     };
     let mut run = Run::open(&request, &device::name(&device), |_| false)?;
     if let Some(folder) = run.existing_folder() {
-        let directory = folder.search(run.fold);
+        let directory = folder.search(run.search_fold());
         let result = architecture_in(&directory);
         match (result.is_file(), directory.exists(), choice.resume) {
             (true, _, true) => {
@@ -92,12 +94,12 @@ fn phantom() -> Result<Task> {
 
 /// Searches from the start or from the last checkpoint, and writes the architecture.
 fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
-    let (fold, mut settings) = (run.fold, run.config.settings.clone());
+    let (fold, mut settings) = (run.search_fold(), run.config.settings.clone());
     check_precision("search", settings.search.precision, device)?;
     let network = search_space(&run.plan, &settings.network);
     network.check()?;
     let patch = run.plan.patch_size;
-    let split = run.splits.fold(fold)?.clone();
+    let split = run.splits.fold(run.fold)?;
     let largest = network.largest()?;
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);

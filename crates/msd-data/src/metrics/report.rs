@@ -128,6 +128,43 @@ impl Report {
     pub fn save(&self, path: &Path) -> Result<()> {
         json_file::save(path, self)
     }
+
+    /// Reads a report that [`Self::save`] wrote. Infinite distances become NaN; their number stays in the means.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Json`].
+    pub fn load(path: &Path) -> Result<Self> {
+        json_file::load(path)
+    }
+
+    /// Joins the reports of disjoint sets of cases, such as the folds of a cross-validation, into that of all cases. The
+    /// reports must be of the same labels and tolerance.
+    ///
+    /// # Errors
+    /// [`Error::Evaluation`] if they are not, or if there is none.
+    pub fn pooled(reports: &[Self]) -> Result<Self> {
+        let wrong = |problem: &str| Error::Evaluation { folder: "reports".to_owned(), problem: problem.to_owned() };
+        let first = reports.first().ok_or_else(|| wrong("there is none to join"))?;
+        let same =
+            |other: &Self| other.nsd_tolerance_mm == first.nsd_tolerance_mm && other.mean.keys().eq(first.mean.keys());
+        if !reports.iter().all(same) {
+            return Err(wrong("are of different labels or tolerances"));
+        }
+        let metric_per_case: Vec<_> = reports.iter().flat_map(|report| report.metric_per_case.clone()).collect();
+        let over_cases = |label: &u16| {
+            let cases = metric_per_case.iter().filter_map(|case| case.metrics.get(label).copied());
+            let hd95_infinite = reports.iter().map(|report| report.mean[label].hd95_infinite).sum();
+            MeanMetrics { hd95_infinite, ..mean_over_cases(&cases) }
+        };
+        let mean: BTreeMap<_, _> = first.mean.keys().map(|label| (*label, over_cases(label))).collect();
+        Ok(Self {
+            foreground_mean: mean_over_labels(&mean),
+            mean,
+            metric_per_case,
+            nsd_tolerance_mm: first.nsd_tolerance_mm,
+            references_without_prediction: Vec::new(),
+        })
+    }
 }
 
 /// Compares every label map in `predictions` with the one of the same name in `references`, several at a time. A prediction

@@ -137,6 +137,34 @@ fn folders_are_evaluated_as_nnunet_does() {
 }
 
 #[test]
+fn folds_are_pooled_into_the_report_of_all_cases() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = |name: &str, prediction: &[u16], reference: &[u16]| {
+        write(dir.path(), "p", name, prediction);
+        write(dir.path(), "r", name, reference);
+        (dir.path().join("p").join(name), dir.path().join("r").join(name))
+    };
+    let pairs = [
+        pair("a.nii.gz", &[1, 1, 0, 2], &[1, 1, 1, 0]),
+        pair("b.nii.gz", &[1, 0], &[1, 0]),
+        pair("c.nii.gz", &[2, 0, 1], &[2, 2, 1]),
+    ];
+    let options = EvaluationOptions { labels: Some(vec![1, 2]), ..EvaluationOptions::default() };
+    let all = evaluate_pairs(&pairs, &options).unwrap();
+    let folds = [&pairs[..2], &pairs[2..]].map(|fold| evaluate_pairs(fold, &options).unwrap());
+    let text = |report: &Report| serde_json::to_string(report).unwrap();
+    assert_eq!(text(&Report::pooled(&folds).unwrap()), text(&all));
+    // Files do not tell infinite distances from absent ones, but count them.
+    let file = dir.path().join("metrics.json");
+    folds[0].save(&file).unwrap();
+    let from_file = [Report::load(&file).unwrap(), folds[1].clone()];
+    assert_eq!(text(&Report::pooled(&from_file).unwrap()), text(&all));
+    assert_eq!(all.mean[&2].hd95_infinite, 1);
+    let other = evaluate_pairs(&pairs[..1], &EvaluationOptions { labels: Some(vec![1]), ..options }).unwrap();
+    assert!(Report::pooled(&[folds[0].clone(), other]).is_err() && Report::pooled(&[]).is_err());
+}
+
+#[test]
 fn odd_folders_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let (p, r) = (dir.path().join("p"), dir.path().join("r"));

@@ -1,0 +1,286 @@
+//! `adw crossval`: search, train and score every fold, and judge all cases of all folds together.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use msd_data::{FoundPostprocessing, Postprocessing, Report, metrics::report::LabelMetrics};
+use serde::Serialize;
+
+use super::retrain;
+use crate::{
+    architecture_choice::architecture_in,
+    args::{Cli, Command, CrossvalArgs, SearchPer},
+    child::Arguments,
+    device,
+    ensemble::POSTPROCESSING,
+    failure::bad_input,
+    fold::Fold,
+    interrupt, memory,
+    report::{
+        metrics,
+        progress::{emit, note, say},
+    },
+    run::{Run, RunRequest},
+    run_config::{self, RunConfig},
+    run_folder::{RunFolder, check_new, config_path, trainings_path},
+    runs::task_runs,
+    splits::Splits,
+    statistics::{Sample, Spread, mean_over_labels},
+    task::Task,
+};
+
+pub(crate) fn run(args: &CrossvalArgs) -> Result<()> {
+    device::set_threads(&args.process)?;
+    let crossval = Crossval::new(args)?;
+    let mut folds = 0..;
+    let num_folds = loop {
+        let fold = folds.next().unwrap_or_default();
+        crossval.fold(fold)?;
+        let num_folds = Splits::load(&crossval.root.join("splits.json"))?.folds.len();
+        if fold + 1 >= num_folds {
+            break num_folds;
+        }
+    };
+    crossval.judge(num_folds)
+}
+
+/// Cross-validation in the folder of a run.
+struct Crossval<'a> {
+    args: &'a CrossvalArgs,
+    root: PathBuf,
+    /// Folder of the dataset, unless that is the run's.
+    data: Option<PathBuf>,
+    /// True if the command line's settings make the run.
+    is_new: bool,
+}
+
+impl<'a> Crossval<'a> {
+    /// Finds run and dataset and checks the settings, before work that takes hours.
+    fn new(args: &'a CrossvalArgs) -> Result<Self> {
+        let named = Task::locate(&args.dataset)?;
+        let root = match (&args.run, &named) {
+            (Some(root), _) => root.clone(),
+            (None, Some(task)) => task_runs(&task.name).join(format!("crossval-{}", preset_name(args))),
+            (None, None) => {
+                bad_input!("no dataset is named: give a TASK such as `hippocampus`, --data DIR or --run DIR")
+            }
+        };
+        let is_new = !RunFolder::exists(&root);
+        if is_new {
+            RunConfig::from_args(&args.config)?;
+            check_new(&root)?;
+        }
+        let data = named.map(|task| task.provide(&args.fetch).map(Path::to_owned)).transpose()?;
+        let crossval = Self { args, root, data, is_new };
+        if crossval.searches() && args.search == SearchPer::Once {
+            note(
+                "warning: the one search trains on fold 0's training cases, which are the other folds' validation cases: \
+                 their scores will be too good",
+            );
+        }
+        if !is_new {
+            crossval.check_settings(&crossval.open()?)?;
+        }
+        interrupt::resumes(Some((&crossval.root, None)));
+        Ok(crossval)
+    }
+
+    fn searches(&self) -> bool {
+        !self.args.architecture.is_given()
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.args.name.as_deref()
+    }
+
+    /// Opens the run with the settings of the command line.
+    fn open(&self) -> Result<Run> {
+        let request = RunRequest {
+            root: &self.root,
+            data: self.data.as_deref(),
+            config: &self.args.config,
+            fold: None,
+            fingerprint: None,
+            memory: memory::limit(self.args.memory),
+        };
+        Run::open(&request, "cpu", retrain::may_change)
+    }
+
+    /// Refuses trainings of earlier calls with other settings: no mean should be taken over both.
+    fn check_settings(&self, run: &Run) -> Result<()> {
+        for number in 0..run.splits.folds.len() {
+            let directory = trainings_path(&self.root, self.name()).join(format!("fold_{number}"));
+            let path = config_path(&directory);
+            if !path.is_file() {
+                continue;
+            }
+            let (_, stored) = run_config::load(&path)?;
+            if let Some((key, was, is)) = stored.difference(&run.config, |key| !key.starts_with("predict.")) {
+                bad_input!(
+                    "{} was started with {key} = {was}, not {is}: give --set {key}={was}, or another --name",
+                    directory.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches and trains a fold as far as that is not done.
+    fn fold(&self, number: usize) -> Result<()> {
+        let search_fold = if self.args.search == SearchPer::Once { 0 } else { number };
+        let found = architecture_in(&self.root.join(format!("search/fold_{search_fold}")));
+        if self.searches() && !found.is_file() {
+            note(&format!("fold {search_fold}: search"));
+            self.child(&self.command("search", search_fold, self.is_new))?;
+        }
+        let architecture = Some(found.as_path()).filter(|_| self.searches() && search_fold != number);
+        let arguments = self
+            .command("retrain", number, true)
+            .option("--name", self.name())
+            .architecture(&self.args.architecture)
+            .path("--architecture", architecture);
+        let directory = trainings_path(&self.root, self.name()).join(format!("fold_{number}"));
+        if !directory.join("metrics.json").is_file() {
+            note(&format!("fold {number}: training"));
+            return self.child(&arguments);
+        }
+        match Cli::try_parse_from(arguments.line()).map(|cli| cli.command) {
+            Ok(Command::Retrain(args)) => retrain::check_same(&args, &candle_core::Device::Cpu),
+            _ => unreachable!("the arguments are those of a training"),
+        }
+    }
+
+    /// Arguments of a search or training of a fold, which goes on if it was interrupted.
+    fn command(&self, command: &str, fold: usize, with_settings: bool) -> Arguments {
+        let args = self.args;
+        let arguments = Arguments::of(command)
+            .path("--run", Some(&self.root))
+            .path("--data", self.data.as_deref())
+            .option("--fold", Some(fold))
+            .flag("--resume")
+            .resources(&args.device, args.memory, &args.process);
+        if with_settings { arguments.config(&args.config) } else { arguments }
+    }
+
+    /// Runs a command in a process of its own: its memory is free again afterwards.
+    fn child(&self, arguments: &Arguments) -> Result<()> {
+        let status = interrupt::stopping_itself(|| {
+            if interrupt::signal().is_some() {
+                return Ok(None);
+            }
+            let child = interrupt::start_child(&mut arguments.command()?).context("cannot start a process")?;
+            interrupt::wait_for_child(child).context("cannot wait for a process").map(Some)
+        });
+        interrupt::end_if_interrupted();
+        match status?.map(|status| status.code()) {
+            Some(Some(0)) => Ok(()),
+            // The process has printed its error.
+            Some(Some(2)) => {
+                bad_input!("{} is not finished; give the same command again to go on", self.root.display())
+            }
+            other => anyhow::bail!("a process ended unexpectedly ({other:?}); give the same command again to go on"),
+        }
+    }
+
+    /// Scores all cases of all folds, and decides the postprocessing on them.
+    fn judge(&self, num_folds: usize) -> Result<()> {
+        let run = self.open()?;
+        let trainings = trainings_path(&self.root, self.name());
+        let folder = |number: usize| trainings.join(format!("fold_{number}"));
+        let reports = (0..num_folds).map(|number| Ok(Report::load(&folder(number).join("metrics.json"))?));
+        let reports = reports.collect::<Result<Vec<_>>>()?;
+        let report = Report::pooled(&reports)?;
+        let mut pairs = Vec::new();
+        for number in 0..num_folds {
+            for id in run.splits.fold(Fold::Number(number))?.validation {
+                let prediction = folder(number).join("validation").join(format!("{id}.nii.gz"));
+                pairs.push((prediction, run.dataset.training_case(&id)?.label.clone()));
+            }
+        }
+        let limit = memory::limit(self.args.memory);
+        let found = Postprocessing::find_in(pairs, run.dataset.positions, limit)?;
+        let steps = trainings.join(POSTPROCESSING);
+        found.postprocessing.save(&steps)?;
+        let pooled = Pooled {
+            report: &report,
+            spread: spreads(&reports),
+            folds: reports.iter().map(|report| report.foreground_mean).collect(),
+            searches: match (self.searches(), self.args.search) {
+                (false, _) => "none",
+                (true, SearchPer::Fold) => "one per fold",
+                (true, SearchPer::Once) => "one, of fold 0: it has seen the validation cases of the other folds",
+            },
+            postprocessing: &found,
+        };
+        let file = trainings.join("metrics.json");
+        let text = serde_json::to_string_pretty(&pooled)?;
+        adw_files::write_bytes(&file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?;
+        if self.args.process.json {
+            emit("crossval", &serde_json::json!({ "file": file, "spread": pooled.spread }));
+        } else {
+            say(&metrics::table(&report, &run.plan.labels));
+            for (name, scores) in &pooled.spread {
+                let Spread { mean, standard_deviation, interval_95: [low, high], .. } = scores["Dice"];
+                let label = run.plan.labels.iter().find(|label| label.value.to_string() == *name);
+                let name = label.map_or("mean", |label| &label.name);
+                say(&format!(
+                    "{name}: Dice {mean:.4}, standard deviation {standard_deviation:.4}, 95 % interval {low:.4} to {high:.4}\n"
+                ));
+            }
+            let dice = found.dice.values();
+            let [before, after] = [0, 1].map(|i| dice.clone().map(|d| d[i]).sum::<f64>() / dice.len().max(1) as f64);
+            say(&format!("Dice after postprocessing {after:.4}, before {before:.4}: {}\n", steps.display()));
+            say(&format!("{}\n", file.display()));
+        }
+        Ok(())
+    }
+}
+
+/// Scores of all folds together, as nnU-Net pools them, with their spread.
+#[derive(Serialize)]
+struct Pooled<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    /// By label, or `foreground_mean`, and metric; the interval is of a bootstrap over folds and their cases.
+    spread: BTreeMap<String, BTreeMap<&'static str, Spread>>,
+    /// Means of each fold over labels.
+    folds: Vec<msd_data::metrics::MeanMetrics>,
+    searches: &'static str,
+    postprocessing: &'a FoundPostprocessing,
+}
+
+/// Value of a metric of a label.
+type Metric = fn(&LabelMetrics) -> f64;
+
+/// Names of the metrics in reports, and their values.
+const METRICS: [(&str, Metric); 4] =
+    [("Dice", |m| m.dice), ("IoU", |m| m.iou), ("HD95", |m| m.hd95_mm), ("NSD", |m| m.nsd)];
+
+/// Spread of each metric of each label over the cases of all folds. `foreground_mean` is that of the cases' means over labels.
+fn spreads(folds: &[Report]) -> BTreeMap<String, BTreeMap<&'static str, Spread>> {
+    let of_metrics = |label: Option<u16>| {
+        let score = |case: &BTreeMap<u16, LabelMetrics>, metric: Metric| match label {
+            Some(label) => metric(&case[&label]),
+            None => mean_over_labels(case, metric),
+        };
+        let spread = |(name, metric): &(&'static str, Metric)| {
+            let fold = |report: &Report| {
+                Sample::of_scores(report.metric_per_case.iter().map(|case| score(&case.metrics, *metric)))
+            };
+            Some((*name, Sample::Group(folds.iter().map(fold).collect()).spread()?))
+        };
+        METRICS.iter().filter_map(spread).collect()
+    };
+    let labels = folds.iter().take(1).flat_map(|report| report.mean.keys());
+    let of_labels = labels.map(|label| (label.to_string(), of_metrics(Some(*label))));
+    of_labels.chain([("foreground_mean".to_owned(), of_metrics(None))]).collect()
+}
+
+fn preset_name(args: &CrossvalArgs) -> String {
+    let preset = Path::new(args.config.preset.as_deref().unwrap_or("quick"));
+    preset.file_stem().map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+}

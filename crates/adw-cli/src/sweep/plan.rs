@@ -1,0 +1,249 @@
+//! Tasks of a sweep and the files that they leave.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::config::{Arm, SweepConfig, check_name, unique};
+use crate::{
+    architecture_choice::architecture_in,
+    args::{DatasetArgs, Stage},
+    failure::{bad_input, program},
+    run_folder::{parent, trainings_path},
+    task::Task as DatasetTask,
+};
+
+/// A planned sweep, as `plan.json` keeps it in the folder of its results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sweep {
+    #[serde(skip)]
+    pub(crate) folder: PathBuf,
+    pub(crate) config: SweepConfig,
+    pub(crate) datasets: Vec<SweepDataset>,
+    pub(crate) tasks: Vec<Task>,
+}
+
+/// Dataset of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SweepDataset {
+    /// Name in the names of tasks and folders.
+    pub(crate) name: String,
+    /// TASK or path of the file, as given.
+    pub(crate) task: String,
+    pub(crate) folder: PathBuf,
+}
+
+/// Piece of work that one process does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Task {
+    /// Unique name, also of the files of its state.
+    pub(crate) name: String,
+    pub(crate) stage: Stage,
+    /// Index in the sweep's datasets.
+    pub(crate) dataset: usize,
+    /// Network that the task is about; none for the preparation of a dataset.
+    pub(crate) cell: Option<Cell>,
+    /// Indices of the tasks that must be done before; all of them are lower than the task's own.
+    pub(crate) after: Vec<usize>,
+}
+
+/// Network of an arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Cell {
+    /// Index in the sweep's arms.
+    pub(crate) arm: usize,
+    pub(crate) seed: u64,
+    pub(crate) fold: usize,
+}
+
+impl Sweep {
+    /// Plans the sweep of a TOML file.
+    ///
+    /// # Errors
+    /// Those of [`SweepConfig::load`]; a dataset that is neither a task nor a folder.
+    pub(crate) fn plan(file: &Path) -> Result<Self> {
+        let config = SweepConfig::load(file)?;
+        let output =
+            config.output.as_deref().map_or_else(|| file.with_extension(""), |output| parent(file).join(output));
+        if output == file {
+            bad_input!("{}: expected a name that ends in .toml, or output = \"FOLDER\" in it", file.display());
+        }
+        let dataset = |task: &String| {
+            let args = DatasetArgs { task: Some(task.clone()), data: None };
+            let found = DatasetTask::locate(&args)?.context("a task was given")?;
+            check_name(&found.name)?;
+            Ok(SweepDataset { name: found.name, task: task.clone(), folder: found.folder })
+        };
+        let datasets = config.datasets.iter().map(dataset).collect::<Result<Vec<_>>>()?;
+        unique("datasets", datasets.iter().map(|dataset| dataset.name.clone()))?;
+        let tasks = tasks(&config, &datasets);
+        Ok(Self { folder: output, config, datasets, tasks })
+    }
+
+    /// Plans the sweep of a TOML file, and writes `plan.json`.
+    ///
+    /// # Errors
+    /// Those of [`Self::plan`]; a disk that cannot be written to.
+    pub(crate) fn create(file: &Path) -> Result<Self> {
+        let sweep = Self::plan(file)?;
+        let path = sweep.plan_file();
+        adw_files::create_folders(&sweep.folder.join("tasks"))
+            .with_context(|| format!("cannot create {}", sweep.folder.display()))?;
+        let text = serde_json::to_string(&sweep)?;
+        adw_files::write_bytes(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(sweep)
+    }
+
+    /// Opens a sweep that was planned before.
+    ///
+    /// # Errors
+    /// There is no plan, or the file has changed since.
+    pub(crate) fn open(file: &Path) -> Result<Self> {
+        let now = Self::plan(file)?;
+        let path = now.plan_file();
+        let plan_it = || format!("`{} sweep plan {}`", program(), file.display());
+        if !path.is_file() {
+            bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
+        }
+        let text = adw_files::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let planned: Self = match serde_json::from_str(&text) {
+            Ok(planned) => planned,
+            Err(error) => bad_input!("{}: {error}; plan again: {}", path.display(), plan_it()),
+        };
+        let planned = Self { folder: now.folder.clone(), ..planned };
+        if planned != now {
+            bad_input!("{} has changed since it was planned: plan again, {}", file.display(), plan_it());
+        }
+        Ok(planned)
+    }
+
+    /// Opens a sweep, and plans it if that was not done before.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`] and [`Self::create`].
+    pub(crate) fn open_or_create(file: &Path) -> Result<Self> {
+        if Self::plan(file)?.plan_file().is_file() { Self::open(file) } else { Self::create(file) }
+    }
+
+    fn plan_file(&self) -> PathBuf {
+        self.folder.join("plan.json")
+    }
+
+    /// Arm of a network.
+    pub(crate) fn arm(&self, cell: Cell) -> &Arm {
+        &self.config.arms[cell.arm]
+    }
+
+    /// Fingerprint of a dataset.
+    pub(crate) fn fingerprint(&self, dataset: usize) -> PathBuf {
+        self.folder.join("data").join(format!("{}.json", self.datasets[dataset].name))
+    }
+
+    /// Run of a network, which the folds of an arm share.
+    pub(crate) fn run(&self, dataset: usize, cell: Cell) -> PathBuf {
+        let of_dataset = self.folder.join("runs").join(&self.datasets[dataset].name);
+        of_dataset.join(&self.arm(cell).name).join(format!("seed_{}", cell.seed))
+    }
+
+    /// Folder of a network's search.
+    pub(crate) fn search(&self, dataset: usize, cell: Cell) -> PathBuf {
+        self.run(dataset, cell).join(format!("search/fold_{}", cell.fold))
+    }
+
+    /// Folder of a network's training.
+    pub(crate) fn retrain(&self, dataset: usize, cell: Cell) -> PathBuf {
+        trainings_path(&self.run(dataset, cell), None).join(format!("fold_{}", cell.fold))
+    }
+
+    /// Last file that a task writes: it is done when that exists.
+    pub(crate) fn result(&self, task: &Task) -> PathBuf {
+        match (task.stage, task.cell) {
+            (Stage::Search, Some(cell)) => architecture_in(&self.search(task.dataset, cell)),
+            (Stage::Retrain, Some(cell)) => self.retrain(task.dataset, cell).join("metrics.json"),
+            _ => self.fingerprint(task.dataset),
+        }
+    }
+
+    /// Returns true if a task's result exists.
+    pub(crate) fn is_done(&self, task: &Task) -> bool {
+        self.result(task).is_file()
+    }
+}
+
+/// Lists all tasks, stage by stage.
+fn tasks(config: &SweepConfig, datasets: &[SweepDataset]) -> Vec<Task> {
+    let prepare = |(dataset, of): (usize, &SweepDataset)| Task {
+        name: format!("prepare.{}", of.name),
+        stage: Stage::Prepare,
+        dataset,
+        cell: None,
+        after: vec![],
+    };
+    let mut tasks: Vec<Task> = datasets.iter().enumerate().map(prepare).collect();
+    let mut cells = Vec::new();
+    for dataset in 0..datasets.len() {
+        for arm in 0..config.arms.len() {
+            for &seed in &config.seeds {
+                cells.extend(config.folds.iter().map(|&fold| (dataset, Cell { arm, seed, fold })));
+            }
+        }
+    }
+    let name = |stage: Stage, dataset: usize, cell: &Cell| {
+        let (dataset, arm) = (&datasets[dataset].name, &config.arms[cell.arm].name);
+        format!("{}.{dataset}.{arm}.seed_{}.fold_{}", stage.name(), cell.seed, cell.fold)
+    };
+    let mut searches = BTreeMap::new();
+    for (dataset, cell) in cells.iter().filter(|(_, cell)| config.arms[cell.arm].searches()) {
+        searches.insert((*dataset, cell.arm, cell.seed, cell.fold), tasks.len());
+        let name = name(Stage::Search, *dataset, cell);
+        tasks.push(Task { name, stage: Stage::Search, dataset: *dataset, cell: Some(*cell), after: vec![*dataset] });
+    }
+    for (dataset, cell) in &cells {
+        let arm = &config.arms[cell.arm];
+        let of_arm = |arm: usize| searches.get(&(*dataset, arm, cell.seed, cell.fold)).copied();
+        let costs = arm.cost_of.as_ref().and_then(|name| config.arms.iter().position(|arm| arm.name == *name));
+        let after = of_arm(cell.arm).or_else(|| of_arm(costs?)).unwrap_or(*dataset);
+        let name = name(Stage::Retrain, *dataset, cell);
+        tasks.push(Task { name, stage: Stage::Retrain, dataset: *dataset, cell: Some(*cell), after: vec![after] });
+    }
+    tasks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thousand_tasks_come_stage_by_stage_after_those_they_need() {
+        let text = "datasets = []\nfolds = [0, 1, 2, 3, 4]\nseeds = [1, 2, 3, 4]\n[[arms]]\nname = \"found\"\n\
+                    [[arms]]\nname = \"plain\"\nuniform_width = 8\n[[arms]]\nname = \"random\"\nrandom = 1\ncost_of = \"found\"";
+        let config: SweepConfig = toml::from_str(text).unwrap();
+        let dataset = |i: usize| SweepDataset { name: format!("d{i}"), task: String::new(), folder: PathBuf::new() };
+        let datasets: Vec<_> = (0..13).map(dataset).collect();
+        let tasks = tasks(&config, &datasets);
+        assert_eq!(tasks.len(), 13 + 13 * 20 + 13 * 60);
+        assert!(tasks.is_sorted_by_key(|task| task.stage));
+        for (index, task) in tasks.iter().enumerate() {
+            assert!(task.after.iter().all(|&needed| needed < index));
+            let needed: Vec<_> = task.after.iter().map(|&needed| tasks[needed].name.as_str()).collect();
+            match task.name.as_str() {
+                "prepare.d3" => assert!(needed.is_empty()),
+                "search.d3.found.seed_2.fold_4" | "retrain.d3.plain.seed_2.fold_4" => {
+                    assert_eq!(needed, ["prepare.d3"]);
+                }
+                "retrain.d3.found.seed_2.fold_4" | "retrain.d3.random.seed_2.fold_4" => {
+                    assert_eq!(needed, ["search.d3.found.seed_2.fold_4"]);
+                }
+                _ => assert!(needed.iter().all(|needed| needed.contains(".d")), "{needed:?}"),
+            }
+        }
+    }
+}
