@@ -134,8 +134,8 @@ impl SweepConfig {
         let arguments = arm.baseline(arm.cost_of.as_ref().map(|_| 1e9));
         if let Err(error) = Cli::try_parse_from(Arguments::of("retrain").option_list(arguments).line()) {
             let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            bad_input!("{line}");
+            let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            bad_input!("{}", lines.join(" ").trim_start_matches("error: "));
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ mod tests {
         let arm = |text: &str| crate::failure::one_line(&load(&format!("[[arms]]\nname = \"a\"\n{text}")).unwrap_err());
         for (text, part) in [
             ("set = [\"search.epoch=3\"]", "did you mean \"search.epochs\""),
-            ("retrain_set = [\"search.epochs=3\"]", "put it in set"),
+            ("retrain_set = [\"search.clip=3.0\"]", "put it in set"),
             ("random = 1", "--cost"),
             ("random = 1\ncost_of = \"b\"", "cost_of"),
             ("plain = \"unet\"", "unet"),
