@@ -158,6 +158,34 @@ fn pytorch_computes_the_same_logits() {
 }
 
 #[test]
+fn monai_runs_a_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let model = train(dir.path(), &data, "a", &["--uniform-width", "4"]);
+    let bundle = dir.path().join("bundle");
+    let export = || Adw::new(["export", "--mirror"]).path("--model", &model).path("--monai", &bundle);
+    export().succeed();
+    assert_eq!(names(&bundle), ["configs", "docs", "models", "scripts"]);
+    export().run().assert_bad_input(&["--monai", "not an empty folder"]);
+
+    let Some(python) = python_with("monai, ignite, fire, nibabel, safetensors, scipy, torch") else { return };
+    let [images, labels, expected] = ["images", "labels", "expected"].map(|name| bundle.join(name));
+    fs::create_dir(&images).unwrap();
+    for name in names(&data.join("imagesTs")) {
+        fs::copy(data.join("imagesTs").join(&name), images.join(&name)).unwrap();
+    }
+    let mut command = Command::new(&python);
+    command.args(["-m", "monai.bundle", "run", "inference", "--config_file", "configs/inference.json"]);
+    assert!(command.current_dir(&bundle).status().unwrap().success());
+    Adw::new(["predict", "--mirror", "--model"])
+        .arg(model.display())
+        .path("--input", &images)
+        .path("--output", &expected)
+        .succeed();
+    assert_same_labels(&labels, &expected);
+}
+
+#[test]
 fn a_network_of_nnu_net_computes_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
     let golden = repository().join("tests/golden/nnunet/plain.safetensors");

@@ -34,3 +34,8 @@ pub enum Error {
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
+
+/// Error of a network of nnU-Net that has no counterpart.
+pub(crate) fn wrong(problem: String) -> Error {
+    Error::Nnunet { problem }
+}

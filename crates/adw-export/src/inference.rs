@@ -141,3 +141,39 @@ impl Inference {
         serde_json::to_string_pretty(self).expect("numbers and strings always serialise") + "\n"
     }
 }
+
+#[cfg(test)]
+impl Inference {
+    /// Description of a network with one channel, two labels and both kinds of postprocessing.
+    pub(crate) fn example() -> Self {
+        use msd_data::postprocess::Structure;
+
+        let channel = Channel {
+            name: "MRI".into(),
+            normalization: Normalization::ZScore,
+            masked: false,
+            lower: 0.0,
+            upper: 9.0,
+            mean: 4.0,
+            std: 2.0,
+        };
+        let labels = [(0, "background"), (1, "a"), (2, "b")];
+        Self {
+            format: FORMAT.into(),
+            dataset: "Task00_Phantom".into(),
+            orientation: "RAS".parse().ok(),
+            transpose: [0, 1, 2],
+            crop: "nonzero".into(),
+            channels: vec![channel],
+            spacing_mm: [1.0; 3],
+            patch_size: [16; 3],
+            size_multiple: [8; 3],
+            step: 0.5,
+            gaussian: Gaussian { sigma: 0.125, peak: 10.0, dtype: "float16".into() },
+            mirror_axes: vec![],
+            labels: labels.map(|(value, name)| (value, name.to_owned())).into(),
+            postprocessing: Postprocessing { keep_largest: vec![Structure::Foreground, Structure::Label(2)] },
+            ensemble: Ensemble { num_networks: 1, output: "mean_of_logits".into() },
+        }
+    }
+}

@@ -4,6 +4,7 @@
 
 mod error;
 pub mod inference;
+pub mod monai;
 pub mod nnunet;
 pub mod onnx;
 pub mod pytorch;

@@ -13,7 +13,7 @@ use adw_supernet::Architecture;
 use candle_core::{Device, Tensor};
 use msd_data::Plan;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, wrong};
 
 mod plan;
 
@@ -38,7 +38,7 @@ const FORMAT: &str = "nnunet-v2";
 /// Converts tensors and metadata of a file.
 ///
 /// # Errors
-/// [`Error::Nnunet`] for another network than a 3D `PlainConvUNet` with instance normalisation, for preprocessing that differs from
+/// [`crate::Error::Nnunet`] for another network than a 3D `PlainConvUNet` with instance normalisation, for preprocessing that differs from
 /// nnU-Net's default, and for labels that are regions.
 pub fn import(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<Imported> {
     let entry = |key: &str| metadata.get(key).ok_or_else(|| wrong(format!("no {key} in its metadata")));
@@ -105,10 +105,6 @@ pub fn import(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, St
         serde_json::from_str(entry("mirror_axes")?).map_err(|e| wrong(format!("mirror_axes: {e}")))?;
     let mirror_axes = [0, 1, 2].map(|axis| axes.contains(&axis));
     Ok(Imported { architecture, weights, plan, mirror_axes, fold: entry("fold")?.clone() })
-}
-
-fn wrong(problem: String) -> Error {
-    Error::Nnunet { problem }
 }
 
 /// Tensors of a network that have not been taken yet.

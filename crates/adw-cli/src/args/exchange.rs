@@ -21,7 +21,7 @@ pub(crate) struct ImportArgs {
 
 /// `adw export`
 #[derive(Args, Debug)]
-#[group(id = "target", required = true, multiple = true, args = ["onnx", "safetensors"])]
+#[group(id = "target", required = true, multiple = true, args = ["onnx", "safetensors", "monai"])]
 pub(crate) struct ExportArgs {
     /// Trained models; the logits of several are averaged
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
@@ -32,6 +32,9 @@ pub(crate) struct ExportArgs {
     /// Write the weights with PyTorch's names to this safetensors file, the architecture in its metadata
     #[arg(long, value_name = "FILE")]
     pub(crate) safetensors: Option<PathBuf>,
+    /// Write a bundle of MONAI to this new folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) monai: Option<PathBuf>,
     /// Average over mirrored windows [default: as the model was scored after its training]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) mirror: Option<bool>,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_export::{Inference, onnx, pytorch};
+use adw_export::{Inference, monai, onnx, pytorch};
 use adw_search::save_tensors;
 use adw_supernet::{Precision, Unet};
 use anyhow::{Context, Result};
@@ -19,13 +19,16 @@ use crate::{
     failure::bad_input,
     model::{self, Models},
     report::progress::{emit, say},
-    run_folder::{check_output, parent},
+    run_folder::{check_output, is_empty_or_absent, new_folder, parent},
 };
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let beside = args.onnx.as_ref().map(|path| path.with_file_name("inference.json"));
     let outputs = [("onnx", &args.onnx), ("inference", &beside), ("safetensors", &args.safetensors)];
+    if let Some(folder) = args.monai.as_ref().filter(|folder| !is_empty_or_absent(folder)) {
+        bad_input!("--monai {}: exists and is not an empty folder", folder.display());
+    }
     for (kind, path) in outputs.iter().filter_map(|(kind, path)| Some((kind, path.as_ref()?))) {
         if *kind != "inference" && path.extension().is_none_or(|extension| extension != *kind) {
             bad_input!("--{kind} {}: expected a name that ends in .{kind}", path.display());
@@ -38,8 +41,9 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         check_output(path)?;
     }
     let models = model::load(&args.model, Precision::Full, &Device::Cpu)?;
-    let inference = inference(args, &models)?.to_json();
-    let metadata = BTreeMap::from([("inference".to_owned(), inference.clone())]);
+    let description = inference(args, &models)?;
+    let inference = description.to_json();
+    let mut metadata = BTreeMap::from([("inference".to_owned(), inference.clone())]);
     for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
         let folder = parent(path);
         adw_files::create_folders(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -53,12 +57,26 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         write(path, &bytes)?;
         write(beside, inference.as_bytes())?;
     }
+    let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
+    metadata.insert("architectures".to_owned(), serde_json::to_string(&architectures)?);
+    let state = pytorch::state_dict(&models.networks);
     if let Some(path) = &args.safetensors {
-        let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
-        let entry = ("architectures".to_owned(), serde_json::to_string(&architectures)?);
-        save_tensors(path, &pytorch::state_dict(&models.networks), &metadata.into_iter().chain([entry]).collect())?;
+        save_tensors(path, &state, &metadata)?;
     }
-    for (kind, path) in outputs.iter().filter_map(|(kind, path)| Some((kind, path.as_ref()?))) {
+    if let Some(path) = &args.monai {
+        let folder = new_folder(path)?;
+        for (name, text) in monai::files(&description) {
+            let file = folder.path().join(name);
+            adw_files::create_folders(&parent(&file))?;
+            write(&file, text.as_bytes())?;
+        }
+        adw_files::create_folders(&parent(&folder.path().join(monai::WEIGHTS)))?;
+        save_tensors(&folder.path().join(monai::WEIGHTS), &state, &metadata)?;
+        folder.commit().with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    for (kind, path) in
+        outputs.iter().chain([&("monai", &args.monai)]).filter_map(|(k, path)| Some((k, path.as_ref()?)))
+    {
         if args.process.json {
             emit("exported", &json!({ *kind: path }));
         } else {

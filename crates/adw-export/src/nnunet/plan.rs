@@ -6,8 +6,7 @@ use msd_data::{IntensityStatistics, Label, Normalization, Orientation, Plan};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::wrong;
-use crate::error::Result;
+use crate::error::{Result, wrong};
 
 /// Part of `plans.json` that does not depend on the configuration.
 #[derive(Deserialize)]

@@ -8,8 +8,12 @@ use super::proto::{
     AttributeProto, AttributeType, DataType, Dimension, GraphProto, NodeProto, Size, TensorProto, TensorShapeProto,
     TensorType, TypeProto, ValueInfoProto,
 };
-use super::{INPUT, OUTPUT};
 use crate::error::Result;
+
+/// Name of the input.
+pub const INPUT: &str = "image";
+/// Name of the output.
+pub const OUTPUT: &str = "logits";
 
 /// Graph under construction. Values are known by their names.
 #[derive(Default)]

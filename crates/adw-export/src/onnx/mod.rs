@@ -15,16 +15,13 @@ use prost::Message;
 
 use crate::error::{Error, Result};
 use graph::{Graph, used_parameters};
+pub use graph::{INPUT, OUTPUT};
 use proto::{ModelProto, OperatorSetIdProto, StringStringEntryProto};
 
 /// Version of the operators.
 pub const OPSET: i64 = 18;
 /// Version of the file format.
 pub const IR_VERSION: i64 = 8;
-/// Name of the input.
-pub const INPUT: &str = "image";
-/// Name of the output.
-pub const OUTPUT: &str = "logits";
 
 /// Bytes beside the weights that a file may have; far more than nodes, names and metadata take.
 const OVERHEAD_BYTES: usize = 16 << 20;
