@@ -14,7 +14,10 @@ use serde_json::Value;
 
 /// Sweep of one dataset and two folds, with a search, a baseline and a random network as large as the found one.
 fn sweep(dir: &Path, data: &Path, name: &str) -> PathBuf {
-    let settings = TINY.iter().map(|option| format!("{:?}", option.trim_start_matches("--set=")));
+    let settings = TINY
+        .iter()
+        .chain(&["--set=retrain.warm_start=false"])
+        .map(|option| format!("{:?}", option.trim_start_matches("--set=")));
     let path = dir.join(format!("{name}.toml"));
     let text = format!(
         "datasets = [{:?}]\nfolds = [0, 1]\nset = [{}]\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"plain\"\n\

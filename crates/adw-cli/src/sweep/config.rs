@@ -69,6 +69,8 @@ pub(crate) enum Difference {
     Batch,
     Augmentation,
     Averaging,
+    /// Random, or those of the network's search (`retrain.warm_start`), which are trained already.
+    InitialWeights,
     Scoring,
 }
 

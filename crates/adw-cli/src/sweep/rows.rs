@@ -70,11 +70,14 @@ impl Sweep {
         let batch = settings.retrain.batch_size.unwrap_or(plan.batch_size);
         let predict = &settings.predict;
         let scoring = json!([predict.step, predict.mirror, predict.precision, report.nsd_tolerance_mm]);
+        let searches = self.arm(cell).searches();
+        let initial = if searches && settings.retrain.warm_start { "those of the search" } else { "random ones" };
         let conditions = vec![
             (Difference::Steps, steps.to_string()),
             (Difference::Batch, format!("{batch} of {:?} at {:?} mm", plan.patch_size, plan.spacing_mm)),
             (Difference::Augmentation, json!(settings.data.augmentation).to_string()),
             (Difference::Averaging, json!(settings.retrain.ema).to_string()),
+            (Difference::InitialWeights, initial.to_owned()),
             (Difference::Scoring, scoring.to_string()),
         ];
         let cases = report.metric_per_case.into_iter();
@@ -89,7 +92,7 @@ impl Sweep {
             macs_per_patch: cost.macs,
             parameters: cost.parameters,
             steps,
-            search_s: self.arm(cell).searches().then(|| seconds(&search)).transpose()?,
+            search_s: searches.then(|| seconds(&search)).transpose()?,
             retrain_s: seconds(&directory)?,
             processor: facts.processor,
             host,
