@@ -98,7 +98,7 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         .map(|i| {
             let (image, labels, geometry) = match options.family {
                 PhantomFamily::Anatomy => anatomy.case(options, i),
-                PhantomFamily::Texture | PhantomFamily::Size => planted::case(options, i),
+                PhantomFamily::Texture | PhantomFamily::Size => planted_case(options, i),
             };
             let set = if i < options.num_cases { "Tr" } else { "Ts" };
             write_image(dir.join(format!("images{set}/{}", file_name(i))), &image.view(), &geometry)?;
@@ -130,6 +130,15 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         "test": (options.num_cases..total).map(|i| image("Ts", i)).collect::<Vec<_>>(),
     });
     json_file::save(&dir.join("dataset.json"), &json)
+}
+
+/// Image and labels of a case whose family has a planted optimum.
+fn planted_case(options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
+    let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
+    let shape = options.shape;
+    let (image, labels) =
+        if options.family == PhantomFamily::Texture { planted::texture(shape, rng) } else { planted::size(shape, rng) };
+    (image.insert_axis(Axis(0)), labels, Geometry::new(shape, options.spacing_mm))
 }
 
 fn file_name(case: usize) -> String {

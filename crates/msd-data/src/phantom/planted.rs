@@ -1,13 +1,10 @@
 //! Phantoms with a planted optimum: the stage at which a network needs its capacity is known by construction, so that a search
 //! can be tested on them.
 
-use ndarray::{Array3, Array4, Axis};
+use ndarray::Array3;
 use rand::{Rng, RngExt};
 
-use super::{PhantomFamily, PhantomOptions};
 use crate::augment::add_noise;
-use crate::geometry::Geometry;
-use crate::random::{Purpose, rng};
 
 /// Voxels per ball of a texture phantom.
 const VOXELS_PER_BALL: usize = 460;
@@ -15,19 +12,24 @@ const VOXELS_PER_BALL: usize = 460;
 /// Voxels per attempt to place an ellipsoid of a size phantom.
 const VOXELS_PER_ELLIPSOID: usize = 300;
 
-/// Image and labels of case `index`.
-pub(super) fn case(options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
-    let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
-    let shape = options.shape;
-    let mut image = Array3::<f32>::zeros(shape);
-    let noise = if options.family == PhantomFamily::Texture { 1.0 } else { 0.8 };
-    add_noise(image.as_slice_mut().expect("a new array is contiguous"), noise, rng);
-    let mut labels = Array3::zeros(shape);
-    match options.family {
-        PhantomFamily::Texture => draw_balls(&mut image, &mut labels, rng),
-        _ => draw_ellipsoids(&mut image, &mut labels, rng),
-    }
-    (image.insert_axis(Axis(0)), labels, Geometry::new(shape, options.spacing_mm))
+/// Image and labels of a texture phantom.
+pub(super) fn texture(shape: [usize; 3], rng: &mut impl Rng) -> (Array3<f32>, Array3<u16>) {
+    let (mut image, mut labels) = (noise(shape, 1.0, rng), Array3::zeros(shape));
+    draw_balls(&mut image, &mut labels, rng);
+    (image, labels)
+}
+
+/// Image and labels of a size phantom.
+pub(super) fn size(shape: [usize; 3], rng: &mut impl Rng) -> (Array3<f32>, Array3<u16>) {
+    let (mut image, mut labels) = (noise(shape, 0.8, rng), Array3::zeros(shape));
+    draw_ellipsoids(&mut image, &mut labels, rng);
+    (image, labels)
+}
+
+fn noise(shape: [usize; 3], std: f32, rng: &mut impl Rng) -> Array3<f32> {
+    let mut image = Array3::zeros(shape);
+    add_noise(image.as_slice_mut().expect("a new array is contiguous"), std, rng);
+    image
 }
 
 /// Balls of two to three voxels' radius in noise of their own strength. Inside one, a value of 0.7 changes its sign from voxel

@@ -81,7 +81,7 @@ fn planted_families_show_their_labels_in_nothing_but_what_they_are_named_for() {
     for (family, brightness) in [(PhantomFamily::Texture, 0.0), (PhantomFamily::Size, 2.0)] {
         let (mut first, mut second) = (vec![], vec![]);
         for index in 0..10 {
-            let (image, labels, _) = planted::case(&options(family), index);
+            let (image, labels, _) = planted_case(&options(family), index);
             first.extend(of_label(&image, &labels, 1));
             second.extend(of_label(&image, &labels, 2));
         }
@@ -91,7 +91,7 @@ fn planted_families_show_their_labels_in_nothing_but_what_they_are_named_for() {
         }
     }
     // The texture's sign changes along z in label 1 alone, along y in label 2 alone.
-    let (image, labels, _) = planted::case(&options(PhantomFamily::Texture), 0);
+    let (image, labels, _) = planted_case(&options(PhantomFamily::Texture), 0);
     let image = image.index_axis(Axis(0), 0);
     let product = |label: u16, step: [usize; 3]| {
         let pairs = labels.indexed_iter().filter_map(|((z, y, x), &l)| {
