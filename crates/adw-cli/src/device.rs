@@ -2,6 +2,7 @@
 
 use adw_cuda::device::{ConvolutionBackend, CudaRuntime, has_cuda, has_cudnn, info, open};
 use adw_supernet::Precision;
+use adw_tensor_ops::InstructionSet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 
@@ -130,7 +131,7 @@ fn cuda(ordinal: usize) -> Result<Device> {
 }
 
 /// Name and memory of a device, for a person.
-fn describe(device: &Device) -> String {
+pub(crate) fn describe(device: &Device) -> String {
     match device {
         Device::Cuda(cuda) if let Ok(info) = info(cuda) => {
             let gb = |bytes: usize| bytes as f64 / 1e9;
@@ -150,26 +151,12 @@ pub(crate) fn name(device: &Device) -> String {
 }
 
 /// Model of the host's processor, the number of threads of this process and the widest vectors, such as
-/// `Intel Xeon, 2 threads, AVX-512`.
+/// `Intel Xeon, 2 threads, V4`.
 pub(crate) fn processor() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or(std::env::consts::ARCH, |(_, name)| name.trim());
-    format!("{model}, {} threads, {}", rayon::current_num_threads(), vectors())
-}
-
-/// Widest vectors that the convolutions use on this processor.
-fn vectors() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
-            return "AVX-512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "AVX2";
-        }
-    }
-    if cfg!(target_arch = "aarch64") { "NEON" } else { "no vectors" }
+    format!("{model}, {} threads, {:?}", rayon::current_num_threads(), InstructionSet::detect())
 }
 
 /// Free memory of a CUDA device; `None` for the host.

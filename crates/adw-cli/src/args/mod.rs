@@ -6,6 +6,7 @@ mod data;
 mod exchange;
 mod groups;
 mod models;
+mod program;
 mod runs;
 mod sweep;
 
@@ -16,7 +17,8 @@ pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
-pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, SearchArgs};
+pub(crate) use program::{CompletionsArgs, DoctorArgs, ManArgs};
+pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, RunArgs, SearchArgs, WatchArgs};
 pub(crate) use sweep::{
     BatchSystemArgs, Stage, SweepAction, SweepArgs, SweepFileArgs, SweepRunArgs, SweepSubmitArgs, SweepWorkArgs,
 };
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show patch size, poolings and normalisation planned for a dataset
     Plan(PlanArgs),
+    /// Check, search, retrain, score and report: all that a dataset needs, in one run
+    Run(RunArgs),
     /// Search the architecture for a dataset
     Search(SearchArgs),
     /// Train the architecture that a search found, and score it on the fold's validation cases
@@ -74,6 +78,14 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Make a model of a network that nnU-Net v2 trained
     Import(ImportArgs),
+    /// Show the progress of a run, also of one that another machine works on
+    Watch(WatchArgs),
+    /// Show what this machine offers, what would be used, and why
+    Doctor(DoctorArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    Man(ManArgs),
     /// Time the program's work on this machine
     Bench(BenchArgs),
 }

@@ -25,6 +25,9 @@ pub(crate) struct SearchArgs {
     /// Continue an interrupted search: that of --run, else the newest of TASK
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Print plan, cost, memory, disk and expected time, and end before anything is written
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
@@ -56,10 +59,26 @@ pub(crate) struct RetrainArgs {
     /// Continue an interrupted training
     #[arg(long)]
     pub(crate) resume: bool,
+    /// Print plan, cost, memory, disk and expected time, and end before anything is written
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// `adw watch`
+#[derive(Args, Debug)]
+pub(crate) struct WatchArgs {
+    /// Folder of a run, which a process of this or another machine works on
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Show the present state and end
+    #[arg(long)]
+    pub(crate) once: bool,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
@@ -106,8 +125,31 @@ pub(crate) struct RankArgs {
     pub(crate) process: ProcessArgs,
 }
 
-/// Architecture that is trained instead of the found one.
+/// `adw run`
 #[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) dataset: DatasetArgs,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    /// Folder of the run [default: a new one, `runs/TASK/PRESET-NNN`]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Continue where an earlier call was interrupted
+    #[arg(long)]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// Architecture that is trained instead of the found one.
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ArchitectureArgs {
     /// Train this architecture instead of the found one
     #[arg(long, value_name = "FILE", conflicts_with_all = ["uniform_width", "plain", "random"])]

@@ -6,7 +6,7 @@ use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingW
 use adw_supernet::{Architecture, Supernet, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{EvaluationOptions, Report, evaluate_pairs, write_labels};
+use msd_data::{EvaluationOptions, Report, evaluate_pairs, training_cases_bytes, write_labels};
 use serde_json::json;
 
 use crate::{
@@ -19,8 +19,11 @@ use crate::{
     fold::Fold,
     interrupt, memory, model,
     report::{
-        drawing, html, metrics,
+        drawing,
+        forecast::Forecast,
+        html, metrics,
         progress::{Progress, emit, note, say},
+        tensorboard::EventFile,
         training,
     },
     run::{Run, RunRequest},
@@ -37,8 +40,10 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let (mut run, architecture) = open(args, &device)?;
     check_precision("predict", run.config.settings.predict.precision, &device)?;
     let training = Training { args, architecture, device };
-    let model_file = training.train(&mut run)?;
-    training.score(&mut run, &model_file)
+    match training.train(&mut run)? {
+        Some(model_file) => training.score(&mut run, &model_file),
+        None => Ok(()),
+    }
 }
 
 /// Checks that the training of the command line is the one that was started before, if there is one.
@@ -142,8 +147,8 @@ impl Training<'_> {
         Ok(run.folder()?.retrain(self.args.name.as_deref(), fold))
     }
 
-    /// Trains unless the model exists, and returns the path of the model.
-    fn train(&self, run: &mut Run) -> Result<PathBuf> {
+    /// Trains unless the model exists, and returns the path of the model; none for a forecast.
+    fn train(&self, run: &mut Run) -> Result<Option<PathBuf>> {
         let mut settings = run.config.settings.clone();
         let split = run.splits.fold(run.fold)?;
         if let Some(folder) = run.existing_folder() {
@@ -151,7 +156,7 @@ impl Training<'_> {
             if path.is_file() {
                 // They may change when a finished training is scored again.
                 model::update_test_time(&path, &settings)?;
-                return Ok(path);
+                return Ok(Some(path));
             }
         }
         check_precision("retrain", settings.retrain.precision, &self.device)?;
@@ -161,6 +166,20 @@ impl Training<'_> {
         let patch = run.plan.patch_size;
         let left = memory::check(need, patch, batch_size, self.args.memory, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
+        let workload = training::Workload {
+            epochs: settings.retrain.epochs,
+            iterations_per_epoch: settings.retrain.iterations_per_epoch,
+            warmup_epochs: 0,
+            arch_steps: 0,
+        };
+        if self.args.dry_run {
+            let cases_bytes = training_cases_bytes(&run.dataset, &all, &run.plan)?.prepared;
+            let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
+            let architecture = &self.architecture;
+            let forecast = Forecast { run, workload, batch_size, architecture, need, left, cases_bytes };
+            forecast.print(&self.device, self.args.process.json, |x| Ok(drop(net.predict(x)?)))?;
+            return Ok(None);
+        }
         let mut cases = Cases::new(run, &all, left)?;
         let mut parts = vec![(Part::Train, cases.prepare(run, &split.train)?)];
         if split.validation.is_empty() {
@@ -179,15 +198,13 @@ impl Training<'_> {
         let identity = run.identity();
         // The folder was seen to be new, or --resume was given.
         let options = RunOptions { directory: Some(directory.clone()), resume: true, identity };
-        let workload = training::Workload {
-            epochs: settings.retrain.epochs,
-            iterations_per_epoch: settings.retrain.iterations_per_epoch,
-            warmup_epochs: 0,
-            arch_steps: 0,
-        };
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
+        let mut events = EventFile::new(&directory);
         let mut on_event = |event: &Event<'_, RetrainRow>| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
+            if let Event::Epoch(row) = event {
+                events.training(row, &run.plan.labels);
+            }
             interrupt::stop()
         };
         let trained = interrupt::stopping_itself(|| {
@@ -199,7 +216,7 @@ impl Training<'_> {
         let path = model_in(&directory);
         model.save(&path)?;
         interrupt::end_if_interrupted();
-        Ok(path)
+        Ok(Some(path))
     }
 
     /// The network with its initial weights: random, or for the architecture of the run's search, with `retrain.warm_start`, those
@@ -249,6 +266,7 @@ impl Training<'_> {
         let ids = run.splits.fold(run.fold)?.validation;
         let validation = directory.join("validation");
         adw_files::create_folders(&validation).with_context(|| format!("cannot create {}", validation.display()))?;
+        let mut num_new = 0;
         let progress = Progress::new("validation", 0, ids.len() as u64, self.args.process.json);
         for (done, id) in ids.iter().enumerate() {
             progress.step(done as u64, || id.clone());
@@ -256,6 +274,7 @@ impl Training<'_> {
             if path.is_file() {
                 continue;
             }
+            num_new += 1;
             let case = run.dataset.training_case(id)?;
             let image = run.dataset.load_image(&case.image)?;
             let geometry = image.geometry.clone();
@@ -264,10 +283,17 @@ impl Training<'_> {
             write_labels(&path, &labels.view(), &geometry)?;
         }
         drop(progress);
-        self.evaluate(run, &directory)
+        let report = self.evaluate(run, &directory)?;
+        if num_new > 0 {
+            let images = html::overlays(&report, &run.dataset, &directory);
+            EventFile::new(&directory).images(run.config.settings.retrain.epochs, images);
+        }
+        html::write_at_end(&run.root);
+        self.report(run, &report, &directory);
+        Ok(())
     }
 
-    fn evaluate(&self, run: &Run, directory: &Path) -> Result<()> {
+    fn evaluate(&self, run: &Run, directory: &Path) -> Result<Report> {
         let ids = run.splits.fold(run.fold)?.validation;
         if ids.is_empty() {
             bad_input!("fold {} has no validation case", run.fold);
@@ -285,11 +311,8 @@ impl Training<'_> {
             ..EvaluationOptions::default()
         };
         let report = evaluate_pairs(&pairs, &options)?;
-        let file = directory.join("metrics.json");
-        report.save(&file)?;
-        html::write_at_end(&run.root);
-        self.report(run, &report, directory);
-        Ok(())
+        report.save(&directory.join("metrics.json"))?;
+        Ok(report)
     }
 
     fn report(&self, run: &Run, report: &Report, directory: &Path) {

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use adw_search::{ArchBatches, Event, Part, RunOptions, SearchRow, search};
-use adw_supernet::{Architecture, Supernet, widths_line};
+use adw_supernet::{Architecture, Supernet};
 use anyhow::Result;
 use candle_core::{DType, Device};
+use msd_data::training_cases_bytes;
 use serde_json::json;
 
 use crate::{
@@ -18,7 +19,9 @@ use crate::{
     interrupt, memory,
     report::{
         self,
+        forecast::Forecast,
         progress::{emit, note, say},
+        tensorboard::EventFile,
         training,
     },
     run::{Run, RunRequest},
@@ -29,7 +32,8 @@ use crate::{
     task::Task,
 };
 
-pub(crate) fn run(args: &SearchArgs) -> Result<()> {
+/// Searches, and returns the folder of the run.
+pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
     let device = device::set_up(&args.device, &args.process)?;
     let (choice, data) = choose_run(args)?;
     let request = RunRequest {
@@ -48,7 +52,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
             (true, _, true) => {
                 let found = Architecture::load(&result)?;
                 report_found(&found, &run, &result, args.process.json);
-                return Ok(());
+                return Ok(run.root);
             }
             (true, _, false) => {
                 bad_input!("{} is finished: to search again, choose another --run", directory.display())
@@ -59,7 +63,8 @@ pub(crate) fn run(args: &SearchArgs) -> Result<()> {
             (false, _, _) => {}
         }
     }
-    search_run(args, &mut run, choice.resume, &device)
+    search_run(args, &mut run, choice.resume, &device)?;
+    Ok(run.root)
 }
 
 /// Run of the search, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
@@ -104,19 +109,6 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
     let left = memory::check(need, patch, batch_size, args.memory, device)?;
-
-    let mut cases = Cases::new(run, &split.train, left)?;
-    let train_a = cases.prepare(run, &split.train_a)?;
-    let train_b = cases.prepare(run, &split.train_b)?;
-    let sampling =
-        Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
-    let parts = vec![(Part::TrainA, train_a), (Part::TrainB, train_b.clone()), (Part::TrainBPlain, train_b)];
-    let mut source = PatchSource::new(parts, sampling, device)?;
-    let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
-
-    let directory = run.folder()?.search(fold);
-    let identity = run.identity();
-    let options = RunOptions { directory: Some(directory.clone()), resume, identity };
     let workload = training::Workload {
         epochs: settings.search.epochs,
         iterations_per_epoch: settings.search.iterations_per_epoch,
@@ -126,9 +118,34 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
             ArchBatches::BOnly => 1,
         },
     };
+    if args.dry_run {
+        let cases_bytes = training_cases_bytes(&run.dataset, &split.train, &run.plan)?.prepared;
+        let net = Supernet::new(network, settings.seed, DType::F32, device)?;
+        let sample = net.no_noise(1.0);
+        let forecast = Forecast { run, workload, batch_size, architecture: &largest, need, left, cases_bytes };
+        return forecast.print(device, args.process.json, |x| Ok(drop(net.predict(x, &sample)?)));
+    }
+
+    let mut cases = Cases::new(run, &split.train, left)?;
+    let train_a = cases.prepare(run, &split.train_a)?;
+    let train_b = cases.prepare(run, &split.train_b)?;
+    let sampling =
+        Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
+    let parts = vec![(Part::TrainA, train_a), (Part::TrainB, train_b.clone()), (Part::TrainBPlain, train_b)];
+    let mut source = PatchSource::new(parts, sampling, device)?;
+    let space = network.clone();
+    let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
+
+    let directory = run.folder()?.search(fold);
+    let identity = run.identity();
+    let options = RunOptions { directory: Some(directory.clone()), resume, identity };
     let mut reporter = training::Reporter::new("search", workload, args.process.json);
+    let mut events = EventFile::new(&directory);
     let mut on_event = |event: &Event<'_, SearchRow>| {
-        reporter.event(event, |row: &SearchRow| (row.mean_dice, widths_line(&row.blocks)));
+        reporter.event(event, |row: &SearchRow| (row.mean_dice, training::found(row)));
+        if let Event::Epoch(row) = event {
+            events.search(row, &space);
+        }
         interrupt::stop()
     };
     let found = interrupt::stopping_itself(|| {

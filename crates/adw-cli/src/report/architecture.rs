@@ -11,17 +11,21 @@ pub(crate) fn table(architecture: &Architecture, patch: [usize; 3]) -> Table {
     let sizes = architecture.stage_sizes(patch);
     let mut table = Table::of_text(["block", "feature maps", "channels"]);
     for (index, widths) in architecture.blocks.iter().enumerate() {
-        let stage = architecture.stage_of_block(index);
-        let part = match index.cmp(&poolings) {
-            std::cmp::Ordering::Less => "encoder",
-            std::cmp::Ordering::Equal => "bottleneck",
-            std::cmp::Ordering::Greater => "decoder",
-        };
-        let [d, h, w] = sizes[stage];
+        let [d, h, w] = sizes[architecture.stage_of_block(index)];
         let widths = widths.iter().map(ToString::to_string).collect::<Vec<_>>().join(" - ");
-        table.row([format!("{part} {stage}"), format!("{d}x{h}x{w}"), widths]);
+        table.row([block_name(index, poolings), format!("{d}x{h}x{w}"), widths]);
     }
     table
+}
+
+/// Name of a block of a network with `poolings` poolings, such as `decoder 1`: its part of the U-Net and its stage.
+pub(crate) fn block_name(block: usize, poolings: usize) -> String {
+    let part = match block.cmp(&poolings) {
+        std::cmp::Ordering::Less => "encoder",
+        std::cmp::Ordering::Equal => "bottleneck",
+        std::cmp::Ordering::Greater => "decoder",
+    };
+    format!("{part} {}", block.min(2 * poolings - block))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -16,6 +16,9 @@ use super::plain::plain;
 pub(crate) struct Progress {
     bar: ProgressBar,
     kind: Kind,
+    started: Instant,
+    /// Steps that were done before this process.
+    done_before: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,7 +54,7 @@ impl Progress {
         if kind == Kind::Bar {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
-        Self { bar, kind }
+        Self { bar, kind, started: Instant::now(), done_before: done }
     }
 
     /// Reports that `done` steps are done; `message` gives the latest numbers.
@@ -68,10 +71,17 @@ impl Progress {
             Kind::Bar => self.bar.set_message(line()),
             Kind::Json => emit(name, event),
             Kind::Lines => {
-                let eta = self.bar.eta().as_secs();
-                note(&format!("{} {}, {}:{:02} left", self.bar.prefix(), line(), eta / 60, eta % 60));
+                let left = self.seconds_left();
+                note(&format!("{} {}, {}:{:02} left", self.bar.prefix(), line(), left / 60, left % 60));
             }
         }
+    }
+
+    /// Time left at the mean speed of this process, which a moment of other work does not upset.
+    fn seconds_left(&self) -> u64 {
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        let speed = (done - self.done_before.min(done)) as f64 / self.started.elapsed().as_secs_f64();
+        if speed > 0.0 { (total.saturating_sub(done) as f64 / speed) as u64 } else { 0 }
     }
 }
 

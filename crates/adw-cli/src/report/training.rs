@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use adw_search::{Event, IterationReport};
+use adw_search::{Event, IterationReport, Phase, SearchRow};
+use adw_supernet::widths_line;
 use serde::Serialize;
 use serde_json::json;
 
@@ -25,7 +26,7 @@ pub(crate) struct Workload {
 impl Workload {
     /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient by the maps and one by the
     /// weights; an architecture step goes without the last.
-    fn done(&self, epoch: usize, iteration: usize) -> u64 {
+    pub(crate) fn done(&self, epoch: usize, iteration: usize) -> u64 {
         let warmup = (epoch.min(self.warmup_epochs) * self.iterations_per_epoch) as u64;
         let all = (epoch * self.iterations_per_epoch + iteration) as u64;
         let slow = if epoch < self.warmup_epochs { 0 } else { all - warmup };
@@ -121,32 +122,41 @@ impl Status {
         self.workload.done(self.epoch, self.iteration)
     }
 
-    /// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
     fn line(&self) -> String {
-        let mut line = format!("epoch {}/{}", self.epoch + 1, self.workload.epochs);
-        let mut add = |name: &str, value: f64, digits: usize| {
-            let _ = write!(line, "  {name} {value:.digits$}");
-        };
-        for (name, value) in &self.values {
-            match *name {
-                "loss" => add("loss", *value, 3),
-                "arch_loss_a" => add("loss A", *value, 3),
-                "arch_loss_b" => add("loss B", *value, 3),
-                _ => {}
-            }
-        }
-        if let Some(tau) = self.tau {
-            add("tau", tau, 2);
-        }
-        if let Some(dice) = self.dice {
-            add("Dice", dice, 3);
-        }
-        if !self.architecture.is_empty() {
-            line.push_str("  ");
-            line.push_str(&self.architecture);
-        }
-        line
+        let value = |name: &str| self.values.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
+        let losses = LOSSES.map(|(name, shown)| (shown, value(name)));
+        epoch_line([self.epoch + 1, self.workload.epochs], losses, self.tau, self.dice, &self.architecture)
     }
+}
+
+/// Architecture after an epoch of a search, for a person: in the warm-up nothing is chosen.
+pub(crate) fn found(row: &SearchRow) -> String {
+    if row.phase == Phase::Warmup { "undecided".to_owned() } else { widths_line(&row.blocks) }
+}
+
+/// Losses by their names in reports of iterations and for people.
+const LOSSES: [(&str, &str); 3] = [("loss", "loss"), ("arch_loss_a", "loss A"), ("arch_loss_b", "loss B")];
+
+/// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
+pub(crate) fn epoch_line<const N: usize>(
+    [epoch, epochs]: [usize; 2],
+    losses: [(&str, Option<f64>); N],
+    tau: Option<f64>,
+    dice: Option<f64>,
+    architecture: &str,
+) -> String {
+    let mut line = format!("epoch {epoch}/{epochs}");
+    let mut add = |name: &str, value: Option<f64>, digits: usize| {
+        let _ = value.map(|value| write!(line, "  {name} {value:.digits$}"));
+    };
+    losses.into_iter().for_each(|(name, loss)| add(name, loss, 3));
+    add("tau", tau, 2);
+    add("Dice", dice, 3);
+    if !architecture.is_empty() {
+        line.push_str("  ");
+        line.push_str(architecture);
+    }
+    line
 }
 
 #[cfg(test)]

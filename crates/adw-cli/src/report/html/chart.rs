@@ -2,10 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{
-    page::{escape, number},
-    png,
-};
+use super::page::{escape, number};
+use crate::report::png;
 
 /// Most points of a line; longer ones are thinned.
 const MAX_POINTS: usize = 500;

@@ -8,9 +8,9 @@ use msd_data::{CaseFingerprint, Memory, Normalization, Plan, check_dataset};
 use super::{
     chart::distribution,
     page::{Section, count, escape, facts, number, table, times},
-    run_data::RunData,
     training::label_name,
 };
+use crate::report::run_data::RunData;
 
 /// Largest dataset, bytes of its files, that is read again to be checked.
 const MAX_CHECKED_BYTES: u64 = 100_000_000;
@@ -148,7 +148,7 @@ fn distributions(cases: &[CaseFingerprint], plan: &Plan) -> String {
 
 /// Result of `adw check`, for datasets that are read in a moment.
 fn check(run: &RunData) -> String {
-    let Some(dataset) = &run.dataset else {
+    let Some(dataset) = run.dataset() else {
         return "<p>The dataset is no longer where the run found it.</p>\n".to_owned();
     };
     let bytes: u64 = dataset

@@ -10,8 +10,6 @@
 mod chart;
 mod data;
 mod page;
-mod png;
-mod run_data;
 mod search;
 mod training;
 mod viewer;
@@ -19,12 +17,17 @@ mod viewer;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use msd_data::{Dataset, Report};
 
-use self::{
-    page::{Section, duration, escape, facts, number},
-    run_data::{RunData, TrainingData},
+use self::page::{Section, duration, escape, facts, number};
+use crate::{
+    architecture_choice::search_space,
+    report::{
+        png,
+        progress::note,
+        run_data::{RunData, SearchData, TrainingData},
+    },
 };
-use crate::{architecture_choice::search_space, report::progress::note};
 
 /// Most voxels of all viewers of a report, in each of the image and the two label maps: some 3 MB of base64.
 const VIEWER_VOXELS: usize = 2_400_000;
@@ -46,6 +49,13 @@ pub(crate) fn write(root: &Path, output: Option<&Path>) -> Result<PathBuf> {
 /// Makes the report at the end of a search or training. A report that cannot be made is a warning: the result is there.
 pub(crate) fn write_at_end(root: &Path) -> Option<PathBuf> {
     write(root, None).inspect_err(|error| note(&format!("warning: no report: {error:#}"))).ok()
+}
+
+/// Pictures of the best, the median and the worst case of the training in `folder`, by their names: height and width, PNG.
+/// Cases that cannot be read are left out.
+pub(crate) fn overlays(report: &Report, dataset: &Dataset, folder: &Path) -> Vec<(String, [usize; 2], Vec<u8>)> {
+    let cases = training::shown_cases(report, folder);
+    cases.iter().filter_map(|case| viewer::overlays(dataset, case).ok()).flatten().collect()
 }
 
 fn render(run: &RunData) -> String {
@@ -109,7 +119,7 @@ fn costs(run: &RunData) -> String {
     let (searches, trainings) = (&run.searches, &run.trainings);
     let mut parts = Vec::new();
     if !searches.is_empty() {
-        parts.push(format!("search {}", duration(searches.iter().map(run_data::SearchData::wall_s).sum())));
+        parts.push(format!("search {}", duration(searches.iter().map(SearchData::wall_s).sum())));
     }
     if !trainings.is_empty() {
         parts.push(format!("training {}", duration(trainings.iter().map(TrainingData::wall_s).sum())));

@@ -6,9 +6,15 @@ use adw_supernet::{Architecture, CostUnit, SupernetConfig, width_options};
 use super::{
     chart::{LineChart, Series, heat_map},
     page::{Section, count, escape, number, optional, table},
-    run_data::{RunData, SearchData},
 };
-use crate::{architecture_choice::search_space, report::drawing};
+use crate::{
+    architecture_choice::search_space,
+    report::{
+        architecture::block_name,
+        drawing,
+        run_data::{RunData, SearchData},
+    },
+};
 
 /// Choice of a width or depth that the found network uses.
 pub(super) struct Choice {
@@ -88,15 +94,6 @@ impl Choice {
         let columns: Vec<&[f64]> = self.columns.iter().map(Vec::as_slice).collect();
         let note = self.settled.map_or("not settled".to_owned(), |epoch| format!("settled at epoch {epoch}"));
         heat_map(&self.name, &note, &self.options, self.chosen, &columns, warmup)
-    }
-}
-
-/// Name of a block of an architecture with `poolings` poolings.
-pub(super) fn block_name(block: usize, poolings: usize) -> String {
-    match block.cmp(&poolings) {
-        std::cmp::Ordering::Less => format!("encoder {block}"),
-        std::cmp::Ordering::Equal => "bottleneck".to_owned(),
-        std::cmp::Ordering::Greater => format!("decoder {}", 2 * poolings - block),
     }
 }
 

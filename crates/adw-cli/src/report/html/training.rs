@@ -8,9 +8,9 @@ use msd_data::{Label, Report};
 use super::{
     chart::{LineChart, Series, distribution},
     page::{Section, count, duration, escape, number, table},
-    run_data::{RunData, TrainingData},
     viewer::{self, ShownCase},
 };
+use crate::report::run_data::{RunData, TrainingData};
 
 /// Most cases in a table: the worst ones.
 const MAX_ROWS: usize = 200;
@@ -59,11 +59,11 @@ pub(super) fn section(run: &RunData, training: &TrainingData, id: &str, max_voxe
     let labels = &run.plan.labels;
     if let Some(report) = &training.metrics {
         body += &score_tables(report, labels);
-        if let Some(dataset) = run.dataset.as_ref().filter(|_| max_voxels > 0) {
+        if let Some(dataset) = run.dataset().filter(|_| max_voxels > 0) {
             body += "<h3>Best, median and worst case</h3>\n<p>Full lines are the reference, broken lines the prediction. Each view \
                      opens at the slice with most disagreement; arrow keys, the wheel, dragging or the slider move it.</p>\n";
-            for (i, case) in shown_cases(report, training).iter().enumerate() {
-                match viewer::figure(dataset, labels, case, &format!("{id}-case{i}"), max_voxels) {
+            for (i, case) in shown_cases(report, &training.folder).iter().enumerate() {
+                match viewer::figure(&dataset, labels, case, &format!("{id}-case{i}"), max_voxels) {
                     Ok((figure, script)) => (body, scripts) = (body + &figure, scripts + &script),
                     Err(error) => {
                         body += &format!("<p>{} is not shown: {}</p>\n", escape(case.id), escape(&error.to_string()));
@@ -78,8 +78,8 @@ pub(super) fn section(run: &RunData, training: &TrainingData, id: &str, max_voxe
     (Section { id: id.to_owned(), title: format!("Training: {}", training.title()), body }, scripts)
 }
 
-/// The worst, the median and the best case.
-fn shown_cases<'a>(report: &'a Report, training: &TrainingData) -> Vec<ShownCase<'a>> {
+/// The best, the median and the worst case of the training in the folder `training`.
+pub(super) fn shown_cases<'a>(report: &'a Report, training: &Path) -> Vec<ShownCase<'a>> {
     let cases = scored(report);
     let mut shown: Vec<usize> = Vec::new();
     let named = [("best", cases.len().saturating_sub(1)), ("median", cases.len() / 2), ("worst", 0)];
@@ -88,12 +88,12 @@ fn shown_cases<'a>(report: &'a Report, training: &TrainingData) -> Vec<ShownCase
         if !shown.contains(&i) {
             shown.push(i);
             let caption = format!("{name} of {}: Dice {:.3}", count(cases.len(), "case"), cases[i].dice);
-            result.push(ShownCase { id: cases[i].id, caption, prediction: cases[i].report.prediction_file.as_path() });
+            // Where the folder is now, not where it was when it was scored.
+            let file = cases[i].report.prediction_file.file_name().unwrap_or_default();
+            let prediction = training.join("validation").join(file);
+            result.push(ShownCase { id: cases[i].id, kind: name, caption, prediction });
         }
     }
-    let moved = |path: &Path| !path.is_file();
-    // A run's folder may have moved since.
-    result.retain(|case| !moved(case.prediction) || training.folder.join("validation").is_dir());
     result
 }
 

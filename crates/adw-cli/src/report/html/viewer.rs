@@ -1,23 +1,44 @@
 //! Cases of a report as volumes to look through: the image in 8 bits, contours of reference and prediction, and pictures of
 //! three slices for readers without script.
 
-use std::{fmt::Write, path::Path};
+use std::{fmt::Write, path::PathBuf};
 
 use anyhow::{Result, ensure};
 use msd_data::{AxisMap, Dataset, Label, LabelMap, Orientation, read_labels};
 use ndarray::{Array3, ArrayView2, ArrayView3, Axis, Slice};
 
-use super::{
-    page::{escape, number, times},
-    png,
-};
+use super::page::{escape, number, times};
+use crate::report::png;
+
+/// Colours of labels, by their value; those of the style sheet.
+const COLOURS: [[u8; 3]; 6] =
+    [[255, 212, 59], [77, 210, 255], [255, 157, 60], [125, 255, 138], [255, 138, 216], [200, 181, 255]];
+
+/// Pictures of the middle slices of a case with contours, by their names: height and width, PNG.
+///
+/// # Errors
+/// A file of the case that cannot be read.
+pub(super) fn overlays(dataset: &Dataset, case: &ShownCase<'_>) -> Result<Vec<(String, [usize; 2], Vec<u8>)>> {
+    let volumes = Volumes::load(dataset, case, MAX_OVERLAY_VOXELS)?;
+    let middle = volumes.busiest();
+    let named = volumes.views().into_iter().enumerate().map(|(axis, view)| {
+        let (size, png) = volumes.overlay(axis, middle[axis]);
+        (format!("{} {view}", case.kind), size, png)
+    });
+    Ok(named.collect())
+}
+
+/// Most voxels of a volume whose slices become pictures.
+const MAX_OVERLAY_VOXELS: usize = 2_000_000;
 
 /// A case that is shown.
 pub(super) struct ShownCase<'a> {
     pub(super) id: &'a str,
+    /// `best`, `median` or `worst`.
+    pub(super) kind: &'static str,
     /// Reason why it is shown, such as `worst case: Dice 0.71`.
     pub(super) caption: String,
-    pub(super) prediction: &'a Path,
+    pub(super) prediction: PathBuf,
 }
 
 /// Volumes on one grid, `[z, y, x]` with indices that grow to superior, posterior and left where the header says so.
@@ -90,7 +111,7 @@ fn join<T: ToString>(values: &[T]) -> String {
 impl Volumes {
     fn load(dataset: &Dataset, case: &ShownCase<'_>, max_voxels: usize) -> Result<Self> {
         let (image, reference) = dataset.load_case(dataset.training_case(case.id)?)?;
-        let LabelMap { data: prediction, .. } = read_labels(case.prediction)?;
+        let LabelMap { data: prediction, .. } = read_labels(&case.prediction)?;
         ensure!(prediction.shape() == reference.data.shape(), "{}: not on its image's grid", case.prediction.display());
         let geometry = &image.geometry;
         let axes = AxisMap::between_known(geometry.orientation(), "LPS".parse::<Orientation>().ok());
@@ -150,6 +171,35 @@ impl Volumes {
             let found = most(axis, &|a, b| a != b).or_else(|| most(axis, &|a, _| a > 0));
             found.unwrap_or(self.image.shape()[axis] / 2)
         })
+    }
+
+    /// Picture of a slice in colours, for viewers of single pictures: height and width, PNG. Contours are as in
+    /// [`Self::picture`].
+    fn overlay(&self, axis: usize, index: usize) -> ([usize; 2], Vec<u8>) {
+        let [grey, reference, prediction] =
+            [&self.image, &self.reference, &self.prediction].map(|volume| slice(volume, axis, index));
+        let (h, w) = grey.dim();
+        let scale = (320 / h.max(w)).max(3);
+        let mut samples = Vec::with_capacity(3 * h * w * scale * scale);
+        for (y, x) in (0..h * scale).flat_map(|y| (0..w * scale).map(move |x| (y, x))) {
+            let (row, column) = (y / scale, x / scale);
+            // Label of the pixel if a neighbour that this part of the pixel touches has another.
+            let edge = |labels: &ArrayView2<'_, u8>| {
+                let toward = |at: usize, from: usize| match at % scale {
+                    0 => from.wrapping_sub(1),
+                    rest if rest == scale - 1 => from + 1,
+                    _ => from,
+                };
+                let other = |r: usize, c: usize| labels.get([r, c]).copied().unwrap_or(0);
+                let label = labels[[row, column]];
+                let is_edge = other(toward(y, row), column) != label || other(row, toward(x, column)) != label;
+                (label > 0 && is_edge).then(|| COLOURS[usize::from(label) % COLOURS.len()])
+            };
+            let is_dash = (x + y) / 3 % 2 == 0;
+            let colour = edge(&reference).or_else(|| edge(&prediction).filter(|_| is_dash));
+            samples.extend(colour.unwrap_or([grey[[row, column]]; 3]));
+        }
+        ([h * scale, w * scale], png::encode(w * scale, 3, &samples))
     }
 
     /// Picture of a slice with contours.

@@ -1,4 +1,4 @@
-//! Files of a run that its report shows. They are read without the run's lock, so that a run in progress has a report, too.
+//! Files of a run that a report or a watcher shows. They are read without the run's lock, so that a run in progress has a report, too.
 
 use std::{
     fs,
@@ -20,58 +20,57 @@ use crate::{
 };
 
 /// A run as its folder holds it.
-pub(super) struct RunData {
-    pub(super) root: PathBuf,
-    pub(super) facts: RunFacts,
-    pub(super) config: RunConfig,
-    pub(super) config_text: String,
-    pub(super) plan: Plan,
-    pub(super) splits: Splits,
+pub(crate) struct RunData {
+    pub(crate) root: PathBuf,
+    pub(crate) facts: RunFacts,
+    pub(crate) config: RunConfig,
+    pub(crate) config_text: String,
+    pub(crate) plan: Plan,
+    pub(crate) splits: Splits,
     /// None in runs of earlier versions.
-    pub(super) fingerprint: Option<Fingerprint>,
-    /// None if it has moved.
-    pub(super) dataset: Option<Dataset>,
-    pub(super) searches: Vec<SearchData>,
-    pub(super) trainings: Vec<TrainingData>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) searches: Vec<SearchData>,
+    pub(crate) trainings: Vec<TrainingData>,
 }
 
 /// Search of one fold.
-pub(super) struct SearchData {
-    pub(super) fold: usize,
-    pub(super) rows: Vec<SearchRow>,
+pub(crate) struct SearchData {
+    pub(crate) fold: usize,
+    pub(crate) rows: Vec<SearchRow>,
     /// None until it is finished.
-    pub(super) architecture: Option<Architecture>,
+    pub(crate) architecture: Option<Architecture>,
 }
 
 /// Training of one architecture on one fold.
-pub(super) struct TrainingData {
+pub(crate) struct TrainingData {
     /// Name of several trainings of a run.
-    pub(super) name: Option<String>,
-    pub(super) fold: usize,
-    pub(super) folder: PathBuf,
-    pub(super) facts: RunFacts,
-    pub(super) rows: Vec<RetrainRow>,
-    pub(super) architecture: Architecture,
+    pub(crate) name: Option<String>,
+    pub(crate) fold: usize,
+    pub(crate) folder: PathBuf,
+    pub(crate) facts: RunFacts,
+    pub(crate) num_epochs: usize,
+    pub(crate) rows: Vec<RetrainRow>,
+    pub(crate) architecture: Architecture,
     /// None until it is finished.
-    pub(super) metrics: Option<Report>,
+    pub(crate) metrics: Option<Report>,
 }
 
 impl TrainingData {
     /// Name for people.
-    pub(super) fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         let name = self.name.as_deref().unwrap_or("found architecture");
         format!("{name}, fold {}", self.fold)
     }
 
     /// Sum of the epochs' times, seconds.
-    pub(super) fn wall_s(&self) -> f64 {
+    pub(crate) fn wall_s(&self) -> f64 {
         self.rows.iter().map(|row| row.wall_s).sum()
     }
 }
 
 impl SearchData {
     /// Sum of the epochs' times, seconds.
-    pub(super) fn wall_s(&self) -> f64 {
+    pub(crate) fn wall_s(&self) -> f64 {
         self.rows.iter().map(|row| row.wall_s).sum()
     }
 }
@@ -81,7 +80,7 @@ impl RunData {
     ///
     /// # Errors
     /// No run; a damaged file.
-    pub(super) fn load(root: &Path) -> Result<Self> {
+    pub(crate) fn load(root: &Path) -> Result<Self> {
         if !RunFolder::exists(root) {
             bad_input!(
                 "{} is not a run (it has no config.toml): start one with `{} search`",
@@ -90,10 +89,6 @@ impl RunData {
             );
         }
         let (facts, config) = run_config::load(&config_path(root))?;
-        let dataset = dataset_folder::open(&facts.data).ok().map(|mut dataset| {
-            dataset.positions = config.settings.data.positions();
-            dataset
-        });
         let mut searches = Vec::new();
         for (fold, folder) in fold_folders(&root.join("search")) {
             let architecture = folder.join("architecture.json");
@@ -119,10 +114,16 @@ impl RunData {
             fingerprint: json(&root.join("fingerprint.json"))?,
             facts,
             config,
-            dataset,
             searches,
             trainings,
         })
+    }
+
+    /// The run's dataset; none if it has moved.
+    pub(crate) fn dataset(&self) -> Option<Dataset> {
+        let mut dataset = dataset_folder::open(&self.facts.data).ok()?;
+        dataset.positions = self.config.settings.data.positions();
+        Some(dataset)
     }
 }
 
@@ -132,10 +133,19 @@ fn training(name: Option<String>, fold: usize, folder: PathBuf) -> Result<Option
     if !config.is_file() {
         return Ok(None);
     }
-    let (facts, _) = run_config::load(&config)?;
+    let (facts, config) = run_config::load(&config)?;
     let architecture = Architecture::load(&folder.join("architecture.json"))?;
     let metrics = json(&folder.join("metrics.json"))?;
-    Ok(Some(TrainingData { name, fold, facts, rows: history(&folder)?, architecture, metrics, folder }))
+    Ok(Some(TrainingData {
+        name,
+        fold,
+        facts,
+        num_epochs: config.settings.retrain.epochs,
+        rows: history(&folder)?,
+        architecture,
+        metrics,
+        folder,
+    }))
 }
 
 /// Rows of the history in `folder`; none before the first epoch's end. A line that is being written is left out.

@@ -4,9 +4,9 @@ use std::io::Write;
 
 use flate2::{Compression, write::ZlibEncoder};
 
-/// Encodes rows of 8-bit samples, `channels` per pixel: 1 for grey, 4 for red, green, blue, opacity.
-pub(super) fn encode(width: usize, channels: usize, samples: &[u8]) -> Vec<u8> {
-    let colour_type = if channels == 1 { 0 } else { 6 };
+/// Encodes rows of 8-bit samples, `channels` per pixel: 1 for grey, 3 for red, green, blue, 4 with opacity.
+pub(crate) fn encode(width: usize, channels: usize, samples: &[u8]) -> Vec<u8> {
+    let colour_type = [0, 0, 0, 2, 6][channels];
     let stride = width * channels;
     let mut rows = Vec::with_capacity(samples.len() + samples.len() / stride);
     for row in samples.chunks(stride) {
@@ -31,18 +31,18 @@ pub(super) fn encode(width: usize, channels: usize, samples: &[u8]) -> Vec<u8> {
 }
 
 /// Compresses bytes in zlib's format, which browsers read as `deflate`.
-pub(super) fn deflate(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn deflate(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
 }
 
 /// URL that holds `bytes` itself.
-pub(super) fn data_url(kind: &str, bytes: &[u8]) -> String {
+pub(crate) fn data_url(kind: &str, bytes: &[u8]) -> String {
     format!("data:{kind};base64,{}", base64(bytes))
 }
 
 /// Base64 of RFC 4648, padded.
-pub(super) fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {

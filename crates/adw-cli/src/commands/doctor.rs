@@ -1,0 +1,99 @@
+//! `adw doctor`: what this machine offers, what would be used, and why.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use adw_cuda::device::{has_cuda, has_cudnn, open};
+use adw_supernet::Precision;
+use adw_tensor_ops::InstructionSet;
+use anyhow::Result;
+use candle_core::Device;
+use serde_json::{Map, Value};
+
+use crate::{
+    args::DoctorArgs,
+    device, host_memory,
+    report::{progress::say, table::Table},
+    run_folder::check_writable,
+    task::data_root,
+};
+
+pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
+    device::set_threads(&args.process)?;
+    let findings = findings()?;
+    if args.process.json {
+        let object: Map<String, Value> =
+            findings.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        say(&format!("{}\n", Value::Object(object)));
+        return Ok(());
+    }
+    let mut table = Table::of_text(["adw", env!("CARGO_PKG_VERSION")]);
+    for (name, value) in findings {
+        table.row([name, &value]);
+    }
+    say(&table.render());
+    Ok(())
+}
+
+fn findings() -> Result<Vec<(&'static str, String)>> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let gb = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9));
+    let bf16 = if Precision::Bf16.is_available_on(&Device::Cpu) {
+        "precision = \"bf16\" uses the matrix unit (AMX), about twice as fast"
+    } else {
+        "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" is refused"
+    };
+    // Control groups without a limit give one that no machine has.
+    let limit = match host_memory::left_of_limits().filter(|left| *left < 1 << 50) {
+        Some(left) => format!("{}: what control groups and ulimit leave", gb(Some(left))),
+        None => "none set".to_owned(),
+    };
+    let runs = env::var_os("ADW_RUNS").map_or_else(|| "runs".into(), PathBuf::from);
+    Ok(vec![
+        ("processor", device::processor()),
+        (
+            "threads",
+            format!("{} of {cores} cores; --threads takes fewer, with the same results", rayon::current_num_threads()),
+        ),
+        ("vectors", format!("{:?}, the widest that this processor and this program have", InstructionSet::detect())),
+        ("bf16", bf16.to_owned()),
+        (
+            "memory",
+            format!(
+                "{} available: work that needs more is refused, cases that do not fit go to files",
+                gb(host_memory::available_bytes())
+            ),
+        ),
+        ("memory limit", limit),
+        ("CUDA", cuda()),
+        ("datasets", folder(&data_root(None)?, "ADW_DATA")),
+        ("runs", folder(&runs, "ADW_RUNS")),
+    ])
+}
+
+/// State of CUDA, and the device that `--device auto` takes.
+fn cuda() -> String {
+    if !has_cuda() {
+        return "not in this build, auto takes the cpu: build with `cargo xtask search` where a GPU is, or --features cuda".to_owned();
+    }
+    let cudnn = if has_cudnn() { "with cuDNN" } else { "without cuDNN" };
+    match open(0) {
+        Ok(device) => format!("{cudnn}; auto takes {}", device::describe(&device)),
+        Err(error) => format!("{cudnn}, but no device: auto takes the cpu ({error})"),
+    }
+}
+
+/// State of a folder that may be set by a variable.
+fn folder(path: &Path, variable: &str) -> String {
+    let origin =
+        if env::var_os(variable).is_some() { format!("from ${variable}") } else { format!("${variable} is not set") };
+    let state = match check_writable(path) {
+        Ok(()) if path.is_dir() => "writable".to_owned(),
+        Ok(()) => "will be created".to_owned(),
+        Err(error) => format!("cannot be written to: {error:#}"),
+    };
+    format!("{}, {origin}, {state}", path.display())
+}

@@ -1,0 +1,64 @@
+//! `adw run`: check, search, retrain, score and report.
+
+use anyhow::Result;
+use msd_data::{Severity, check_dataset};
+
+use super::{retrain, search};
+use crate::{
+    args::{ArchitectureArgs, DatasetArgs, ProcessArgs, RetrainArgs, RunArgs, SearchArgs},
+    device,
+    failure::bad_input,
+    memory,
+    report::progress::note,
+    task::Task,
+};
+
+pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    // Once for all that follows.
+    device::set_threads(&args.process)?;
+    let process = ProcessArgs { threads: None, ..args.process.clone() };
+    check(args)?;
+    let root = search::run(&SearchArgs {
+        dataset: args.dataset.clone(),
+        fetch: args.fetch.clone(),
+        run: args.run.clone(),
+        config: args.config.clone(),
+        fold: None,
+        resume: args.resume,
+        dry_run: false,
+        device: args.device.clone(),
+        memory: args.memory,
+        process: process.clone(),
+    })?;
+    retrain::run(&RetrainArgs {
+        // The run has its dataset and its settings.
+        dataset: DatasetArgs::default(),
+        fetch: args.fetch.clone(),
+        config: args.config.clone(),
+        fold: None,
+        architecture: ArchitectureArgs::default(),
+        name: None,
+        resume: args.resume,
+        dry_run: false,
+        device: args.device.clone(),
+        memory: args.memory,
+        process,
+        run: Some(root),
+    })
+}
+
+/// Lists the problems of the dataset on stderr; one that is missing is downloaded first.
+///
+/// # Errors
+/// A problem that makes the dataset unusable.
+fn check(args: &RunArgs) -> Result<()> {
+    let Some(task) = Task::locate(&args.dataset)? else { return Ok(()) };
+    let folder = task.provide(&args.fetch)?;
+    let problems = check_dataset(folder, memory::limit(args.memory));
+    problems.iter().for_each(|problem| note(&problem.to_string()));
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+    if errors > 0 {
+        bad_input!("{}: {errors} to put right before a search", folder.display());
+    }
+    Ok(())
+}

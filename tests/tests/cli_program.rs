@@ -1,0 +1,109 @@
+//! Commands about the program and its runs: doctor, manual pages, completions, forecasts, watching, everything in one command.
+#![allow(clippy::unwrap_used)]
+
+mod cli_support;
+
+use std::{fs, path::Path, process::Command};
+
+use cli_support::{Adw, TINY, names, phantom};
+use serde_json::Value;
+
+#[test]
+fn one_command_does_everything_and_its_run_can_be_watched() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let run = dir.path().join("empty");
+    // An empty folder is a fine place for a run.
+    fs::create_dir(&run).unwrap();
+    let all = Adw::new(["run", "--threads", "1"]).path("--data", &data).path("--run", &run);
+    let outcome = all.clone().args(TINY).succeed();
+    let lines: Vec<&str> = outcome.stderr.lines().filter(|line| line.starts_with("search epoch")).collect();
+    let undecided: Vec<bool> = lines.iter().map(|line| line.contains("undecided")).collect();
+    assert_eq!(undecided, [true, false, false, false], "one epoch of warm-up: {}", outcome.stderr);
+    assert!(outcome.stdout.contains("mean"), "{}", outcome.stdout);
+    assert!(run.join("report.html").is_file() && run.join("retrain/fold_0/metrics.json").is_file());
+
+    let watched = Adw::new(["watch"]).arg(run.display()).succeed().stdout;
+    assert_eq!(watched.lines().filter(|line| line.starts_with("search fold 0  epoch")).count(), 4, "{watched}");
+    assert!(watched.contains("epoch 3/3") && watched.matches("finished").count() == 2, "{watched}");
+    let rows = Adw::new(["watch", "--once", "--json"]).arg(run.display()).succeed().stdout;
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 4 + 3);
+    assert!(rows[0]["row"]["probabilities"][0]["width"].is_array(), "{}", rows[0]);
+
+    // A finished run is shown again, not made again.
+    let before = fs::read(run.join("retrain/fold_0/model.safetensors")).unwrap();
+    all.arg("--resume").succeed();
+    assert!(before == fs::read(run.join("retrain/fold_0/model.safetensors")).unwrap());
+
+    for (folder, kinds) in
+        [("search/fold_0", &["scalars", "histograms"][..]), ("retrain/fold_0", &["scalars", "images"])]
+    {
+        read_events(&run.join(folder).join("tensorboard"), kinds);
+    }
+}
+
+/// Reads event files with the package `tensorboard` of the Python in `$ADW_PYTHON`, else `python3`, where it is installed.
+fn read_events(folder: &Path, kinds: &[&str]) {
+    assert!(!names(folder).is_empty());
+    let script = "import json, sys\n\
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n\
+        events = EventAccumulator(sys.argv[1]); events.Reload(); tags = events.Tags()\n\
+        loss = [tag for tag in tags['scalars'] if tag.startswith('loss/')][0]\n\
+        print(json.dumps({'tags': {k: len(v) for k, v in tags.items() if isinstance(v, list)},\n\
+                          'steps': [event.step for event in events.Scalars(loss)],\n\
+                          'sums': [sum(events.Histograms(tag)[-1].histogram_value.bucket) for tag in tags['histograms']],\n\
+                          'png': [events.Images(tag)[0].encoded_image_string[:4].hex() for tag in tags['images']]}))";
+    let python = std::env::var("ADW_PYTHON").unwrap_or_else(|_| "python3".into());
+    let output = Command::new(&python).args(["-c", script]).arg(folder).output();
+    let Some(output) = output.ok().filter(|output| output.status.success()) else {
+        eprintln!(
+            "skipped: {python} has no package tensorboard; name one that has in ADW_PYTHON to read event files back"
+        );
+        return;
+    };
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for kind in kinds {
+        assert!(found["tags"][kind].as_u64().unwrap() > 2, "{kind}: {found}");
+    }
+    let steps: Vec<u64> = found["steps"].as_array().unwrap().iter().map(|step| step.as_u64().unwrap()).collect();
+    assert!(!steps.is_empty() && steps.iter().copied().eq(1..=steps.len() as u64), "{found}");
+    assert!(found["sums"].as_array().unwrap().iter().all(|sum| (sum.as_f64().unwrap() - 1.0).abs() < 1e-5), "{found}");
+    assert!(found["png"].as_array().unwrap().iter().all(|png| png == "89504e47"), "{found}");
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let run = dir.path().join("run");
+    let search = Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY);
+    let shown = search.clone().arg("--dry-run").succeed().stdout;
+    for part in ["16x", "4 epochs of 2 iterations", "multiply-adds", "memory", "disk", "about"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let retrain = Adw::new(["retrain", "--uniform-width", "4", "--dry-run", "--json"]).path("--run", &run).args(TINY);
+    let forecast = retrain.path("--data", &data).succeed().stdout;
+    let forecast: Value = serde_json::from_str(&forecast).unwrap();
+    assert!(forecast["seconds"].as_f64().unwrap() > 0.0 && forecast["epochs"] == 3, "{forecast}");
+    assert_eq!(names(dir.path()), ["Task00_Phantom"]);
+}
+
+#[test]
+fn the_program_describes_itself_and_the_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let findings = Adw::new(["doctor", "--json", "--threads", "1"]).in_folder(dir.path()).succeed().stdout;
+    let findings: Value = serde_json::from_str(&findings).unwrap();
+    for key in ["processor", "threads", "memory", "CUDA", "datasets", "runs"] {
+        assert!(!findings[key].as_str().unwrap().is_empty(), "{key}: {findings}");
+    }
+    assert!(findings["threads"].as_str().unwrap().starts_with("1 of"), "{findings}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = Adw::new(["completions", shell]).succeed().stdout;
+        assert!(script.contains("dry-run") && script.contains("doctor"), "{shell}");
+    }
+    let pages = dir.path().join("man/man1");
+    Adw::new(["man"]).path("--output", &pages).succeed();
+    assert!(names(&pages).contains(&"adw.1".to_owned()) && names(&pages).contains(&"adw-search.1".to_owned()));
+    assert!(fs::read_to_string(pages.join("adw-search.1")).unwrap().contains("dry"));
+}
