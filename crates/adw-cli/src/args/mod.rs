@@ -18,7 +18,9 @@ pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use program::{CompletionsArgs, DoctorArgs, ManArgs};
-pub(crate) use runs::{ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, RunArgs, SearchArgs, WatchArgs};
+pub(crate) use runs::{
+    ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, RunArgs, SearchArgs, WatchArgs,
+};
 pub(crate) use sweep::{
     BatchSystemArgs, Stage, SweepAction, SweepArgs, SweepFileArgs, SweepRunArgs, SweepSubmitArgs, SweepWorkArgs,
 };

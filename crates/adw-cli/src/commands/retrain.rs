@@ -177,7 +177,7 @@ impl Training<'_> {
             let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
             let architecture = &self.architecture;
             let forecast = Forecast { run, workload, batch_size, architecture, need, left, cases_bytes };
-            forecast.print(&self.device, self.args.process.json, |x| Ok(drop(net.predict(x)?)))?;
+            forecast.print(&self.device, self.args.process.json, |x| net.predict(x))?;
             return Ok(None);
         }
         let mut cases = Cases::new(run, &all, left)?;
@@ -283,7 +283,7 @@ impl Training<'_> {
             write_labels(&path, &labels.view(), &geometry)?;
         }
         drop(progress);
-        let report = self.evaluate(run, &directory)?;
+        let report = Self::evaluate(run, &directory)?;
         if num_new > 0 {
             let images = html::overlays(&report, &run.dataset, &directory);
             EventFile::new(&directory).images(run.config.settings.retrain.epochs, images);
@@ -293,7 +293,8 @@ impl Training<'_> {
         Ok(())
     }
 
-    fn evaluate(&self, run: &Run, directory: &Path) -> Result<Report> {
+    /// Scores the label maps, and saves the scores.
+    fn evaluate(run: &Run, directory: &Path) -> Result<Report> {
         let ids = run.splits.fold(run.fold)?.validation;
         if ids.is_empty() {
             bad_input!("fold {} has no validation case", run.fold);

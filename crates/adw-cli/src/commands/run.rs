@@ -55,7 +55,9 @@ fn check(args: &RunArgs) -> Result<()> {
     let Some(task) = Task::locate(&args.dataset)? else { return Ok(()) };
     let folder = task.provide(&args.fetch)?;
     let problems = check_dataset(folder, memory::limit(args.memory));
-    problems.iter().for_each(|problem| note(&problem.to_string()));
+    for problem in &problems {
+        note(&problem.to_string());
+    }
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
     if errors > 0 {
         bad_input!("{}: {errors} to put right before a search", folder.display());

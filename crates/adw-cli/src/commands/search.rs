@@ -123,7 +123,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
         let net = Supernet::new(network, settings.seed, DType::F32, device)?;
         let sample = net.no_noise(1.0);
         let forecast = Forecast { run, workload, batch_size, architecture: &largest, need, left, cases_bytes };
-        return forecast.print(device, args.process.json, |x| Ok(drop(net.predict(x, &sample)?)));
+        return forecast.print(device, args.process.json, |x| net.predict(x, &sample));
     }
 
     let mut cases = Cases::new(run, &split.train, left)?;

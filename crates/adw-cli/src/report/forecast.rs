@@ -35,7 +35,12 @@ impl Forecast<'_> {
     ///
     /// # Errors
     /// The network fails.
-    pub(crate) fn print(&self, device: &Device, json: bool, predict: impl Fn(&Tensor) -> Result<()>) -> Result<()> {
+    pub(crate) fn print(
+        &self,
+        device: &Device,
+        json: bool,
+        predict: impl Fn(&Tensor) -> adw_supernet::Result<Tensor>,
+    ) -> Result<()> {
         let (plan, workload) = (&self.run.plan, self.workload);
         let [d, h, w] = plan.patch_size;
         let x = Tensor::zeros((self.batch_size, plan.modalities.len(), d, h, w), DType::F32, device)?;

@@ -4,6 +4,14 @@ use std::io::Write;
 
 use flate2::{Compression, write::ZlibEncoder};
 
+/// Picture with a name.
+pub(crate) struct Picture {
+    pub(crate) name: String,
+    /// Height and width.
+    pub(crate) size: [usize; 2],
+    pub(crate) png: Vec<u8>,
+}
+
 /// Encodes rows of 8-bit samples, `channels` per pixel: 1 for grey, 3 for red, green, blue, 4 with opacity.
 pub(crate) fn encode(width: usize, channels: usize, samples: &[u8]) -> Vec<u8> {
     let colour_type = [0, 0, 0, 2, 6][channels];

@@ -16,7 +16,7 @@ use adw_search::{RetrainRow, SearchRow};
 use adw_supernet::{SupernetConfig, width_options};
 use msd_data::Label;
 
-use super::{architecture::block_name, progress::note};
+use super::{architecture::block_name, png::Picture, progress::note};
 
 /// Events of a process, in a file of its own below the folder of the search or training.
 pub(crate) struct EventFile {
@@ -31,8 +31,7 @@ enum Value {
     Scalar(f64),
     /// Numbers and their weights, the numbers ascending.
     Histogram(Vec<(f64, f64)>),
-    /// Height, width, PNG.
-    Image(usize, usize, Vec<u8>),
+    Image(Picture),
 }
 
 impl EventFile {
@@ -93,8 +92,8 @@ impl EventFile {
     }
 
     /// Adds pictures at the end of a training.
-    pub(crate) fn images(&mut self, epoch: usize, images: Vec<(String, [usize; 2], Vec<u8>)>) {
-        let values: Vec<_> = images.into_iter().map(|(tag, [h, w], png)| (tag, Value::Image(h, w, png))).collect();
+    pub(crate) fn images(&mut self, epoch: usize, images: Vec<Picture>) {
+        let values: Vec<_> = images.into_iter().map(|image| (image.name.clone(), Value::Image(image))).collect();
         self.add(epoch, &values);
     }
 
@@ -150,7 +149,7 @@ fn encode(tag: &str, value: &Value) -> Message {
         message.bytes(1, tag.as_bytes());
         match value {
             Value::Scalar(value) => message.float(2, *value as f32),
-            Value::Image(height, width, png) => message.bytes(
+            Value::Image(Picture { size: [height, width], png, .. }) => message.bytes(
                 4,
                 &Message::new(|image| {
                     image.varint(1, *height as u64);
@@ -226,7 +225,7 @@ fn record(message: &Message) -> Vec<u8> {
     [&length[..], &masked_crc(&length), &message.0, &masked_crc(&message.0)].concat()
 }
 
-/// CRC-32C, rotated and shifted as TFRecord files have it.
+/// CRC-32C, rotated and shifted as `TFRecord` files have it.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -265,8 +264,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("tensorboard"), "a file in the folder's place").unwrap();
         let mut events = EventFile::new(dir.path());
-        events.images(0, vec![("a".into(), [1, 1], vec![])]);
+        events.images(0, vec![Picture { name: "a".into(), size: [1, 1], png: vec![] }]);
         assert!(events.failed);
-        events.images(1, vec![("a".into(), [1, 1], vec![])]);
+        events.images(1, vec![Picture { name: "a".into(), size: [1, 1], png: vec![] }]);
     }
 }

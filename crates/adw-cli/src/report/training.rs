@@ -149,7 +149,9 @@ pub(crate) fn epoch_line<const N: usize>(
     let mut add = |name: &str, value: Option<f64>, digits: usize| {
         let _ = value.map(|value| write!(line, "  {name} {value:.digits$}"));
     };
-    losses.into_iter().for_each(|(name, loss)| add(name, loss, 3));
+    for (name, loss) in losses {
+        add(name, loss, 3);
+    }
     add("tau", tau, 2);
     add("Dice", dice, 3);
     if !architecture.is_empty() {

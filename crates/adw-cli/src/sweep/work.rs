@@ -107,7 +107,7 @@ fn execute(sweep: &Sweep, task: &Task, args: &SweepWorkArgs) -> Result<()> {
     if task.stage == Stage::Search {
         let line = arguments.config(&settings).line();
         return match Cli::try_parse_from(line).map(|cli| cli.command) {
-            Ok(Command::Search(args)) => search::run(&args),
+            Ok(Command::Search(args)) => search::run(&args).map(drop),
             _ => unreachable!("the arguments are those of a search"),
         };
     }

@@ -23,7 +23,7 @@ use self::page::{Section, duration, escape, facts, number};
 use crate::{
     architecture_choice::search_space,
     report::{
-        png,
+        png::{self, Picture},
         progress::note,
         run_data::{RunData, SearchData, TrainingData},
     },
@@ -51,9 +51,9 @@ pub(crate) fn write_at_end(root: &Path) -> Option<PathBuf> {
     write(root, None).inspect_err(|error| note(&format!("warning: no report: {error:#}"))).ok()
 }
 
-/// Pictures of the best, the median and the worst case of the training in `folder`, by their names: height and width, PNG.
+/// Pictures of the best, the median and the worst case of the training in `folder`, by their names.
 /// Cases that cannot be read are left out.
-pub(crate) fn overlays(report: &Report, dataset: &Dataset, folder: &Path) -> Vec<(String, [usize; 2], Vec<u8>)> {
+pub(crate) fn overlays(report: &Report, dataset: &Dataset, folder: &Path) -> Vec<Picture> {
     let cases = training::shown_cases(report, folder);
     cases.iter().filter_map(|case| viewer::overlays(dataset, case).ok()).flatten().collect()
 }

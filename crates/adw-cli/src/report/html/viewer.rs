@@ -8,22 +8,22 @@ use msd_data::{AxisMap, Dataset, Label, LabelMap, Orientation, read_labels};
 use ndarray::{Array3, ArrayView2, ArrayView3, Axis, Slice};
 
 use super::page::{escape, number, times};
-use crate::report::png;
+use crate::report::png::{self, Picture};
 
 /// Colours of labels, by their value; those of the style sheet.
 const COLOURS: [[u8; 3]; 6] =
     [[255, 212, 59], [77, 210, 255], [255, 157, 60], [125, 255, 138], [255, 138, 216], [200, 181, 255]];
 
-/// Pictures of the middle slices of a case with contours, by their names: height and width, PNG.
+/// Pictures of the middle slices of a case with contours, by their names.
 ///
 /// # Errors
 /// A file of the case that cannot be read.
-pub(super) fn overlays(dataset: &Dataset, case: &ShownCase<'_>) -> Result<Vec<(String, [usize; 2], Vec<u8>)>> {
+pub(super) fn overlays(dataset: &Dataset, case: &ShownCase<'_>) -> Result<Vec<Picture>> {
     let volumes = Volumes::load(dataset, case, MAX_OVERLAY_VOXELS)?;
     let middle = volumes.busiest();
     let named = volumes.views().into_iter().enumerate().map(|(axis, view)| {
         let (size, png) = volumes.overlay(axis, middle[axis]);
-        (format!("{} {view}", case.kind), size, png)
+        Picture { name: format!("{} {view}", case.kind), size, png }
     });
     Ok(named.collect())
 }
