@@ -4,6 +4,7 @@
 mod cli_support;
 
 use std::{
+    ffi::OsStr,
     fs,
     path::Path,
     time::{Duration, Instant},
@@ -91,8 +92,9 @@ fn all_folds_are_one_run_whatever_interrupts_it() {
     assert!(kills > 1, "it was never alive to be killed");
     crossval(&data, &broken).succeed();
     let results = |run: &Path| {
-        // Times and paths differ.
-        let kept = |path: &Path| path.extension().is_some_and(|ending| ending != "toml" && ending != "jsonl");
+        // Times and paths differ, also in event files.
+        let differs = |ending: &OsStr| ["toml", "jsonl", "adw"].iter().any(|other| ending == *other);
+        let kept = |path: &Path| path.extension().is_some_and(|ending| !differs(ending));
         let files = contents(&run.join("retrain")).into_iter().filter(|(path, _)| kept(path));
         // Reports name files by their paths.
         let place = run.display().to_string();
