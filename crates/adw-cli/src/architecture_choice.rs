@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_supernet::{Architecture, FixedSizes, SupernetConfig};
+use adw_search::load_shared_weights;
+use adw_supernet::{Architecture, FixedSizes, Supernet, SupernetConfig};
 use anyhow::Result;
+use candle_core::{DType, Device};
 use msd_data::Plan;
 use serde_json::{Value, json};
 
@@ -94,18 +96,38 @@ fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
 /// Network that the command line describes, with key and value of its provenance; none if it names a file or nothing.
 fn baseline(args: &ArchitectureArgs, run: &Run) -> Result<Option<(Architecture, &'static str, Value)>> {
     if let (Some(seed), Some(macs)) = (args.random, args.cost) {
-        let architecture =
-            search_space(&run.plan, &run.config.settings.network).random(seed, run.plan.patch_size, macs)?;
-        return Ok(Some((architecture, "random", json!({ "seed": seed, "macs_per_patch": macs }))));
+        return random(run, seed, macs).map(Some);
     }
     let sizes = match (args.plain, args.uniform_width) {
         (Some(PlainNetwork::Nnunet), _) => FixedSizes::default(),
         (None, Some(width)) => FixedSizes { depth: args.uniform_depth, width, max_features: args.uniform_max_features },
         (None, None) => return Ok(None),
     };
-    let (plan, strides, kernels) = (&run.plan, run.plan.strides.clone(), run.plan.kernels.clone());
-    let architecture = Architecture::uniform(plan.modalities.len(), plan.labels.len(), strides, kernels, sizes)?;
-    Ok(Some((architecture, "uniform", json!(sizes))))
+    Ok(Some((plain(&run.plan, sizes)?, "uniform", json!(sizes))))
+}
+
+/// Plain U-Net of these sizes on a plan's stages.
+pub(crate) fn plain(plan: &Plan, sizes: FixedSizes) -> Result<Architecture> {
+    let (strides, kernels) = (plan.strides.clone(), plan.kernels.clone());
+    Ok(Architecture::uniform(plan.modalities.len(), plan.labels.len(), strides, kernels, sizes)?)
+}
+
+/// Random architecture of the run's search space that costs `macs` multiply-adds per patch, with key and value of its provenance.
+pub(crate) fn random(run: &Run, seed: u64, macs: f64) -> Result<(Architecture, &'static str, Value)> {
+    let space = search_space(&run.plan, &run.config.settings.network);
+    let architecture = space.random(seed, run.plan.patch_size, macs)?;
+    Ok((architecture, "random", json!({ "seed": seed, "macs_per_patch": macs })))
+}
+
+/// Supernet of the run's search space with the weights that the search in `directory` has reached.
+///
+/// # Errors
+/// The search has no checkpoint, or that of another supernet.
+pub(crate) fn searched_supernet(run: &Run, directory: &Path, device: &Device) -> Result<Supernet> {
+    let settings = &run.config.settings;
+    let net = Supernet::new(search_space(&run.plan, &settings.network), settings.seed, DType::F32, device)?;
+    load_shared_weights(&net, directory)?;
+    Ok(net)
 }
 
 /// Warning that the search of an architecture has seen the run's validation cases: that of another fold has trained on

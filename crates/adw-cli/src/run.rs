@@ -120,12 +120,10 @@ impl Run {
         let plan = Plan::load(&request.root.join("plan.json"))?;
         let splits = Splits::load(&request.root.join("splits.json"))?;
         check_same(request.root, &plan, &splits, &dataset)?;
-        let of_run = Fold::Number(facts.fold);
-        let fold = request.fold.unwrap_or(of_run);
+        let fold = request.fold.unwrap_or(Fold::Number(facts.fold));
         splits.fold(fold)?;
         let folder = RunFolder::open(request.root, fold)?;
-        interrupt::resumes(Some((request.root, (fold != of_run).then(|| fold.to_string()))));
-        Ok(Self {
+        let run = Self {
             facts,
             config,
             dataset,
@@ -135,7 +133,15 @@ impl Run {
             root: request.root.to_owned(),
             fingerprint: None,
             folder: Some(folder),
-        })
+        };
+        run.note_how_to_resume();
+        Ok(run)
+    }
+
+    /// Notes the command that continues work on this run, with the fold where it is not the run's own.
+    fn note_how_to_resume(&self) {
+        let is_other = self.fold != Fold::Number(self.facts.fold);
+        interrupt::resumes(Some((&self.root, is_other.then(|| self.fold.to_string()))));
     }
 
     /// Fold of the search whose architecture is trained: the run's own where all cases are trained on.
@@ -178,9 +184,8 @@ impl Run {
             bad_input!("{} has become another run meanwhile: choose another --run", self.root.display());
         }
         self.folder = Some(RunFolder::open(&self.root, self.fold)?);
-        let fold = self.fold.to_string();
-        interrupt::resumes(Some((&self.root, (self.fold != Fold::Number(facts.fold)).then_some(fold))));
         self.facts = facts;
+        self.note_how_to_resume();
         Ok(())
     }
 

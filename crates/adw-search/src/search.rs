@@ -50,8 +50,8 @@ pub struct SearchRow {
     pub dice: Vec<Option<f64>>,
     /// Mean of the Dice over classes.
     pub mean_dice: Option<f64>,
-    /// Mean Dice of the argmax architecture with the supernet's weights, on the same patches; after the warm-up, in every
-    /// fifth epoch counted back from the last.
+    /// Mean Dice of the argmax architecture with the supernet's weights ([`Supernet::subnet`]), on the same patches; after the
+    /// warm-up, in every fifth epoch counted back from the last.
     #[serde(default)]
     pub argmax_dice: Option<f64>,
     /// Output channels of each conv of the present argmax architecture.
@@ -183,9 +183,6 @@ struct SearchTask<'a> {
     argmax_dice: Option<f64>,
 }
 
-/// Temperature at which the softmaxes of alpha and beta are one-hot, but for ties.
-const ARGMAX_TAU: f64 = 1e-6;
-
 /// Number of epochs from one validation of the argmax architecture to the next.
 const ARGMAX_EVERY: usize = 5;
 
@@ -274,12 +271,12 @@ impl TrainingTask for SearchTask<'_> {
         let sample = self.net.no_noise(self.tau(epoch));
         let is_due =
             self.phase(epoch) == Phase::Search && (self.config.epochs - 1 - epoch).is_multiple_of(ARGMAX_EVERY);
-        let argmax = is_due.then(|| self.net.no_noise(ARGMAX_TAU));
+        let argmax = if is_due { Some(self.net.subnet(&self.net.architecture()?)?) } else { None };
         let (mut counts, mut argmax_counts) = (DiceCounts::default(), DiceCounts::default());
         while let Some(batch) = next()? {
             counts.add(&self.net.predict(&batch.x, &sample)?, &batch.target)?;
             if let Some(argmax) = &argmax {
-                argmax_counts.add(&self.net.predict(&batch.x, argmax)?, &batch.target)?;
+                argmax_counts.add(&argmax.unet().predict(&batch.x)?, &batch.target)?;
             }
         }
         self.argmax_dice = dice::mean(&argmax_counts.dice());

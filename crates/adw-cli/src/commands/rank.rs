@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use adw_search::{BatchRequest, BatchSource, Part, load_shared_weights, pseudo_dice};
-use adw_supernet::{Architecture, Supernet};
+use adw_search::{BatchRequest, BatchSource, Part, pseudo_dice};
+use adw_supernet::Architecture;
 use anyhow::Result;
-use candle_core::DType;
 use serde_json::json;
 
 use crate::{
-    architecture_choice::{architecture_in, check_fit, search_space},
+    architecture_choice::{architecture_in, check_fit, random, search_space, searched_supernet},
     args::{ConfigArgs, RankArgs},
     cases::Cases,
     device,
@@ -62,8 +61,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let batches = (0..args.batches).map(|i| source.batch(request(i)).map_err(anyhow::Error::from_boxed));
     let batches = batches.collect::<Result<Vec<_>>>()?;
 
-    let net = Supernet::new(search_space(&run.plan, &run.config.settings.network), settings.seed, DType::F32, &device)?;
-    load_shared_weights(&net, &directory)?;
+    let net = searched_supernet(&run, &directory, &device)?;
     let mut scored = Vec::with_capacity(architectures.len());
     for architecture in &architectures {
         scored.push((architecture, pseudo_dice(&net, architecture, &batches)?));
@@ -96,9 +94,8 @@ fn architectures(args: &RankArgs, run: &Run, found: &Path) -> Result<Vec<Archite
     }
     if let (Some(count), Some(macs)) = (args.random, args.cost) {
         for seed in 1..=count {
-            let mut architecture =
-                search_space(&run.plan, &run.config.settings.network).random(seed, run.plan.patch_size, macs)?;
-            architecture.provenance.insert("random".into(), json!({ "seed": seed, "macs_per_patch": macs }));
+            let (mut architecture, key, origin) = random(run, seed, macs)?;
+            architecture.provenance.insert(key.into(), origin);
             all.push(architecture);
         }
     }

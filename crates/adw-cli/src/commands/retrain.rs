@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, load_shared_weights, retrain};
-use adw_supernet::{Architecture, Supernet, Unet};
+use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
+use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use msd_data::{EvaluationOptions, Report, evaluate_pairs, training_cases_bytes, write_labels};
 use serde_json::json;
 
 use crate::{
-    architecture_choice::{self, architecture_in, search_space},
+    architecture_choice::{self, architecture_in, searched_supernet},
     args::RetrainArgs,
     cases::Cases,
     device,
@@ -230,9 +230,7 @@ impl Training<'_> {
             && settings.retrain.warm_start
             && Architecture::load(&file)?.blocks == self.architecture.blocks
         {
-            let supernet =
-                Supernet::new(search_space(&run.plan, &settings.network), settings.seed, DType::F32, &self.device)?;
-            load_shared_weights(&supernet, &search).context(
+            let supernet = searched_supernet(run, &search, &self.device).context(
                 "the weights of the search; `--set retrain.warm_start=false` trains from random weights instead",
             )?;
             return Ok(supernet.subnet(&self.architecture)?.into_unet());

@@ -7,7 +7,7 @@ use msd_data::{Dataset, Fingerprint, Plan, training_cases_bytes};
 
 use super::plan::{Cell, Sweep};
 use crate::{
-    architecture_choice::search_space,
+    architecture_choice::{plain, search_space},
     args::{ConfigArgs, Stage},
     memory::Need,
     run,
@@ -103,6 +103,5 @@ fn trained(arm: &super::config::Arm, plan: &Plan, settings: &Settings) -> Result
         (None, Some(_)) => defaults,
         (None, None) => return Ok(search_space(plan, &settings.network).largest()?),
     };
-    let (strides, kernels) = (plan.strides.clone(), plan.kernels.clone());
-    Ok(Architecture::uniform(plan.modalities.len(), plan.labels.len(), strides, kernels, sizes)?)
+    plain(plan, sizes)
 }

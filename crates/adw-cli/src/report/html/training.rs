@@ -88,7 +88,7 @@ pub(super) fn shown_cases<'a>(report: &'a Report, training: &Path) -> Vec<ShownC
         if !shown.contains(&i) {
             shown.push(i);
             let caption = format!("{name} of {}: Dice {:.3}", count(cases.len(), "case"), cases[i].dice);
-            // Where the folder is now, not where it was when it was scored.
+            // The report's paths are those of the scoring; the run's folder may have been moved since.
             let file = cases[i].report.prediction_file.file_name().unwrap_or_default();
             let prediction = training.join("validation").join(file);
             result.push(ShownCase { id: cases[i].id, kind: name, caption, prediction });
