@@ -59,8 +59,12 @@ pub struct CostConfig {
     pub unit: CostUnit,
     /// Factor of the penalty, which is added to a loss of order 1.
     pub weight: f64,
-    /// Cost up to which there is no penalty.
+    /// Cost up to which there is no penalty, and which the found network does not exceed.
     pub budget: Budget,
+    /// Part of the budget that the found network costs at least, above 0 and at most 1; none: as little as the search chooses.
+    /// For comparisons of networks of equal cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
 }
 
 /// Settings of [`crate::search`].
@@ -221,6 +225,7 @@ impl SearchConfig {
             return Ok(());
         };
         at_least_zero("cost.weight", cost.weight)?;
+        cost.at_least.map_or(Ok(()), |part| up_to_one("cost.at_least", part))?;
         match cost.budget {
             Budget::Absolute(budget) => above_zero("cost.budget", budget),
             Budget::Fraction(fraction) => up_to_one("cost.budget", fraction),

@@ -50,11 +50,11 @@ pub struct SearchRow {
     pub dice: Vec<Option<f64>>,
     /// Mean of the Dice over classes.
     pub mean_dice: Option<f64>,
-    /// Mean Dice of the argmax architecture with the supernet's weights ([`Supernet::subnet`]), on the same patches; after the
+    /// Mean Dice of the network of `blocks` with the supernet's weights ([`Supernet::subnet`]), on the same patches; after the
     /// warm-up, in every fifth epoch counted back from the last.
     #[serde(default)]
     pub argmax_dice: Option<f64>,
-    /// Output channels of each conv of the present argmax architecture.
+    /// Output channels of each conv of the most probable architecture; in the last epoch of the one that [`search`] returns.
     pub blocks: Vec<Vec<usize>>,
     /// Probability of every width and depth, `softmax(alpha)` and `softmax(beta)`, rounded to 1e-6. Empty in histories of
     /// earlier versions.
@@ -66,7 +66,7 @@ pub struct SearchRow {
     pub depth_entropy: Option<f64>,
     /// Unit of the two costs: that of the cost term, else MACs.
     pub cost_unit: CostUnit,
-    /// Cost of the argmax architecture for one patch.
+    /// Cost of the network of `blocks` for one patch.
     pub cost: u64,
     /// Expected cost under softmax(alpha / tau), softmax(beta / tau).
     pub expected_cost: f64,
@@ -74,7 +74,8 @@ pub struct SearchRow {
     pub wall_s: f64,
 }
 
-/// Searches the depths and widths of a U-Net: trains `net` in place on `loss` and returns its argmax architecture.
+/// Searches the depths and widths of a U-Net: trains `net` in place on `loss` and returns its most probable architecture, with a
+/// budget the most probable one within it ([`Supernet::architecture_within`]).
 ///
 /// Epochs below `warmup_epochs` train the weights alone; then each iteration does one [`bilevel_step`]. Temperature,
 /// learning rate, batches and noise are functions of (seed, epoch, iteration), and everything else is in the
@@ -115,7 +116,7 @@ pub fn search(
         argmax_dice: None,
     };
     training_loop::run(&mut task, &schedule(config), &files, checkpoint, source, on_event)?;
-    let mut architecture = net.architecture()?;
+    let mut architecture = task.found()?;
     let cost = architecture.cost(patch);
     let about = |key: &str, value: serde_json::Value| (key.to_owned(), value);
     architecture.provenance.extend(options.identity.iter().map(|(k, v)| about(k, v.clone().into())).chain([
@@ -172,6 +173,20 @@ fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<O
     Ok(Some(CostPenalty { unit: cost.unit, weight: cost.weight, budget, patch }))
 }
 
+/// Most probable architecture; with a cost term the most probable one within its budget, or, where there is none among the
+/// likely ones, the most probable one.
+fn found(net: &Supernet, penalty: Option<&CostPenalty>, at_least: f64) -> Result<Architecture> {
+    if let Some(CostPenalty { unit, budget, patch, .. }) = penalty {
+        let most = budget.floor() as u64;
+        for least in [(at_least * budget).ceil() as u64, 0] {
+            if let Some(architecture) = net.architecture_within(*patch, *unit, least..=most)? {
+                return Ok(architecture);
+            }
+        }
+    }
+    Ok(net.architecture()?)
+}
+
 struct SearchTask<'a> {
     net: &'a Supernet,
     patch: [usize; 3],
@@ -179,11 +194,11 @@ struct SearchTask<'a> {
     config: &'a SearchConfig,
     penalty: Option<CostPenalty>,
     optimizers: BilevelOptimizers,
-    /// Dice of the argmax architecture in the latest validation.
+    /// Dice of the most probable architecture in the latest validation.
     argmax_dice: Option<f64>,
 }
 
-/// Number of epochs from one validation of the argmax architecture to the next.
+/// Number of epochs from one validation of the most probable architecture to the next.
 const ARGMAX_EVERY: usize = 5;
 
 impl SearchTask<'_> {
@@ -193,6 +208,18 @@ impl SearchTask<'_> {
 
     fn tau(&self, epoch: usize) -> f64 {
         self.config.tau.at(epoch, self.config.warmup_epochs)
+    }
+
+    /// Most probable architecture; after the last epoch the one that is found.
+    fn architecture(&self, epoch: usize) -> Result<Architecture> {
+        if epoch + 1 == self.config.epochs {
+            return self.found();
+        }
+        Ok(self.net.architecture()?)
+    }
+
+    fn found(&self) -> Result<Architecture> {
+        found(self.net, self.penalty.as_ref(), self.config.cost.as_ref().and_then(|cost| cost.at_least).unwrap_or(0.0))
     }
 
     fn lr(&self, Position { epoch, iteration }: Position) -> f64 {
@@ -271,7 +298,7 @@ impl TrainingTask for SearchTask<'_> {
         let sample = self.net.no_noise(self.tau(epoch));
         let is_due =
             self.phase(epoch) == Phase::Search && (self.config.epochs - 1 - epoch).is_multiple_of(ARGMAX_EVERY);
-        let argmax = if is_due { Some(self.net.subnet(&self.net.architecture()?)?) } else { None };
+        let argmax = if is_due { Some(self.net.subnet(&self.architecture(epoch)?)?) } else { None };
         let (mut counts, mut argmax_counts) = (DiceCounts::default(), DiceCounts::default());
         while let Some(batch) = next()? {
             counts.add(&self.net.predict(&batch.x, &sample)?, &batch.target)?;
@@ -285,7 +312,7 @@ impl TrainingTask for SearchTask<'_> {
 
     fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<SearchRow> {
         let tau = self.tau(epoch);
-        let architecture = self.net.architecture()?;
+        let architecture = self.architecture(epoch)?;
         let probabilities = self.net.probabilities()?;
         let cost_unit = self.config.cost.as_ref().map_or(CostUnit::Macs, |c| c.unit);
         let (expected_cost, _) = self.net.expected_cost(self.patch, cost_unit, &self.net.no_noise(tau))?;

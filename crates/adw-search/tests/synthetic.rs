@@ -264,9 +264,12 @@ fn a_budget_is_kept_and_one_that_never_binds_changes_nothing() {
     let budget = (0.25 * largest.cost(PATCH).macs as f64) as u64;
     let free = search(None);
     assert!(free.cost > budget, "the test needs a budget that binds: {free:?}");
-    let cost = CostConfig { unit: CostUnit::Macs, weight: 10.0, budget: Budget::Fraction(0.25) };
+    let cost = CostConfig { unit: CostUnit::Macs, weight: 10.0, budget: Budget::Fraction(0.25), at_least: None };
     let bound = search(Some(cost.clone()));
     assert!(bound.cost <= budget, "{budget} {bound:?}");
+    let spent = search(Some(CostConfig { at_least: Some(0.9), ..cost.clone() }));
+    assert!((budget * 9 / 10..=budget).contains(&spent.cost), "{budget} {spent:?}");
+    assert_eq!(spent.probabilities, bound.probabilities);
     let budget = Budget::Fraction(1.0);
     let slack = search(Some(CostConfig { budget, ..cost }));
     assert_eq!((slack.cost, slack.loss), (free.cost, free.loss));

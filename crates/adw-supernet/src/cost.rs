@@ -140,6 +140,15 @@ impl NetworkGeometry<'_> {
 impl Architecture {
     /// Cost of this network for one patch `[D, H, W]`.
     pub fn cost(&self, patch: [usize; 3]) -> Cost {
+        Cost {
+            macs: self.cost_in(patch, CostUnit::Macs),
+            parameters: self.cost_in(patch, CostUnit::Parameters),
+            activation_bytes: self.cost_in(patch, CostUnit::ActivationBytes),
+        }
+    }
+
+    /// Cost of this network for one patch in one unit.
+    pub(crate) fn cost_in(&self, patch: [usize; 3], unit: CostUnit) -> u64 {
         let geometry = NetworkGeometry {
             patch,
             strides: &self.strides,
@@ -152,17 +161,12 @@ impl Architecture {
             let out = scalar(widths.last().map_or(0.0, |&w| w as f64))?;
             Ok(BlockWidths { layers: widths.iter().map(layer).collect::<Result<_>>()?, out })
         };
-        let total = |unit| -> Result<u64> {
+        let total = || -> Result<f64> {
             let blocks = self.blocks.iter().map(block).collect::<Result<Vec<_>>>()?;
             let total = geometry.total(unit, &blocks, |u| scalar(self.up_width(u) as f64))?;
-            Ok(total.to_scalar::<f64>()? as u64)
+            Ok(total.to_scalar::<f64>()?)
         };
-        let total = |unit| total(unit).expect("arithmetic of scalars on the host does not fail");
-        Cost {
-            macs: total(CostUnit::Macs),
-            parameters: total(CostUnit::Parameters),
-            activation_bytes: total(CostUnit::ActivationBytes),
-        }
+        total().expect("arithmetic of scalars on the host does not fail") as u64
     }
 }
 

@@ -16,6 +16,7 @@ mod stages;
 mod subnet;
 mod supernet;
 mod unet;
+mod within_budget;
 
 #[cfg(test)]
 mod tests;

@@ -414,3 +414,46 @@ fn a_network_beyond_the_supernet_cannot_be_cut_out() {
     let error = net.subnet(&architecture).err().expect("too wide").to_string();
     assert!(error.contains("is no part of the supernet"), "{error}");
 }
+
+#[test]
+fn the_most_probable_architecture_of_a_cost_departs_least() {
+    let net = Supernet::new(config(SearchSpace::Joint), 5, DType::F64, &Device::Cpu).unwrap();
+    shake(net.parameters());
+    let argmax = net.architecture().unwrap();
+    let macs = |a: &Architecture| a.cost(SIZE).macs;
+    assert_eq!(net.architecture_within(SIZE, CostUnit::Macs, 0..=u64::MAX).unwrap(), Some(argmax.clone()));
+    assert_eq!(net.architecture_within(SIZE, CostUnit::Macs, 0..=1).unwrap(), None);
+
+    // Departure of an architecture by its definition, and all that differ from the most probable one in one or two choices.
+    let probabilities = net.probabilities().unwrap();
+    let departure = |a: &Architecture| -> f64 {
+        let largest = |p: &[f64]| p.iter().copied().fold(0.0, f64::max);
+        let block = |(i, block): (usize, &Vec<usize>)| {
+            let p = &probabilities[i];
+            let depth = p.depth.as_ref().unwrap();
+            let options = width_options(net.config().block_max_width(i));
+            let width = |(l, w): (usize, &usize)| {
+                let p = p.width[l].as_ref().unwrap();
+                (largest(p) / p[options.iter().position(|o| o == w).unwrap()]).ln()
+            };
+            (largest(depth) / depth[block.len() - 1]).ln() + block.iter().enumerate().map(width).sum::<f64>()
+        };
+        a.blocks.iter().enumerate().map(block).sum()
+    };
+    let cost = macs(&argmax);
+    for costs in [cost + 1..=cost * 11 / 10, cost * 9 / 10..=cost - 1, cost * 3 / 2..=cost * 8 / 5] {
+        let found = net.architecture_within(SIZE, CostUnit::Macs, costs.clone()).unwrap().expect("there is one");
+        assert!(costs.contains(&macs(&found)));
+        let least = departure(&found);
+        let mut num_compared = 0;
+        for draw in 0..600 {
+            let key = NoiseKey { seed: 4, epoch: 0, iteration: draw, pass: 0 };
+            let other = net.drawn_architecture(&net.sample(key, 1.0).unwrap()).unwrap();
+            if costs.contains(&macs(&other)) {
+                num_compared += 1;
+                assert!(departure(&other) >= least - 1e-12, "{:?} departs less than {:?}", other.blocks, found.blocks);
+            }
+        }
+        assert!(num_compared > 4, "{num_compared} of {costs:?}");
+    }
+}

@@ -61,7 +61,8 @@ impl Choice {
         match self.margin() {
             m if m >= 0.5 => "sure",
             m if m >= 0.1 => "leaning",
-            _ => "open",
+            m if m >= 0.0 => "open",
+            _ => "budget",
         }
     }
 
