@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: one search iteration of `adw` beside the same work in PyTorch, in turns on the same machine.
+//! `cargo xtask bench`: one search iteration, or one training step, of `adw` beside the same work in PyTorch, in turns on the same machine.
 
 use std::{
     collections::BTreeMap,
@@ -80,6 +80,15 @@ const CASES: &[Case] = &[
         &[],
         &[],
     ),
+    case(
+        "plain-8",
+        "training step of a plain U-Net, 8 channels, batch 2",
+        &["--batch", "2", "--uniform-width", "8"],
+        &[],
+        &[],
+    ),
+    case("plain-16", "the same, 16 channels", &["--batch", "2", "--uniform-width", "16"], &[], &[]),
+    case("plain-32", "the same, 32 channels", &["--batch", "2", "--uniform-width", "32"], &[], &[]),
     case("bf16", "batch-1, both in bfloat16 (needs Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
     case("f32-to-bf16", "batch-1, adw in f32, PyTorch in bfloat16", &["--batch", "1"], &[], &["--amp", "bf16"]),
 ];

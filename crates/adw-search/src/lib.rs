@@ -33,7 +33,7 @@ pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
 pub use events::{Event, IterationReport, OnEvent, Stop};
 pub use model_file::ModelFile;
-pub use retrain::{RetrainRow, Trained, retrain};
+pub use retrain::{RetrainRow, Trained, retrain, training_step};
 pub use run_files::RunOptions;
 pub use search::{Phase, SearchRow, search};
 pub use shared_weights::{load_shared_weights, pseudo_dice};

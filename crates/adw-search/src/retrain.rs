@@ -3,7 +3,7 @@
 use adw_supernet::{Architecture, Loss, Unet};
 use serde::{Deserialize, Serialize};
 
-use crate::bilevel::{clipped_step, network_loss_and_gradients};
+use crate::bilevel::{StepReport, clipped_step, network_loss_and_gradients};
 use crate::checkpoint::Position;
 use crate::config::{self, RetrainConfig};
 use crate::dice::{self, DiceCounts};
@@ -104,6 +104,22 @@ pub fn retrain(
     Ok(Trained { weights: parameters::values(net.parameters())?, last_weights })
 }
 
+/// Runs one step of a training: forward and backward, gradients clipped to the norm `clip`, optimiser step.
+///
+/// # Errors
+/// If the batch does not fit the network or the loss, or a device fails.
+pub fn training_step(
+    net: &Unet,
+    optimizer: &mut dyn Optimizer,
+    loss: &dyn Loss,
+    batch: &Batch,
+    lr: f64,
+    clip: f64,
+) -> Result<StepReport> {
+    let (loss, gradients) = network_loss_and_gradients(net, loss, batch)?;
+    clipped_step(optimizer, &gradients, lr, clip, loss)
+}
+
 /// Settings that a checkpoint must agree with.
 #[derive(Serialize)]
 struct RetrainIdentity<'a> {
@@ -132,8 +148,7 @@ impl TrainingTask for RetrainTask<'_> {
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
-        let (loss, gradients) = network_loss_and_gradients(self.net, self.loss, &batches[0])?;
-        let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
+        let step = training_step(self.net, &mut *self.optimizer, self.loss, &batches[0], lr, self.config.clip)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;
         }

@@ -1,5 +1,7 @@
 //! Arguments of `adw bench`.
 
+use std::path::PathBuf;
+
 use adw_supernet::GatePosition;
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -15,7 +17,7 @@ pub(crate) struct BenchArgs {
 /// Subject of a measurement.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Subject {
-    /// Time the passes of one search iteration over the supernet, on random data
+    /// Time the passes of one search iteration, or of one training step of a discrete network, on random data
     Step(BenchStepArgs),
 }
 
@@ -75,6 +77,14 @@ pub(crate) struct BenchStepArgs {
     /// Widest choice at full resolution
     #[arg(long, default_value_t = 48)]
     pub(crate) max_width: usize,
+    /// Time a plain U-Net of this width at full resolution instead of the supernet, with two convolutions per block
+    #[arg(long, value_name = "N", conflicts_with_all = ["max_width", "mask"])]
+    pub(crate) uniform_width: Option<usize>,
+    /// Time the network of this file instead of the supernet
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "uniform_width", "max_width", "mask", "poolings", "anisotropic", "in_channels", "classes",
+    ])]
+    pub(crate) architecture: Option<PathBuf>,
     /// Position of the width gate relative to the normalisation: `pre_norm` (as published) or `post_norm`
     #[arg(long, value_name = "POSITION", value_parser = gate_position, default_value = "pre_norm")]
     pub(crate) mask: GatePosition,
@@ -84,7 +94,7 @@ pub(crate) struct BenchStepArgs {
     /// On a CUDA device: show the bytes and operations of every kernel of a pass, and the least time they take
     #[arg(long)]
     pub(crate) kernels: bool,
-    /// Passes to time [default: all]
+    /// Passes to time [default: all that the network has]
     #[arg(long, value_enum, num_args = 1.., value_delimiter = ',')]
     pub(crate) passes: Vec<Pass>,
     /// Timed calls of each pass; the median is reported

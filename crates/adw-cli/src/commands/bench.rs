@@ -1,4 +1,4 @@
-//! `adw bench step`: time one iteration of a search.
+//! `adw bench step`: time one iteration of a search, or one step of a training.
 
 use std::time::Instant;
 
@@ -7,9 +7,10 @@ use adw_cuda::{
     work::{Machine, Recorder},
 };
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, SearchConfig, WeightSamples, arch_step, weight_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, RetrainConfig, SearchConfig, WeightSamples,
+    arch_step, training_step, weight_step,
 };
-use adw_supernet::{DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig};
+use adw_supernet::{Architecture, DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig, Unet};
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -24,17 +25,63 @@ use crate::{
 
 pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
-    let &[d, h, w] = args.patch.as_slice() else {
-        bad_input!("--patch: expected three sizes, D H W");
-    };
     if args.repeats == 0 {
         bad_input!("--repeats 0: expected at least 1");
     }
+    if args.kernels && !device.is_cuda() {
+        bad_input!("--kernels: the kernels are those of a CUDA device; see --device");
+    }
+    match discrete(args)? {
+        Some(architecture) => training(args, &architecture, &device),
+        None => search_iteration(args, &device),
+    }
+}
+
+/// Discrete network of the command line; none for the supernet.
+fn discrete(args: &BenchStepArgs) -> Result<Option<Architecture>> {
+    if let Some(file) = &args.architecture {
+        return Ok(Some(Architecture::load(file)?));
+    }
+    let plain = |width| {
+        let (strides, kernels) = stages(args);
+        Architecture::uniform(args.in_channels, args.classes, strides, kernels, FixedSizes::with_width(width))
+    };
+    Ok(args.uniform_width.map(plain).transpose()?)
+}
+
+/// Strides between the stages, and kernels of the stages.
+fn stages(args: &BenchStepArgs) -> (Vec<[usize; 3]>, Vec<[usize; 3]>) {
     let mut strides = vec![[2; 3]; args.poolings];
     let mut kernels = vec![[3; 3]; args.poolings + 1];
     if args.anisotropic {
         (strides[0], kernels[0]) = ([1, 2, 2], [1, 3, 3]);
     }
+    (strides, kernels)
+}
+
+/// Times the passes of a training of a discrete network.
+fn training(args: &BenchStepArgs, architecture: &Architecture, device: &Device) -> Result<()> {
+    let mut net = Unet::new(architecture, 0, DType::F32, device)?;
+    net.set_precision(device::precision(args.bf16, device)?);
+    let batch = random_batch(args, architecture.in_channels, architecture.num_classes, device)?;
+    let config = RetrainConfig::paper();
+    let mut optimizer = config.optimizer.build(net.parameters().iter().map(|p| (p.name.as_str(), &p.var)));
+    let loss = DiceCe::default();
+    measure(args, device, &[Pass::Inference, Pass::Weights], &mut |pass| {
+        match pass {
+            Pass::Inference => drop(net.predict(&batch.x)?),
+            Pass::Weights => {
+                training_step(&net, &mut *optimizer, &loss, &batch, 1e-2, config.clip)?;
+            }
+            Pass::Arch => bad_input!("--passes arch_pass: a discrete network has no architecture to search"),
+        }
+        Ok(())
+    })
+}
+
+/// Times the passes of a search iteration of the supernet.
+fn search_iteration(args: &BenchStepArgs, device: &Device) -> Result<()> {
+    let (strides, kernels) = stages(args);
     let mut net = Supernet::new(
         SupernetConfig {
             in_channels: args.in_channels,
@@ -51,10 +98,10 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         },
         0,
         DType::F32,
-        &device,
+        device,
     )?;
-    net.set_precision(device::precision(args.bf16, &device)?);
-    let batch = random_batch(args, [d, h, w], &device)?;
+    net.set_precision(device::precision(args.bf16, device)?);
+    let batch = random_batch(args, args.in_channels, args.classes, device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);
     let loss = DiceCe::default();
@@ -71,28 +118,34 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     };
     let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));
+    measure(args, device, &Pass::ALL, &mut |pass| {
+        match pass {
+            Pass::Inference => drop(net.predict(&batch.x, &no_noise)?),
+            Pass::Weights => {
+                weight_step(&net, &mut optimizers, &settings, &batch, &noise)?;
+            }
+            Pass::Arch => {
+                arch_step(&net, &mut optimizers, &settings, &batch, &noise)?;
+            }
+        }
+        Ok(())
+    })
+}
 
-    if args.kernels && !device.is_cuda() {
-        bad_input!("--kernels: the kernels are those of a CUDA device; see --device");
-    }
+/// Times those of the `passes` that the command line asks for, each by calls of `work`, and reports them.
+fn measure(
+    args: &BenchStepArgs,
+    device: &Device,
+    passes: &[Pass],
+    work: &mut dyn FnMut(Pass) -> Result<()>,
+) -> Result<()> {
     let mut seconds = Map::new();
     let mut peak_bytes = None;
     let mut tables = Vec::new();
-    let wanted = |pass| args.passes.is_empty() || args.passes.contains(&pass);
-    for pass in Pass::ALL {
-        if !wanted(pass) {
-            continue;
-        }
+    let passes = if args.passes.is_empty() { passes } else { &args.passes };
+    for &pass in passes {
         let mut work = || {
-            match pass {
-                Pass::Inference => drop(net.predict(&batch.x, &no_noise)?),
-                Pass::Weights => {
-                    weight_step(&net, &mut optimizers, &settings, &batch, &noise)?;
-                }
-                Pass::Arch => {
-                    arch_step(&net, &mut optimizers, &settings, &batch, &noise)?;
-                }
-            }
+            work(pass)?;
             // Launches return before they have run.
             Ok(device.synchronize()?)
         };
@@ -100,12 +153,12 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
         for _ in 0..args.warmup {
             work()?;
         }
-        device::reset_peak_memory(&device);
+        device::reset_peak_memory(device);
         let median = median_seconds(args.repeats, &mut work)?;
-        peak_bytes = peak_bytes.max(device::peak_memory(&device));
+        peak_bytes = peak_bytes.max(device::peak_memory(device));
         seconds.insert(pass.key().into(), json!(median));
         if args.kernels {
-            tables.push((pass.key(), kernel_floors(&device, &mut work)?));
+            tables.push((pass.key(), kernel_floors(device, &mut work)?));
         }
     }
     if let (Some(weights), Some(arch)) =
@@ -113,7 +166,7 @@ pub(crate) fn step(args: &BenchStepArgs) -> Result<()> {
     {
         seconds.insert("search_iteration".into(), json!(2.0 * arch + weights));
     }
-    report(args, seconds, peak_bytes, &device);
+    report(args, seconds, peak_bytes, device);
     for (pass, table) in tables {
         say(&format!("\n{pass}, floors of an H100:\n\n{table}"));
     }
@@ -134,11 +187,13 @@ fn kernel_floors(device: &Device, work: &mut impl FnMut() -> Result<()>) -> Resu
 }
 
 /// Random batch on the network's device, so that transfers are not timed.
-fn random_batch(args: &BenchStepArgs, [d, h, w]: [usize; 3], device: &Device) -> Result<Batch> {
+fn random_batch(args: &BenchStepArgs, in_channels: usize, classes: usize, device: &Device) -> Result<Batch> {
+    let &[d, h, w] = args.patch.as_slice() else {
+        bad_input!("--patch: expected three sizes, D H W");
+    };
     let host = &Device::Cpu;
-    let x = Tensor::randn(0f32, 1.0, (args.batch, args.in_channels, d, h, w), host)?;
-    let classes = args.classes as f32;
-    let target = Tensor::rand(0f32, classes, (args.batch, d, h, w), host)?.to_dtype(DType::U8)?;
+    let x = Tensor::randn(0f32, 1.0, (args.batch, in_channels, d, h, w), host)?;
+    let target = Tensor::rand(0f32, classes as f32, (args.batch, d, h, w), host)?.to_dtype(DType::U8)?;
     Ok(Batch { x: x.to_device(device)?, target: target.to_device(device)? })
 }
 
@@ -166,6 +221,8 @@ fn report(args: &BenchStepArgs, seconds: Map<String, Value>, peak_bytes: Option<
             "patch": args.patch,
             "batch": args.batch,
             "max_width": args.max_width,
+            "uniform_width": args.uniform_width,
+            "architecture": args.architecture,
             "poolings": args.poolings,
             "anisotropic": args.anisotropic,
             "mask": args.mask,
