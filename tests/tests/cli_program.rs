@@ -107,3 +107,30 @@ fn the_program_describes_itself_and_the_machine() {
     assert!(names(&pages).contains(&"adw.1".to_owned()) && names(&pages).contains(&"adw-search.1".to_owned()));
     assert!(fs::read_to_string(pages.join("adw-search.1")).unwrap().contains("dry"));
 }
+
+#[test]
+fn bench_times_the_supernet_or_a_discrete_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let tiny =
+        ["bench", "step", "--patch", "8", "8", "8", "--poolings", "1", "--batch", "1", "--repeats", "1", "--json"];
+    let keys = |arguments: &[&str]| {
+        let line: Value = serde_json::from_str(&Adw::new(tiny).args(arguments).succeed().stdout).unwrap();
+        ["inference", "weight_pass", "arch_pass"].map(|pass| line[pass].as_f64().is_some_and(|seconds| seconds > 0.0))
+    };
+    assert_eq!(keys(&["--max-width", "6"]), [true; 3]);
+    assert_eq!(keys(&["--uniform-width", "4"]), [true, true, false]);
+    assert_eq!(keys(&["--uniform-width", "4", "--passes", "inference"]), [true, false, false]);
+    let refused = Adw::new(tiny).args(["--uniform-width", "4", "--passes", "arch_pass"]).run();
+    refused.assert_bad_input(&["a discrete network has no architecture to search"]);
+
+    let file = dir.path().join("architecture.json");
+    fs::write(
+        &file,
+        r#"{"format": "adw-architecture/1", "in_channels": 2, "num_classes": 3, "strides": [[2, 2, 2]],
+            "kernels": [[3, 3, 3], [3, 3, 3]], "blocks": [[4], [6, 8], [4]]}"#,
+    )
+    .unwrap();
+    let bench = Adw::new(["bench", "step", "--patch", "8", "8", "8", "--batch", "1", "--repeats", "1", "--json"]);
+    let line: Value = serde_json::from_str(&bench.path("--architecture", &file).succeed().stdout).unwrap();
+    assert!(line["weight_pass"].is_f64(), "{line}");
+}
