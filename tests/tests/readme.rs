@@ -1,4 +1,4 @@
-//! Command lines of the READMEs: the example of adw-cli runs, and all others have options that exist.
+//! Command lines of the READMEs and of docs/: the example of adw-cli runs, and all others have options that exist.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cli_support;
@@ -16,12 +16,22 @@ fn commands(file: &str) -> Vec<Vec<Vec<String>>> {
     let text = std::fs::read_to_string(repository().join(file)).unwrap().replace("\\\n", "");
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let paragraphs = blocks.flat_map(|block| block.split("\n\n"));
-    let words = |line: &str| {
-        let line = line.strip_prefix("adw ")?;
-        let command = line.split(" #").next()?;
-        Some(command.split_whitespace().map(|word| word.trim_matches('\'').to_owned()).collect())
-    };
-    paragraphs.map(|paragraph| paragraph.lines().filter_map(words).collect()).collect()
+    let command = |line: &str| Some(words(line.strip_prefix("adw ")?.split(" #").next()?));
+    paragraphs.map(|paragraph| paragraph.lines().filter_map(command).collect()).collect()
+}
+
+/// Words of a command line, of which some are quoted.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut is_quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '\'' => is_quoted = !is_quoted,
+            ' ' if !is_quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 #[test]
@@ -40,9 +50,10 @@ fn the_example_of_adw_cli_runs() {
 
 #[test]
 fn options_of_all_examples_exist() {
-    for file in ["README.md", "crates/adw-cli/README.md"] {
+    let pages = ["first-search", "your-dataset", "choosing", "cluster", "export"].map(|page| format!("docs/{page}.md"));
+    for file in ["README.md", "crates/adw-cli/README.md"].into_iter().chain(pages.iter().map(String::as_str)) {
         let lines: Vec<Vec<String>> = commands(file).concat();
-        assert!(lines.len() > 3, "{file}: {lines:?}");
+        assert!(lines.len() > 1, "{file}: {lines:?}");
         for line in lines {
             // Help is shown once all that precedes it has been read.
             Adw::new(&line).arg("--help").succeed();
