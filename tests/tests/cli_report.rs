@@ -120,8 +120,9 @@ fn a_run_ends_with_a_report_that_works_offline_in_a_browser() {
     let plain = ["retrain", "--uniform-width", "4", "--uniform-depth", "1", "--name", "<plain>"];
     Adw::new(["retrain"]).path("--run", &run).succeed();
     Adw::new(plain).path("--run", &run).succeed();
+    Adw::new(["retrain", "--fold", "all"]).path("--run", &run).succeed();
     let html = fs::read_to_string(&report).unwrap();
-    for part in ["overview", "search-0", "training-0", "training-1", "data", "repeat"] {
+    for part in ["overview", "search-0", "training-0", "training-1", "training-2", "data", "repeat"] {
         assert!(html.contains(&format!("<section id=\"{part}\"")), "{part}");
     }
     for text in [
@@ -131,6 +132,9 @@ fn a_run_ends_with_a_report_that_works_offline_in_a_browser() {
         "organ 1",
         "better in",
         "class=\"slice\"",
+        "found architecture, all cases",
+        "Trained on every case",
+        "--fold all",
         "Class volumes",
     ] {
         assert!(html.contains(text), "{text}");

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    failure::bad_input,
+    failure::{bad_input, program},
     fold::Fold,
     report::progress::note,
     run_folder::{RunFolder, trainings_path},
@@ -61,7 +61,11 @@ fn in_folder(path: &Path) -> Result<Vec<PathBuf>> {
     }
     folds.sort_by_key(|(fold, _)| if let Fold::Number(number) = fold { *number } else { 0 });
     if folds.is_empty() {
-        bad_input!("{}: has no trained model (fold_K/{MODEL})", trainings.display());
+        bad_input!(
+            "{}: has no trained model (fold_K/{MODEL}); `{} retrain --run RUN` trains one",
+            trainings.display(),
+            program()
+        );
     }
     let names: Vec<_> = folds.iter().map(|(fold, _)| fold.to_string()).collect();
     let of_run = trainings.ancestors().find(|folder| RunFolder::exists(folder));

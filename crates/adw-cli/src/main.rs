@@ -17,6 +17,7 @@ mod host_memory;
 mod interrupt;
 mod memory;
 mod model;
+mod npz;
 mod overrides;
 mod phantom;
 mod provenance;

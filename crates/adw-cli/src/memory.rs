@@ -117,7 +117,13 @@ pub(crate) fn check(
 
 /// Bytes of segmenting a prepared case, its image included: the most of a forward pass beside the sums of weighted logits, of
 /// taking their mean, and of bringing the mean to the image's own grid.
-pub(crate) fn segmentation_bytes(networks: &[Unet], case: &CaseBytes, patch: [usize; 3], device: &Device) -> u64 {
+pub(crate) fn segmentation_bytes(
+    networks: &[Unet],
+    case: &CaseBytes,
+    patch: [usize; 3],
+    device: &Device,
+    probabilities: bool,
+) -> u64 {
     let voxels = |shape: [usize; 3]| shape.iter().map(|&n| n as f64).product::<f64>();
     let prepared = voxels(case.prepared_shape);
     // Images are padded to at least a patch.
@@ -129,8 +135,9 @@ pub(crate) fn segmentation_bytes(networks: &[Unet], case: &CaseBytes, patch: [us
     let logits = 4.0 * classes * prepared;
     let forward = networks.iter().map(|network| forward_bytes(network, patch)).max().unwrap_or(0) as f64;
     let window = 8.0 * classes * voxels(patch) + if device.is_cuda() { 0.0 } else { forward };
-    // The best logit and label of each voxel so far, one class on the own grid, and the label map with its copy.
-    let restored = 14.0 * voxels(case.shape);
+    // The best logit and label of each voxel so far, one class on the own grid, and the label map with its copy. With
+    // probabilities the label map, largest logit and sum of each voxel, and a class with its two copies.
+    let restored = if probabilities { 22.0 } else { 14.0 } * voxels(case.shape);
     (image + (sums + window).max(sums + logits).max(2.0 * logits + restored)) as u64
 }
 

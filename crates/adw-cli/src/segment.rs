@@ -5,7 +5,7 @@ use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use msd_data::PreparedCase;
-use ndarray::{Array3, ArrayView4};
+use ndarray::{Array3, Array4};
 
 /// Trained networks whose logits are averaged, and the windows in which they see an image.
 pub(crate) struct Segmenter<'a> {
@@ -20,6 +20,15 @@ impl Segmenter<'_> {
     /// # Errors
     /// A network fails, or its logits are not finite.
     pub(crate) fn segment(&self, case: &PreparedCase, progress: &mut dyn FnMut(usize, usize)) -> Result<Array3<u16>> {
+        let logits = self.logits(case, progress)?;
+        Ok(case.properties.restore_logits(&logits.view())?)
+    }
+
+    /// Computes the mean logits of the networks, `[K, D, H, W]` on the grid of `case`.
+    ///
+    /// # Errors
+    /// Those of [`Self::segment`].
+    pub(crate) fn logits(&self, case: &PreparedCase, progress: &mut dyn FnMut(usize, usize)) -> Result<Array4<f32>> {
         let (c, d, h, w) = case.image.dim();
         let voxels = case.image.as_standard_layout();
         let voxels = voxels.as_slice().expect("standard layout is contiguous");
@@ -29,7 +38,6 @@ impl Segmenter<'_> {
         let logits = self.window.logits(&image, &mut networks, progress)?;
         let (_, k, d, h, w) = logits.dims5()?;
         let values = logits.flatten_all()?.to_vec1::<f32>()?;
-        let logits = ArrayView4::from_shape((k, d, h, w), &values).context("the logits' shape")?;
-        Ok(case.properties.restore_logits(&logits)?)
+        Array4::from_shape_vec((k, d, h, w), values).context("the logits' shape")
     }
 }

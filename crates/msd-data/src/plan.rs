@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::dataset::{Dataset, Label};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, rounded};
 use crate::fingerprint::{Fingerprint, IntensityStatistics, percentile};
 use crate::geometry::Geometry;
 use crate::json_file;
@@ -131,17 +131,18 @@ pub fn plan(fingerprint: &Fingerprint, dataset: &Dataset, options: &PlanOptions)
     let (spacing_mm, median_shape) = (transpose_forward.map(|a| spacing[a]), transpose_forward.map(|a| median[a]));
 
     let network = NetworkPlan::of(spacing_mm, median_shape, dataset.training.len(), dataset.labels.len(), options);
+    let (shown_spacing, shown_median) = (rounded(spacing), rounded(median));
     if network.topology.strides.is_empty() {
         return Err(Error::Invalid(format!(
-            "{}: the cases are too small: {median:?} voxels (z, y, x) of {spacing:?} mm in the median, but at least 8 are \
-             needed along an axis; give a smaller spacing",
+            "{}: the cases are too small: {shown_median:?} voxels (z, y, x) of {shown_spacing:?} mm in the median, but at \
+             least 8 are needed along an axis; give a smaller spacing",
             dataset.name
         )));
     }
     if !is_patch(network.topology.patch()) {
         return Err(Error::Invalid(format!(
-            "{}: voxels of {spacing:?} mm (z, y, x) make cases of {median:?} voxels in the median; give a spacing near that \
-             of the cases",
+            "{}: voxels of {shown_spacing:?} mm (z, y, x) make cases of {shown_median:?} voxels in the median; give a spacing \
+             near that of the cases",
             dataset.name
         )));
     }

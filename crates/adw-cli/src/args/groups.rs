@@ -75,8 +75,8 @@ pub(crate) enum Convolutions {
 /// Limit of the host's memory.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct MemoryArgs {
-    /// Memory to stay within, in GB: work that needs more is refused, training cases that do not fit are kept in files of
-    /// the run [default: what the system has available]
+    /// Memory to stay within, in GB; cases that do not fit are kept in files where that is possible, other work is refused
+    /// [default: what the system has available]
     #[arg(long, value_name = "GB", value_parser = gigabytes)]
     pub(crate) memory: Option<f64>,
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod crossval;
 mod data;
+mod examples;
 mod exchange;
 mod groups;
 mod models;
@@ -47,48 +48,70 @@ Try it, without a download, in three minutes:  adw search && adw retrain";
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Download, check and unpack tasks of the decathlon; an interrupted download is continued
+    #[command(after_help = examples::DOWNLOAD)]
     Download(DownloadArgs),
     /// Write a synthetic dataset
+    #[command(after_help = examples::PHANTOM)]
     Phantom(PhantomArgs),
     /// List every problem of a dataset, each with its remedy
+    #[command(after_help = examples::CHECK)]
     Check(CheckArgs),
     /// Show patch size, poolings and normalisation planned for a dataset
+    #[command(after_help = examples::PLAN)]
     Plan(PlanArgs),
     /// Check, search, retrain, score and report: all that a dataset needs, in one run
+    #[command(after_help = examples::RUN)]
     Run(RunArgs),
     /// Search the architecture for a dataset
+    #[command(after_help = examples::SEARCH)]
     Search(SearchArgs),
     /// Train the architecture that a search found, and score it on the fold's validation cases
+    #[command(after_help = examples::RETRAIN)]
     Retrain(RetrainArgs),
     /// Score architectures with the shared weights of a search, without training them
+    #[command(after_help = examples::RANK)]
     Rank(RankArgs),
     /// Search, train and score all folds, and decide the postprocessing on all cases
+    #[command(after_help = examples::CROSSVAL)]
     Crossval(CrossvalArgs),
     /// Study datasets, folds, seeds and arms, on this machine or a cluster
+    #[command(after_help = examples::SWEEP)]
     Sweep(SweepArgs),
     /// Segment images with trained models
+    #[command(after_help = examples::PREDICT)]
     Predict(PredictArgs),
     /// Segment a dataset's test images and name the label maps as the decathlon's server expects
+    #[command(after_help = examples::SUBMIT)]
     Submit(SubmitArgs),
     /// Test if keeping only the largest component improves predictions
+    #[command(after_help = examples::POSTPROCESS)]
     Postprocess(PostprocessArgs),
     /// Score label maps against reference label maps
+    #[command(after_help = examples::EVALUATE)]
     Evaluate(EvaluateArgs),
     /// Write a trained model for other programs
+    #[command(after_help = examples::EXPORT)]
     Export(ExportArgs),
     /// Make the report of a run: one HTML file with figures, tables and a slice viewer
+    #[command(after_help = examples::REPORT)]
     Report(ReportArgs),
     /// Make a model of a network that nnU-Net v2 trained
+    #[command(after_help = examples::IMPORT)]
     Import(ImportArgs),
     /// Show the progress of a run, also of one that another machine works on
+    #[command(after_help = examples::WATCH)]
     Watch(WatchArgs),
     /// Show what this machine offers, what would be used, and why
+    #[command(after_help = examples::DOCTOR)]
     Doctor(DoctorArgs),
     /// Print a script that completes commands and options in a shell
+    #[command(after_help = examples::COMPLETIONS)]
     Completions(CompletionsArgs),
     /// Write manual pages
+    #[command(after_help = examples::MAN)]
     Man(ManArgs),
     /// Time the program's work on this machine
+    #[command(after_help = examples::BENCH)]
     Bench(BenchArgs),
 }
 
@@ -101,5 +124,23 @@ mod tests {
     #[test]
     fn no_two_options_of_a_command_clash() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_that_are_read() {
+        for command in Cli::command().get_subcommands().filter(|command| command.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+            assert!(!lines.is_empty(), "{}", command.get_name());
+            for line in lines {
+                assert!(line.len() < 98, "too long for a terminal: {line}");
+                // Remarks stand three spaces behind the command, redirections are the shell's.
+                let words = line.split("   ").next().and_then(|line| line.split(" >").next()).unwrap_or_default();
+                let words = words.split(' ').map(|word| word.trim_matches('\''));
+                let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                drop(cli);
+                assert!(line.starts_with(&format!("adw {}", command.get_name())), "{line}");
+            }
+        }
     }
 }

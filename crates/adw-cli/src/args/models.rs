@@ -8,6 +8,7 @@ use super::groups::{DatasetArgs, DeviceArgs, MemoryArgs, ProcessArgs};
 
 /// Trained models and how they are applied.
 #[derive(Args, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct ModelArgs {
     /// Trained models, or the folder of a run: the models of its folds, with its postprocessing; the logits of several are
     /// averaged
@@ -26,8 +27,11 @@ pub(crate) struct ModelArgs {
     /// Apply the steps that `adw postprocess` found, or `none` [default: those of the run that `--model` names]
     #[arg(long, value_name = "FILE|none")]
     pub(crate) postprocessing: Option<PathBuf>,
-    /// Keep the label maps that an interrupted call has written
+    /// Write the probability of every class, too: `CASE.npz` with the array `probabilities` [class, z, y, x], f16
     #[arg(long)]
+    pub(crate) probabilities: bool,
+    /// Keep the label maps that an earlier call has written from the same images with the same models and settings
+    #[arg(long, visible_alias = "skip-existing")]
     pub(crate) resume: bool,
     /// Use the channels of an image voxel by voxel, wherever their headers place them in the scanner
     #[arg(long)]

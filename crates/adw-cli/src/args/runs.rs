@@ -79,8 +79,9 @@ pub(crate) struct WatchArgs {
     /// Show the present state and end
     #[arg(long)]
     pub(crate) once: bool,
-    #[command(flatten)]
-    pub(crate) process: ProcessArgs,
+    /// Print one JSON object per line on stdout, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `adw report`

@@ -2,7 +2,7 @@
 
 use adw_export::nnunet;
 use adw_search::{ModelFile, load_tensors};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device};
 use serde_json::json;
 
@@ -22,7 +22,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     if args.nnunet.is_dir() {
         bad_input!("--nnunet {source}: a folder; make a file of its fold with examples/nnunet_to_safetensors.py");
     }
-    let (tensors, metadata) = load_tensors(&args.nnunet)?;
+    let (tensors, metadata) = load_tensors(&args.nnunet)
+        .with_context(|| format!("--nnunet {source}: expected a file of examples/nnunet_to_safetensors.py"))?;
     let network = match nnunet::import(&tensors, &metadata) {
         Ok(network) => network,
         // Shapes that do not fit together, too.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use adw_files::NewFile;
 use adw_search::infer::SlidingWindow;
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -16,6 +17,7 @@ use msd_data::{
     nifti::{read_geometry, write_commented_labels},
     preprocess,
 };
+use ndarray::{Array4, Axis};
 use serde_json::json;
 
 use crate::{
@@ -25,6 +27,7 @@ use crate::{
     failure::bad_input,
     interrupt, memory,
     model::{self, Models},
+    npz::{self, NpzWriter},
     provenance::{self, Provenance},
     report::progress::{Progress, emit, note, say},
     run_config,
@@ -53,6 +56,11 @@ impl Image {
     fn target(&self, output: &Path) -> PathBuf {
         output.join(format!("{}.nii.gz", self.name))
     }
+
+    /// File of the probabilities in the folder `output`.
+    fn probabilities(&self, output: &Path) -> PathBuf {
+        output.join(format!("{}.npz", self.name))
+    }
 }
 
 /// Segments images into one label map each. `inputs` returns the images for the models, and the folder of the label maps.
@@ -79,8 +87,12 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
         check_target(&image.target(&output))?;
+        if args.probabilities {
+            check_output(&image.probabilities(&output))?;
+        }
         let bytes = CaseBytes::of(&image.files, &models.plan)?;
-        let segmenting = memory::segmentation_bytes(&models.networks, &bytes, models.plan.patch_size, &device);
+        let patch = models.plan.patch_size;
+        let segmenting = memory::segmentation_bytes(&models.networks, &bytes, patch, &device, args.probabilities);
         limit.check(bytes.preparing.max(segmenting), || described(&image.files))?;
         let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
         if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
@@ -99,15 +111,21 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         let target = image.target(&output);
         let name = &image.name;
         let comment = provenance.comment(&image.files)?;
-        let kept = args.resume && target.exists() && {
+        let has_probabilities = !args.probabilities || npz::has_comment(&image.probabilities(&output), &comment);
+        let kept = args.resume && has_probabilities && target.exists() && {
             let difference = provenance::difference(&target, &comment);
             difference.inspect(|difference| note(&format!("{difference}; made anew"))).is_none()
         };
         if !kept {
             let (case, geometry) = prepare(image, &models.plan, positions)?;
-            let mut labels = segmenter.segment(&case, &mut |window, windows| {
+            let logits = segmenter.logits(&case, &mut |window, windows| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
             })?;
+            let mut labels = case.properties.restore_logits(&logits.view())?;
+            if args.probabilities {
+                write_probabilities(&image.probabilities(&output), &logits, &case, labels.dim().into(), &comment)?;
+            }
+            drop(logits);
             postprocessing.apply(&mut labels);
             write_commented_labels(&target, &labels.view(), &geometry, Some(&comment))?;
         }
@@ -125,6 +143,26 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         say(&format!("{} label maps in {}\n", images.len(), output.display()));
     }
     Ok(())
+}
+
+/// Writes the probabilities of all classes on the image's own grid, whose size is `grid`.
+fn write_probabilities(
+    path: &Path,
+    logits: &Array4<f32>,
+    case: &PreparedCase,
+    grid: [usize; 3],
+    comment: &str,
+) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = NewFile::create(path).with_context(cannot)?;
+    let [z, y, x] = grid;
+    let shape = [logits.len_of(Axis(0)), z, y, x];
+    let mut writer = NpzWriter::new(&mut file, "probabilities", shape).with_context(cannot)?;
+    case.properties.restore_probabilities(&logits.view(), |class| -> Result<()> {
+        writer.write(class.as_slice().expect("the grid is in standard layout")).with_context(cannot)
+    })?;
+    writer.finish(comment).with_context(cannot)?;
+    file.commit().with_context(cannot)
 }
 
 /// Image `input`, or the images in that folder in the order of their names. Where every name ends in the number of a channel and

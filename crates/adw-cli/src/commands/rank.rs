@@ -16,6 +16,7 @@ use crate::{
     fold::Fold,
     memory,
     report::{
+        number::number,
         progress::{emit, say},
         table::Table,
     },
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
         scored.push((architecture, pseudo_dice(&net, architecture, &batches)?));
     }
     scored.sort_by(|a, b| b.1.unwrap_or(-1.0).total_cmp(&a.1.unwrap_or(-1.0)));
-    let mut table = Table::of_text(["architecture", "G multiply-adds", "Dice on half B"]);
+    let mut table = Table::of_text(["architecture", "multiply-adds", "Dice on half B"]);
     for (architecture, dice) in scored {
         let macs = architecture.cost(run.plan.patch_size).macs;
         if args.process.json {
@@ -75,7 +76,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
             emit("score", &json!({ "blocks": blocks, "macs_per_patch": macs, "dice": dice, "provenance": provenance }));
         } else {
             let dice = dice.map_or("-".to_owned(), |dice| format!("{dice:.4}"));
-            table.row([architecture.to_string().as_str(), &format!("{:.2}", macs as f64 / 1e9), &dice]);
+            table.row([architecture.to_string().as_str(), &number(macs as f64), &dice]);
         }
     }
     if !args.process.json {

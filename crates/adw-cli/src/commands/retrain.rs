@@ -254,6 +254,7 @@ impl Training<'_> {
         let directory = self.directory(run)?;
         if run.fold == Fold::All {
             note(&format!("trained on all cases, none is left to score: {}", model_file.display()));
+            html::write_at_end(&run.root);
             return Ok(());
         }
         let predict = &run.config.settings.predict;

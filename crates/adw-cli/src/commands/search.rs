@@ -14,12 +14,13 @@ use crate::{
     args::SearchArgs,
     cases::Cases,
     device,
-    failure::bad_input,
+    failure::{bad_input, program},
     fold::Fold,
     interrupt, memory,
     report::{
         self,
         forecast::Forecast,
+        number::number,
         progress::{emit, note, say},
         tensorboard::EventFile,
         training,
@@ -55,7 +56,12 @@ pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
                 return Ok(run.root);
             }
             (true, _, false) => {
-                bad_input!("{} is finished: to search again, choose another --run", directory.display())
+                bad_input!(
+                    "{} is finished: train what it found with `{} retrain --run {}`; to search again, choose another --run",
+                    directory.display(),
+                    program(),
+                    run.root.display()
+                )
             }
             (false, true, false) => {
                 bad_input!("{} was interrupted: continue it with --resume", directory.display())
@@ -174,9 +180,9 @@ fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool)
     } else {
         say(&report::architecture::table(architecture, patch).render());
         say(&format!(
-            "{:.2} M parameters, {:.2} G multiply-adds per patch\n{}\n",
-            cost.parameters as f64 / 1e6,
-            cost.macs as f64 / 1e9,
+            "{} parameters, {} multiply-adds per patch\n{}\n",
+            number(cost.parameters as f64),
+            number(cost.macs as f64),
             file.display()
         ));
     }

@@ -29,13 +29,13 @@ pub(crate) fn run(args: &WatchArgs) -> Result<()> {
             let first = stage.epochs.len().saturating_sub(FIRST_SHOWN);
             let from = shown.insert(stage.name.clone(), stage.epochs.len()).unwrap_or(first);
             for epoch in stage.epochs.iter().skip(from) {
-                if args.process.json {
+                if args.json {
                     emit("epoch", &json!({ "stage": stage.name, "row": epoch.row }));
                 } else {
                     say(&format!("{}  {}\n", stage.name, epoch.line));
                 }
             }
-            if from < stage.epochs.len() && !args.process.json {
+            if from < stage.epochs.len() && !args.json {
                 say(&format!("{}  Dice {}{}\n", stage.name, spark(&stage.dice), stage.state()));
             }
         }
@@ -108,7 +108,7 @@ fn stages(run: &RunData) -> Vec<Stage> {
             dice: training.rows.iter().filter_map(|row| row.mean_dice).collect(),
             num_epochs,
             epoch_s: latest_mean(training.rows.iter().map(|row| row.wall_s)),
-            is_finished: training.metrics.is_some(),
+            is_finished: training.is_finished(),
         }
     });
     searches.chain(trainings).collect()

@@ -9,6 +9,7 @@ use msd_data::Memory;
 use serde_json::json;
 
 use super::{
+    number::number,
     progress::{emit, say},
     table::Table,
     training::Workload,
@@ -64,7 +65,7 @@ impl Forecast<'_> {
             emit("forecast", &fields);
             return Ok(());
         }
-        let gb = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+        let size = |bytes: u64| format!("{}B", number(bytes as f64));
         let place = if in_files == 0 { "in memory" } else { "in files, for they do not fit into memory" };
         let mut table = Table::of_text(["forecast", "nothing is written"]);
         table.row(["run", &self.run.root.display().to_string()]);
@@ -73,14 +74,14 @@ impl Forecast<'_> {
         table.row([
             "network",
             &format!(
-                "{:.2} G multiply-adds per patch, {:.2} M parameters",
-                cost.macs as f64 / 1e9,
-                cost.parameters as f64 / 1e6
+                "{} multiply-adds per patch, {} parameters",
+                number(cost.macs as f64),
+                number(cost.parameters as f64)
             ),
         ]);
-        table.row(["memory", &format!("{} for the network and its batches", gb(self.need.total()))]);
-        table.row(["cases", &format!("{} {place}", gb(self.cases_bytes))]);
-        table.row(["disk", &gb(disk)]);
+        table.row(["memory", &format!("{} for the network and its batches", size(self.need.total()))]);
+        table.row(["cases", &format!("{} {place}", size(self.cases_bytes))]);
+        table.row(["disk", &size(disk)]);
         table.row(["time", &format!("about {}, by two forward passes timed just now", duration(seconds))]);
         say(&table.render());
         Ok(())

@@ -5,6 +5,7 @@ pub(crate) mod drawing;
 pub(crate) mod forecast;
 pub(crate) mod html;
 pub(crate) mod metrics;
+pub(crate) mod number;
 pub(crate) mod plain;
 mod png;
 pub(crate) mod progress;

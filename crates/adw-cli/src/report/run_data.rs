@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     dataset_folder,
+    ensemble::MODEL,
     failure::{bad_input, program},
+    fold::Fold,
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, config_path},
     splits::Splits,
@@ -41,17 +43,17 @@ pub(crate) struct SearchData {
     pub(crate) architecture: Option<Architecture>,
 }
 
-/// Training of one architecture on one fold.
+/// Training of one architecture, on one fold or on all cases.
 pub(crate) struct TrainingData {
     /// Name of several trainings of a run.
     pub(crate) name: Option<String>,
-    pub(crate) fold: usize,
+    pub(crate) fold: Fold,
     pub(crate) folder: PathBuf,
     pub(crate) facts: RunFacts,
     pub(crate) num_epochs: usize,
     pub(crate) rows: Vec<RetrainRow>,
     pub(crate) architecture: Architecture,
-    /// None until it is finished.
+    /// None until it is finished, and if no case was left to score.
     pub(crate) metrics: Option<Report>,
 }
 
@@ -59,7 +61,15 @@ impl TrainingData {
     /// Name for people.
     pub(crate) fn title(&self) -> String {
         let name = self.name.as_deref().unwrap_or("found architecture");
-        format!("{name}, fold {}", self.fold)
+        match self.fold {
+            Fold::Number(fold) => format!("{name}, fold {fold}"),
+            Fold::All => format!("{name}, all cases"),
+        }
+    }
+
+    /// Returns true if nothing is left to do.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.metrics.is_some() || (self.fold == Fold::All && self.folder.join(MODEL).is_file())
     }
 
     /// Sum of the epochs' times, seconds.
@@ -91,6 +101,7 @@ impl RunData {
         let (facts, config) = run_config::load(&config_path(root))?;
         let mut searches = Vec::new();
         for (fold, folder) in fold_folders(&root.join("search")) {
+            let Fold::Number(fold) = fold else { continue };
             let architecture = folder.join("architecture.json");
             let architecture = architecture.is_file().then(|| Architecture::load(&architecture)).transpose()?;
             searches.push(SearchData { fold, rows: history(&folder)?, architecture });
@@ -128,7 +139,7 @@ impl RunData {
 }
 
 /// Training in `folder`; none if it has not begun.
-fn training(name: Option<String>, fold: usize, folder: PathBuf) -> Result<Option<TrainingData>> {
+fn training(name: Option<String>, fold: Fold, folder: PathBuf) -> Result<Option<TrainingData>> {
     let config = config_path(&folder);
     if !config.is_file() {
         return Ok(None);
@@ -185,8 +196,8 @@ fn folders(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The folders `fold_K` in `folder` with their K.
-fn fold_folders(folder: &Path) -> Vec<(usize, PathBuf)> {
+/// The folders `fold_K` and `fold_all` in `folder`.
+fn fold_folders(folder: &Path) -> Vec<(Fold, PathBuf)> {
     let fold = |name: &String| Some((name.strip_prefix("fold_")?.parse().ok()?, folder.join(name)));
     folders(folder).iter().filter_map(fold).collect()
 }

@@ -1,6 +1,6 @@
 //! Predictions on a prepared case brought back to the image's own grid.
 
-use ndarray::{Array3, ArrayView3, ArrayView4, Slice, Zip};
+use ndarray::{Array3, ArrayView3, ArrayView4, Axis, CowArray, Ix3, Slice, Zip};
 
 use super::CaseProperties;
 use super::resample::{resample_linear, separate_axis};
@@ -22,7 +22,7 @@ impl CaseProperties {
                 self.shape
             )));
         }
-        Ok(self.paste(segmentation))
+        Ok(self.paste(segmentation, 0))
     }
 
     /// Resamples the logits of a prepared case, `[K, D, H, W]`, to the image's voxels and returns the class with the highest
@@ -36,29 +36,66 @@ impl CaseProperties {
     pub fn restore_logits(&self, logits: &ArrayView4<f32>) -> Result<Array3<u16>> {
         self.check_shape("logits", &logits.shape()[1..])?;
         let shape = self.shape_after_cropping();
-        let separate = separate_axis(self.target_spacing_mm, self.spacing_mm);
         let mut best = Array3::from_elem(shape, f32::NEG_INFINITY);
         let mut labels = Array3::zeros(shape);
-        for (class, logits) in logits.outer_iter().enumerate() {
+        for class in 0..logits.len_of(Axis(0)) {
             let keep = |best: &mut f32, label: &mut u16, &logit: &f32| {
                 if logit > *best {
                     *best = logit;
                     *label = class as u16;
                 }
             };
-            if logits.shape() == shape {
-                Zip::from(&mut best).and(&mut labels).and(logits).for_each(keep);
-            } else {
-                let logits = resample_linear(&logits, shape, separate);
-                Zip::from(&mut best).and(&mut labels).and(&logits).for_each(keep);
-            }
+            Zip::from(&mut best).and(&mut labels).and(&self.on_own_voxels(logits, class)).for_each(keep);
         }
-        Ok(self.paste(&labels.view()))
+        Ok(self.paste(&labels.view(), 0))
+    }
+
+    /// Resamples logits as [`Self::restore_logits`] does and hands their softmax over the classes to `each`, class by class in
+    /// their order, on the image's grid, `[z, y, x]`. Voxels outside the crop are background with certainty.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the spatial shape is not the prepared one; the errors of `each`.
+    pub fn restore_probabilities<E: From<Error>>(
+        &self,
+        logits: &ArrayView4<f32>,
+        mut each: impl FnMut(Array3<f32>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        self.check_shape("logits", &logits.shape()[1..])?;
+        let shape = self.shape_after_cropping();
+        let num_classes = logits.len_of(Axis(0));
+        // The largest logit of each voxel so far, and the sum of exp(logit - largest).
+        let mut largest = Array3::from_elem(shape, f32::NEG_INFINITY);
+        let mut sum = Array3::<f32>::zeros(shape);
+        for class in 0..num_classes {
+            Zip::from(&mut largest).and(&mut sum).and(&self.on_own_voxels(logits, class)).for_each(
+                |max, sum, &logit| {
+                    let above = max.max(logit);
+                    *sum = *sum * (*max - above).exp() + (logit - above).exp();
+                    *max = above;
+                },
+            );
+        }
+        for class in 0..num_classes {
+            let mut probability = self.on_own_voxels(logits, class).into_owned();
+            Zip::from(&mut probability).and(&largest).and(&sum).for_each(|p, &max, &sum| *p = (*p - max).exp() / sum);
+            each(self.paste(&probability.view(), if class == 0 { 1.0 } else { 0.0 }))?;
+        }
+        Ok(())
+    }
+
+    /// Logits of a class on the voxels of the image's crop.
+    fn on_own_voxels<'a>(&self, logits: &'a ArrayView4<f32>, class: usize) -> CowArray<'a, f32, Ix3> {
+        let (logits, shape) = (logits.index_axis(Axis(0), class), self.shape_after_cropping());
+        if logits.shape() == shape {
+            return logits.into();
+        }
+        let separate = separate_axis(self.target_spacing_mm, self.spacing_mm);
+        resample_linear(&logits, shape, separate).into()
     }
 
     /// Inserts the kept part into the image's grid and restores the order of the axes.
-    fn paste(&self, cropped: &ArrayView3<u16>) -> Array3<u16> {
-        let mut full = Array3::zeros(self.shape_before_cropping);
+    fn paste<T: Copy>(&self, cropped: &ArrayView3<T>, outside: T) -> Array3<T> {
+        let mut full = Array3::from_elem(self.shape_before_cropping, outside);
         full.slice_each_axis_mut(|ax| Slice::from(self.crop[ax.axis.0][0]..self.crop[ax.axis.0][1])).assign(cropped);
         self.axes.inverse().apply(full).as_standard_layout().into_owned()
     }

@@ -62,6 +62,18 @@ fn logits_are_resampled_back() {
     let message = case.properties.restore_labels(&Array3::zeros((d, h, w)).view()).unwrap_err().to_string();
     assert!(message.contains("restore its logits"), "{message}");
     assert!(case.properties.restore_logits(&Array4::zeros((3, 1, 2, 3)).view()).is_err());
+    let mut classes = Vec::new();
+    let keep = |class| -> Result<()> {
+        classes.push(class);
+        Ok(())
+    };
+    case.properties.restore_probabilities(&logits.view(), keep).unwrap();
+    // Inside the crop and outside of it, probabilities add up to 1, and the most probable class is the label.
+    for (voxel, &label) in back.indexed_iter() {
+        let sum: f32 = classes.iter().map(|class| class[voxel]).sum();
+        assert!((sum - 1.0).abs() < 1e-5, "{voxel:?}: {sum}");
+        assert!(classes.iter().all(|class| class[voxel] <= classes[usize::from(label)][voxel]), "{voxel:?}");
+    }
 }
 
 #[test]

@@ -94,14 +94,14 @@ fn overview(run: &RunData) -> Section {
         rows.push((format!("Which choices are sure? <a href=\"#search-{0}\">Search, fold {0}</a>", search.fold), sure));
     }
     rows.push(("What did it cost?".to_owned(), costs(run)));
-    for (i, training) in run.trainings.iter().enumerate().take(1) {
+    if let Some((i, training)) = main_training(run) {
         rows.push((
             format!("Where does it fail? <a href=\"#training-{i}\">{}</a>", escape(&training.title())),
             failures(run, training),
         ));
     }
-    if !run.trainings.is_empty() {
-        rows.push(("Against what is it better?".to_owned(), comparison(run)));
+    if let Some((_, training)) = main_training(run) {
+        rows.push(("Against what is it better?".to_owned(), comparison(run, training)));
     }
     rows.push((
         "How do I repeat it?".to_owned(),
@@ -136,7 +136,7 @@ fn machine(facts: &crate::run_config::RunFacts) -> String {
 }
 
 fn failures(run: &RunData, training: &TrainingData) -> String {
-    let Some(report) = &training.metrics else { return "not scored yet".to_owned() };
+    let Some(report) = &training.metrics else { return training::unscored(training).to_owned() };
     let worst_label =
         report.mean.iter().filter(|(_, mean)| mean.dice.is_finite()).min_by(|a, b| a.1.dice.total_cmp(&b.1.dice));
     let label = worst_label.map_or(String::new(), |(value, mean)| {
@@ -152,13 +152,17 @@ fn failures(run: &RunData, training: &TrainingData) -> String {
     format!("{label}Worst cases by mean Dice: {}", worst.join(", "))
 }
 
-fn comparison(run: &RunData) -> String {
-    let first = &run.trainings[0];
+/// First training that is scored, else the first, with its index.
+fn main_training(run: &RunData) -> Option<(usize, &TrainingData)> {
+    let all = || run.trainings.iter().enumerate();
+    all().find(|(_, training)| training.metrics.is_some()).or_else(|| all().next())
+}
+
+fn comparison(run: &RunData, first: &TrainingData) -> String {
     let others: Vec<_> = run
         .trainings
         .iter()
-        .skip(1)
-        .filter(|other| other.fold == first.fold && other.metrics.is_some())
+        .filter(|other| other.folder != first.folder && other.fold == first.fold && other.metrics.is_some())
         .map(|other| {
             format!(
                 "{}: Dice {} than {}",

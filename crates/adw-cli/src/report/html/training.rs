@@ -10,7 +10,10 @@ use super::{
     page::{Section, count, duration, escape, number, table},
     viewer::{self, ShownCase},
 };
-use crate::report::run_data::{RunData, TrainingData};
+use crate::{
+    fold::Fold,
+    report::run_data::{RunData, TrainingData},
+};
 
 /// Most cases in a table: the worst ones.
 const MAX_ROWS: usize = 200;
@@ -60,7 +63,8 @@ pub(super) fn section(run: &RunData, training: &TrainingData, id: &str, max_voxe
     if let Some(report) = &training.metrics {
         body += &score_tables(report, labels);
         if let Some(dataset) = run.dataset().filter(|_| max_voxels > 0) {
-            body += "<h3>Best, median and worst case</h3>\n<p>Full lines are the reference, broken lines the prediction. Each view \
+            body += &format!("<h3 id=\"{id}-cases\">Best, median and worst case</h3>\n");
+            body += "<p>Full lines are the reference, broken lines the prediction. Each view \
                      opens at the slice with most disagreement; arrow keys, the wheel, dragging or the slider move it.</p>\n";
             for (i, case) in shown_cases(report, &training.folder).iter().enumerate() {
                 match viewer::figure(&dataset, labels, case, &format!("{id}-case{i}"), max_voxels) {
@@ -72,10 +76,19 @@ pub(super) fn section(run: &RunData, training: &TrainingData, id: &str, max_voxe
             }
         }
     } else {
-        body += "<p>The training is not finished: no case has been scored.</p>\n";
+        body += &format!("<p>{}.</p>\n", unscored(training));
     }
     body += &format!("<h3>Training</h3>\n<div class=\"charts\">{}</div>\n", curves(training, labels));
     (Section { id: id.to_owned(), title: format!("Training: {}", training.title()), body }, scripts)
+}
+
+/// Reason why a training has no scores.
+pub(super) fn unscored(training: &TrainingData) -> &'static str {
+    match (training.fold, training.is_finished()) {
+        (Fold::All, true) => "Trained on every case: none is left to score",
+        (Fold::All, false) => "The training is not finished",
+        (Fold::Number(_), _) => "The training is not finished: no case has been scored",
+    }
 }
 
 /// The best, the median and the worst case of the training in the folder `training`.
