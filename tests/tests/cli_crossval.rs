@@ -175,3 +175,22 @@ fn a_signal_ends_parent_and_child() {
     let held = Adw::new(["search", "--fold", "0"]).path("--run", &run).run();
     held.assert_bad_input(&["was interrupted"]);
 }
+
+/// The process that works prints the error, and the one that waits for it ends with its exit code.
+#[cfg(unix)]
+#[test]
+fn an_error_of_a_fold_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let run = dir.path().join("run");
+    // A name that a training would refuse is refused before the search.
+    let name = |name: &str| crossval(&data, &run).args(["--name", name]).run();
+    name("../x").assert_bad_input(&["--name ../x: expected the name of a new folder"]);
+    name("a\nb").assert_bad_input(&["--name a b"]);
+    name(&"x".repeat(300)).assert_bad_input(&["of at most 200 bytes"]);
+    assert!(!run.exists());
+    let outcome = crossval(&data, &run).after("ulimit -f 4").run();
+    let errors: Vec<_> = outcome.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(outcome.code == Some(2) && errors.len() == 1 && errors[0].contains("File too large"), "{outcome:?}");
+    assert!(outcome.stderr.contains("the same command goes on"), "{outcome:?}");
+}

@@ -6,7 +6,7 @@ mod cli_support;
 
 use std::{fs, path::Path};
 
-use cli_support::{Adw, TINY, phantom};
+use cli_support::{Adw, TINY, names, phantom};
 
 fn search(data: &Path, run: &Path) -> Adw {
     Adw::new(["search"]).path("--data", data).path("--run", run).args(TINY)
@@ -82,4 +82,44 @@ fn a_training_that_diverges_keeps_its_last_good_checkpoint() {
             assert!(values.iter().all(|value| f32::from_le_bytes(*value).abs() < 1e6), "{name}");
         }
     }
+}
+
+/// Text files that the program has written: what is lost is said, and foreign text is not shown.
+#[test]
+fn lost_epochs_leftovers_and_foreign_files_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    Adw::new(["retrain", "--uniform-width", "4", "--uniform-depth", "1"])
+        .path("--data", &phantom(dir.path(), 5))
+        .path("--run", &run)
+        .args(TINY)
+        .succeed();
+    // A process that was killed while it wrote the report, which is its last work.
+    fs::write(run.join(".report.html.1-0.adw-tmp"), "<!").unwrap();
+    Adw::new(["retrain", "--resume"]).path("--run", &run).succeed();
+    assert!(!names(&run).iter().any(|name| name.ends_with(".adw-tmp")), "{:?}", names(&run));
+
+    let report = || Adw::new(["report"]).arg(run.display());
+    assert_eq!(report().succeed().stderr, "");
+    let history = run.join("retrain/fold_0/history.jsonl");
+    let text = fs::read_to_string(&history).unwrap();
+    fs::write(&history, &text[..text.len() - 9]).unwrap();
+    assert!(report().succeed().stderr.contains("history.jsonl has 2 of 3 epochs"));
+    fs::write(&history, format!("{{}}\n{text}")).unwrap();
+    report().run().assert_bad_input(&["history.jsonl: line 1"]);
+
+    let foreign = dir.path().join("passwd");
+    fs::write(&foreign, "\nroot:x:0:0\n").unwrap();
+    for command in [&["sweep", "plan"][..], &["download", "--manifest"], &["search", "--preset"]] {
+        let outcome = Adw::new(command).arg(foreign.display()).run();
+        outcome.assert_bad_input(&["passwd", "line 2: "]);
+        assert!(!outcome.stderr.contains("root"), "{outcome:?}");
+    }
+
+    // Every place of a result is looked at before the first is written.
+    let model = run.join("retrain/fold_0/model.safetensors");
+    let onnx = dir.path().join("network.onnx");
+    let export = Adw::new(["export"]).path("--model", &model).path("--onnx", &onnx);
+    export.path("--monai", &foreign.join("bundle")).run().assert_bad_input(&["passwd is not a folder"]);
+    assert!(!onnx.exists());
 }

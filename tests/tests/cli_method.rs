@@ -113,6 +113,7 @@ fn found_architectures_start_warm_and_baselines_cold() {
         .collect();
     assert!(scores.len() == 3 && scores.is_sorted_by(|a, b| a >= b), "{lines}");
     assert!(rank(&[]).assert_success().stdout.contains("Dice on half B"));
+    assert_eq!(Adw::new(["rank", "--batches", "0"]).path("--run", &run).run().code, Some(2), "a mean of nothing");
     fs::remove_dir_all(run.join("search/fold_0/checkpoint")).unwrap();
     let outcome = Adw::new(["retrain", "--name", "lost"]).path("--run", &run).run();
     outcome.assert_bad_input(&["retrain.warm_start=false", "latest.safetensors"]);

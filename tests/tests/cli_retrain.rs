@@ -7,6 +7,8 @@ use std::fs;
 
 use adw_supernet::Precision;
 use cli_support::{Adw, TINY, names, phantom};
+use msd_data::{read_image, read_labels, write_image, write_labels};
+use ndarray::{Array3, Array4};
 
 #[test]
 fn a_resumed_training_keeps_its_architecture_and_its_seed() {
@@ -99,4 +101,32 @@ fn a_precision_is_a_setting_of_search_training_and_prediction() {
     predict("in-full", &[]);
     predict("in-bf16", &["--bf16"]);
     assert_eq!(names(&dir.path().join("in-full")), names(&dir.path().join("in-bf16")));
+}
+
+/// A validation case that a training never reads as a whole is segmented as a whole at its end.
+#[test]
+fn a_validation_case_too_large_to_segment_is_refused_before_the_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let [image, labels] = ["imagesTr", "labelsTr"].map(|folder| data.join(folder).join("phantom_000.nii.gz"));
+    let shape @ [d, h, w] = [80, 100, 80];
+    let (small, small_labels) = (read_image(&image).unwrap(), read_labels(&labels).unwrap());
+    let mut geometry = small.geometry;
+    let [rows, columns, slices] = geometry.shape;
+    let at = |i: usize, j: usize, k: usize| [i % rows, j % columns, k % slices];
+    geometry.shape = shape;
+    let large = Array4::from_shape_fn((1, d, h, w), |(_, i, j, k)| {
+        let [i, j, k] = at(i, j, k);
+        small.data[[0, i, j, k]]
+    });
+    write_image(&image, &large.view(), &geometry).unwrap();
+    let large = Array3::from_shape_fn((d, h, w), |(i, j, k)| small_labels.data[at(i, j, k)]);
+    write_labels(&labels, &large.view(), &geometry).unwrap();
+    let run = dir.path().join("run");
+    let retrain = Adw::new(["retrain", "--uniform-width", "4", "--uniform-depth", "1"]);
+    let retrain = retrain.path("--data", &data).path("--run", &run).args(TINY);
+    let outcome = retrain.clone().args(["--memory", "0.02"]).run();
+    outcome.assert_bad_input(&["imagesTr/phantom_000.nii.gz (80x100x80 voxels", "20.00 MB may be used"]);
+    assert!(!run.exists());
+    retrain.args(["--memory", "0.06"]).succeed();
 }

@@ -110,3 +110,38 @@ fn commands_have_only_the_options_that_they_use() {
         assert!(outcome.code == Some(2) && outcome.stderr.contains("unexpected argument"), "{outcome:?}");
     }
 }
+
+/// A dataset of a lab's own server.
+#[test]
+fn an_archive_that_a_manifest_describes_is_downloaded_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path();
+    let mut archive = tar::Builder::new(fs::File::create(here.join("a.tar")).unwrap());
+    archive.append_dir_all("Task00_Phantom", phantom(&here.join("lab"), 5)).unwrap();
+    archive.finish().unwrap();
+    let size = fs::metadata(here.join("a.tar")).unwrap().len();
+    let manifest = |md5: &str| {
+        let url = format!("file://{}", here.join("a.tar").display());
+        let text = format!("folder = \"Task00_Phantom\"\nurl = {url:?}\nmd5 = {md5:?}\napproximate_bytes = {size}\n");
+        fs::write(here.join("phantom.toml"), text).unwrap();
+    };
+    let download = Adw::new(["download", "--manifest", "phantom.toml", "--data", "data"]).in_folder(here);
+    manifest("9d24dba78a72977dbd1d2e110310f31b");
+    let outcome = download.run();
+    assert!(outcome.code == Some(2) && names(&here.join("data")).is_empty(), "{outcome:?}");
+    let (_, sum) = outcome.stderr.split_once("its MD5 is ").unwrap();
+    manifest(&sum[..32].to_uppercase());
+    let dataset = here.join("data/Task00_Phantom");
+    assert_eq!(Path::new(download.succeed().stdout.trim_end()), dataset);
+    Adw::new(["check"]).path("--data", &dataset).succeed();
+
+    // What a kill at the very end leaves is removed by the next call.
+    fs::write(here.join("data/.Task00_Phantom.tar.part"), "x").unwrap();
+    fs::create_dir(here.join("data/.Task00_Phantom.1-0.adw-tmp")).unwrap();
+    assert!(download.succeed().stderr.contains("is there already"));
+    assert_eq!(names(&here.join("data")), ["Task00_Phantom"]);
+
+    fs::write(here.join("phantom.toml"), "folder = \"../x\"").unwrap();
+    download.run().assert_bad_input(&["phantom.toml", "missing field"]);
+    download.arg("heart").run().code.filter(|code| *code == 2).unwrap();
+}

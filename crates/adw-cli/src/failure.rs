@@ -23,6 +23,18 @@ impl fmt::Display for BadInput {
 
 impl Error for BadInput {}
 
+/// Failure of a child process, which has printed its error: its exit code.
+#[derive(Debug)]
+pub(crate) struct Reported(pub(crate) u8);
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a child process ended with exit code {}", self.0)
+    }
+}
+
+impl Error for Reported {}
+
 /// Returns early with a [`BadInput`].
 macro_rules! bad_input {
     ($($message:tt)*) => {
@@ -30,6 +42,14 @@ macro_rules! bad_input {
     };
 }
 pub(crate) use bad_input;
+
+/// Message of a file that is not TOML or not as expected, with the line. The line itself may be one of a foreign file and is not
+/// shown.
+pub(crate) fn toml_problem(error: &toml::de::Error, text: &str) -> String {
+    let start = error.span().map(|span| span.start);
+    let line = start.and_then(|start| text.get(..start)).map(|before| before.matches('\n').count() + 1);
+    line.map_or_else(|| error.message().to_owned(), |line| format!("line {line}: {}", error.message()))
+}
 
 /// Name that the program was started by, for messages with a command to run next.
 pub(crate) fn program() -> String {

@@ -98,6 +98,9 @@ fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         if matches!(error.downcast_ref(), Some(adw_search::Error::Stopped { .. })) {
             interrupt::end_if_interrupted();
         }
+        if let Some(failure::Reported(code)) = error.downcast_ref() {
+            return ExitCode::from(*code);
+        }
         note(&format!("error: {}", failure::one_line(&error)));
         return ExitCode::from(failure::exit_code(&error));
     }

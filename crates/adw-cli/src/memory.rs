@@ -1,6 +1,6 @@
 //! Memory that a training or a segmentation needs, checked against the limit before it starts.
 
-use adw_supernet::{Architecture, Precision, Unet};
+use adw_supernet::{Architecture, Precision};
 use anyhow::Result;
 use candle_core::Device;
 use msd_data::{CaseBytes, Memory, Plan};
@@ -118,7 +118,7 @@ pub(crate) fn check(
 /// Bytes of segmenting a prepared case, its image included: the most of a forward pass beside the sums of weighted logits, of
 /// taking their mean, and of bringing the mean to the image's own grid.
 pub(crate) fn segmentation_bytes(
-    networks: &[Unet],
+    architectures: &[&Architecture],
     case: &CaseBytes,
     patch: [usize; 3],
     device: &Device,
@@ -128,12 +128,12 @@ pub(crate) fn segmentation_bytes(
     let prepared = voxels(case.prepared_shape);
     // Images are padded to at least a patch.
     let padded = voxels([0, 1, 2].map(|a| case.prepared_shape[a].max(patch[a])));
-    let architecture = networks[0].architecture();
+    let architecture = architectures[0];
     let (channels, classes) = (architecture.in_channels as f64, architecture.num_classes as f64);
     let image = 4.0 * channels * (2.0 * prepared + if padded > prepared { padded } else { 0.0 });
     let sums = 4.0 * (classes + 1.0) * padded;
     let logits = 4.0 * classes * prepared;
-    let forward = networks.iter().map(|network| forward_bytes(network, patch)).max().unwrap_or(0) as f64;
+    let forward = architectures.iter().map(|architecture| forward_bytes(architecture, patch)).max().unwrap_or(0) as f64;
     let window = 8.0 * classes * voxels(patch) + if device.is_cuda() { 0.0 } else { forward };
     // The best logit and label of each voxel so far, one class on the own grid, and the label map with its copy. With
     // probabilities the label map, largest logit and sum of each voxel, and a class with its two copies.
@@ -143,8 +143,7 @@ pub(crate) fn segmentation_bytes(
 
 /// Bytes of the maps of one forward pass of a patch: those that wait for the decoder, and around the layer with the largest
 /// map its inputs, its output and a workspace.
-fn forward_bytes(network: &Unet, patch: [usize; 3]) -> u64 {
-    let architecture = network.architecture();
+fn forward_bytes(architecture: &Architecture, patch: [usize; 3]) -> u64 {
     let voxels: Vec<u64> =
         architecture.stage_sizes(patch).iter().map(|size| size.iter().map(|&n| n as u64).product()).collect();
     let of_block = |block: usize, width: usize| 4 * width as u64 * voxels[architecture.stage_of_block(block)];

@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::{
     args::ConfigArgs,
     device,
-    failure::{BadInput, bad_input},
+    failure::{BadInput, bad_input, toml_problem},
     overrides,
 };
 
@@ -223,7 +223,7 @@ fn read(path: &Path) -> Result<Table> {
     let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
     match toml::from_str(&text) {
         Ok(table) => Ok(table),
-        Err(error) => bad_input!("{}: not TOML: {}", path.display(), error.message()),
+        Err(error) => bad_input!("{}: not TOML: {}", path.display(), toml_problem(&error, &text)),
     }
 }
 

@@ -71,7 +71,12 @@ impl RunFolder {
             );
         }
         match lock_with_timeout(&lock_path(root, fold), LOCK_TIMEOUT) {
-            Ok(lock) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            Ok(lock) => {
+                // What killed processes have left, such as a report; files of live ones are locked. One that cannot be removed
+                // is no reason not to work.
+                let _ = adw_files::remove_stale(root);
+                Ok(Self { root: root.to_owned(), _lock: lock })
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 bad_input!("fold {fold} of {} is in use by another process", root.display())
             }

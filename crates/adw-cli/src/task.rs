@@ -92,16 +92,23 @@ impl Task {
             }
             return Ok(found);
         }
-        let (name, folder) = match &manifest {
-            Some(manifest) => (manifest.task.clone(), root.join(&manifest.folder)),
-            None => (PHANTOM.to_owned(), root.join(PHANTOM_FOLDER)),
+        let task = match manifest {
+            Some(manifest) => Self::of_archive(manifest, root),
+            None => Self::absent(PHANTOM.to_owned(), root.join(PHANTOM_FOLDER), Origin::Phantom),
         };
-        let origin = match manifest {
-            _ if dataset_folder::is_dataset(&folder) => Origin::Present,
-            None => Origin::Phantom,
-            Some(manifest) => Origin::Download { manifest: Box::new(manifest), root },
-        };
-        Ok(Self { name, folder, has_place: data.is_some(), origin })
+        Ok(Self { has_place: data.is_some(), ..task })
+    }
+
+    /// Dataset of an archive, in the folder `root`.
+    pub(crate) fn of_archive(manifest: Manifest, root: PathBuf) -> Self {
+        let (name, folder) = (manifest.task.clone(), root.join(&manifest.folder));
+        Self::absent(name, folder, Origin::Download { manifest: Box::new(manifest), root })
+    }
+
+    /// Dataset that is of `origin` where it does not exist yet.
+    fn absent(name: String, folder: PathBuf, origin: Origin) -> Self {
+        let origin = if dataset_folder::is_dataset(&folder) { Origin::Present } else { origin };
+        Self { name, folder, has_place: true, origin }
     }
 
     /// Dataset that exists, with a task's name made from its folder's: `Task04_Hippocampus` is `hippocampus`.
@@ -126,7 +133,7 @@ impl Task {
     /// The dataset is missing and `--offline` is given; the download fails; the disk is full or read-only.
     pub(crate) fn provide(&self, args: &FetchArgs) -> Result<&Path> {
         match &self.origin {
-            Origin::Present => {}
+            Origin::Present => download::remove_leftovers(&self.folder),
             Origin::Phantom => {
                 note(&format!("generating the phantom dataset in {}", self.folder.display()));
                 phantom::write(&self.folder, &phantom::options())?;

@@ -1,6 +1,7 @@
 //! Unpacking of a dataset's archive, which may be damaged or hostile.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
@@ -17,7 +18,8 @@ const MAX_DEPTH: usize = 16;
 /// Most bytes of an entry that describes the next one: a long name, or times and owners.
 const MAX_DESCRIPTION_BYTES: u64 = 1 << 16;
 
-/// Unpacks the tar file `archive` into the folder `into` and returns `into/folder`, which holds a `dataset.json`.
+/// Unpacks the tar file `archive` into the folder `into` and returns `into/folder`, which holds a `dataset.json`. Files and
+/// folders are on the disk on return.
 ///
 /// Two passes: all headers are looked at before the first file is written.
 ///
@@ -30,6 +32,8 @@ pub fn unpack(mut archive: impl Read + Seek, into: &Path, folder: &str, max_byte
     check_headers(&mut archive, max_bytes)?;
     archive.seek(SeekFrom::Start(0)).map_err(damaged("the archive"))?;
     let mut archive = Archive::new(archive);
+    // A file of each folder.
+    let mut files = BTreeMap::new();
     for entry in archive.entries().map_err(damaged("the archive"))? {
         let mut entry = entry.map_err(damaged("the archive"))?;
         let name = name_of(&entry);
@@ -45,11 +49,15 @@ pub fn unpack(mut archive: impl Read + Seek, into: &Path, folder: &str, max_byte
         let target = into.join(&path);
         let parent = if is_dir { Some(target.as_path()) } else { target.parent() };
         if let Some(parent) = parent {
-            fs::create_dir_all(parent).map_err(|cause| not_written(&name, parent, cause))?;
+            adw_files::create_folders(parent).map_err(|cause| not_written(&name, parent, cause))?;
         }
         if !is_dir {
             write(&mut entry, &name, &target)?;
+            files.insert(target.parent().map(Path::to_path_buf), target);
         }
+    }
+    for file in files.values() {
+        adw_files::sync_parent(file).map_err(Error::io(file))?;
     }
     let dataset = into.join(folder);
     if !dataset.join("dataset.json").is_file() {
@@ -100,7 +108,7 @@ fn write(entry: &mut Entry<'_, impl Read>, name: &str, target: &Path) -> Result<
     if written != size {
         return Err(refused(name, format!("is cut off: {written} of {size} bytes")));
     }
-    Ok(())
+    file.sync_all().map_err(Error::io(target))
 }
 
 /// `path` without `.` components, if it stays below `folder`.
@@ -161,6 +169,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
+    use std::fs;
 
     type Stored<'a> = (&'a str, EntryType, u64, &'a [u8]);
 

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     fault::{Fault, Survival, TortureArgs, draw},
-    fixture::{DATASET, Fixture, Scenario, copy_folder},
+    fixture::{DATASET, Fixture, copy_folder},
     program::{self, Ending},
+    scenario::Scenario,
 };
 
 /// A kind of file, and the work that reads it.

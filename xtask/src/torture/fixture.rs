@@ -1,4 +1,4 @@
-//! The work that is disturbed: a tiny search, training, prediction and submission, with their undisturbed results.
+//! The work that is disturbed, such as a tiny search, training, prediction, export and download, with its undisturbed results.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::program::{self, Ending};
+use super::{
+    program::{self, Ending},
+    scenario::Scenario,
+    server::{Conduct, start},
+};
 use crate::workspace::workspace;
 
 /// Smallest network and schedule that pass through every kind of step: warm-up, both halves, validation, checkpoints.
@@ -26,18 +30,11 @@ const TINY: &[&str] = &[
     "--set=retrain.checkpoint_every_iterations=1",
 ];
 
+/// File that the library of faults counts in.
+const COUNT: &str = "count";
+
 /// Folder of the dataset, whose name is part of the results.
 pub(super) const DATASET: &str = "Task00_Phantom";
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Scenario {
-    Search,
-    /// A search whose prepared cases are kept in files.
-    SearchOnDisk,
-    Retrain,
-    Predict,
-    Submit,
-}
 
 /// Extent of a scenario without faults.
 #[derive(Clone, Copy)]
@@ -54,6 +51,8 @@ pub(super) struct Fixture {
     root: PathBuf,
     /// Limit of memory, in GB, that keeps the prepared cases in files.
     small_memory: String,
+    /// Address of the server that datasets are downloaded from.
+    server: String,
     extents: Vec<(Scenario, Extent)>,
 }
 
@@ -65,13 +64,14 @@ impl Fixture {
     pub(super) fn new(adw: PathBuf) -> Result<Self> {
         let root = workspace().join("target/torture").join(std::process::id().to_string());
         fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
-        let mut fixture =
-            Self { adw, faults: root.join("faults.so"), root, small_memory: String::new(), extents: Vec::new() };
+        let (faults, small_memory, server) = (root.join("faults.so"), String::new(), String::new());
+        let mut fixture = Self { adw, faults, root, small_memory, server, extents: Vec::new() };
         fixture.compile_faults()?;
         let phantom = ["phantom", "--shape", "16", "20", "16", "--test", "2", "--cases", "5", "--output"];
         let mut command = fixture.adw();
         command.args(phantom).arg(fixture.data());
         succeed(&program::run(command)?, "phantom")?;
+        fixture.serve()?;
         for scenario in Scenario::ALL {
             succeed(&fixture.measure(scenario, &fixture.undisturbed())?, scenario.name())?;
         }
@@ -92,6 +92,39 @@ impl Fixture {
             bail!("{source} does not compile");
         }
         Ok(())
+    }
+
+    /// Has the dataset served as an archive, and describes that for `adw download`.
+    fn serve(&mut self) -> Result<()> {
+        let archive = self.archive();
+        let output = |command: &mut Command| -> Result<String> {
+            let output =
+                command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+            Ok(String::from_utf8(output.stdout)?)
+        };
+        output(Command::new("tar").arg("-C").arg(&self.root).arg("-cf").arg(&archive).arg(DATASET))?;
+        let sum = output(Command::new("md5sum").arg(&archive))?;
+        let md5 = sum.split_whitespace().next().context("md5sum prints nothing")?;
+        let bytes = fs::read(&archive)?;
+        let size = bytes.len();
+        self.server = start(bytes)?;
+        let url = format!("{}/{DATASET}.tar", self.mirror(Conduct::Sound, 0));
+        let manifest = format!("folder = {DATASET:?}\nurl = {url:?}\nmd5 = {md5:?}\napproximate_bytes = {size}\n");
+        Ok(fs::write(self.manifest(), manifest)?)
+    }
+
+    /// Archive of the dataset.
+    pub(super) fn archive(&self) -> PathBuf {
+        self.root.join("archive.tar")
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.root.join("manifest.toml")
+    }
+
+    /// Address of the archive's folder on the server, which conducts itself like that for the `n`th client.
+    pub(super) fn mirror(&self, conduct: Conduct, n: usize) -> String {
+        format!("{}/{}/{n}", self.server, conduct.name())
     }
 
     /// Raises the limit until a search fits, and checks that its cases do not.
@@ -158,6 +191,9 @@ impl Fixture {
                 command.arg("--data").arg(data).args(TINY)
             }
             Scenario::Retrain => command.args(["retrain", "--run"]).arg(&run).arg("--data").arg(data),
+            Scenario::Crossval => {
+                command.args(["crossval", "--search", "once", "--run"]).arg(&run).arg("--data").arg(data).args(TINY)
+            }
             Scenario::Predict => {
                 command.arg("predict").arg("--model").arg(model).arg("--input").arg(data.join("imagesTs"));
                 command.arg("--output").arg(folder.join("predicted"))
@@ -166,11 +202,25 @@ impl Fixture {
                 command.arg("submit").arg("--model").arg(model).arg("--data").arg(data);
                 command.arg("--output").arg(folder.join("submitted"))
             }
+            Scenario::Export => {
+                let exported = folder.join("exported");
+                command.arg("export").arg("--model").arg(model).arg("--onnx").arg(exported.join("network.onnx"));
+                command.arg("--safetensors").arg(exported.join("network.safetensors"));
+                // A bundle is a new folder, so one that exists is whole.
+                let bundle = exported.join("bundle");
+                if bundle.exists() { &mut command } else { command.arg("--monai").arg(bundle) }
+            }
+            Scenario::Download => {
+                command.arg("download").arg("--manifest").arg(self.manifest());
+                command.arg("--data").arg(folder.join("downloaded"))
+            }
         };
-        if resume {
+        if resume && scenario.resumes() {
             command.arg("--resume");
         }
-        command.args(["--threads", "1"]);
+        if scenario != Scenario::Download {
+            command.args(["--threads", "1"]);
+        }
         command
     }
 
@@ -223,7 +273,11 @@ impl Fixture {
     pub(super) fn run_with_fault(&self, scenario: Scenario, folder: &Path, fault: &str) -> Result<Ending> {
         let mut command = self.command(scenario, folder, false);
         self.set_fault(&mut command, fault);
-        program::run(command)
+        let count = folder.join(COUNT);
+        set_count(&mut command, &count)?;
+        let ending = program::run(command);
+        fs::remove_file(count)?;
+        ending
     }
 
     /// Has the library of faults loaded into the program, with that fault.
@@ -234,14 +288,16 @@ impl Fixture {
     /// Runs a scenario without faults in `folder`, and keeps its extent if it succeeds.
     fn measure(&mut self, scenario: Scenario, folder: &Path) -> Result<Ending> {
         fs::create_dir_all(folder)?;
-        let count = self.root.join("count");
+        let count = self.root.join(COUNT);
         let mut command = self.command(scenario, folder, false);
-        command.env("LD_PRELOAD", &self.faults).env("ADW_FAULT_COUNT", &count);
+        command.env("LD_PRELOAD", &self.faults);
+        set_count(&mut command, &count)?;
         let clock = Instant::now();
         let ending = program::run(command)?;
         let duration = clock.elapsed();
         if ending.success() {
-            let operations = fs::read_to_string(&count).context("no count of operations")?.trim().parse()?;
+            let bytes = fs::read(&count).context("no count of operations")?;
+            let operations = u64::from_ne_bytes(bytes.try_into().ok().context("no count of operations")?);
             self.extents.push((scenario, Extent { operations, duration }));
         }
         Ok(ending)
@@ -254,44 +310,11 @@ impl Fixture {
     }
 }
 
-impl Scenario {
-    /// All scenarios with data in memory.
-    pub(super) const ALL: [Self; 4] = [Self::Search, Self::Retrain, Self::Predict, Self::Submit];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Search => "search",
-            Self::SearchOnDisk => "search-on-disk",
-            Self::Retrain => "retrain",
-            Self::Predict => "predict",
-            Self::Submit => "submit",
-        }
-    }
-
-    /// Files and folders whose bits are promised.
-    fn results(self) -> &'static [&'static str] {
-        match self {
-            Self::Search | Self::SearchOnDisk => {
-                &["run/search/fold_0/architecture.json", "run/search/fold_0/architecture.svg", "run/plan.json"]
-            }
-            Self::Retrain => &[
-                "run/retrain/fold_0/model.safetensors",
-                "run/retrain/fold_0/metrics.json",
-                "run/retrain/fold_0/validation",
-            ],
-            Self::Predict => &["predicted"],
-            Self::Submit => &["submitted"],
-        }
-    }
-
-    /// Returns true if there is something to resume, which a user sees by the folder.
-    fn started(self, folder: &Path) -> bool {
-        match self {
-            Self::Search | Self::SearchOnDisk => folder.join("run/search/fold_0").exists(),
-            Self::Retrain => folder.join("run/retrain/fold_0").exists(),
-            Self::Predict | Self::Submit => true,
-        }
-    }
+/// Has the library of faults count in a new file, over all processes of the command.
+fn set_count(command: &mut Command, count: &Path) -> Result<()> {
+    fs::write(count, 0_u64.to_ne_bytes()).with_context(|| count.display().to_string())?;
+    command.env("ADW_FAULT_COUNT", count);
+    Ok(())
 }
 
 fn succeed(ending: &Ending, name: &str) -> Result<()> {

@@ -2,11 +2,14 @@
 //! renames fail, its streams are full or closed, it gets signals, its files are damaged. After each fault it is resumed, and
 //! the results must be those of an undisturbed run, to the last bit. Needs Linux (`LD_PRELOAD`, `/dev/full`) and a C compiler.
 
+mod connection;
 mod damage;
 mod fault;
 mod fixture;
 mod interrupt;
 mod program;
+mod scenario;
+mod server;
 mod soak;
 
 use std::{
@@ -67,6 +70,11 @@ const CAMPAIGNS: &[Campaign] = &[
         name: "limit",
         promise: "limits of file size and address space, a small file system: an error, not a death; the same bits after a resume",
         faults: interrupt::limits,
+    },
+    Campaign {
+        name: "connection",
+        promise: "a download whose server cuts, refuses, lies or sends other bytes: the same files, or one line and exit code 2",
+        faults: |_, args| Ok(connection::downloads(args)),
     },
     Campaign {
         name: "damage",

@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use super::{
     fault::{Fault, Survival, TortureArgs},
-    fixture::{Fixture, Scenario},
+    fixture::Fixture,
     program::Running,
+    scenario::Scenario,
 };
 
 /// Interval between two looks at a running program.

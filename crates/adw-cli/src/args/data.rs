@@ -12,8 +12,15 @@ use crate::phantom;
 #[derive(Args, Debug)]
 pub(crate) struct DownloadArgs {
     /// Tasks such as `heart` and `hippocampus`, or `all`
-    #[arg(value_name = "TASK", required = true)]
+    #[arg(value_name = "TASK", required_unless_present = "manifest")]
     pub(crate) tasks: Vec<String>,
+    /// The archive that this TOML file describes, of another server or another dataset
+    ///
+    /// Fields: `folder` (the folder inside the archive, a tar file, and of the dataset), `url` (http, https or file), `md5` (of the
+    /// archive), `approximate_bytes` (its size; nothing much larger is taken), and to be printed `modality`, `target`, `licence`,
+    /// `citation`.
+    #[arg(long, value_name = "FILE", conflicts_with = "tasks")]
+    pub(crate) manifest: Option<PathBuf>,
     /// Folder that the datasets are put in [default: `$ADW_DATA`, else `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,

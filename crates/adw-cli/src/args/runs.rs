@@ -1,6 +1,6 @@
 //! Arguments of the commands that work on runs.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -116,8 +116,8 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "MACS", requires = "random", value_parser = multiply_adds)]
     pub(crate) cost: Option<f64>,
     /// Batches of patches to score on, of half B of the fold's training cases
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub(crate) batches: usize,
+    #[arg(long, value_name = "N", default_value = "16")]
+    pub(crate) batches: NonZeroUsize,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use msd_data::{FoundPostprocessing, Postprocessing, Report, metrics::report::LabelMetrics};
 use serde::Serialize;
@@ -17,7 +17,7 @@ use crate::{
     child::Arguments,
     device,
     ensemble::POSTPROCESSING,
-    failure::bad_input,
+    failure::{Reported, bad_input},
     fold::Fold,
     interrupt, memory,
     report::{
@@ -61,6 +61,7 @@ struct Crossval<'a> {
 impl<'a> Crossval<'a> {
     /// Finds run and dataset and checks the settings, before work that takes hours.
     fn new(args: &'a CrossvalArgs) -> Result<Self> {
+        retrain::check_name(args.name.as_deref())?;
         let named = Task::locate(&args.dataset)?;
         let root = match (&args.run, &named) {
             (Some(root), _) => root.clone(),
@@ -176,13 +177,20 @@ impl<'a> Crossval<'a> {
             interrupt::wait_for_child(child).context("cannot wait for a process").map(Some)
         });
         interrupt::end_if_interrupted();
-        match status?.map(|status| status.code()) {
-            Some(Some(0)) => Ok(()),
-            // The process has printed its error.
-            Some(Some(2)) => {
-                bad_input!("{} is not finished; give the same command again to go on", self.root.display())
+        let Some(status) = status? else {
+            bail!("a signal has arrived, and this process has not ended");
+        };
+        let go_on =
+            format!("{} is not finished; once that is put right, the same command goes on", self.root.display());
+        match status.code().map(u8::try_from) {
+            Some(Ok(0)) => Ok(()),
+            Some(Ok(code)) => {
+                note(&go_on);
+                Err(Reported(code).into())
             }
-            other => anyhow::bail!("a process ended unexpectedly ({other:?}); give the same command again to go on"),
+            _ => {
+                bad_input!("a process was ended from outside ({status}), as systems do where memory runs out: {go_on}")
+            }
         }
     }
 

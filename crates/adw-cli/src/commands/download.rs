@@ -14,18 +14,27 @@ use crate::{
 pub(crate) fn run(args: &DownloadArgs) -> Result<()> {
     let root = data_root(args.data.as_deref())?;
     let fetch = FetchArgs { mirror: args.mirror.clone(), ..FetchArgs::default() };
+    if let Some(path) = &args.manifest {
+        return provide(&Task::of_archive(Manifest::load(path)?, root), &fetch, args.json);
+    }
     for task in named_tasks(&args.tasks)? {
-        let dataset = DatasetArgs { task: Some(task.clone()), data: Some(root.clone()) };
+        let dataset = DatasetArgs { task: Some(task), data: Some(root.clone()) };
         let Some(located) = Task::locate(&dataset)? else { continue };
-        if located.is_present() {
-            note(&format!("{} is there already", located.folder.display()));
-        }
-        let folder = located.provide(&fetch)?;
-        if args.json {
-            emit("downloaded", &json!({ "task": task, "dataset": folder }));
-        } else {
-            say(&format!("{}\n", folder.display()));
-        }
+        provide(&located, &fetch, args.json)?;
+    }
+    Ok(())
+}
+
+/// Downloads a dataset that is missing, and prints its folder.
+fn provide(task: &Task, fetch: &FetchArgs, json: bool) -> Result<()> {
+    if task.is_present() {
+        note(&format!("{} is there already", task.folder.display()));
+    }
+    let folder = task.provide(fetch)?;
+    if json {
+        emit("downloaded", &json!({ "task": task.name, "dataset": folder }));
+    } else {
+        say(&format!("{}\n", folder.display()));
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::{
     failure::bad_input,
     model::{self, Models},
     report::progress::{emit, say},
-    run_folder::{check_output, is_empty_or_absent, new_folder, parent},
+    run_folder::{check_output, check_writable, is_empty_or_absent, new_folder, parent},
 };
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
@@ -29,6 +29,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     if let Some(folder) = args.monai.as_ref().filter(|folder| !is_empty_or_absent(folder)) {
         bad_input!("--monai {}: exists and is not an empty folder", folder.display());
     }
+    args.monai.as_deref().map_or(Ok(()), |folder| check_writable(&parent(folder)))?;
     for (kind, path) in outputs.iter().filter_map(|(kind, path)| Some((kind, path.as_ref()?))) {
         if *kind != "inference" && path.extension().is_none_or(|extension| extension != *kind) {
             bad_input!("--{kind} {}: expected a name that ends in .{kind}", path.display());

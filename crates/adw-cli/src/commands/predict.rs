@@ -9,6 +9,7 @@ use std::{
 
 use adw_files::NewFile;
 use adw_search::infer::SlidingWindow;
+use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
@@ -84,6 +85,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let positions = run_config::positions(args.ignore_positions);
     let provenance = provenance(args, &ensemble.models, &window, &postprocessing, &device)?;
     let limit = memory::limit(args.memory);
+    let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
         check_target(&image.target(&output))?;
@@ -92,7 +94,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         }
         let bytes = CaseBytes::of(&image.files, &models.plan)?;
         let patch = models.plan.patch_size;
-        let segmenting = memory::segmentation_bytes(&models.networks, &bytes, patch, &device, args.probabilities);
+        let segmenting = memory::segmentation_bytes(&architectures, &bytes, patch, &device, args.probabilities);
         limit.check(bytes.preparing.max(segmenting), || described(&image.files))?;
         let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
         if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {

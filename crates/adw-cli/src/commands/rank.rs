@@ -58,8 +58,8 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
         Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };
     let mut source = PatchSource::new(parts, sampling, &device)?;
     let request = |iteration| BatchRequest { part: Part::TrainBPlain, epoch: 0, iteration };
-    source.announce(Box::new((0..args.batches).map(request))).map_err(anyhow::Error::from_boxed)?;
-    let batches = (0..args.batches).map(|i| source.batch(request(i)).map_err(anyhow::Error::from_boxed));
+    source.announce(Box::new((0..args.batches.get()).map(request))).map_err(anyhow::Error::from_boxed)?;
+    let batches = (0..args.batches.get()).map(|i| source.batch(request(i)).map_err(anyhow::Error::from_boxed));
     let batches = batches.collect::<Result<Vec<_>>>()?;
 
     let net = searched_supernet(&run, &directory, &device)?;

@@ -6,7 +6,9 @@ use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingW
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{EvaluationOptions, Report, evaluate_pairs, training_cases_bytes, write_labels};
+use msd_data::{
+    CaseBytes, EvaluationOptions, Report, dataset::described, evaluate_pairs, training_cases_bytes, write_labels,
+};
 use serde_json::json;
 
 use crate::{
@@ -40,6 +42,7 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let (mut run, architecture) = open(args, &device)?;
     check_precision("predict", run.config.settings.predict.precision, &device)?;
     let training = Training { args, architecture, device };
+    training.check_scoring(&run)?;
     match training.train(&mut run)? {
         Some(model_file) => training.score(&mut run, &model_file),
         None => Ok(()),
@@ -54,13 +57,26 @@ pub(crate) fn check_same(args: &RetrainArgs, device: &Device) -> Result<()> {
     open(args, device).map(drop)
 }
 
+/// Checks the name of trainings, which becomes that of a folder.
+///
+/// # Errors
+/// It is no plain name, or that of another folder of a run.
+pub(crate) fn check_name(name: Option<&str>) -> Result<()> {
+    /// Longest name, in bytes: file systems take 255.
+    const MAX_BYTES: usize = 200;
+    let is_plain = |name: &str| !name.contains(['/', '\\']) && !name.contains(char::is_control);
+    let is_new = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.starts_with("fold_");
+    match name.filter(|name| !is_plain(name) || !is_new(name) || name.len() > MAX_BYTES) {
+        None => Ok(()),
+        Some(name) => bad_input!(
+            "--name {name}: expected the name of a new folder, of at most {MAX_BYTES} bytes, not beginning with `fold_` or a dot"
+        ),
+    }
+}
+
 /// Opens or prepares the run, with the settings and the architecture of the training.
 fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
-    if let Some(name) = &args.name
-        && (name.is_empty() || name.starts_with('.') || name.starts_with("fold_") || name.contains(['/', '\\']))
-    {
-        bad_input!("--name {name}: expected the name of a new folder, not beginning with `fold_` or a dot");
-    }
+    check_name(args.name.as_deref())?;
     let (choice, data) = choose_run(args)?;
     let request = RunRequest {
         root: &choice.root,
@@ -142,6 +158,19 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
+    /// Refuses validation cases that will be too large to be segmented.
+    fn check_scoring(&self, run: &Run) -> Result<()> {
+        let limit = memory::limit(self.args.memory);
+        for id in run.splits.fold(run.fold)?.validation {
+            let files = &run.dataset.training_case(&id)?.image;
+            let bytes = CaseBytes::of(files, &run.plan)?;
+            let patch = run.plan.patch_size;
+            let segmenting = memory::segmentation_bytes(&[&self.architecture], &bytes, patch, &self.device);
+            limit.check(bytes.preparing.max(segmenting), || described(files))?;
+        }
+        Ok(())
+    }
+
     fn directory(&self, run: &mut Run) -> Result<PathBuf> {
         let fold = run.fold;
         Ok(run.folder()?.retrain(self.args.name.as_deref(), fold))
@@ -282,7 +311,7 @@ impl Training<'_> {
             write_labels(&path, &labels.view(), &geometry)?;
         }
         drop(progress);
-        let report = Self::evaluate(run, &directory)?;
+        let report = self.evaluate(run, &directory)?;
         if num_new > 0 {
             let images = html::overlays(&report, &run.dataset, &directory);
             EventFile::new(&directory).images(run.config.settings.retrain.epochs, images);
@@ -293,7 +322,7 @@ impl Training<'_> {
     }
 
     /// Scores the label maps, and saves the scores.
-    fn evaluate(run: &Run, directory: &Path) -> Result<Report> {
+    fn evaluate(&self, run: &Run, directory: &Path) -> Result<Report> {
         let ids = run.splits.fold(run.fold)?.validation;
         if ids.is_empty() {
             bad_input!("fold {} has no validation case", run.fold);
@@ -308,6 +337,7 @@ impl Training<'_> {
         let options = EvaluationOptions {
             labels: Some(labels),
             positions: run.dataset.positions,
+            memory: memory::limit(self.args.memory),
             ..EvaluationOptions::default()
         };
         let report = evaluate_pairs(&pairs, &options)?;

@@ -38,12 +38,16 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
         bad_input!("{} exists but holds no dataset.json: move it away, then download again", folder.display());
     }
     fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
-    let part_path = root.join(format!(".{}.tar.part", manifest.folder));
+    let part_path = part_path(&folder);
     let mut part = open_part(&part_path, manifest)?;
     check_free_space(root, manifest, part.metadata()?.len())?;
 
-    note(&format!("{}: {}, {}; {}", manifest.folder, manifest.modality, manifest.target, manifest.licence));
-    note(&format!("please cite: {}", manifest.citation));
+    let facts = [&manifest.modality, &manifest.target, &manifest.licence].map(String::as_str);
+    let facts: Vec<_> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
+    note(&format!("{}: {}", manifest.folder, facts.join(", ")));
+    if !manifest.citation.is_empty() {
+        note(&format!("please cite: {}", manifest.citation));
+    }
     let url = manifest.url_from(mirror);
     let bar = progress_bar(manifest);
     if let Err(error) = fetch_checked(&url, manifest, &mut part, retry, &bar) {
@@ -65,6 +69,21 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
     bar.finish_and_clear();
     note(&format!("{} is ready", folder.display()));
     Ok(folder)
+}
+
+/// Archive of the dataset `folder` under construction.
+fn part_path(folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    folder.with_file_name(format!(".{name}.tar.part"))
+}
+
+/// Removes what a download that was killed at its very end left beside the dataset `folder`. A place that is read-only keeps it.
+pub(crate) fn remove_leftovers(folder: &Path) {
+    let path = part_path(folder);
+    if path.is_file() && adw_files::open_own(&path).is_ok_and(|part| part.try_lock().is_ok()) {
+        let _ = fs::remove_file(&path);
+    }
+    let _ = folder.parent().map(adw_files::remove_stale);
 }
 
 /// Opens the archive under construction and locks it until it is closed.

@@ -160,7 +160,7 @@ fn training(name: Option<String>, fold: Fold, folder: PathBuf) -> Result<Option<
 }
 
 /// Rows of the history in `folder`; none before the first epoch's end. A line that is being written is left out.
-fn history<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
+pub(crate) fn history<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
     let path = folder.join("history.jsonl");
     if !path.is_file() {
         return Ok(Vec::new());
@@ -183,7 +183,7 @@ fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
     let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
     match serde_json::from_str(&text) {
-        Ok(value) => Ok(value),
+        Ok(value) => Ok(Some(value)),
         Err(error) => bad_input!("{}: {error}", path.display()),
     }
 }

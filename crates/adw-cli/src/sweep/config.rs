@@ -10,7 +10,7 @@ use crate::{
     args::{Cli, ConfigArgs},
     child::Arguments,
     commands::retrain::may_change,
-    failure::bad_input,
+    failure::{bad_input, toml_problem},
     run_config::RunConfig,
 };
 
@@ -91,7 +91,7 @@ impl SweepConfig {
         let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: Self = match toml::from_str(&text) {
             Ok(config) => config,
-            Err(error) => bad_input!("{}: {}", path.display(), error.to_string().trim()),
+            Err(error) => bad_input!("{}: {}", path.display(), toml_problem(&error, &text)),
         };
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)

@@ -13,7 +13,10 @@ use super::{
     plan::{Cell, Sweep, Task},
     state::Attempt,
 };
-use crate::{architecture_choice::architecture_in, args::Stage, run_config, run_folder::config_path};
+use crate::{
+    architecture_choice::architecture_in, args::Stage, failure::bad_input, report::run_data::history, run_config,
+    run_folder::config_path,
+};
 
 /// A trained network and its scores.
 #[derive(Clone, Debug, Serialize)]
@@ -103,8 +106,9 @@ impl Sweep {
 
 /// Seconds of all epochs in the history of a search or training.
 pub(crate) fn seconds(directory: &Path) -> Result<f64> {
-    let path = directory.join("history.jsonl");
-    let text = adw_files::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let of_row = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("wall_s")?.as_f64();
-    Ok(text.lines().filter_map(of_row).sum())
+    let rows: Vec<Value> = history(directory)?;
+    if rows.is_empty() {
+        bad_input!("{}: no history of its epochs", directory.display());
+    }
+    Ok(rows.iter().filter_map(|row| row.get("wall_s")?.as_f64()).sum())
 }

@@ -41,9 +41,23 @@ const MAX_VIEWERS: usize = 3;
 /// No run, a damaged file, a disk that cannot be written to.
 pub(crate) fn write(root: &Path, output: Option<&Path>) -> Result<PathBuf> {
     let path = output.map_or_else(|| root.join("report.html"), Path::to_path_buf);
-    let html = render(&RunData::load(root)?);
+    let run = RunData::load(root)?;
+    warn_of_cut_histories(&run);
+    let html = render(&run);
     adw_files::write_bytes(&path, html.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// Warns of finished searches and trainings whose histories have lost epochs.
+fn warn_of_cut_histories(run: &RunData) {
+    let searches = run.searches.iter().filter(|search| search.architecture.is_some());
+    let searches =
+        searches.map(|it| (format!("search, fold {}", it.fold), it.rows.len(), run.config.settings.search.epochs));
+    let trainings = run.trainings.iter().filter(|training| training.metrics.is_some());
+    let trainings = trainings.map(|it| (it.title(), it.rows.len(), it.num_epochs));
+    for (name, found, expected) in searches.chain(trainings).filter(|(_, found, expected)| found < expected) {
+        note(&format!("warning: {name}: history.jsonl has {found} of {expected} epochs, the rest is lost"));
+    }
 }
 
 /// Makes the report at the end of a search or training. A report that cannot be made is a warning: the result is there.
