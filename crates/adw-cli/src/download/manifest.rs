@@ -162,7 +162,6 @@ mod tests {
             ("md5", "\"9d24\""),
             ("approximate_bytes", "0"),
             ("approximate_bytes", "9223372036854775807"),
-            ("approximate_bytes", "-1"),
             ("sha256", "\"0\""),
         ] {
             let error = load(key, value).unwrap_err();
@@ -170,6 +169,8 @@ mod tests {
             assert!(line.contains(key) && line.contains("kidneys.toml"), "{line}");
             assert_eq!(crate::failure::exit_code(&error), 2);
         }
+        let error = load("approximate_bytes", "-1").unwrap_err().to_string();
+        assert!(error.contains("kidneys.toml: line 4: invalid value"), "{error}");
     }
 
     #[test]
