@@ -165,7 +165,7 @@ impl Training<'_> {
             let files = &run.dataset.training_case(&id)?.image;
             let bytes = CaseBytes::of(files, &run.plan)?;
             let patch = run.plan.patch_size;
-            let segmenting = memory::segmentation_bytes(&[&self.architecture], &bytes, patch, &self.device);
+            let segmenting = memory::segmentation_bytes(&[&self.architecture], &bytes, patch, &self.device, false);
             limit.check(bytes.preparing.max(segmenting), || described(files))?;
         }
         Ok(())
