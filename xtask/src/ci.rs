@@ -16,6 +16,11 @@ pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
     run(Command::new(cargo).args(["test", "--workspace", "--release"]).args(rest))
 }
 
+/// Runs the test of a sweep on a real Slurm, and no other. Its output shows why it is skipped where Slurm is missing.
+pub(crate) fn test_on_slurm() -> Result<ExitCode> {
+    test(&["--test", "slurm", "--", "--ignored", "--nocapture"].map(str::to_owned))
+}
+
 /// Runs the script of the CI service.
 pub(crate) fn ci() -> Result<ExitCode> {
     run(&mut Command::new(workspace().join(".ci/run")))

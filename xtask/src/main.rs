@@ -40,6 +40,9 @@ struct Cli {
 enum Command {
     /// Run all tests in release mode
     Test {
+        /// Only the test of a sweep on a real Slurm, started on this machine; it is skipped where Slurm is not installed
+        #[arg(long, conflicts_with = "rest")]
+        slurm: bool,
         /// Arguments for `cargo test`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
@@ -66,7 +69,8 @@ fn main() -> ExitCode {
         Command::GpuBundle(args) => gpu_bundle::gpu_bundle(&args),
         #[cfg(target_os = "linux")]
         Command::Torture(args) => torture::torture(&args),
-        Command::Test { rest } => ci::test(&rest),
+        Command::Test { slurm: true, .. } => ci::test_on_slurm(),
+        Command::Test { rest, .. } => ci::test(&rest),
         Command::Ci => ci::ci(),
         Command::Adw(arguments) => launch::hand_over(&arguments),
     };
