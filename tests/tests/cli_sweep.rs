@@ -124,7 +124,12 @@ fn an_array_job_does_the_task_of_its_index_and_ends_by_a_signal_with_a_checkpoin
     work("search").run().assert_bad_input(&["SLURM_ARRAY_TASK_ID"]);
     work("search").env("SLURM_ARRAY_TASK_ID", 1).run().assert_bad_input(&["prepare.phantom is not done"]);
     work("prepare").env("JOB_COMPLETION_INDEX", 0).succeed();
-    work("search").env("PBS_ARRAY_INDEX", 3).run().assert_bad_input(&["there are 2 tasks"]);
+    work("search").args(["--dataset", "heart"]).env("PBS_ARRAY_INDEX", 1).run().assert_bad_input(&["no such dataset"]);
+    work("search")
+        .args(["--dataset", "phantom"])
+        .env("PBS_ARRAY_INDEX", 3)
+        .run()
+        .assert_bad_input(&["there are 2 tasks"]);
     work("search").env("LSB_JOBINDEX", 2).succeed();
     let run = dir.path().join("study/runs/phantom/found/seed_1");
     assert!(run.join("search/fold_1/architecture.json").is_file() && !run.join("search/fold_0").exists());
@@ -170,7 +175,7 @@ fn job_files_ask_for_what_the_networks_need() {
         "#SBATCH --signal=USR1@120",
         "#SBATCH --requeue",
         "#SBATCH --partition=gpu",
-        "--dependency=afterany:JOB_search",
+        "--dependency=afterany:JOB_search.phantom",
         "scontrol requeue",
     ] {
         assert!(slurm.contains(line), "{line} is not in {slurm}");
@@ -178,9 +183,24 @@ fn job_files_ask_for_what_the_networks_need() {
     let megabytes: Vec<u64> =
         slurm.lines().filter_map(|line| line.strip_prefix("#SBATCH --mem=")?.strip_suffix('M')?.parse().ok()).collect();
     assert!(megabytes.len() == 3 && megabytes.iter().all(|mb| (500..8000).contains(mb)), "{megabytes:?}");
+    assert!(!dir.path().join("study/data").exists(), "no image is read for an estimate");
+    // An architecture step of half B alone is half the work.
+    let hours = |arch_batches: &str| {
+        let path = dir.path().join(format!("{arch_batches}.toml"));
+        let setting =
+            format!("\"search.arch_batches={arch_batches}\", \"search.epochs=100000\", \"search.warmup_epochs=0\"");
+        let text =
+            format!("datasets = [{:?}]\nset = [{setting}]\n[[arms]]\nname = \"found\"\n", data.display().to_string());
+        fs::write(&path, text).unwrap();
+        let files = command("submit", &path).args(["--slurm", "--dry-run"]).succeed().stdout;
+        let line = files.lines().find(|line| line.starts_with("# search.phantom: 5 tasks, each about")).unwrap();
+        line.split(' ').rev().nth(4).unwrap().parse::<f64>().unwrap()
+    };
+    let [one, two] = ["b_only", "a_and_b"].map(hours);
+    assert!((two / one - 7.0 / 5.0).abs() < 0.02, "{one} h and {two} h");
     let wide = dry("--slurm", &["--memory", "64", "--hours", "30"]);
     assert!(wide.contains("--mem=64000M") && wide.contains("--time=1800"), "{wide}");
-    assert!(dry("--lsf", &[]).contains("#BSUB -w ended(study-search)"));
+    assert!(dry("--lsf", &[]).contains("#BSUB -w ended(study-phantom-search)"));
     assert!(dry("--pbs", &[]).contains("#PBS -J 1-6%16"));
     let kubernetes = dry("--kubernetes", &["--image", "registry/adw:1"]);
     for line in ["completionMode: Indexed", "completions: 9", "image: \"registry/adw:1\"", "values: [138, 143]"] {

@@ -83,10 +83,12 @@ impl Cluster {
             "SelectTypeParameters=CR_Core_Memory".to_owned(),
             "SlurmdTimeout=10".to_owned(),
             "SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=1".to_owned(),
+            // Nodes are as large as is written here, not as this machine.
+            "SlurmdParameters=config_overrides".to_owned(),
             format!(
-                "NodeName=n[1-{NUM_NODES}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 RealMemory=1000"
+                "NodeName=n[1-{NUM_NODES}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 RealMemory=64000"
             ),
-            "PartitionName=all Nodes=ALL Default=YES MaxTime=60 State=UP\n".to_owned(),
+            "PartitionName=all Nodes=ALL Default=YES State=UP\n".to_owned(),
         ];
         fs::write(self.file(), settings.join("\n")).unwrap();
     }
@@ -246,6 +248,49 @@ fn events(sweep: &Path, word: &str) -> Vec<(String, usize)> {
     states.map(of_task).collect()
 }
 
+/// Slurm takes the job files of the decathlon's ten tasks, five folds and two seeds each. Datasets are small ones of their names.
+fn accepts_a_study_of_all_tasks(cluster: &Cluster, dir: &Path) {
+    const NAMES: [&str; 10] = [
+        "Task01_BrainTumour",
+        "Task02_Heart",
+        "Task03_Liver",
+        "Task04_Hippocampus",
+        "Task05_Prostate",
+        "Task06_Lung",
+        "Task07_Pancreas",
+        "Task08_HepaticVessel",
+        "Task09_Spleen",
+        "Task10_Colon",
+    ];
+    let datasets = NAMES.map(|name| dir.join("all").join(name));
+    for (index, folder) in datasets.iter().enumerate() {
+        let edge = (8 + 4 * index).to_string();
+        Adw::new(["phantom", "--cases=2", "--test=0", "--shape", &edge, &edge, &edge])
+            .path("--output", folder)
+            .succeed();
+    }
+    let sweep = dir.join("all.toml");
+    let text = format!(
+        "datasets = {datasets:?}\nseeds = [1, 2]\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"nnunet\"\nplain = \"nnunet\"\n"
+    );
+    fs::write(&sweep, text).unwrap();
+    let printed = command("submit", &sweep).args(["--slurm", "--dry-run", "--cores", "1"]).succeed().stdout;
+    let files: Vec<&str> = printed.split("#!/bin/sh\n").skip(1).collect();
+    assert_eq!(files.len(), 3 * NAMES.len());
+    let mut requests = std::collections::BTreeSet::new();
+    for (index, body) in files.into_iter().enumerate() {
+        let file = dir.join("job.sh");
+        fs::write(&file, format!("#!/bin/sh\n{body}")).unwrap();
+        let sbatch =
+            Command::new("sbatch").arg("--test-only").arg(&file).env("SLURM_CONF", cluster.file()).output().unwrap();
+        assert!(sbatch.status.success(), "{}\n{body}", String::from_utf8_lossy(&sbatch.stderr));
+        let num_tasks = [1, 10, 20][index % 3];
+        assert!(body.contains(&format!("--array=1-{num_tasks}%")), "{body}");
+        requests.extend(body.lines().filter(|line| line.starts_with("#SBATCH --mem=")).map(str::to_owned));
+    }
+    assert!(requests.len() > 2, "memory is asked for by the size of images: {requests:?}");
+}
+
 #[test]
 #[ignore = "needs Slurm, see `cargo xtask test --slurm`"]
 fn a_lost_node_and_a_time_limit_change_no_bit() {
@@ -265,6 +310,7 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
         .succeed();
 
     let mut cluster = Cluster::start(dir.path().join("slurm"));
+    accepts_a_study_of_all_tasks(&cluster, dir.path());
     let on_slurm = sweep(dir.path(), "study");
     let submit = command("submit", &on_slurm).args([
         "--slurm",
@@ -283,7 +329,7 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
     let environment = fs::read_to_string(format!("/proc/{lost}/environ")).unwrap();
     let node = environment.split('\0').find_map(|variable| variable.strip_prefix("SLURMD_NODENAME=")).unwrap();
     cluster.lose(node);
-    let search = cluster.ask(&["squeue", "-h", "-n", "study-search", "-o", "%F"]);
+    let search = cluster.ask(&["squeue", "-h", "-n", "study-phantom-search", "-o", "%F"]);
     let search = search.lines().next().unwrap();
     cluster.ask(&["scontrol", "update", &format!("JobId={search}_2"), "TimeLimit=1"]);
     // Slurm checks limits every half minute. Its signal waits until the stopped process goes on, which this Slurm sees to itself.
@@ -311,7 +357,8 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
             ["search.phantom.found.seed_1.fold_0", "search.phantom.found.seed_1.fold_1"].contains(&name.as_str());
         assert_eq!(*count, 1 + usize::from(is_broken), "{started:?}");
     }
-    let log = |index: usize| fs::read_to_string(dir.path().join(format!("study/jobs/search-{index}.log"))).unwrap();
+    let log =
+        |index: usize| fs::read_to_string(dir.path().join(format!("study/jobs/search.phantom-{index}.log"))).unwrap();
     assert!(log(2).contains("interrupted by SIGUSR1"), "{}", log(2));
     let (ours, expected) = (results(&on_slurm), results(&reference));
     let count =

@@ -1,5 +1,7 @@
 //! Device and threads that a command runs on.
 
+use std::thread;
+
 use adw_cuda::device::{ConvolutionBackend, CudaRuntime, has_cuda, has_cudnn, info, open};
 use adw_supernet::Precision;
 use adw_tensor_ops::InstructionSet;
@@ -8,6 +10,7 @@ use candle_core::Device;
 
 use crate::{
     args::{Convolutions, DeviceArgs, ProcessArgs},
+    batch_job,
     failure::bad_input,
     host_memory,
     report::progress::note,
@@ -56,13 +59,20 @@ fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
 /// The system starts no more threads.
 pub(crate) fn set_threads(process: &ProcessArgs) -> Result<()> {
     adw_tensor_ops::allocation::keep_freed_memory();
-    if let Some(threads) = process.threads {
+    let threads = process.threads.map(usize::from).or(batch_job::cores().map(|_| cores()));
+    if let Some(threads) = threads {
         rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.into())
+            .num_threads(threads)
             .build_global()
             .context("cannot set the number of threads")?;
     }
     Ok(())
+}
+
+/// Cores that this process may use: those of the machine, of its affinity and its control groups, and of its Slurm job.
+pub(crate) fn cores() -> usize {
+    let available = thread::available_parallelism().map_or(1, usize::from);
+    batch_job::cores().map_or(available, |cores| cores.min(available))
 }
 
 /// Precision of convolutions with or without `--bf16`.

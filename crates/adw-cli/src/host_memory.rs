@@ -5,6 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::batch_job;
+
+/// Rest of a limit on the memory of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Limit {
+    /// Bytes that can be allocated before it is met.
+    pub(crate) left: u64,
+    /// File, variable or command that sets it.
+    pub(crate) origin: String,
+}
+
 /// Bytes that can be allocated without swapping: Linux's own estimate, or [`left_of_limits`] if that is less; none on other
 /// systems.
 pub(crate) fn available_bytes() -> Option<u64> {
@@ -12,15 +23,26 @@ pub(crate) fn available_bytes() -> Option<u64> {
     Some(left_of_limits().map_or(available, |left| left.min(available)))
 }
 
-/// Bytes that this process can allocate before it meets a limit that is set for it: those of its control groups and of their
-/// parents, of its address space (`ulimit -v`) and of its data (`ulimit -d`). None without any.
+/// Bytes that this process can allocate before it meets a limit that is set for it; none without any.
 pub(crate) fn left_of_limits() -> Option<u64> {
+    least_limit().map(|limit| limit.left)
+}
+
+/// Limit that this process meets first: of its control groups and of their parents, of its address space (`ulimit -v`), of its data
+/// (`ulimit -d`), and of its Slurm job. None without any.
+pub(crate) fn least_limit() -> Option<Limit> {
     let groups = text_of("/proc/self/mountinfo").zip(text_of("/proc/self/cgroup"));
     let groups = groups.map(|(mounts, groups)| control_groups(&mounts, &groups)).unwrap_or_default();
-    let in_groups = groups.iter().filter_map(|folder| left_in_control_group(folder));
-    let process = text_of("/proc/self/limits").zip(text_of("/proc/self/status"));
-    let of_process = process.and_then(|(limits, status)| left_of_process(&limits, &status));
-    in_groups.chain(of_process).min()
+    let in_groups = groups.iter().filter_map(|folder| {
+        Some(Limit { left: left_in_control_group(folder)?, origin: format!("the control group {}", folder.display()) })
+    });
+    let status = text_of("/proc/self/status").unwrap_or_default();
+    let of_process = text_of("/proc/self/limits").and_then(|limits| left_of_process(&limits, &status));
+    let of_job = batch_job::memory_bytes().map(|(bytes, variable)| Limit {
+        left: bytes.saturating_sub(bytes_in(&status, "VmRSS:").unwrap_or(0)),
+        origin: variable.to_owned(),
+    });
+    in_groups.chain(of_process).chain(of_job).min_by_key(|limit| limit.left)
 }
 
 /// Peak of the memory of this process; none on other systems than Linux.
@@ -39,14 +61,15 @@ fn bytes_in(table: &str, key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Rest of the limits in `/proc/self/limits`, given the use in `/proc/self/status`.
-fn left_of_process(limits: &str, status: &str) -> Option<u64> {
-    let left = |limit: &str, used: &str| {
+/// Least rest of the limits in `/proc/self/limits`, given the use in `/proc/self/status`.
+fn left_of_process(limits: &str, status: &str) -> Option<Limit> {
+    let left = |limit: &str, used: &str, command: &str| {
         let limit = limits.lines().find_map(|line| line.strip_prefix(limit))?;
         let limit: u64 = limit.split_whitespace().next()?.parse().ok()?; // or `unlimited`
-        Some(limit.saturating_sub(bytes_in(status, used)?))
+        Some(Limit { left: limit.saturating_sub(bytes_in(status, used)?), origin: command.to_owned() })
     };
-    [left("Max address space", "VmSize:"), left("Max data size", "VmData:")].into_iter().flatten().min()
+    let all = [left("Max address space", "VmSize:", "ulimit -v"), left("Max data size", "VmData:", "ulimit -d")];
+    all.into_iter().flatten().min_by_key(|limit| limit.left)
 }
 
 /// Folders of the control groups that bound the memory of a process, its own and their parents, from the texts of
@@ -156,9 +179,10 @@ mod tests {
                 "Limit  Soft Limit  Hard Limit  Units\nMax data size  {data}  unlimited  bytes\nMax address space  {space}  unlimited  bytes\n"
             )
         };
-        assert_eq!(left_of_process(&limits("unlimited", "unlimited"), status), None);
-        assert_eq!(left_of_process(&limits("409600", "unlimited"), status), Some(102_400));
-        assert_eq!(left_of_process(&limits("409600", "103424"), status), Some(1024));
-        assert_eq!(left_of_process(&limits("4096", "unlimited"), status), Some(0));
+        let least = |space, data| left_of_process(&limits(space, data), status).map(|limit| (limit.left, limit.origin));
+        assert_eq!(least("unlimited", "unlimited"), None);
+        assert_eq!(least("409600", "unlimited"), Some((102_400, "ulimit -v".to_owned())));
+        assert_eq!(least("409600", "103424"), Some((1024, "ulimit -d".to_owned())));
+        assert_eq!(least("4096", "unlimited"), Some((0, "ulimit -v".to_owned())));
     }
 }

@@ -3,6 +3,7 @@
 
 mod architecture_choice;
 mod args;
+mod batch_job;
 mod cases;
 mod child;
 mod commands;

@@ -9,6 +9,7 @@ use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::{Error, Result};
 use crate::json_file;
 use crate::memory::Memory;
+use crate::nifti::read_geometry;
 use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
 
@@ -49,7 +50,7 @@ pub struct CaseFingerprint {
 }
 
 /// Statistics of the voxels of one channel whose label is not background; every case weighs the same.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct IntensityStatistics {
     /// Mean.
     pub mean: f64,
@@ -78,7 +79,7 @@ pub struct IntensityStatistics {
 /// that does not fit into `memory`.
 pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     if dataset.training.is_empty() {
-        return Err(Error::Invalid(format!("{}: dataset.json lists no training case", dataset.root.display())));
+        return Err(no_training_case(dataset));
     }
     // The image, its labels, and the values of one channel's foreground, at most all.
     let need = |case: &Case| reading_bytes(&case.image, dataset.modalities.len() + 1);
@@ -106,6 +107,30 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
 }
 
 impl Fingerprint {
+    /// Fingerprint from the headers of the images alone, for estimates of size: as if nothing were cropped, with intensities of 0.
+    ///
+    /// # Errors
+    /// Those of [`read_geometry`]; [`Error::Invalid`] without training cases.
+    pub fn of_headers(dataset: &Dataset) -> Result<Self> {
+        let orientation = dataset.orientation()?;
+        let geometry = |case: &Case| Ok(read_geometry(&case.image[0])?.0);
+        let geometries = dataset.training.iter().map(geometry).collect::<Result<Vec<_>>>()?;
+        if geometries.is_empty() {
+            return Err(no_training_case(dataset));
+        }
+        let axes = geometries.iter().map(|geometry| AxisMap::between_known(geometry.orientation(), orientation));
+        let (spacings, shapes_after_crop) =
+            geometries.iter().zip(axes).map(|(of, axes)| (axes.triple(of.spacing_mm), axes.triple(of.shape))).unzip();
+        Ok(Self {
+            orientation,
+            spacings,
+            shapes_after_crop,
+            intensity: vec![IntensityStatistics::default(); dataset.modalities.len()],
+            median_relative_size_after_cropping: 1.0,
+            cases: Vec::new(),
+        })
+    }
+
     /// Reads the fingerprint of `dataset` from a file that [`Self::save`] wrote.
     ///
     /// # Errors
@@ -129,6 +154,10 @@ impl Fingerprint {
     pub fn save(&self, path: &Path) -> Result<()> {
         json_file::save(path, self)
     }
+}
+
+fn no_training_case(dataset: &Dataset) -> Error {
+    Error::Invalid(format!("{}: dataset.json lists no training case", dataset.root.display()))
 }
 
 /// Facts about a case; triples are z, y, x in the orientation of most cases.

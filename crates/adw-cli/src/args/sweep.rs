@@ -98,6 +98,9 @@ pub(crate) struct SweepWorkArgs {
     /// Count only the tasks of this stage
     #[arg(long, value_enum, conflicts_with = "task")]
     pub(crate) stage: Option<Stage>,
+    /// Count only the tasks of the dataset that has this name in names of tasks
+    #[arg(long, value_name = "NAME", conflicts_with = "task")]
+    pub(crate) dataset: Option<String>,
     /// Wait until the tasks that this one needs are done
     #[arg(long)]
     pub(crate) wait: bool,
@@ -120,7 +123,7 @@ pub(crate) struct SweepSubmitArgs {
     /// Print the job files and submit nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Array tasks that run at a time
+    /// Array tasks of a dataset that run at a time
     #[arg(long, value_name = "K", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) at_a_time: u16,
     /// Cores of each task

@@ -3,7 +3,6 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    thread,
 };
 
 use adw_cuda::device::{has_cuda, has_cudnn, open};
@@ -15,7 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     args::DoctorArgs,
-    device, host_memory,
+    batch_job, device,
+    host_memory::{self, Limit},
     report::{progress::say, table::Table},
     run_folder::check_writable,
     task::data_root,
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 }
 
 fn findings() -> Result<Vec<(&'static str, String)>> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let cores = device::cores();
     let gb = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9));
     let bf16 = if Precision::Bf16.is_available_on(&Device::Cpu) {
         "precision = \"bf16\" uses the matrix unit (AMX), about twice as fast"
@@ -47,16 +47,20 @@ fn findings() -> Result<Vec<(&'static str, String)>> {
         "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" is refused"
     };
     // Control groups without a limit give one that no machine has.
-    let limit = match host_memory::left_of_limits().filter(|left| *left < 1 << 50) {
-        Some(left) => format!("{}: what control groups and ulimit leave", gb(Some(left))),
+    let limit = match host_memory::least_limit().filter(|limit| limit.left < 1 << 50) {
+        Some(Limit { left, origin }) => format!("{}: what {origin} leaves", gb(Some(left))),
         None => "none set".to_owned(),
     };
+    let of_job = if batch_job::cores().is_some() { " (SLURM_CPUS_PER_TASK)" } else { "" };
     let runs = env::var_os("ADW_RUNS").map_or_else(|| "runs".into(), PathBuf::from);
     Ok(vec![
         ("processor", device::processor()),
         (
             "threads",
-            format!("{} of {cores} cores; --threads takes fewer, with the same results", rayon::current_num_threads()),
+            format!(
+                "{} of {cores} cores{of_job}; --threads takes fewer, with the same results",
+                rayon::current_num_threads()
+            ),
         ),
         ("vectors", format!("{:?}, the widest that this processor and this program have", InstructionSet::detect())),
         ("bf16", bf16.to_owned()),

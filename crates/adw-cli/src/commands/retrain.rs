@@ -195,12 +195,7 @@ impl Training<'_> {
         let patch = run.plan.patch_size;
         let left = memory::check(need, patch, batch_size, self.args.memory, &self.device)?;
         let all = [split.train.as_slice(), &split.validation].concat();
-        let workload = training::Workload {
-            epochs: settings.retrain.epochs,
-            iterations_per_epoch: settings.retrain.iterations_per_epoch,
-            warmup_epochs: 0,
-            arch_steps: 0,
-        };
+        let workload = training::Workload::of_training(&settings.retrain);
         if self.args.dry_run {
             let cases_bytes = training_cases_bytes(&run.dataset, &all, &run.plan)?.prepared;
             let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_search::{ArchBatches, Event, Part, RunOptions, SearchRow, search};
+use adw_search::{Event, Part, RunOptions, SearchRow, search};
 use adw_supernet::{Architecture, Supernet};
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -115,15 +115,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
     let left = memory::check(need, patch, batch_size, args.memory, device)?;
-    let workload = training::Workload {
-        epochs: settings.search.epochs,
-        iterations_per_epoch: settings.search.iterations_per_epoch,
-        warmup_epochs: settings.search.warmup_epochs,
-        arch_steps: match settings.search.arch_batches {
-            ArchBatches::AAndB => 2,
-            ArchBatches::BOnly => 1,
-        },
-    };
+    let workload = training::Workload::of_search(&settings.search);
     if args.dry_run {
         let cases_bytes = training_cases_bytes(&run.dataset, &split.train, &run.plan)?.prepared;
         let net = Supernet::new(network, settings.seed, DType::F32, device)?;

@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::{
     args::{MemoryArgs, ProcessArgs, Stage, SweepAction, SweepArgs, SweepFileArgs, SweepRunArgs},
     child::Arguments,
+    device,
     failure::bad_input,
     interrupt, memory,
     report::{
@@ -124,8 +125,7 @@ fn run_here(args: &SweepRunArgs) -> Result<()> {
     let sweep = Sweep::open_or_create(&args.sweep)?;
     interrupt::is_repeated();
     let workers = usize::from(args.workers);
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.unwrap_or_else(|| u16::try_from((cores / workers).max(1)).unwrap_or(u16::MAX));
+    let threads = args.threads.unwrap_or_else(|| u16::try_from((device::cores() / workers).max(1)).unwrap_or(u16::MAX));
     let memory = memory::limit(args.memory).limit();
     // Unlimited on systems that do not name their memory.
     let memory = if memory == u64::MAX { args.memory.memory } else { Some(memory as f64 / 1e9 / workers as f64) };

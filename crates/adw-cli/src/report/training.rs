@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use adw_search::{Event, IterationReport, Phase, SearchRow};
+use adw_search::{ArchBatches, Event, IterationReport, Phase, RetrainConfig, SearchConfig, SearchRow};
 use adw_supernet::widths_line;
 use serde::Serialize;
 use serde_json::json;
@@ -24,6 +24,25 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
+    /// Work of a search.
+    pub(crate) fn of_search(settings: &SearchConfig) -> Self {
+        Self {
+            epochs: settings.epochs,
+            iterations_per_epoch: settings.iterations_per_epoch,
+            warmup_epochs: settings.warmup_epochs,
+            arch_steps: match settings.arch_batches {
+                ArchBatches::AAndB => 2,
+                ArchBatches::BOnly => 1,
+            },
+        }
+    }
+
+    /// Work of a training.
+    pub(crate) fn of_training(settings: &RetrainConfig) -> Self {
+        let RetrainConfig { epochs, iterations_per_epoch, .. } = *settings;
+        Self { epochs, iterations_per_epoch, warmup_epochs: 0, arch_steps: 0 }
+    }
+
     /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient by the maps and one by the
     /// weights; an architecture step goes without the last.
     pub(crate) fn done(&self, epoch: usize, iteration: usize) -> u64 {

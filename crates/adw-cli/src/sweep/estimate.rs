@@ -10,6 +10,7 @@ use crate::{
     architecture_choice::{plain, search_space},
     args::{ConfigArgs, Stage},
     memory::Need,
+    report::training::Workload,
     run,
     run_config::{RunConfig, Settings},
 };
@@ -48,43 +49,35 @@ pub(crate) fn preparing(dataset: &Dataset, plan: &Plan, cores: u16) -> Result<Re
     Ok(Resources { memory_bytes, seconds: OVERHEAD_S + bytes.prepared as f64 / 2e7 })
 }
 
-/// Resources of a search or training of `dataset` on the CPU.
+/// Resources of a search or training on the CPU, of a dataset with this fingerprint.
 ///
 /// # Errors
 /// Settings that do not fit the dataset.
 pub(crate) fn network(
     sweep: &Sweep,
-    (index, dataset): (usize, &Dataset),
+    (dataset, fingerprint): (&Dataset, &Fingerprint),
     (stage, cell): (Stage, Cell),
     cores: u16,
 ) -> Result<Resources> {
     let arm = sweep.arm(cell);
     let config = RunConfig::from_args(&sweep.config.settings(arm, cell.seed))?;
     let config = config.changed_by(&ConfigArgs { preset: None, seed: None, set: arm.retrain_set.clone() })?;
-    let fingerprint = Fingerprint::load(&sweep.fingerprint(index), dataset)?;
-    let plan = run::plan(&fingerprint, dataset, &config)?;
+    let plan = run::plan(fingerprint, dataset, &config)?;
     let settings = &config.settings;
-    let space = search_space(&plan, &settings.network);
-    let (architecture, batch, work) = if stage == Stage::Search {
-        let largest = space.largest()?;
-        let search = &settings.search;
-        let batch = search.batch_size.unwrap_or(plan.batch_size);
-        let weight_steps = search.epochs * search.iterations_per_epoch;
-        let arch_steps = 2 * (search.epochs - search.warmup_epochs) * search.iterations_per_epoch;
-        // A weight step is a forward pass and two of the same work backward; an architecture step goes without one.
-        (largest, batch, (3 * weight_steps + 2 * arch_steps) as f64)
+    let (architecture, batch, workload) = if stage == Stage::Search {
+        let largest = search_space(&plan, &settings.network).largest()?;
+        (largest, settings.search.batch_size, Workload::of_search(&settings.search))
     } else {
-        let retrain = &settings.retrain;
-        let batch = retrain.batch_size.unwrap_or(plan.batch_size);
-        let architecture = trained(arm, &plan, settings)?;
-        (architecture, batch, (3 * retrain.epochs * retrain.iterations_per_epoch) as f64)
+        (trained(arm, &plan, settings)?, settings.retrain.batch_size, Workload::of_training(&settings.retrain))
     };
+    let batch = batch.unwrap_or(plan.batch_size);
     let need = Need::new(&architecture, &plan, batch, settings.search.precision, &Device::Cpu);
     let cases = training_cases_bytes(dataset, &dataset.training_ids(), &plan)?;
     // Cases beyond a fifth of the rest are kept in files.
     let own = need.total();
     let cases = cases.preparing_largest + cases.prepared.min(own / 5 + 2_000_000_000);
-    let macs = architecture.cost(plan.patch_size).macs as f64 * batch as f64 * work;
+    let passes = batch as f64 * workload.done(workload.epochs, 0) as f64;
+    let macs = architecture.cost(plan.patch_size).macs as f64 * passes;
     Ok(Resources { memory_bytes: PROGRAM_BYTES + own + cases, seconds: OVERHEAD_S + macs / (RATE * f64::from(cores)) })
 }
 

@@ -1,6 +1,7 @@
 //! Job files of batch systems.
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::Write as _,
     fs,
@@ -9,24 +10,26 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use msd_data::{Dataset, Fingerprint, Memory};
+use msd_data::Fingerprint;
 
 use super::{
     estimate::{self, Resources},
     plan::{Sweep, Task},
 };
 use crate::{
-    args::{BatchSystemArgs, Stage, SweepSubmitArgs},
-    dataset_folder,
+    args::{BatchSystemArgs, ProcessArgs, Stage, SweepSubmitArgs},
+    dataset_folder, device,
     failure::{BadInput, bad_input},
     report::progress::say,
     run,
     run_config::RunConfig,
 };
 
-/// Array job of the tasks of one stage.
+/// Array job of the tasks of a dataset's stage.
 struct Job<'a> {
-    name: String,
+    /// Name of sweep and dataset.
+    of_dataset: String,
+    dataset: &'a str,
     stage: Stage,
     num_tasks: usize,
     resources: Resources,
@@ -48,32 +51,41 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
     let file = here.join(&args.sweep);
     let stem = file.file_stem().map_or_else(|| "sweep".into(), |stem| stem.to_string_lossy().replace(' ', "_"));
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+    // Estimates count threads that load cases: those of a task, not of this machine.
+    device::set_threads(&ProcessArgs { threads: Some(args.cores), json: false })?;
     let mut jobs = Vec::new();
-    for stage in Stage::ALL {
-        let of_stage: Vec<&Task> = sweep.tasks.iter().filter(|task| task.stage == stage).collect();
-        if of_stage.is_empty() || of_stage.iter().all(|task| sweep.is_done(task)) {
-            continue;
+    for (index, dataset) in sweep.datasets.iter().enumerate() {
+        for stage in Stage::ALL {
+            let of_stage: Vec<&Task> =
+                sweep.tasks.iter().filter(|task| (task.dataset, task.stage) == (index, stage)).collect();
+            if of_stage.iter().all(|task| sweep.is_done(task)) {
+                continue;
+            }
+            jobs.push(Job {
+                of_dataset: format!("{stem}-{}", dataset.name),
+                dataset: &dataset.name,
+                stage,
+                num_tasks: of_stage.len(),
+                resources: resources(&sweep, &of_stage, args)?,
+                args,
+                folder: here.join(&sweep.folder).join("jobs"),
+                work: format!("{} sweep work {}", quoted(&program), quoted(&file)),
+            });
         }
-        jobs.push(Job {
-            name: format!("{stem}-{}", stage.name()),
-            stage,
-            num_tasks: of_stage.len(),
-            resources: resources(&sweep, &of_stage, args)?,
-            args,
-            folder: here.join(&sweep.folder).join("jobs"),
-            work: format!("{} sweep work {}", quoted(&program), quoted(&file)),
-        });
     }
     if jobs.is_empty() {
         bad_input!("{}: every task is done", args.sweep.display());
     }
     let BatchSystemArgs { slurm, lsf, pbs, .. } = args.system;
     if !(slurm || lsf || pbs) {
-        let text = kubernetes(&sweep, &jobs, &here);
+        let text = kubernetes(&sweep, &stem, &jobs, &here);
         return hand_in(args, &jobs[0].folder.join("sweep.yaml"), &text, &["kubectl", "apply", "-f"]).map(drop);
     }
     let mut previous = None;
-    for job in &jobs {
+    for (index, job) in jobs.iter().enumerate() {
+        if index > 0 && jobs[index - 1].dataset != job.dataset {
+            previous = None;
+        }
         let (text, command): (String, Vec<String>) = if slurm {
             (job.slurm(&here), slurm_command(previous.as_deref()))
         } else if lsf {
@@ -82,39 +94,37 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
             (job.pbs(&here), pbs_command(previous.as_deref()))
         };
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        let file = job.folder.join(format!("{}.sh", job.stage.name()));
-        previous = hand_in(args, &file, &text, &command)?.or(Some(format!("JOB_{}", job.stage.name())));
+        let file = job.folder.join(format!("{}.sh", job.file_stem()));
+        previous = hand_in(args, &file, &text, &command)?.or(Some(format!("JOB_{}", job.file_stem())));
     }
     Ok(())
 }
 
-/// Most resources of the tasks of a stage: those of the command line, or estimates.
+/// Most resources of the tasks of a dataset's stage: those of the command line, or estimates from headers.
 fn resources(sweep: &Sweep, tasks: &[&Task], args: &SweepSubmitArgs) -> Result<Resources> {
     let mut most = Resources::default();
-    let estimated = args.memory.is_none() || args.hours.is_none();
-    for (index, of_sweep) in sweep.datasets.iter().enumerate().filter(|_| estimated) {
-        if !dataset_folder::is_dataset(&of_sweep.folder) {
+    if args.memory.is_none() || args.hours.is_none() {
+        let index = tasks[0].dataset;
+        let folder = &sweep.datasets[index].folder;
+        if !dataset_folder::is_dataset(folder) {
             bad_input!(
                 "{} is missing: get it with `adw download`, or give --memory and --hours, which are estimated from it otherwise",
-                of_sweep.folder.display()
+                folder.display()
             );
         }
-        let dataset = Dataset::open(&of_sweep.folder)?;
+        let dataset = dataset_folder::open(folder)?;
+        let path = sweep.fingerprint(index);
+        let fingerprint =
+            if path.is_file() { Fingerprint::load(&path, &dataset)? } else { Fingerprint::of_headers(&dataset)? };
         // A fold or a seed makes no difference.
-        let mut arms = std::collections::BTreeSet::new();
-        for task in tasks.iter().filter(|task| task.dataset == index) {
+        let mut arms = BTreeSet::new();
+        for task in tasks {
             let of_task = match task.cell {
                 Some(cell) if !arms.insert(cell.arm) => continue,
-                Some(cell) => {
-                    fingerprinted(sweep, index, &dataset)?;
-                    estimate::network(sweep, (index, &dataset), (task.stage, cell), args.cores)?
-                }
+                Some(cell) => estimate::network(sweep, (&dataset, &fingerprint), (task.stage, cell), args.cores)?,
                 None => {
-                    fingerprinted(sweep, index, &dataset)?;
                     let config = RunConfig::from_args(&sweep.config.settings(&sweep.config.arms[0], 1))?;
-                    let fingerprint = Fingerprint::load(&sweep.fingerprint(index), &dataset)?;
-                    let plan = run::plan(&fingerprint, &dataset, &config)?;
-                    estimate::preparing(&dataset, &plan, args.cores)?
+                    estimate::preparing(&dataset, &run::plan(&fingerprint, &dataset, &config)?, args.cores)?
                 }
             };
             most = most.max(of_task);
@@ -127,16 +137,6 @@ fn resources(sweep: &Sweep, tasks: &[&Task], args: &SweepSubmitArgs) -> Result<R
         most.seconds = f64::from(hours) * 3600.0;
     }
     Ok(most)
-}
-
-/// Computes the fingerprint of a dataset unless that is done.
-fn fingerprinted(sweep: &Sweep, index: usize, dataset: &Dataset) -> Result<()> {
-    let path = sweep.fingerprint(index);
-    if path.is_file() {
-        return Ok(());
-    }
-    adw_files::create_folders(&sweep.folder.join("data"))?;
-    Ok(msd_data::fingerprint(dataset, Memory::unlimited())?.save(&path)?)
 }
 
 /// Prints a job file, or writes it and gives it to `command`, whose first word of output that begins with a digit is the job's id.
@@ -168,6 +168,15 @@ fn hand_in(args: &SweepSubmitArgs, file: &Path, text: &str, command: &[&str]) ->
 }
 
 impl Job<'_> {
+    fn name(&self) -> String {
+        format!("{}-{}", self.of_dataset, self.stage.name())
+    }
+
+    /// Name of files of this job, such as logs, without an ending.
+    fn file_stem(&self) -> String {
+        format!("{}.{}", self.stage.name(), self.dataset)
+    }
+
     /// Megabytes, rounded up to a multiple of 500.
     fn memory_mb(&self) -> u64 {
         self.resources.memory_bytes.div_ceil(1_000_000).next_multiple_of(500)
@@ -187,7 +196,8 @@ impl Job<'_> {
     fn comment(&self) -> String {
         let Resources { memory_bytes, seconds } = self.resources;
         format!(
-            "# {} tasks, each about {:.1} GB and at most {:.1} h on {} slow cores\n",
+            "# {}: {} tasks, each about {:.1} GB and at most {:.1} h on {} slow cores\n",
+            self.file_stem(),
             self.num_tasks,
             memory_bytes as f64 / 1e9,
             seconds / 3600.0,
@@ -196,7 +206,8 @@ impl Job<'_> {
     }
 
     fn command(&self) -> String {
-        format!("{} --stage {} --threads {}", self.work, self.stage.name(), self.args.cores)
+        let Self { work, dataset, .. } = self;
+        format!("{work} --dataset {dataset} --stage {} --threads {}", self.stage.name(), self.args.cores)
     }
 
     /// Lines of a job file: head, directives of the command line, body.
@@ -207,12 +218,12 @@ impl Job<'_> {
 
     /// The job step gets SIGUSR1 two minutes before the limit, and SIGTERM before a preemption.
     fn slurm(&self, here: &Path) -> String {
-        let log = self.folder.join(format!("{}-%a.log", self.stage.name()));
+        let log = self.folder.join(format!("{}-%a.log", self.file_stem()));
         let head = format!(
             "#SBATCH --job-name={}\n#SBATCH --array=1-{}%{}\n#SBATCH --ntasks=1\n#SBATCH --cpus-per-task={}\n\
              #SBATCH --mem={}M\n#SBATCH --time={}\n#SBATCH --signal=USR1@120\n#SBATCH --requeue\n\
              #SBATCH --open-mode=append\n#SBATCH --output={}\n#SBATCH --chdir={}\n",
-            self.name,
+            self.name(),
             self.num_tasks,
             self.args.at_a_time,
             self.args.cores,
@@ -231,11 +242,11 @@ impl Job<'_> {
     }
 
     fn lsf(&self, here: &Path) -> String {
-        let log = self.folder.join(format!("{}-%I.log", self.stage.name()));
+        let log = self.folder.join(format!("{}-%I.log", self.file_stem()));
         let mut head = format!(
             "#BSUB -J {}[1-{}]%{}\n#BSUB -n {}\n#BSUB -R span[hosts=1]\n#BSUB -M {}MB\n#BSUB -R rusage[mem={}MB]\n\
              #BSUB -W {}\n#BSUB -wt 2\n#BSUB -wa USR1\n#BSUB -r\n#BSUB -Q \"138 143\"\n#BSUB -o {}\n#BSUB -cwd {}\n",
-            self.name,
+            self.name(),
             self.num_tasks,
             self.args.at_a_time,
             self.args.cores,
@@ -246,8 +257,7 @@ impl Job<'_> {
             here.display()
         );
         if let Some(previous) = Stage::ALL.into_iter().rfind(|stage| *stage < self.stage) {
-            let name = self.name.replace(self.stage.name(), previous.name());
-            let _ = writeln!(head, "#BSUB -w ended({name})");
+            let _ = writeln!(head, "#BSUB -w ended({}-{})", self.of_dataset, previous.name());
         }
         self.file(&head, &format!("exec {}\n", self.command()))
     }
@@ -258,7 +268,7 @@ impl Job<'_> {
         let head = format!(
             "#PBS -N {}\n#PBS -J 1-{}%{}\n#PBS -l select=1:ncpus={}:mem={}mb\n#PBS -l walltime={:02}:{:02}:00\n#PBS -r y\n\
              #PBS -j oe\n#PBS -o {}\n",
-            self.name,
+            self.name(),
             self.num_tasks,
             self.args.at_a_time,
             self.args.cores,
@@ -294,13 +304,12 @@ fn pbs_command(previous: Option<&str>) -> Vec<String> {
 }
 
 /// Indexed job over all tasks: those that need another wait for it, and indices start in order.
-fn kubernetes(sweep: &Sweep, jobs: &[Job<'_>], here: &Path) -> String {
+fn kubernetes(sweep: &Sweep, stem: &str, jobs: &[Job<'_>], here: &Path) -> String {
     let first = &jobs[0];
     let memory = jobs.iter().map(Job::memory_mb).max().unwrap_or_default();
     let args = first.args;
     let yaml = |text: &str| serde_json::Value::from(text).to_string();
-    let name: String =
-        first.name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let name: String = stem.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let command = format!("exec {} --wait --threads {}", first.work, args.cores);
     let here = here.display().to_string();
     let comments: String = jobs.iter().map(Job::comment).collect();

@@ -70,9 +70,17 @@ fn chosen<'a>(sweep: &'a Sweep, args: &SweepWorkArgs) -> Result<&'a Task> {
             "no task is named: give --task, or set SLURM_ARRAY_TASK_ID, LSB_JOBINDEX, PBS_ARRAY_INDEX or JOB_COMPLETION_INDEX"
         );
     };
-    let mut of_stage = sweep.tasks.iter().filter(|task| args.stage.is_none_or(|stage| stage == task.stage));
-    let all = of_stage.clone().count();
-    let found = of_stage.nth(index);
+    if let Some(name) = &args.dataset
+        && sweep.datasets.iter().all(|dataset| dataset.name != *name)
+    {
+        bad_input!("--dataset {name}: there is no such dataset");
+    }
+    let mut counted = sweep.tasks.iter().filter(|task| {
+        let is_of = |name: &String| sweep.datasets[task.dataset].name == *name;
+        args.stage.is_none_or(|stage| stage == task.stage) && args.dataset.as_ref().is_none_or(is_of)
+    });
+    let all = counted.clone().count();
+    let found = counted.nth(index);
     found.ok_or_else(|| BadInput::new(format!("{variable}: there are {all} tasks")).into())
 }
 
