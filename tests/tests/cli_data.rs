@@ -164,6 +164,27 @@ fn a_search_within_little_memory_finds_the_same() {
     let found = |run: &str| fs::read(dir.path().join(run).join("search/fold_0/architecture.json")).unwrap();
     assert_eq!(found("roomy"), found("tight"));
 
+    // On a scratch disk, once for all runs with this plan.
+    let scratch = dir.path().join("scratch");
+    let local = |run: &str| search(run).args(["--memory", "0.011"]).path("--scratch", &scratch);
+    let outcome = local("local").succeed();
+    assert!(
+        outcome.stderr.contains("scratch/adw-cases-") && !dir.path().join("local/prepared").exists(),
+        "{outcome:?}"
+    );
+    let [folder] = names(&scratch).try_into().unwrap();
+    let times = || {
+        names(&scratch.join(&folder))
+            .iter()
+            .map(|name| fs::metadata(scratch.join(&folder).join(name)).unwrap().modified().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = times();
+    assert_eq!(before.len(), 8);
+    local("again").args(["--seed=2"]).succeed();
+    assert_eq!(times(), before);
+    assert_eq!(found("roomy"), found("local"));
+
     let tiny = search("tiny").args(["--memory", "0.001"]).run();
     tiny.assert_bad_input(&["GB"]);
     assert!(!dir.path().join("tiny").exists());

@@ -162,6 +162,63 @@ fn a_run_ends_with_a_report_that_works_offline_in_a_browser() {
 }
 
 #[test]
+fn sweeps_and_cross_validations_have_reports_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 5);
+    let sweep = dir.path().join("study.toml");
+    let settings: Vec<&str> = TINY.iter().map(|option| option.trim_start_matches("--set=")).collect();
+    let text = format!(
+        "datasets = [{:?}]\nfolds = [0, 1]\nset = {settings:?}\n[[arms]]\nname = \"narrow\"\nuniform_width = 4\n[[arms]]\n\
+         name = \"wide\"\nuniform_width = 6\n",
+        data.display().to_string()
+    );
+    fs::write(&sweep, text).unwrap();
+    Adw::new(["sweep", "run"]).arg(sweep.display()).succeed();
+    let of_sweep = dir.path().join("study/report.html");
+    let html = fs::read_to_string(&of_sweep).unwrap();
+    for part in ["narrow - wide", "Dice over cost", "Worst cases", "adw sweep run study.toml", "of searches and"] {
+        assert!(html.contains(part), "{part} is not in {html}");
+    }
+    for name in ["phantom-dice.svg", "phantom-cost.svg"] {
+        let svg = fs::read_to_string(dir.path().join("study/plots").join(name)).unwrap();
+        assert!(
+            svg.starts_with("<svg xmlns=") && svg.contains(">narrow</text>") && svg.contains(">wide</text>"),
+            "{svg}"
+        );
+    }
+    // By its file or its folder, the same bytes.
+    for sweep in [&sweep, &dir.path().join("study")] {
+        let other = dir.path().join("other.html");
+        Adw::new(["report"]).arg(sweep.display()).path("--output", &other).succeed();
+        assert!(fs::read_to_string(&other).unwrap() == html);
+    }
+
+    let run = dir.path().join("run");
+    let crossval = Adw::new(["crossval", "--uniform-width=4"]).path("--data", &data).path("--run", &run);
+    crossval.args(TINY).arg("--set=retrain.epochs=1").succeed();
+    let of_crossval = run.join("report.html");
+    let html = fs::read_to_string(&of_crossval).unwrap();
+    let section = html.split("<section id=\"crossval\"").nth(1).expect("a section").split("</section>").next().unwrap();
+    for part in [
+        "95 % interval",
+        "over 5 cases",
+        "Searches</dt><dd>none",
+        "trainings ",
+        "worst first",
+        "<th scope=\"row\">4</th>",
+    ] {
+        assert!(section.contains(part), "{part} is not in {section}");
+    }
+    assert!(html.contains("adw crossval --data ") && html.contains("--architecture "), "the command that repeats it");
+
+    for (page, width) in [(&of_sweep, 1280), (&of_sweep, 500), (&of_crossval, 1280), (&of_crossval, 500)] {
+        let Some(found) = probe(page, width, dir.path()) else { return };
+        assert!(found["errors"] == Value::Array(vec![]) && found["empty"] == Value::Array(vec![]), "{found}");
+        assert!(found["wide"] == false && found["unnamed"] == 0 && found["broken"] == 0, "{found}");
+    }
+}
+
+#[test]
 fn the_configuration_of_a_run_repeats_it() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);

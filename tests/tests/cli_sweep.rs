@@ -194,7 +194,7 @@ fn job_files_ask_for_what_the_networks_need() {
         fs::write(&path, text).unwrap();
         let files = command("submit", &path).args(["--slurm", "--dry-run"]).succeed().stdout;
         let line = files.lines().find(|line| line.starts_with("# search.phantom: 5 tasks, each about")).unwrap();
-        line.split(' ').rev().nth(4).unwrap().parse::<f64>().unwrap()
+        line.split(' ').rev().nth(5).unwrap().parse::<f64>().unwrap()
     };
     let [one, two] = ["b_only", "a_and_b"].map(hours);
     assert!((two / one - 7.0 / 5.0).abs() < 0.02, "{one} h and {two} h");

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use anyhow::Result;
 use msd_data::{Memory, TrainingCase, prepare_training_cases, store_training_cases, training_cases_bytes};
 
-use crate::{report::progress::note, run::Run, source::NamedCases};
+use crate::{args::ScratchArgs, report::progress::note, run::Run, source::NamedCases};
 
 /// Cases prepared so far, by id.
 pub(crate) struct Cases {
@@ -17,19 +17,22 @@ pub(crate) struct Cases {
 }
 
 impl Cases {
-    /// Chooses where the cases called `ids` are kept: in memory if `left` is enough, else in `prepared/` of the run's folder,
-    /// which is created if the run is new, and where a later training finds them.
+    /// Chooses where the cases called `ids` are kept: in memory if `left` is enough, else in a folder on the scratch disk,
+    /// or without one in `prepared/` of the run's folder, which is created if the run is new. A later training finds them there.
     ///
     /// # Errors
     /// An image whose header cannot be read; a case that cannot be prepared within `left`; a disk that cannot be written to.
-    pub(crate) fn new(run: &mut Run, ids: &[String], left: Memory) -> Result<Self> {
+    pub(crate) fn new(run: &mut Run, ids: &[String], left: Memory, scratch: &ScratchArgs) -> Result<Self> {
         let need = training_cases_bytes(&run.dataset, ids, &run.plan)?;
         left.check(need.preparing_largest, || need.largest.clone())?;
         let fits = left.holds(need.prepared.saturating_add(need.preparing_largest));
         let folder = if fits {
             None
         } else {
-            let folder = run.folder()?.prepared();
+            let folder = match &scratch.scratch {
+                Some(scratch) => scratch.join(format!("adw-cases-{}", run.preparation_digest())),
+                None => run.folder()?.prepared(),
+            };
             note(&format!(
                 "{} prepared cases take {:.1} GB: kept in {}",
                 ids.len(),

@@ -59,12 +59,12 @@ fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
 /// The system starts no more threads.
 pub(crate) fn set_threads(process: &ProcessArgs) -> Result<()> {
     adw_tensor_ops::allocation::keep_freed_memory();
-    let threads = process.threads.map(usize::from).or(batch_job::cores().map(|_| cores()));
-    if let Some(threads) = threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("cannot set the number of threads")?;
+    let pool = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    if let Some(threads) = process.threads {
+        pool(threads.into()).context("cannot set the number of threads")?;
+    } else if batch_job::cores().is_some() {
+        // Fails where a command that this one is a part of has set it.
+        let _ = pool(cores());
     }
     Ok(())
 }

@@ -164,6 +164,12 @@ impl Run {
         digest::hexadecimal(Md5::new_with_prefix(facts))
     }
 
+    /// Digest of the dataset's place and the plan: runs that share it prepare the same cases.
+    pub(crate) fn preparation_digest(&self) -> String {
+        let root = self.dataset.root.canonicalize().unwrap_or_else(|_| self.dataset.root.clone());
+        digest::hexadecimal(Md5::new_with_prefix(json!([root, self.plan]).to_string()))
+    }
+
     /// Facts that a search or training of this run depends on, beside its settings.
     pub(crate) fn identity(&self) -> BTreeMap<String, String> {
         let dice = if self.plan.batch_dice { "of the batch" } else { "per sample" };

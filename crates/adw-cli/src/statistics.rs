@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use adw_tensor_ops::philox::philox4x32_10;
 use msd_data::metrics::LabelMetrics;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Scores in nested groups, such as seeds of folds of cases. Scores of a group share a network, so that they are no independent
 /// samples.
@@ -15,7 +15,7 @@ pub(crate) enum Sample {
 }
 
 /// Mean of scores and its uncertainty.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     /// Mean over all scores.
     pub(crate) mean: f64,

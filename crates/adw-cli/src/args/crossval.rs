@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{
-    groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs},
+    groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs, ScratchArgs},
     runs::ArchitectureArgs,
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct CrossvalArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

@@ -88,6 +88,15 @@ fn gigabytes(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Place of prepared cases.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ScratchArgs {
+    /// Folder on a local disk, such as `$TMPDIR`: training cases that do not fit into memory are prepared into files there
+    /// rather than in the run's folder, once for all runs with the same plan. The files stay until they are deleted
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+}
+
 /// Options of every command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ProcessArgs {

@@ -16,7 +16,9 @@ use clap::{Parser, Subcommand};
 pub(crate) use crossval::{CrossvalArgs, SearchPer};
 pub(crate) use data::{CheckArgs, DownloadArgs, PhantomArgs, PlanArgs};
 pub(crate) use exchange::{ExportArgs, ImportArgs};
-pub(crate) use groups::{ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
+pub(crate) use groups::{
+    ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs, ScratchArgs,
+};
 pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use program::{CompletionsArgs, DoctorArgs, ManArgs};
 pub(crate) use runs::{
@@ -92,7 +94,7 @@ pub(crate) enum Command {
     /// Write a trained model for other programs
     #[command(after_help = examples::EXPORT)]
     Export(ExportArgs),
-    /// Make the report of a run: one HTML file with figures, tables and a slice viewer
+    /// Make the report of a run or a sweep: one HTML file with figures, tables and a slice viewer
     #[command(after_help = examples::REPORT)]
     Report(ReportArgs),
     /// Make a model of a network that nnU-Net v2 trained

@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs};
+use super::groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs, ScratchArgs};
 use crate::fold::Fold;
 
 /// `adw search`
@@ -32,6 +32,8 @@ pub(crate) struct SearchArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
@@ -67,6 +69,8 @@ pub(crate) struct RetrainArgs {
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
 
@@ -87,10 +91,10 @@ pub(crate) struct WatchArgs {
 /// `adw report`
 #[derive(Args, Debug)]
 pub(crate) struct ReportArgs {
-    /// Folder of a run, finished or in progress
-    #[arg(value_name = "RUN")]
+    /// Folder of a run, finished or in progress; or folder or TOML file of a sweep
+    #[arg(value_name = "RUN|SWEEP")]
     pub(crate) run: PathBuf,
-    /// HTML file to write [default: `report.html` in the run's folder]
+    /// HTML file to write [default: `report.html` in the folder]
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::groups::{DeviceArgs, MemoryArgs, ProcessArgs};
+use super::groups::{DeviceArgs, MemoryArgs, ProcessArgs, ScratchArgs};
 
 /// `adw sweep`
 #[derive(Args, Debug)]
@@ -23,7 +23,8 @@ pub(crate) enum SweepAction {
     Run(SweepRunArgs),
     /// Show which tasks are done
     Status(SweepFileArgs),
-    /// Compare the arms: a line per trained network in `rows.jsonl`, tables in `summary.md`
+    /// Compare the arms: a line per trained network in `rows.jsonl`, tables in `summary.md`, charts in `plots/`, all in
+    /// `report.html`
     Summary(SweepFileArgs),
     /// Do one task, such as that of an array job
     Work(SweepWorkArgs),
@@ -54,6 +55,8 @@ pub(crate) struct SweepRunArgs {
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
+    #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
     /// Threads of each worker; results do not depend on it [default: all cores, divided by the workers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
@@ -109,6 +112,8 @@ pub(crate) struct SweepWorkArgs {
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     #[command(flatten)]
+    pub(crate) scratch: ScratchArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }
 
@@ -135,6 +140,9 @@ pub(crate) struct SweepSubmitArgs {
     /// Time limit of each task in hours; a task that takes longer is requeued and goes on [default: estimated]
     #[arg(long, value_name = "HOURS")]
     pub(crate) hours: Option<u32>,
+    /// `--scratch` of the tasks, expanded by the shell of the job: '$TMPDIR' in quotation marks
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<String>,
     /// Line added to the head of every job file, such as `#SBATCH --partition=gpu --gres=gpu:1`; repeatable
     #[arg(long, value_name = "LINE")]
     pub(crate) directive: Vec<String>,

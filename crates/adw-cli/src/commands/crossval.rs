@@ -21,7 +21,7 @@ use crate::{
     fold::Fold,
     interrupt, memory,
     report::{
-        metrics,
+        html, metrics,
         progress::{emit, note, say},
     },
     run::{Run, RunRequest},
@@ -163,6 +163,7 @@ impl<'a> Crossval<'a> {
             .path("--data", self.data.as_deref())
             .option("--fold", Some(fold))
             .flag("--resume")
+            .path("--scratch", args.scratch.scratch.as_deref())
             .resources(&args.device, args.memory, &args.process);
         if with_settings { arguments.config(&args.config) } else { arguments }
     }
@@ -227,6 +228,7 @@ impl<'a> Crossval<'a> {
         let file = trainings.join("metrics.json");
         let text = serde_json::to_string_pretty(&pooled)?;
         adw_files::write_bytes(&file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?;
+        let page = html::write_at_end(&self.root);
         if self.args.process.json {
             emit("crossval", &serde_json::json!({ "file": file, "spread": pooled.spread }));
         } else {
@@ -243,6 +245,7 @@ impl<'a> Crossval<'a> {
             let [before, after] = [0, 1].map(|i| dice.clone().map(|d| d[i]).sum::<f64>() / dice.len().max(1) as f64);
             say(&format!("Dice after postprocessing {after:.4}, before {before:.4}: {}\n", steps.display()));
             say(&format!("{}\n", file.display()));
+            page.iter().for_each(|page| say(&format!("{}\n", page.display())));
         }
         Ok(())
     }

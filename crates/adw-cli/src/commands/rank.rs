@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     architecture_choice::{architecture_in, check_fit, random, search_space, searched_supernet},
-    args::{ConfigArgs, RankArgs},
+    args::{ConfigArgs, RankArgs, ScratchArgs},
     cases::Cases,
     device,
     failure::bad_input,
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     );
     let left = memory::check(need, run.plan.patch_size, batch_size, args.memory, &device)?;
     let half = run.splits.fold(run.fold)?.train_b;
-    let mut cases = Cases::new(&mut run, &half, left)?;
+    let mut cases = Cases::new(&mut run, &half, left, &ScratchArgs::default())?;
     let parts = vec![(Part::TrainBPlain, cases.prepare(&run, &half)?)];
     let sampling =
         Sampling { plan: &run.plan, batch_size, augmentation: settings.data.augmentation, seed: settings.seed };

@@ -1,4 +1,4 @@
-//! `adw report`: the report of a run.
+//! `adw report`: the report of a run or of a sweep.
 
 use anyhow::Result;
 use serde_json::json;
@@ -10,7 +10,8 @@ use crate::{
         html,
         progress::{emit, say},
     },
-    run_folder::check_output,
+    run_folder::{RunFolder, check_output},
+    sweep::{plan::Sweep, summary},
 };
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
@@ -18,7 +19,14 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     if let Some(output) = &args.output {
         check_output(output)?;
     }
-    let path = html::write(&args.run, args.output.as_deref())?;
+    let (root, output) = (&args.run, args.output.as_deref());
+    let path = if root.is_file() {
+        summary::report(&Sweep::open(root)?, output)?
+    } else if !RunFolder::exists(root) && root.join("tasks").is_dir() {
+        summary::report(&Sweep::in_folder(root)?, output)?
+    } else {
+        html::write(root, output)?
+    };
     if args.process.json {
         emit("report", &json!({ "file": path }));
     } else {

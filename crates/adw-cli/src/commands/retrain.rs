@@ -204,7 +204,7 @@ impl Training<'_> {
             forecast.print(&self.device, self.args.process.json, |x| net.predict(x))?;
             return Ok(None);
         }
-        let mut cases = Cases::new(run, &all, left)?;
+        let mut cases = Cases::new(run, &all, left, &self.args.scratch)?;
         let mut parts = vec![(Part::Train, cases.prepare(run, &split.train)?)];
         if split.validation.is_empty() {
             settings.retrain.validation_batches = 0;

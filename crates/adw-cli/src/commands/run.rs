@@ -5,7 +5,7 @@ use msd_data::{Severity, check_dataset};
 
 use super::{retrain, search};
 use crate::{
-    args::{ArchitectureArgs, DatasetArgs, ProcessArgs, RetrainArgs, RunArgs, SearchArgs},
+    args::{ArchitectureArgs, DatasetArgs, ProcessArgs, RetrainArgs, RunArgs, ScratchArgs, SearchArgs},
     device,
     failure::bad_input,
     memory,
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         dry_run: false,
         device: args.device.clone(),
         memory: args.memory,
+        scratch: ScratchArgs::default(),
         process: process.clone(),
     })?;
     retrain::run(&RetrainArgs {
@@ -42,6 +43,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         dry_run: false,
         device: args.device.clone(),
         memory: args.memory,
+        scratch: ScratchArgs::default(),
         process,
         run: Some(root),
     })

@@ -124,7 +124,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
         return forecast.print(device, args.process.json, |x| net.predict(x, &sample));
     }
 
-    let mut cases = Cases::new(run, &split.train, left)?;
+    let mut cases = Cases::new(run, &split.train, left, &args.scratch)?;
     let train_a = cases.prepare(run, &split.train_a)?;
     let train_b = cases.prepare(run, &split.train_b)?;
     let sampling =

@@ -129,7 +129,8 @@ fn run_here(args: &SweepRunArgs) -> Result<()> {
     let memory = memory::limit(args.memory).limit();
     // Unlimited on systems that do not name their memory.
     let memory = if memory == u64::MAX { args.memory.memory } else { Some(memory as f64 / 1e9 / workers as f64) };
-    let arguments = Arguments::of("sweep").flag("work").argument(&args.sweep).resources(
+    let arguments = Arguments::of("sweep").flag("work").argument(&args.sweep);
+    let arguments = arguments.path("--scratch", args.scratch.scratch.as_deref()).resources(
         &args.device,
         MemoryArgs { memory },
         &ProcessArgs { threads: Some(threads), json: false },

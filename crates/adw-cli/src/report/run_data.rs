@@ -1,6 +1,7 @@
 //! Files of a run that a report or a watcher shows. They are read without the run's lock, so that a run in progress has a report, too.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -8,8 +9,8 @@ use std::{
 use adw_search::{RetrainRow, SearchRow};
 use adw_supernet::Architecture;
 use anyhow::{Context, Result};
-use msd_data::{Dataset, Fingerprint, Plan, Report};
-use serde::de::DeserializeOwned;
+use msd_data::{Dataset, Fingerprint, Plan, Postprocessing, Report};
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     dataset_folder,
@@ -19,6 +20,7 @@ use crate::{
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, config_path},
     splits::Splits,
+    statistics::Spread,
 };
 
 /// A run as its folder holds it.
@@ -33,6 +35,40 @@ pub(crate) struct RunData {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) searches: Vec<SearchData>,
     pub(crate) trainings: Vec<TrainingData>,
+    /// Cross-validations whose folds are all scored.
+    pub(crate) crossvals: Vec<CrossvalData>,
+}
+
+/// Cross-validation of one architecture, or of one of each fold.
+pub(crate) struct CrossvalData {
+    /// Name of several trainings of a run.
+    pub(crate) name: Option<String>,
+    pub(crate) report: Report,
+    pub(crate) scores: PooledScores,
+}
+
+/// Part of a cross-validation's `metrics.json` that other reports do not have.
+#[derive(Deserialize)]
+pub(crate) struct PooledScores {
+    /// By label, or `foreground_mean`, and metric.
+    pub(crate) spread: BTreeMap<String, BTreeMap<String, Spread>>,
+    /// Number of searches and their honesty, for a person.
+    pub(crate) searches: String,
+    pub(crate) postprocessing: PostprocessingScores,
+}
+
+/// Postprocessing that was found, and each label's mean Dice before and after it.
+#[derive(Deserialize)]
+pub(crate) struct PostprocessingScores {
+    pub(crate) postprocessing: Postprocessing,
+    pub(crate) dice: BTreeMap<u16, [Option<f64>; 2]>,
+}
+
+impl CrossvalData {
+    /// Returns true if the architectures come from searches.
+    pub(crate) fn searches(&self) -> bool {
+        self.scores.searches != "none"
+    }
 }
 
 /// Search of one fold.
@@ -107,7 +143,7 @@ impl RunData {
             searches.push(SearchData { fold, rows: history(&folder)?, architecture });
         }
         let retrain = root.join("retrain");
-        let mut trainings = Vec::new();
+        let (mut trainings, mut crossvals) = (Vec::new(), Vec::new());
         let mut names: Vec<_> =
             folders(&retrain).into_iter().filter(|name| !name.starts_with("fold_")).map(Some).collect();
         names.insert(0, None);
@@ -115,6 +151,10 @@ impl RunData {
             let parent = name.as_ref().map_or(retrain.clone(), |name| retrain.join(name));
             for (fold, folder) in fold_folders(&parent) {
                 trainings.extend(training(name.clone(), fold, folder)?);
+            }
+            let file = parent.join("metrics.json");
+            if let Some((report, scores)) = json(&file)?.zip(json(&file)?) {
+                crossvals.push(CrossvalData { name, report, scores });
             }
         }
         Ok(Self {
@@ -127,6 +167,7 @@ impl RunData {
             config,
             searches,
             trainings,
+            crossvals,
         })
     }
 

@@ -207,7 +207,8 @@ impl Job<'_> {
 
     fn command(&self) -> String {
         let Self { work, dataset, .. } = self;
-        format!("{work} --dataset {dataset} --stage {} --threads {}", self.stage.name(), self.args.cores)
+        let scratch = scratch_option(self.args);
+        format!("{work} --dataset {dataset} --stage {} --threads {}{scratch}", self.stage.name(), self.args.cores)
     }
 
     /// Lines of a job file: head, directives of the command line, body.
@@ -288,6 +289,11 @@ impl Job<'_> {
     }
 }
 
+/// Option for the folder of prepared cases, which the shell of the job expands.
+fn scratch_option(args: &SweepSubmitArgs) -> String {
+    args.scratch.as_ref().map_or(String::new(), |scratch| format!(" --scratch \"{scratch}\""))
+}
+
 fn slurm_command(previous: Option<&str>) -> Vec<String> {
     let mut command = vec!["sbatch".to_owned(), "--parsable".to_owned()];
     // A task whose own predecessor has failed ends at once.
@@ -310,7 +316,7 @@ fn kubernetes(sweep: &Sweep, stem: &str, jobs: &[Job<'_>], here: &Path) -> Strin
     let args = first.args;
     let yaml = |text: &str| serde_json::Value::from(text).to_string();
     let name: String = stem.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    let command = format!("exec {} --wait --threads {}", first.work, args.cores);
+    let command = format!("exec {} --wait --threads {}{}", first.work, args.cores, scratch_option(args));
     let here = here.display().to_string();
     let comments: String = jobs.iter().map(Job::comment).collect();
     format!(

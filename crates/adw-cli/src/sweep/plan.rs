@@ -113,16 +113,24 @@ impl Sweep {
         if !path.is_file() {
             bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
         }
-        let text = adw_files::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let planned: Self = match serde_json::from_str(&text) {
-            Ok(planned) => planned,
-            Err(error) => bad_input!("{}: {error}; plan again: {}", path.display(), plan_it()),
-        };
-        let planned = Self { folder: now.folder.clone(), ..planned };
+        let planned = Self::in_folder(&now.folder).with_context(|| format!("plan again: {}", plan_it()))?;
         if planned != now {
             bad_input!("{} has changed since it was planned: plan again, {}", file.display(), plan_it());
         }
         Ok(planned)
+    }
+
+    /// Reads the sweep whose results are in `folder`.
+    ///
+    /// # Errors
+    /// There is no plan, or it is damaged.
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("plan.json");
+        let text = adw_files::read_text(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        match serde_json::from_str::<Self>(&text) {
+            Ok(planned) => Ok(Self { folder: folder.to_owned(), ..planned }),
+            Err(error) => bad_input!("{}: {error}", path.display()),
+        }
     }
 
     /// Opens a sweep, and plans it if that was not done before.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -14,51 +15,87 @@ use super::{
     rows::Row,
 };
 use crate::{
+    args::Stage,
     failure::bad_input,
     report::{
+        html::study::{self, ArmDifference, ArmScores, Study, StudyDataset},
         progress::{emit, say},
         table::Table,
     },
     statistics::{Sample, Spread, mean_over_labels},
 };
 
-/// Writes `rows.jsonl` and `summary.md`, and prints the tables.
+/// Writes `rows.jsonl`, `summary.md`, a chart of each kind per dataset in `plots/` and `report.html`, and prints the tables.
+///
+/// # Errors
+/// Those of [`report`].
+pub(crate) fn summary(sweep: &Sweep, json: bool) -> Result<()> {
+    let study = study(sweep)?;
+    let mut text = String::new();
+    for dataset in &study.datasets {
+        let _ = writeln!(text, "# {}\n", dataset.name);
+        text.push_str(&tables(dataset));
+        if json {
+            emit_scores(dataset);
+        }
+    }
+    let _ = writeln!(text, "Trained on: {}.", study.processors.join("; "));
+    let [done, all] = study.trainings;
+    if all > done {
+        let _ = writeln!(text, "{} of {all} trainings are not done.", all - done);
+    }
+    write(&sweep.folder.join("summary.md"), &text)?;
+    adw_files::create_folders(&sweep.folder.join("plots"))?;
+    for (name, svg) in study.datasets.iter().flat_map(study::plots) {
+        write(&sweep.folder.join("plots").join(name), &svg)?;
+    }
+    let page = sweep.folder.join("report.html");
+    write(&page, &study::page(&study))?;
+    if !json {
+        say(&text);
+        say(&format!("{}\n{}\n", sweep.folder.join("rows.jsonl").display(), page.display()));
+    }
+    Ok(())
+}
+
+/// Writes the page about a sweep, and returns its path, `report.html` in the sweep's folder unless `output` names another.
 ///
 /// # Errors
 /// No training is done; arms that differ in more than their networks, unless an arm allows it; a disk that cannot be written to.
-pub(crate) fn summary(sweep: &Sweep, json: bool) -> Result<()> {
+pub(crate) fn report(sweep: &Sweep, output: Option<&Path>) -> Result<PathBuf> {
+    let path = output.map_or_else(|| sweep.folder.join("report.html"), Path::to_path_buf);
+    write(&path, &study::page(&study(sweep)?))?;
+    Ok(path)
+}
+
+/// Collects the results of a sweep, and writes them to `rows.jsonl`.
+fn study(sweep: &Sweep) -> Result<Study> {
     let rows = sweep.rows()?;
     if rows.is_empty() {
         bad_input!("{}: no training is done yet", sweep.folder.display());
     }
     let lines = rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n")).collect::<Result<String>>()?;
-    write(sweep, "rows.jsonl", &lines)?;
+    write(&sweep.folder.join("rows.jsonl"), &lines)?;
     check_comparable(&rows, &sweep.config.arms)?;
-    let mut text = String::new();
-    for dataset in &sweep.datasets {
-        let of_dataset: Vec<&Row> = rows.iter().filter(|row| row.dataset == dataset.name).collect();
-        if !of_dataset.is_empty() {
-            let _ = writeln!(text, "# {}\n", dataset.name);
-            text.push_str(&tables(&of_dataset, &sweep.config.arms, json));
-        }
-    }
-    let processors: BTreeSet<&str> = rows.iter().map(|row| row.processor.as_str()).collect();
-    let _ = writeln!(text, "Trained on: {}.", processors.into_iter().collect::<Vec<_>>().join("; "));
-    let all = sweep.tasks.iter().filter(|task| task.stage == crate::args::Stage::Retrain).count();
-    if all > rows.len() {
-        let _ = writeln!(text, "{} of {all} trainings are not done.", all - rows.len());
-    }
-    write(sweep, "summary.md", &text)?;
-    if !json {
-        say(&text);
-        say(&format!("{}\n", sweep.folder.join("rows.jsonl").display()));
-    }
-    Ok(())
+    let of_dataset = |name: &String| rows.iter().filter(|row| row.dataset == *name).collect::<Vec<_>>();
+    let datasets = sweep.datasets.iter().map(|dataset| (&dataset.name, of_dataset(&dataset.name)));
+    let processors: BTreeSet<&String> = rows.iter().map(|row| &row.processor).collect();
+    let all = sweep.tasks.iter().filter(|task| task.stage == Stage::Retrain).count();
+    let name = sweep.folder.file_name().map_or_else(|| "sweep".into(), |name| name.to_string_lossy().into_owned());
+    Ok(Study {
+        datasets: datasets
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(name, rows)| compared(name, &rows, &sweep.config.arms))
+            .collect(),
+        trainings: [rows.len(), all],
+        processors: processors.into_iter().cloned().collect(),
+        file: [format!("{name}.toml"), toml::to_string(&sweep.config)?],
+        name,
+    })
 }
 
-fn write(sweep: &Sweep, name: &str, text: &str) -> Result<()> {
-    let path = sweep.folder.join(name);
-    adw_files::write_bytes(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+fn write(path: &Path, text: &str) -> Result<()> {
+    adw_files::write_bytes(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Refuses arms whose trainings or scores differ in a condition that neither of them allows.
@@ -111,11 +148,56 @@ fn paired(arm: &[&Row], other: &[&Row]) -> Option<Spread> {
     })
 }
 
-fn tables(rows: &[&Row], arms: &[Arm], json: bool) -> String {
+/// Compares the arms in a dataset by the rows of its networks.
+fn compared(dataset: &str, rows: &[&Row], arms: &[Arm]) -> StudyDataset {
     let of_arm = |arm: &Arm| rows.iter().copied().filter(|row| row.arm == arm.name).collect::<Vec<_>>();
-    let mean =
-        |rows: &[&Row], value: &dyn Fn(&Row) -> f64| rows.iter().map(|row| value(row)).sum::<f64>() / rows.len() as f64;
-    let by_arm: Vec<(&str, Vec<&Row>)> = arms.iter().map(|arm| (arm.name.as_str(), of_arm(arm))).collect();
+    let mut by_arm: Vec<(String, Vec<&Row>)> = arms.iter().map(|arm| (arm.name.clone(), of_arm(arm))).collect();
+    let spread = |rows: &[&Row]| by_network(rows, |row| row.cases.keys().map(|case| dice(row, case)).collect());
+    by_arm.retain(|(_, rows)| spread(rows).is_some());
+    let scores = by_arm.iter().filter_map(|(name, rows)| {
+        let mean = |value: &dyn Fn(&Row) -> f64| rows.iter().map(|row| value(row)).sum::<f64>() / rows.len() as f64;
+        Some(ArmScores {
+            name: name.clone(),
+            num_networks: rows.len(),
+            dice: spread(rows)?,
+            macs_per_patch: mean(&|row| row.macs_per_patch as f64),
+            steps: mean(&|row| row.steps as f64),
+            search_s: mean(&|row| row.search_s.unwrap_or(0.0)),
+            retrain_s: mean(&|row| row.retrain_s),
+        })
+    });
+    let mut differences = Vec::new();
+    for (index, (name, of_arm)) in by_arm.iter().enumerate() {
+        differences.extend(by_arm[index + 1..].iter().filter_map(|(other, of_other)| {
+            Some(ArmDifference { arms: [name.clone(), other.clone()], dice: paired(of_arm, of_other)? })
+        }));
+    }
+    let names: BTreeSet<&String> = rows.iter().flat_map(|row| row.cases.keys()).collect();
+    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+    let mut cases: Vec<(String, Vec<f64>)> = Vec::new();
+    for case in names {
+        let of_arm = |(_, rows): &(String, Vec<&Row>)| {
+            mean(&rows.iter().map(|row| dice(row, case)).filter(|score| score.is_finite()).collect::<Vec<_>>())
+        };
+        cases.push((case.clone(), by_arm.iter().map(of_arm).collect()));
+    }
+    let of_case = |scores: &[f64]| mean(&scores.iter().copied().filter(|score| score.is_finite()).collect::<Vec<_>>());
+    cases.sort_by(|(_, a), (_, b)| of_case(a).total_cmp(&of_case(b)));
+    StudyDataset { name: dataset.to_owned(), arms: scores.collect(), differences, cases }
+}
+
+fn emit_scores(dataset: &StudyDataset) {
+    for arm in &dataset.arms {
+        let fields =
+            json!({ "dataset": dataset.name, "arm": arm.name, "networks": arm.num_networks, "dice": arm.dice });
+        emit("arm", &fields);
+    }
+    for ArmDifference { arms, dice } in &dataset.differences {
+        emit("difference", &json!({ "dataset": dataset.name, "arms": arms, "dice": dice }));
+    }
+}
+
+fn tables(dataset: &StudyDataset) -> String {
     let mut scores = Table::of_numbers([
         "arm",
         "networks",
@@ -128,40 +210,31 @@ fn tables(rows: &[&Row], arms: &[Arm], json: bool) -> String {
         "search min",
         "training min",
     ]);
-    let mut differences = Table::of_numbers(["difference of Dice", "cases", "mean", "95 % from", "to"]);
-    for (index, (name, of_arm)) in by_arm.iter().enumerate() {
-        let all = by_network(of_arm, |row| row.cases.keys().map(|case| dice(row, case)).collect());
-        let Some(Spread { mean: score, standard_deviation, interval_95: [low, high], .. }) = all else { continue };
-        if json {
-            emit("arm", &json!({ "dataset": rows[0].dataset, "arm": name, "networks": of_arm.len(), "dice": all }));
-        }
-        let seconds = |value: &dyn Fn(&Row) -> f64| format!("{:.1}", mean(of_arm, value) / 60.0);
+    for arm in &dataset.arms {
+        let Spread { mean, standard_deviation, interval_95: [low, high], .. } = arm.dice;
         scores.row([
-            (*name).to_owned(),
-            of_arm.len().to_string(),
-            format!("{score:.4}"),
+            arm.name.clone(),
+            arm.num_networks.to_string(),
+            format!("{mean:.4}"),
             format!("{standard_deviation:.4}"),
             format!("{low:.4}"),
             format!("{high:.4}"),
-            format!("{:.3}", mean(of_arm, &|row| row.macs_per_patch as f64) / 1e9),
-            format!("{:.0}", mean(of_arm, &|row| row.steps as f64)),
-            seconds(&|row| row.search_s.unwrap_or(0.0)),
-            seconds(&|row| row.retrain_s),
+            format!("{:.3}", arm.macs_per_patch / 1e9),
+            format!("{:.0}", arm.steps),
+            format!("{:.1}", arm.search_s / 60.0),
+            format!("{:.1}", arm.retrain_s / 60.0),
         ]);
-        for (other, of_other) in &by_arm[index + 1..] {
-            let Some(found) = paired(of_arm, of_other) else { continue };
-            if json {
-                emit("difference", &json!({ "dataset": rows[0].dataset, "arms": [name, other], "dice": found }));
-            }
-            let [low, high] = found.interval_95;
-            differences.row([
-                format!("{name} - {other}"),
-                found.num_scores.to_string(),
-                format!("{:+.4}", found.mean),
-                format!("{low:+.4}"),
-                format!("{high:+.4}"),
-            ]);
-        }
+    }
+    let mut differences = Table::of_numbers(["difference of Dice", "cases", "mean", "95 % from", "to"]);
+    for ArmDifference { arms: [arm, other], dice } in &dataset.differences {
+        let [low, high] = dice.interval_95;
+        differences.row([
+            format!("{arm} - {other}"),
+            dice.num_scores.to_string(),
+            format!("{:+.4}", dice.mean),
+            format!("{low:+.4}"),
+            format!("{high:+.4}"),
+        ]);
     }
     format!(
         "```\n{}```\n\n```\n{}```\n\nMean over the foreground labels of a case; intervals of a bootstrap over seeds, folds and cases.\n\n",
@@ -219,7 +292,9 @@ mod tests {
         assert!((found.mean - 0.015).abs() < 1e-12 && found.interval_95[0] > 0.0, "{found:?}");
         let arms = ["a", "b"].map(|name| Arm { name: name.into(), ..Arm::default() });
         let all: Vec<_> = a.iter().chain(b).collect();
-        let text = tables(&all, &arms, false);
+        let compared = compared("heart", &all, &arms);
+        assert_eq!(compared.cases[0], ("case_0_0".to_owned(), vec![0.30, 0.31]), "the worst case first");
+        let text = tables(&compared);
         assert!(text.contains("a - b") && text.contains("-0.0150") && text.contains("0.6250"), "{text}");
     }
 

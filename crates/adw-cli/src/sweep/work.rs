@@ -111,6 +111,7 @@ fn execute(sweep: &Sweep, task: &Task, args: &SweepWorkArgs) -> Result<()> {
         .path("--fingerprint", Some(&sweep.fingerprint(task.dataset)))
         .option("--fold", Some(cell.fold))
         .flag("--resume")
+        .path("--scratch", args.scratch.scratch.as_deref())
         .resources(&args.device, args.memory, &args.process);
     if task.stage == Stage::Search {
         let line = arguments.config(&settings).line();

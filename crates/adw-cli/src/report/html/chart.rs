@@ -43,7 +43,8 @@ pub(super) struct LineChart<'a> {
     pub(super) warmup: usize,
 }
 
-const SIZE: [f64; 2] = [560.0, 250.0];
+/// Width and height of a chart.
+pub(super) const SIZE: [f64; 2] = [560.0, 250.0];
 /// Room around the plot: left, top, right, bottom.
 const ROOM: [f64; 4] = [52.0, 12.0, 14.0, 36.0];
 
@@ -55,13 +56,11 @@ impl LineChart<'_> {
             return String::new();
         }
         let ys = points().map(|(_, y)| *y).chain(self.levels.iter().map(|(_, y)| *y));
-        let [low, high] = bounds(ys);
-        let ticks = ticks(low, high, 5);
-        let (low, high) = (low.min(ticks[0]), high.max(*ticks.last().expect("there are ticks")));
+        let scale = Scale::new(ys, 5, [SIZE[1] - ROOM[3], ROOM[1]]);
         let [_, last] = bounds(points().map(|(x, _)| *x));
         let last = last.max(2.0);
         let x = |v: f64| ROOM[0] + (v - 1.0) / (last - 1.0) * (SIZE[0] - ROOM[0] - ROOM[2]);
-        let y = |v: f64| SIZE[1] - ROOM[3] - (v - low) / (high - low).max(1e-300) * (SIZE[1] - ROOM[1] - ROOM[3]);
+        let y = |v: f64| scale.at(v);
         let (left, right, bottom) = (x(1.0), x(last), SIZE[1] - ROOM[3]);
         let mut svg = String::new();
         if self.warmup > 0 {
@@ -75,7 +74,7 @@ impl LineChart<'_> {
                 bottom - 5.0
             );
         }
-        for tick in &ticks {
+        for tick in &scale.ticks {
             let at = y(*tick);
             let _ = write!(
                 svg,
@@ -135,7 +134,8 @@ fn key(legend: &mut String, class: &str, name: &str) {
     );
 }
 
-fn figure(title: &str, y: &str, [w, h]: [f64; 2], svg: &str, legend: &str, alternative: &str) -> String {
+/// Figure of a drawing, with its alternative for those who do not see it.
+pub(super) fn figure(title: &str, y: &str, [w, h]: [f64; 2], svg: &str, legend: &str, alternative: &str) -> String {
     format!(
         "<figure class=\"chart\"><figcaption><b>{}</b> <span class=\"unit\">{}</span></figcaption>\
          <svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {w} {h}\">{svg}</svg><div class=\"legend\">{legend}</div></figure>\n",
@@ -154,13 +154,11 @@ pub(super) fn distribution(title: &str, unit: &str, rows: &[(String, Vec<f64>)])
     if all.is_empty() {
         return String::new();
     }
-    let [low, high] = bounds(all.into_iter());
-    let ticks = ticks(low, high, 6);
-    let (low, high) = (low.min(ticks[0]), high.max(*ticks.last().expect("there are ticks")));
     let height = ROW * rows.len() as f64 + 24.0;
-    let x = |v: f64| LEFT + (v - low) / (high - low).max(1e-300) * (SIZE[0] - LEFT - 16.0);
+    let scale = Scale::new(all, 6, [LEFT, SIZE[0] - 16.0]);
+    let x = |v: f64| scale.at(v);
     let (mut svg, mut summary) = (String::new(), Vec::new());
-    for tick in &ticks {
+    for tick in &scale.ticks {
         let _ = write!(
             svg,
             r#"<path class="grid" d="M{0:.1} 4V{1:.1}"/><text class="tick middle" x="{0:.1}" y="{2:.1}">{3}</text>"#,
@@ -269,6 +267,26 @@ pub(super) fn heat_map(
         escape(&alternative),
         LEFT + WIDTH + 48.0
     )
+}
+
+/// Places of values between two ends of an axis, with round numbers at their ends.
+pub(super) struct Scale {
+    pub(super) ticks: Vec<f64>,
+    ends: [f64; 2],
+}
+
+impl Scale {
+    /// Scale that holds all of `values`, of which there is at least one, with about `count` ticks.
+    pub(super) fn new(values: impl IntoIterator<Item = f64>, count: usize, ends: [f64; 2]) -> Self {
+        let [low, high] = bounds(values.into_iter());
+        Self { ticks: ticks(low, high, count), ends }
+    }
+
+    /// Place of a value.
+    pub(super) fn at(&self, value: f64) -> f64 {
+        let (low, high) = (self.ticks[0], *self.ticks.last().expect("there are ticks"));
+        self.ends[0] + (value - low) / (high - low).max(1e-300) * (self.ends[1] - self.ends[0])
+    }
 }
 
 /// Least and greatest of some numbers.

@@ -8,9 +8,12 @@
 )]
 
 mod chart;
+mod crossval;
 mod data;
+mod intervals;
 mod page;
 mod search;
+pub(crate) mod study;
 mod training;
 mod viewer;
 
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use msd_data::{Dataset, Report};
 
-use self::page::{Section, duration, escape, facts, number};
+use self::page::{Section, duration, escape, facts, number, quoted};
 use crate::{
     architecture_choice::search_space,
     report::{
@@ -74,6 +77,7 @@ pub(crate) fn overlays(report: &Report, dataset: &Dataset, folder: &Path) -> Vec
 
 fn render(run: &RunData) -> String {
     let mut sections = vec![overview(run)];
+    sections.extend(run.crossvals.iter().map(|crossval| crossval::section(run, crossval)));
     sections.extend(run.searches.iter().map(|search| search::section(run, search)));
     let with_scores = run.trainings.iter().filter(|training| training.metrics.is_some()).count();
     let voxels = VIEWER_VOXELS / 3 / with_scores.clamp(1, MAX_VIEWERS);
@@ -195,17 +199,13 @@ fn comparison(run: &RunData, first: &TrainingData) -> String {
 
 /// Commands that repeat the run: the first needs `config.toml`, which the report holds.
 fn commands(run: &RunData) -> Vec<String> {
-    let quoted = |path: &Path| {
-        let text = path.display().to_string();
-        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
-        if is_plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-    };
     let data = quoted(&run.facts.data);
-    let mut commands: Vec<_> = run
+    let mut commands: Vec<_> = run.crossvals.iter().map(|of| crossval::command(run, of, &data)).collect();
+    let searches = run
         .searches
         .iter()
-        .map(|search| format!("adw search --data {data} --preset config.toml --fold {} --run REPEATED", search.fold))
-        .collect();
+        .map(|search| format!("adw search --data {data} --preset config.toml --fold {} --run REPEATED", search.fold));
+    commands.extend(searches);
     for training in &run.trainings {
         let folder = quoted(&training.folder);
         let name = training.name.as_ref().map_or(String::new(), |name| format!(" --name {}", quoted(Path::new(name))));

@@ -1,6 +1,6 @@
 //! Parts of an HTML page: escaped text, numbers for people, tables, sections.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 pub(super) use crate::report::number::number;
 use crate::report::plain::plain;
@@ -8,6 +8,13 @@ use crate::report::plain::plain;
 /// Text that shows as it is in HTML, in elements and in quoted attributes.
 pub(super) fn escape(text: &str) -> String {
     plain(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// Path for a POSIX shell.
+pub(super) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+    if is_plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// `number`, or a dash for none.

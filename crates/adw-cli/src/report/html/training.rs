@@ -113,7 +113,8 @@ pub(super) fn shown_cases<'a>(report: &'a Report, training: &Path) -> Vec<ShownC
 /// Value of one metric.
 type Metric = fn(&LabelMetrics) -> f64;
 
-fn score_tables(report: &Report, labels: &[Label]) -> String {
+/// Mean scores of each label, their distributions and the scores of every case.
+pub(super) fn score_tables(report: &Report, labels: &[Label]) -> String {
     let nsd = format!("NSD at {} mm", number(report.nsd_tolerance_mm));
     let header = ["label", "Dice", "IoU", "HD95 mm", &nsd, "cases without HD95"];
     let row = |name: String, MeanMetrics { dice, iou, hd95_mm, nsd, hd95_infinite }: &MeanMetrics| {
@@ -159,7 +160,7 @@ fn score_tables(report: &Report, labels: &[Label]) -> String {
 }
 
 /// Three decimals, which is what differences of Dice are told by.
-fn fixed(value: f64) -> String {
+pub(super) fn fixed(value: f64) -> String {
     if value.is_finite() { format!("{value:.3}") } else { "–".to_owned() }
 }
 

@@ -1,0 +1,98 @@
+//! Cross-validation in a report: scores of all cases of all folds together.
+
+use std::path::Path;
+
+use msd_data::{Label, postprocess::Structure};
+
+use super::{
+    page::{Section, count, duration, escape, facts, number, quoted, table},
+    training::{fixed, label_name, score_tables},
+};
+use crate::report::run_data::{CrossvalData, RunData, SearchData, TrainingData};
+
+/// Section about a cross-validation.
+pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
+    let labels = &run.plan.labels;
+    let name = of.name.as_deref().unwrap_or("found architectures");
+    let trainings = || run.trainings.iter().filter(|training| training.name == of.name && training.metrics.is_some());
+    let search = |fold: usize| run.searches.iter().find(|search| search.fold == fold);
+    let mut rows = Vec::new();
+    if let Some(dice) = of.scores.spread.get("foreground_mean").and_then(|metrics| metrics.get("Dice")) {
+        let [low, high] = dice.interval_95;
+        rows.push((
+            "Dice, mean over labels",
+            format!(
+                "{:.4}, 95 % interval {low:.4} to {high:.4}, standard deviation {:.4} over {}",
+                dice.mean,
+                dice.standard_deviation,
+                count(dice.num_scores, "case")
+            ),
+        ));
+    }
+    rows.push(("Searches", escape(&of.scores.searches)));
+    rows.push(("Postprocessing", postprocessing(of, labels)));
+    let training_s: f64 = trainings().map(TrainingData::wall_s).sum();
+    let searches: f64 = if of.searches() { run.searches.iter().map(SearchData::wall_s).sum() } else { 0.0 };
+    rows.push(("Time", format!("searches {}, trainings {}", duration(searches), duration(training_s))));
+    let mut body = facts(&rows);
+    let spreads = of.scores.spread.iter().filter_map(|(label, metrics)| {
+        let dice = metrics.get("Dice")?;
+        let label = label.parse().map_or_else(|_| "mean".to_owned(), |value| label_name(labels, value));
+        let [low, high] = dice.interval_95;
+        let cells = [fixed(dice.mean), fixed(dice.standard_deviation), format!("{low:.3} to {high:.3}")];
+        Some([escape(&label)].into_iter().chain(cells).collect())
+    });
+    body += &table("Dice over all cases of all folds", &["label", "Dice", "SD of cases", "95 % interval"], spreads);
+    let folds = trainings().map(|training| {
+        let report = training.metrics.as_ref().expect("only scored trainings are listed");
+        let mean = report.foreground_mean;
+        let search = search(training.fold).filter(|_| of.searches());
+        vec![
+            training.fold.to_string(),
+            report.metric_per_case.len().to_string(),
+            fixed(mean.dice),
+            number(mean.hd95_mm),
+            fixed(mean.nsd),
+            search.map_or("–".to_owned(), |search| duration(search.wall_s())),
+            duration(training.wall_s()),
+        ]
+    });
+    body += &table("Folds", &["fold", "cases", "Dice", "HD95 mm", "NSD", "search", "training"], folds);
+    body += &score_tables(&of.report, labels);
+    Section { id: id(of), title: format!("Cross-validation: {name}"), body }
+}
+
+fn id(of: &CrossvalData) -> String {
+    of.name.as_ref().map_or("crossval".to_owned(), |name| format!("crossval-{name}"))
+}
+
+fn postprocessing(of: &CrossvalData, labels: &[Label]) -> String {
+    let found = &of.scores.postprocessing;
+    let kept = found.postprocessing.keep_largest.iter().map(|structure| match structure {
+        Structure::Foreground => "all labels together".to_owned(),
+        Structure::Label(value) => escape(&label_name(labels, *value)),
+    });
+    let kept: Vec<String> = kept.collect();
+    if kept.is_empty() {
+        return "none: keeping the largest component raises no label's Dice".to_owned();
+    }
+    let mean = |i: usize| {
+        let scores: Vec<f64> = found.dice.values().filter_map(|dice| dice[i]).collect();
+        scores.iter().sum::<f64>() / scores.len() as f64
+    };
+    format!("largest component of {}: Dice {} after, {} before", kept.join(", "), fixed(mean(1)), fixed(mean(0)))
+}
+
+/// Command that repeats a cross-validation with the dataset `data`, a path for a shell.
+pub(super) fn command(run: &RunData, of: &CrossvalData, data: &str) -> String {
+    let mut command = format!("adw crossval --data {data} --preset config.toml --run REPEATED");
+    if !of.searches() {
+        // One architecture for all folds.
+        let first = run.trainings.iter().find(|training| training.name == of.name);
+        let file = first.map(|training| quoted(&training.folder.join("architecture.json")));
+        command += &file.map_or(String::new(), |file| format!(" --architecture {file}"));
+    } else if of.scores.searches.starts_with("one,") {
+        command += " --search once";
+    }
+    command + &of.name.as_ref().map_or(String::new(), |name| format!(" --name {}", quoted(Path::new(name))))
+}
