@@ -156,7 +156,7 @@ impl Cluster {
             pid.clone()
         };
         let mut stopped = [None, None];
-        wait("checkpoints", Duration::from_secs(60), || {
+        wait("checkpoints", Duration::from_mins(1), || {
             for (fold, pid) in stopped.iter_mut().enumerate() {
                 if pid.is_none() && search(fold).join("checkpoint/latest.safetensors").exists() {
                     *pid = Some(stop(fold));
@@ -333,7 +333,7 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
     let search = search.lines().next().unwrap();
     cluster.ask(&["scontrol", "update", &format!("JobId={search}_2"), "TimeLimit=1"]);
     // Slurm checks limits every half minute. Its signal waits until the stopped process goes on, which this Slurm sees to itself.
-    wait("the signal before the limit", Duration::from_secs(60), || {
+    wait("the signal before the limit", Duration::from_mins(1), || {
         let pending = status(&slow, "ShdPnd:").map_or(0, |mask| u64::from_str_radix(&mask, 16).unwrap());
         if pending & 1 << (10 - 1) != 0 {
             signal("CONT", &slow);

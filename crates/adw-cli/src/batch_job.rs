@@ -50,10 +50,10 @@ mod tests {
 
     #[test]
     fn limits_are_those_that_the_job_was_given() {
+        const MIB: u64 = 1 << 20;
         let with = |variables: &'static [(&str, &str)]| {
             move |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, text)| (*text).to_owned())
         };
-        const MIB: u64 = 1 << 20;
         let memory = |variables| memory_bytes_of(&with(variables));
         assert_eq!((memory(&[]), cores_of(&with(&[]))), (None, None));
         assert_eq!(memory(&[("SLURM_MEM_PER_NODE", "2000")]), Some((2000 * MIB, "SLURM_MEM_PER_NODE")));

@@ -245,7 +245,9 @@ impl<'a> Crossval<'a> {
             let [before, after] = [0, 1].map(|i| dice.clone().map(|d| d[i]).sum::<f64>() / dice.len().max(1) as f64);
             say(&format!("Dice after postprocessing {after:.4}, before {before:.4}: {}\n", steps.display()));
             say(&format!("{}\n", file.display()));
-            page.iter().for_each(|page| say(&format!("{}\n", page.display())));
+            if let Some(page) = page {
+                say(&format!("{}\n", page.display()));
+            }
         }
         Ok(())
     }
