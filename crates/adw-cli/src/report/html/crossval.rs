@@ -8,14 +8,17 @@ use super::{
     page::{Section, count, duration, escape, facts, number, quoted, table},
     training::{fixed, label_name, score_tables},
 };
-use crate::report::run_data::{CrossvalData, RunData, SearchData, TrainingData};
+use crate::{
+    fold::Fold,
+    report::run_data::{CrossvalData, RunData, SearchData, TrainingData},
+};
 
 /// Section about a cross-validation.
 pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
     let labels = &run.plan.labels;
     let name = of.name.as_deref().unwrap_or("found architectures");
     let trainings = || run.trainings.iter().filter(|training| training.name == of.name && training.metrics.is_some());
-    let search = |fold: usize| run.searches.iter().find(|search| search.fold == fold);
+    let search = |fold: Fold| run.searches.iter().find(|search| Fold::Number(search.fold) == fold);
     let mut rows = Vec::new();
     if let Some(dice) = of.scores.spread.get("foreground_mean").and_then(|metrics| metrics.get("Dice")) {
         let [low, high] = dice.interval_95;
