@@ -21,30 +21,30 @@ fn share_at_full_resolution(architecture: &Architecture) -> f64 {
     (27 * products * PATCH.iter().product::<usize>()) as f64 / architecture.cost(PATCH).macs as f64
 }
 
-fn search(dir: &Path, family: &str) -> f64 {
-    let (data, run) = (dir.join(format!("data-{family}")), dir.join(family));
-    Adw::new(["phantom", "--family", family, "--cases", "60", "--test", "0"]).path("--output", &data).succeed();
+fn search(dir: &Path) -> f64 {
+    let (data, run) = (dir.join("data"), dir.join("run"));
+    Adw::new(["phantom", "--family", "texture", "--cases", "60", "--test", "0"]).path("--output", &data).succeed();
     Adw::new([
         "search",
         "--set=network.max_width=6",
         "--set=data.augmentation.rotation=0",
         "--set=data.augmentation.scaling=0",
     ])
-    .args(["--set=search.cost={unit=\"macs\", weight=1.0, budget={absolute=5.0e7}}"])
+    .args(["--set=search.cost={unit=\"macs\", weight=1.0, budget={absolute=5.0e7}, at_least=0.97}"])
     .path("--data", &data)
     .path("--run", &run)
     .succeed();
     let file = run.join("search/fold_0/architecture.json");
     let architecture = Architecture::load(&file).unwrap();
-    assert!(architecture.cost(PATCH).macs < 51_000_000, "{}", fs::read_to_string(file).unwrap());
+    assert!(architecture.cost(PATCH).macs <= 50_000_000, "{}", fs::read_to_string(file).unwrap());
     share_at_full_resolution(&architecture)
 }
 
-/// Balls that differ voxel by voxel need capacity at full resolution, ellipsoids that differ in size at coarse stages. Half of
-/// the architectures within the budget spend less than 0.59 of it at full resolution.
+/// Balls that differ voxel by voxel need capacity at full resolution. Half of the architectures within the budget spend less
+/// than 0.59 of it there.
 #[test]
 fn capacity_goes_where_the_labels_need_it() {
     let dir = tempfile::tempdir().unwrap();
-    let [texture, size] = ["texture", "size"].map(|family| search(dir.path(), family));
-    assert!(texture > 0.59 && size < texture, "share at full resolution: {texture} for textures, {size} for sizes");
+    let share = search(dir.path());
+    assert!(share > 0.59, "share at full resolution: {share}");
 }

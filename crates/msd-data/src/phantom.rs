@@ -31,7 +31,7 @@ pub enum PhantomFamily {
     Anatomy,
     /// Small balls told apart by a pattern that changes from voxel to voxel: a network needs its capacity at full resolution.
     Texture,
-    /// Ellipsoids told apart by their size: a network needs its capacity at coarse stages.
+    /// Ellipsoids told apart by their size.
     Size,
 }
 
@@ -39,7 +39,7 @@ pub enum PhantomFamily {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PhantomOptions {
-    /// Kind of the volumes. Those with a planted optimum have two labels and one channel.
+    /// Kind of the volumes. Textures and sizes have two labels and one channel.
     pub family: PhantomFamily,
     /// Number of labelled cases.
     pub num_cases: usize,
@@ -132,7 +132,7 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
     json_file::save(&dir.join("dataset.json"), &json)
 }
 
-/// Image and labels of a case whose family has a planted optimum.
+/// Image and labels of a case of textures or sizes.
 fn planted_case(options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
     let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
     let shape = options.shape;
@@ -159,11 +159,11 @@ fn check(options: &PhantomOptions) -> Result<()> {
     }
     if options.family != PhantomFamily::Anatomy {
         if options.num_labels != 2 || options.num_modalities != 1 {
-            return wrong("a family with a planted optimum has 2 labels and 1 modality".to_owned());
+            return wrong("a family of textures or sizes has 2 labels and 1 modality".to_owned());
         }
         if options.shape.iter().any(|&n| n < 16) {
             return wrong(format!(
-                "shape {:?}; each edge of a family with a planted optimum needs 16 voxels",
+                "shape {:?}; each edge of a family of textures or sizes needs 16 voxels",
                 options.shape
             ));
         }

@@ -60,8 +60,7 @@ pub(crate) struct PhantomArgs {
     /// Folder of the new dataset [default: `Task00_Phantom` in `$ADW_DATA`, else in `data`]
     #[arg(long, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
-    /// Kind of the volumes; texture and size have a planted optimum: networks need their capacity at full resolution, or at
-    /// coarse stages
+    /// Kind of the volumes; those of texture need a network with its capacity at full resolution
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub(crate) family: Family,
     /// Number of labelled cases

@@ -1,5 +1,5 @@
-//! Phantoms with a planted optimum: the stage at which a network needs its capacity is known by construction, so that a search
-//! can be tested on them.
+//! Phantoms of textures, for which a network needs its capacity at full resolution by construction, so that a search can be
+//! tested on them, and of sizes.
 
 use ndarray::Array3;
 use rand::{Rng, RngExt};
