@@ -147,7 +147,7 @@ impl Cluster {
         let search =
             |fold: usize| sweep.with_extension("").join(format!("runs/phantom/found/seed_1/search/fold_{fold}"));
         let stop = |fold: usize| {
-            let mut pids = self.processes(&["work", "search", &format!("SLURM_ARRAY_TASK_ID={}", fold + 1)]);
+            let mut pids = self.processes(&["work", "phantom", "search", &format!("SLURM_ARRAY_TASK_ID={}", fold + 1)]);
             // Not the shell, and not srun.
             pids.retain(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program == adw()));
             let [pid] = pids.as_slice() else { panic!("fold {fold}: one process of {pids:?}") };
@@ -264,7 +264,7 @@ fn accepts_a_study_of_all_tasks(cluster: &Cluster, dir: &Path) {
     ];
     let datasets = NAMES.map(|name| dir.join("all").join(name));
     for (index, folder) in datasets.iter().enumerate() {
-        let edge = (8 + 4 * index).to_string();
+        let edge = (16 + 8 * index).to_string();
         Adw::new(["phantom", "--cases=2", "--test=0", "--shape", &edge, &edge, &edge])
             .path("--output", folder)
             .succeed();
@@ -331,7 +331,11 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
     cluster.lose(node);
     let search = cluster.ask(&["squeue", "-h", "-n", "study-phantom-search", "-o", "%F"]);
     let search = search.lines().next().unwrap();
-    cluster.ask(&["scontrol", "update", &format!("JobId={search}_2"), "TimeLimit=1"]);
+    let limit = |minutes: u32| {
+        let limit = format!("TimeLimit={minutes}");
+        cluster.ask(&["scontrol", "update", &format!("JobId={search}_2"), &limit]);
+    };
+    limit(1);
     // Slurm checks limits every half minute. Its signal waits until the stopped process goes on, which this Slurm sees to itself.
     wait("the signal before the limit", Duration::from_mins(1), || {
         let pending = status(&slow, "ShdPnd:").map_or(0, |mask| u64::from_str_radix(&mask, 16).unwrap());
@@ -340,6 +344,8 @@ fn a_lost_node_and_a_time_limit_change_no_bit() {
         }
         (!Path::new("/proc").join(&slow).exists()).then_some(())
     });
+    // The next attempt has time enough.
+    limit(60);
     let reference = sweep(dir.path(), "reference");
     command("run", &reference).succeed();
     wait("the end of all jobs", Duration::from_secs(100), || {
