@@ -1,19 +1,15 @@
 //! `cargo xtask test` and `cargo xtask ci`.
 
-use std::{
-    env,
-    process::{Command, ExitCode},
-};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::workspace::workspace;
+use crate::workspace::{cargo, workspace};
 
 /// Runs all tests of all crates in release mode: numeric code, and programs that tests start, are too slow otherwise, and
 /// one profile means one build.
 pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(cargo).args(["test", "--workspace", "--release"]).args(rest))
+    run(cargo().args(["test", "--workspace", "--release"]).args(rest))
 }
 
 /// Runs the test of a sweep on a real Slurm, and no other. Its output shows why it is skipped where Slurm is missing.

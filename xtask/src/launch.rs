@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cuda::{self, Cuda},
     failure::UsageError,
-    workspace::workspace,
+    workspace::{cargo, workspace},
 };
 
 /// Commands of `adw`, which `cargo xtask` builds and starts.
@@ -79,7 +79,7 @@ pub(crate) fn build_adw() -> Result<PathBuf> {
 
 /// Builds `adw`, and returns the binary's path as cargo reports it.
 fn build(cuda: Option<&Cuda>) -> Result<PathBuf> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     cargo.current_dir(workspace()).args(["build", "--release", "--package", "adw-cli", "--bin", "adw"]);
     if let Some(cuda) = cuda {
         cuda.build(&mut cargo)?;

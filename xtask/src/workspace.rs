@@ -1,8 +1,9 @@
 //! Places in the workspace.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -10,6 +11,17 @@ use anyhow::{Context, Result};
 /// Root of the workspace.
 pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+/// Command of cargo as a shell would start it: without the variables that the cargo around this process has set for its package.
+/// Build scripts such as ring's run again when those differ, and all that depends on them is built again.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        cargo.env_remove(name);
+    }
+    cargo
 }
 
 /// Returns every `.cu` file below a folder, sorted.

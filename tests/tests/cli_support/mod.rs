@@ -20,6 +20,11 @@ pub fn adw() -> &'static Path {
 /// Builds a binary of the workspace in the profile of the tests.
 pub fn build(package: &str, binary: &str) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Build scripts such as ring's run again when variables differ that cargo has set for the package of this test.
+    let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        cargo.env_remove(name);
+    }
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo.args(["build", "--package", package, "--bin", binary]);
     if !cfg!(debug_assertions) {

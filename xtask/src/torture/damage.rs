@@ -112,7 +112,7 @@ fn faults(fixture: &Fixture, args: &TortureArgs, targets: &'static [Target], jud
     let mut faults = Vec::new();
     for (kind, &target) in targets.iter().enumerate() {
         let template = template(fixture, target)?;
-        for n in 0..args.count(4, 20, 100) {
+        for n in 0..args.count(2, 20, 100) {
             let (template, keys) = (template.clone(), [args.seed, 3, kind as u64, n as u64]);
             let name = format!("{}-{n}", target.name);
             let folder_name = format!("damage-{name}");

@@ -50,7 +50,7 @@ pub(super) fn random_kills(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> 
     let mut faults = Vec::new();
     for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
         let duration = fixture.extent(scenario).duration;
-        for n in 0..scenario.share(args.count(3, 15, 60)) {
+        for n in 0..scenario.share(args.count(2, 15, 60)) {
             let life = moment(duration, &[args.seed, 1, kind as u64, n as u64]);
             faults.push(fault(format!("kill-{}-{n}", scenario.name()), scenario, move |fixture, folder| {
                 let mut running = Running::start(fixture.command(scenario, folder, false), None, None)?;
@@ -97,7 +97,7 @@ fn at_operations(
 }
 
 pub(super) fn kills_at_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
-    at_operations(fixture, args, &["kill"], args.count(4, 25, usize::MAX >> 1), |scenario, ending| {
+    at_operations(fixture, args, &["kill"], args.count(2, 25, usize::MAX >> 1), |scenario, ending| {
         match ending.signal {
             Some(9) => Ok(()),
             // One of several processes was killed.
@@ -108,13 +108,13 @@ pub(super) fn kills_at_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<
 }
 
 pub(super) fn failing_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
-    at_operations(fixture, args, &["eio", "enospc"], args.count(2, 12, usize::MAX >> 1), |_, ending| {
+    at_operations(fixture, args, &["eio", "enospc"], args.count(1, 12, usize::MAX >> 1), |_, ending| {
         ending.expect_error(2)
     })
 }
 
 pub(super) fn full_disks(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
-    at_operations(fixture, args, &["full"], args.count(2, 12, 100), |_, ending| ending.expect_error(2))
+    at_operations(fixture, args, &["full"], args.count(1, 12, 100), |_, ending| ending.expect_error(2))
 }
 
 const SIGNALS: [(&str, i32); 4] = [("INT", 2), ("TERM", 15), ("HUP", 1), ("USR1", 10)];
@@ -195,9 +195,9 @@ pub(super) fn limits(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
     for scenario in Scenario::ALL {
         // Blocks of 512 bytes, and kB of address space.
-        let file_sizes = (0..scenario.share(args.count(2, 4, 8))).map(|n| format!("ulimit -f {}", 1 << n));
+        let file_sizes = (0..scenario.share(args.count(1, 4, 8))).map(|n| format!("ulimit -f {}", 1 << n));
         let address_spaces =
-            (0..scenario.share(args.count(2, 4, 12))).map(|n| format!("ulimit -v {}", 20_000 + 40_000 * n));
+            (0..scenario.share(args.count(1, 4, 12))).map(|n| format!("ulimit -v {}", 20_000 + 40_000 * n));
         for limit in file_sizes.chain(address_spaces) {
             let name = format!("{}-{}", limit.replace(' ', ""), scenario.name());
             faults.push(fault(name, scenario, move |fixture, folder| {
@@ -213,7 +213,7 @@ pub(super) fn limits(_: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
         return Ok(faults);
     }
     for scenario in Scenario::ALL {
-        for kilobytes in (0..scenario.share(args.count(2, 5, 15))).map(|n| 8 * (n + 1) * (n + 1)) {
+        for kilobytes in (0..scenario.share(args.count(1, 5, 15))).map(|n| 8 * (n + 1) * (n + 1)) {
             let name = format!("tmpfs-{kilobytes}k-{}", scenario.name());
             faults.push(fault(name, scenario, move |fixture, folder| {
                 small_file_system(fixture, scenario, folder, kilobytes)
