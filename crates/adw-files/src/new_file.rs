@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::file_kind::check_replaceable;
-use crate::temporary::{create_beside, is_done, sync_parent};
+use crate::temporary::{create_beside, is_done, sync_parent, take_name};
 
 /// A file under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed.
 ///
@@ -69,9 +69,8 @@ impl NewFile {
         // Again: what was there at the beginning may be another thing by now.
         check_replaceable(&self.target)?;
         prepare()?;
-        fs::rename(&self.temporary, &self.target)?;
+        take_name(&self.temporary, &self.temporary, &self.target)?;
         self.committed = true;
-        is_done(&self.temporary);
         sync_parent(&self.target)
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::file_kind::existing;
-use crate::temporary::{create_beside, is_done, sync_folder, sync_parent};
+use crate::temporary::{create_beside, is_done, sync_folder, sync_parent, take_name};
 
 /// A folder under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed with its
 /// content.
@@ -56,9 +56,19 @@ impl NewFolder {
     pub fn commit(mut self) -> io::Result<()> {
         sync_folder(&self.temporary)?;
         // Replaces an empty folder, and only that.
-        fs::rename(&self.temporary, &self.target)?;
+        take_name(&self.temporary, &self.temporary, &self.target)?;
         self.committed = true;
-        is_done(&self.temporary);
+        sync_parent(&self.target)
+    }
+
+    /// Gives the folder `part` in this one the name, as [`Self::commit`] does, and removes the rest.
+    ///
+    /// # Errors
+    /// Those of [`Self::commit`].
+    pub fn commit_part(self, part: impl AsRef<Path>) -> io::Result<()> {
+        let part = self.temporary.join(part);
+        sync_folder(&part)?;
+        take_name(&self.temporary, &part, &self.target)?;
         sync_parent(&self.target)
     }
 }

@@ -42,7 +42,21 @@ pub fn remove_own() -> OwnRemoved {
     OwnRemoved { _guard: guard }
 }
 
-/// Ends the construction of `path`, which was renamed or removed.
+/// Gives `from`, which is `temporary` or lies in it, the name `target`, unless [`remove_own`] is at work: what that removes must
+/// not get its name meanwhile.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn take_name(temporary: &Path, from: &Path, target: &Path) -> io::Result<()> {
+    let mut own = under_construction();
+    fs::rename(from, target)?;
+    if from == temporary {
+        own.remove(temporary);
+    }
+    Ok(())
+}
+
+/// Ends the construction of `path`, which was removed.
 pub(crate) fn is_done(path: &Path) {
     under_construction().remove(path);
 }
@@ -191,6 +205,33 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{NewFile, NewFolder};
+
+    #[test]
+    fn nothing_takes_its_name_while_it_is_removed() {
+        let dir = std::env::temp_dir().join(format!("adw-files-names-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let [file, folder, part] = ["file", "folder", "part"].map(|name| dir.join(name));
+        let new_file = NewFile::create(&file).unwrap();
+        let new_folder = NewFolder::create(&folder).unwrap();
+        let with_part = NewFolder::create(&part).unwrap();
+        fs::create_dir(with_part.path().join("inner")).unwrap();
+        let guard = under_construction();
+        let commits = std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| new_file.commit().unwrap());
+                scope.spawn(|| new_folder.commit().unwrap());
+                scope.spawn(|| with_part.commit_part("inner").unwrap());
+            });
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!([&file, &folder, &part].into_iter().all(|path| !path.exists()));
+        drop(guard);
+        commits.join().unwrap();
+        assert!(file.is_file() && folder.is_dir() && part.is_dir());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 3, "nothing else stays");
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn names_are_recognised_and_fit_into_a_file_system() {

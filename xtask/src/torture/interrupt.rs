@@ -121,8 +121,7 @@ const SIGNALS: [(&str, i32); 4] = [("INT", 2), ("TERM", 15), ("HUP", 1), ("USR1"
 
 pub(super) fn signals(fixture: &Fixture, args: &TortureArgs) -> Vec<Fault> {
     let mut faults = Vec::new();
-    // Known fault, docs/reliability.md: an export or a download that a signal interrupts may leave a folder that is not finished.
-    for (kind, scenario) in Scenario::ALL.into_iter().enumerate().filter(|(_, scenario)| scenario.resumes()) {
+    for (kind, scenario) in Scenario::ALL.into_iter().enumerate() {
         let duration = fixture.extent(scenario).duration;
         for (signal, number) in SIGNALS {
             for n in 0..scenario.share(args.count(1, 4, 15)) {

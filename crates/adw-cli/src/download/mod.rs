@@ -61,10 +61,9 @@ pub(crate) fn download(manifest: &Manifest, root: &Path, mirror: Option<&str>, r
     bar.set_message("unpacking");
     let aside = new_folder(&folder)?;
     part.seek(SeekFrom::Start(0))?;
-    let unpacked = archive::unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.max_bytes())
+    archive::unpack(io::BufReader::new(&part), aside.path(), &manifest.folder, manifest.max_bytes())
         .with_context(|| format!("cannot unpack {}", part_path.display()))?;
-    let renamed = fs::rename(&unpacked, &folder).and_then(|()| adw_files::sync_parent(&folder));
-    renamed.with_context(|| format!("cannot rename to {}", folder.display()))?;
+    aside.commit_part(&manifest.folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
     fs::remove_file(&part_path).with_context(|| format!("cannot remove {}", part_path.display()))?;
     bar.finish_and_clear();
     note(&format!("{} is ready", folder.display()));
