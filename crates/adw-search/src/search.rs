@@ -173,20 +173,6 @@ fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<O
     Ok(Some(CostPenalty { unit: cost.unit, weight: cost.weight, budget, patch }))
 }
 
-/// Most probable architecture; with a cost term the most probable one within its budget, or, where there is none among the
-/// likely ones, the most probable one.
-fn found(net: &Supernet, penalty: Option<&CostPenalty>, at_least: f64) -> Result<Architecture> {
-    if let Some(CostPenalty { unit, budget, patch, .. }) = penalty {
-        let most = budget.floor() as u64;
-        for least in [(at_least * budget).ceil() as u64, 0] {
-            if let Some(architecture) = net.architecture_within(*patch, *unit, least..=most)? {
-                return Ok(architecture);
-            }
-        }
-    }
-    Ok(net.architecture()?)
-}
-
 struct SearchTask<'a> {
     net: &'a Supernet,
     patch: [usize; 3],
@@ -218,8 +204,18 @@ impl SearchTask<'_> {
         Ok(self.net.architecture()?)
     }
 
+    /// Most probable architecture; with a cost term the most probable one within its budget, or, where there is none among the
+    /// likely ones, the most probable one.
     fn found(&self) -> Result<Architecture> {
-        found(self.net, self.penalty.as_ref(), self.config.cost.as_ref().and_then(|cost| cost.at_least).unwrap_or(0.0))
+        let within = self.penalty.as_ref().zip(self.config.cost.as_ref()).map(|(penalty, config)| {
+            let CostPenalty { unit, budget, patch, .. } = *penalty;
+            let least = config.at_least.unwrap_or(0.0) * budget;
+            self.net.architecture_within(patch, unit, least.ceil() as u64..=budget.floor() as u64)
+        });
+        match within.transpose()?.flatten() {
+            Some(architecture) => Ok(architecture),
+            None => Ok(self.net.architecture()?),
+        }
     }
 
     fn lr(&self, Position { epoch, iteration }: Position) -> f64 {

@@ -2,7 +2,7 @@
 
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
-use crate::space::{NUM_WIDTHS, SupernetConfig, width_options};
+use crate::space::{NUM_WIDTHS, SupernetConfig};
 use adw_tensor_ops::philox::{Purpose, Stream};
 
 /// Draws until a search for an architecture of a cost is given up.
@@ -39,16 +39,10 @@ impl SupernetConfig {
 
     fn draw(&self, seed: u64, draw: u32) -> Result<Architecture> {
         let mut uniform = Stream { seed, purpose: Purpose::Other, epoch: 0, iteration: 0, index: draw }.uniform();
-        let mut choose = |n: usize| (uniform.next().expect("a stream does not end") * n as f64) as usize;
-        let mut blocks = Vec::with_capacity(self.num_blocks());
-        for block in 0..self.num_blocks() {
-            let max_width = self.block_max_width(block);
-            let options = width_options(max_width);
-            let depth = if self.space.searches_depth() { 1 + choose(self.num_layers()) } else { self.num_layers() };
-            let searches_width = self.space.searches_width();
-            let widths = (0..depth).map(|_| if searches_width { options[choose(NUM_WIDTHS)] } else { max_width });
-            blocks.push(widths.collect());
-        }
-        self.network(blocks)
+        let mut draw = |n: usize| (uniform.next().expect("a stream does not end") * n as f64) as usize;
+        self.chosen(|_, layer| match layer {
+            None => self.space.searches_depth().then(|| draw(self.num_layers())),
+            Some(_) => self.space.searches_width().then(|| draw(NUM_WIDTHS)),
+        })
     }
 }

@@ -113,6 +113,22 @@ impl SupernetConfig {
         self.network((0..self.num_blocks()).map(|i| vec![self.block_max_width(i); self.num_layers()]).collect())
     }
 
+    /// Architecture of choices. `choose(block, None)` returns the index of a block's depth, `choose(block, Some(layer))` that of
+    /// the width of a layer that the block has; none stands for the greatest.
+    ///
+    /// # Errors
+    /// If these values make no network.
+    pub(crate) fn chosen(&self, mut choose: impl FnMut(usize, Option<usize>) -> Option<usize>) -> Result<Architecture> {
+        let mut blocks = Vec::with_capacity(self.num_blocks());
+        for block in 0..self.num_blocks() {
+            let max_width = self.block_max_width(block);
+            let depth = choose(block, None).map_or(self.num_layers(), |index| index + 1);
+            let width = |index: Option<usize>| index.map_or(max_width, |index| width_options(max_width)[index]);
+            blocks.push((0..depth).map(|layer| width(choose(block, Some(layer)))).collect());
+        }
+        self.network(blocks)
+    }
+
     /// Architecture of these blocks on the configuration's stages.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::network::{BackwardRequest, Network, NetworkShape, Relaxation, Trace};
 use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
-use crate::space::{SupernetConfig, width_options};
+use crate::space::SupernetConfig;
 use adw_tensor_ops::conv3d::Precision;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -184,15 +184,12 @@ impl Supernet {
     /// # Errors
     /// If given noise does not fit the supernet, or a tensor cannot be read from its device.
     pub fn drawn_architecture(&self, sample: &GumbelSample) -> Result<Architecture> {
-        let c = self.config();
         let largest = |p: &Option<Tensor>| p.as_ref().map(|p| Ok::<_, Error>(argmax(&vector_f64(p)?))).transpose();
-        let block = |(i, p): (usize, &BlockSoftmaxes)| {
-            let max_width = c.block_max_width(i);
-            let depth = largest(&p.depth)?.map_or(c.num_layers(), |l| l + 1);
-            let width = |g| Ok(largest(g)?.map_or(max_width, |k| width_options(max_width)[k]));
-            p.width[..depth].iter().map(width).collect()
-        };
-        c.network(self.softmaxes(sample)?.iter().enumerate().map(block).collect::<Result<_>>()?)
+        let blocks = self.softmaxes(sample)?;
+        let depths = blocks.iter().map(|p| largest(&p.depth)).collect::<Result<Vec<_>>>()?;
+        let widths = |p: &BlockSoftmaxes| p.width.iter().map(largest).collect::<Result<Vec<_>>>();
+        let widths = blocks.iter().map(widths).collect::<Result<Vec<_>>>()?;
+        self.config().chosen(|block, layer| layer.map_or(depths[block], |layer| widths[block][layer]))
     }
 }
 

@@ -424,7 +424,12 @@ fn the_most_probable_architecture_of_a_cost_departs_least() {
     assert_eq!(net.architecture_within(SIZE, CostUnit::Macs, 0..=u64::MAX).unwrap(), Some(argmax.clone()));
     assert_eq!(net.architecture_within(SIZE, CostUnit::Macs, 0..=1).unwrap(), None);
 
-    // Departure of an architecture by its definition, and all that differ from the most probable one in one or two choices.
+    // Without one that costs so much, the most probable cheaper one.
+    let most = macs(&net.config().largest().unwrap());
+    let cheaper = net.architecture_within(SIZE, CostUnit::Macs, most + 1..=most + 1).unwrap();
+    assert_eq!(cheaper, Some(argmax.clone()));
+
+    // Departure of an architecture by its definition.
     let probabilities = net.probabilities().unwrap();
     let departure = |a: &Architecture| -> f64 {
         let largest = |p: &[f64]| p.iter().copied().fold(0.0, f64::max);

@@ -1,6 +1,6 @@
 //! Most probable architecture of a given cost.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::RangeInclusive;
 
@@ -22,45 +22,11 @@ struct Choice {
     departures: Vec<f64>,
 }
 
-/// Ranks of the chosen options, and what they depart from the most probable ones in sum.
-struct Candidate {
-    departure: f64,
-    ranks: Vec<u8>,
-    /// Choice that was changed last; those before it stay.
-    last: usize,
-}
-
-impl Candidate {
-    fn key(&self) -> (f64, &[u8]) {
-        (self.departure, &self.ranks)
-    }
-}
-
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let ((a, ranks_a), (b, ranks_b)) = (self.key(), other.key());
-        a.total_cmp(&b).then_with(|| ranks_a.cmp(ranks_b))
-    }
-}
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Candidate {}
-
 impl Supernet {
     /// Most probable architecture whose cost for one `patch` (D, H, W) lies in `costs`: the one with the smallest sum of
-    /// `ln(p_max / p)` over its depths and the widths of the layers that it has. [`Self::architecture`] has the sum 0.
-    /// None if there is no such architecture among the 20,000 most probable ones.
+    /// `ln(p_max / p)` over its depths and the widths of the layers that it has. [`Self::architecture`] has the sum 0. If there
+    /// is no such architecture among the 20,000 most probable ones, the most probable one of these that does not cost more; none
+    /// if there is not even one of those.
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.
@@ -71,27 +37,33 @@ impl Supernet {
         costs: RangeInclusive<u64>,
     ) -> Result<Option<Architecture>> {
         let choices = self.ranked_choices()?;
-        // Every combination is made once: from the one in which the option of its last changed choice is one rank better.
-        let mut heap =
-            BinaryHeap::from([Reverse(Candidate { departure: 0.0, ranks: vec![0; choices.len()], last: 0 })]);
+        let mut cheaper = None;
+        // Departures in sum, ranks of the chosen options, and the choice that was changed last, before which all stay: every
+        // combination is made once, from the one in which the option of that choice is one rank better. The bits of numbers
+        // that are not negative are ordered as the numbers are.
+        let mut heap = BinaryHeap::from([Reverse((0f64.to_bits(), vec![0; choices.len()], 0))]);
         for _ in 0..NUM_TRIED {
-            let Some(Reverse(candidate)) = heap.pop() else { break };
-            let architecture = self.with_ranks(&choices, &candidate.ranks)?;
-            if costs.contains(&architecture.cost_in(patch, unit)) {
+            let Some(Reverse((departure, ranks, last))) = heap.pop() else { break };
+            let architecture = self.with_ranks(&choices, &ranks)?;
+            let cost = architecture.cost_in(patch, unit);
+            if costs.contains(&cost) {
                 return Ok(Some(architecture));
             }
-            for (i, choice) in choices.iter().enumerate().skip(candidate.last) {
-                let rank = usize::from(candidate.ranks[i]);
+            for (i, choice) in choices.iter().enumerate().skip(last) {
+                let rank = ranks[i];
                 let exists = choice.layer.is_none_or(|layer| layer < architecture.blocks[choice.block].len());
                 if exists && rank + 1 < choice.options.len() {
-                    let mut ranks = candidate.ranks.clone();
+                    let mut ranks = ranks.clone();
                     ranks[i] += 1;
-                    let departure = candidate.departure + choice.departures[rank + 1] - choice.departures[rank];
-                    heap.push(Reverse(Candidate { departure, ranks, last: i }));
+                    let step = choice.departures[rank + 1] - choice.departures[rank];
+                    heap.push(Reverse(((f64::from_bits(departure) + step).to_bits(), ranks, i)));
                 }
             }
+            if cheaper.is_none() && cost <= *costs.end() {
+                cheaper = Some(architecture);
+            }
         }
-        Ok(None)
+        Ok(cheaper)
     }
 
     /// Choices of all blocks; depths come first, so that the widths of layers that a network does not have are never changed.
@@ -112,21 +84,10 @@ impl Supernet {
         Ok(depths.chain(widths).collect())
     }
 
-    fn with_ranks(&self, choices: &[Choice], ranks: &[u8]) -> Result<Architecture> {
-        let config = self.config();
-        let widest = |block| vec![config.block_max_width(block); config.num_layers()];
-        let mut blocks: Vec<Vec<usize>> = (0..config.num_blocks()).map(widest).collect();
-        for (choice, &rank) in choices.iter().zip(ranks) {
-            let option = choice.options[usize::from(rank)];
-            match choice.layer {
-                None => blocks[choice.block].truncate(option + 1),
-                Some(layer) => {
-                    if let Some(width) = blocks[choice.block].get_mut(layer) {
-                        *width = crate::width_options(config.block_max_width(choice.block))[option];
-                    }
-                }
-            }
-        }
-        config.network(blocks)
+    fn with_ranks(&self, choices: &[Choice], ranks: &[usize]) -> Result<Architecture> {
+        self.config().chosen(|block, layer| {
+            let index = choices.iter().position(|choice| (choice.block, choice.layer) == (block, layer))?;
+            Some(choices[index].options[ranks[index]])
+        })
     }
 }
