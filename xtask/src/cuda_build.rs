@@ -19,7 +19,7 @@ use crate::{
     cuda_stubs::stub_source,
     launch::built_program,
     output::{note, say},
-    workspace::{kernel_sources, workspace},
+    workspace::{cargo, kernel_sources, workspace},
 };
 
 /// Packages with tests of CUDA code, in files `tests/cuda_*.rs`, which `--emulate` runs. Each has a feature `cudnn`. The
@@ -80,7 +80,7 @@ pub(crate) fn build(nvcc: &Path) -> Result<Build> {
 /// # Errors
 /// If there is something to complain of.
 pub(crate) fn lint(build: &Build) -> Result<()> {
-    let there = Command::new(cargo()).args(["clippy", "--version"]).output();
+    let there = cargo().args(["clippy", "--version"]).output();
     if !there.is_ok_and(|o| o.status.success()) {
         note("warning: clippy is missing; CUDA code is not linted");
         return Ok(());
@@ -180,7 +180,7 @@ impl Build {
     }
 
     fn cargo(&self, command: &str) -> Command {
-        let mut cargo = Command::new(cargo());
+        let mut cargo = cargo();
         cargo
             .current_dir(workspace())
             .args([command, "--release"])
@@ -296,10 +296,6 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn cargo() -> OsString {
-    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
-}
-
 /// 13, 0 of "Cuda compilation tools, release 13.0, V13.0.88".
 fn version(nvcc: &Path) -> Result<(u32, u32)> {
     let output =
@@ -317,7 +313,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 
 /// Folder of cudarc's sources.
 fn cudarc() -> Result<PathBuf> {
-    let output = Command::new(cargo())
+    let output = cargo()
         .current_dir(workspace())
         .args(["metadata", "--format-version", "1", "--features", "adw-cli/cuda"])
         .output()
