@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use cli_support::{Adw, TINY, phantom};
+use cli_support::{Adw, TINY, phantom, tiny_settings};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
@@ -172,7 +172,7 @@ fn json_has_exactly_the_documented_fields() {
     let step = ["--patch", "8", "8", "8", "--poolings", "1", "--max-width", "6", "--repeats", "1", "--warmup", "0"];
     page.compare("bench step", no().args(step), &[]);
 
-    let settings = TINY.iter().map(|set| set.strip_prefix("--set=").unwrap()).collect::<Vec<_>>();
+    let settings = tiny_settings();
     let arms = "[[arms]]\nname = \"narrow\"\nuniform_width = 2\n[[arms]]\nname = \"wide\"\nuniform_width = 4\n";
     let sweep = format!("datasets = [{data:?}]\nfolds = [0]\nseeds = [1]\nset = {settings:?}\n{arms}");
     fs::write(path("study.toml"), sweep).unwrap();

@@ -45,7 +45,7 @@ fn probabilities_belong_to_the_label_maps_and_are_kept_with_them() {
         assert_eq!(classes[usize::from(label)], classes.into_iter().max().unwrap(), "{voxel}");
     }
 
-    // What is there is kept; what is missing or of something else is made anew.
+    // A second call keeps the files, and replaces one that is cut.
     let whole = fs::read(&archive).unwrap();
     let written = || fs::metadata(&archive).unwrap().modified().unwrap();
     let before = written();

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use cli_support::{Adw, TINY, phantom};
+use cli_support::{Adw, TINY, phantom, tiny_settings};
 use serde_json::Value;
 
 /// Script before all others: collects errors, and when the page has loaded moves every view by a key.
@@ -166,7 +166,7 @@ fn sweeps_and_cross_validations_have_reports_too() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let sweep = dir.path().join("study.toml");
-    let settings: Vec<&str> = TINY.iter().map(|option| option.trim_start_matches("--set=")).collect();
+    let settings = tiny_settings();
     let text = format!(
         "datasets = [{:?}]\nfolds = [0, 1]\nset = {settings:?}\n[[arms]]\nname = \"narrow\"\nuniform_width = 4\n[[arms]]\n\
          name = \"wide\"\nuniform_width = 6\n",

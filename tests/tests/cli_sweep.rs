@@ -9,21 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cli_support::{Adw, TINY, contents, phantom};
+use cli_support::{Adw, contents, phantom, tiny_settings};
 use serde_json::Value;
 
 /// Sweep of one dataset and two folds, with a search, a baseline and a random network as large as the found one.
 fn sweep(dir: &Path, data: &Path, name: &str) -> PathBuf {
-    let settings = TINY
-        .iter()
-        .chain(&["--set=retrain.warm_start=false"])
-        .map(|option| format!("{:?}", option.trim_start_matches("--set=")));
+    let settings = [tiny_settings(), vec!["retrain.warm_start=false"]].concat();
     let path = dir.join(format!("{name}.toml"));
     let text = format!(
-        "datasets = [{:?}]\nfolds = [0, 1]\nset = [{}]\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"plain\"\n\
+        "datasets = [{:?}]\nfolds = [0, 1]\nset = {settings:?}\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"plain\"\n\
          uniform_width = 4\nuniform_depth = 1\n[[arms]]\nname = \"random\"\nrandom = 1\ncost_of = \"found\"\n",
-        data.display().to_string(),
-        settings.collect::<Vec<_>>().join(", ")
+        data.display().to_string()
     );
     fs::write(&path, text).unwrap();
     path

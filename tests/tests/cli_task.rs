@@ -135,7 +135,7 @@ fn an_archive_that_a_manifest_describes_is_downloaded_and_checked() {
     assert_eq!(Path::new(download.succeed().stdout.trim_end()), dataset);
     Adw::new(["check"]).path("--data", &dataset).succeed();
 
-    // What a kill at the very end leaves is removed by the next call.
+    // Leftovers of a download that was killed at its very end are removed by the next call.
     fs::write(here.join("data/.Task00_Phantom.tar.part"), "x").unwrap();
     fs::create_dir(here.join("data/.Task00_Phantom.1-0.adw-tmp")).unwrap();
     assert!(download.succeed().stderr.contains("is there already"));

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cli_support::{Adw, TINY, adw, contents, phantom};
+use cli_support::{Adw, adw, contents, phantom, tiny_settings};
 
 const NUM_NODES: u16 = 3;
 
@@ -217,8 +217,7 @@ fn command(action: &str, sweep: &Path) -> Adw {
 /// Sweep of two datasets and two folds.
 fn sweep(dir: &Path, name: &str) -> PathBuf {
     let datasets = ["Task00_Phantom", "Task98_Other"].map(|name| dir.join(name).display().to_string());
-    let settings = TINY.iter().chain(&["--set=search.epochs=60", "--set=retrain.warm_start=false"]);
-    let settings: Vec<&str> = settings.map(|option| option.trim_start_matches("--set=")).collect();
+    let settings = [tiny_settings(), vec!["search.epochs=60", "retrain.warm_start=false"]].concat();
     let path = dir.join(format!("{name}.toml"));
     let text = format!(
         "datasets = {datasets:?}\nfolds = [0, 1]\nset = {settings:?}\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"plain\"\n\

@@ -196,6 +196,11 @@ pub const TINY: &[&str] = &[
     "--set=retrain.checkpoint_every_iterations=1",
 ];
 
+/// Settings of [`TINY`] as a sweep's file has them.
+pub fn tiny_settings() -> Vec<&'static str> {
+    TINY.iter().map(|option| option.trim_start_matches("--set=")).collect()
+}
+
 /// Every file below `dir` with its content, except what carries times.
 pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
