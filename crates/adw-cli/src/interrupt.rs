@@ -21,9 +21,9 @@ use std::{
 
 use adw_search::Stop;
 
-use crate::failure::program;
 #[cfg(unix)]
 use crate::report::progress::note;
+use crate::{failure::program, report::plain::shell_word};
 
 /// Number of the first signal that arrived, else 0.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -216,16 +216,7 @@ fn continuation(program: &str, mut arguments: Vec<String>, run: Option<(&Path, O
             arguments.extend([option.to_owned(), value].into_iter().filter(|text| !text.is_empty()));
         }
     }
-    arguments.iter().fold(program.to_owned(), |command, argument| command + " " + &quoted(argument))
-}
-
-/// Argument as a POSIX shell reads it.
-fn quoted(argument: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "-_=+./,:@%".contains(c);
-    if !argument.is_empty() && argument.chars().all(is_plain) {
-        return argument.to_owned();
-    }
-    format!("'{}'", argument.replace('\'', r"'\''"))
+    arguments.iter().fold(program.to_owned(), |command, argument| command + " " + &shell_word(argument))
 }
 
 #[cfg(test)]

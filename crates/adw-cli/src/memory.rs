@@ -1,9 +1,11 @@
 //! Memory that a training or a segmentation needs, checked against the limit before it starts.
 
+use std::path::PathBuf;
+
 use adw_supernet::{Architecture, Precision};
 use anyhow::Result;
 use candle_core::Device;
-use msd_data::{CaseBytes, Memory, Plan};
+use msd_data::{CaseBytes, Memory, Plan, dataset::described};
 
 use crate::{
     args::MemoryArgs,
@@ -115,9 +117,27 @@ pub(crate) fn check(
     );
 }
 
+/// Refuses an image whose preparation or segmentation, from and to its own grid, exceeds the limit.
+///
+/// # Errors
+/// A header that cannot be read; files and sizes of the image in the message otherwise.
+pub(crate) fn check_segmentation(
+    limit: Memory,
+    files: &[PathBuf],
+    plan: &Plan,
+    architectures: &[&Architecture],
+    device: &Device,
+    probabilities: bool,
+) -> Result<()> {
+    let case = CaseBytes::of(files, plan)?;
+    let segmenting = segmentation_bytes(architectures, &case, plan.patch_size, device, probabilities);
+    limit.check(case.preparing.max(segmenting), || described(files))?;
+    Ok(())
+}
+
 /// Bytes of segmenting a prepared case, its image included: the most of a forward pass beside the sums of weighted logits, of
 /// taking their mean, and of bringing the mean to the image's own grid.
-pub(crate) fn segmentation_bytes(
+fn segmentation_bytes(
     architectures: &[&Architecture],
     case: &CaseBytes,
     patch: [usize; 3],

@@ -72,8 +72,8 @@ impl RunFolder {
         }
         match lock_with_timeout(&lock_path(root, fold), LOCK_TIMEOUT) {
             Ok(lock) => {
-                // What killed processes have left, such as a report; files of live ones are locked. One that cannot be removed
-                // is no reason not to work.
+                // Temporary files of killed processes; those of live ones are locked. A leftover that cannot be removed harms
+                // nothing.
                 let _ = adw_files::remove_stale(root);
                 Ok(Self { root: root.to_owned(), _lock: lock })
             }

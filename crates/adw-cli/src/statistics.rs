@@ -30,7 +30,12 @@ pub(crate) struct Spread {
 
 /// Mean of a metric of a case over the labels for which it is a number.
 pub(crate) fn mean_over_labels(case: &BTreeMap<u16, LabelMetrics>, metric: fn(&LabelMetrics) -> f64) -> f64 {
-    let scores: Vec<f64> = case.values().map(metric).filter(|score| score.is_finite()).collect();
+    mean(case.values().map(metric))
+}
+
+/// Mean of the scores that are numbers; not a number without one.
+pub(crate) fn mean(scores: impl IntoIterator<Item = f64>) -> f64 {
+    let scores: Vec<f64> = scores.into_iter().filter(|score| score.is_finite()).collect();
     scores.iter().sum::<f64>() / scores.len() as f64
 }
 

@@ -29,7 +29,7 @@ use crate::{
     run_folder::{RunFolder, check_new, config_path, trainings_path},
     runs::task_runs,
     splits::Splits,
-    statistics::{Sample, Spread, mean_over_labels},
+    statistics::{Sample, Spread, mean, mean_over_labels},
     task::Task,
 };
 
@@ -241,8 +241,7 @@ impl<'a> Crossval<'a> {
                     "{name}: Dice {mean:.4}, standard deviation {standard_deviation:.4}, 95 % interval {low:.4} to {high:.4}\n"
                 ));
             }
-            let dice = found.dice.values();
-            let [before, after] = [0, 1].map(|i| dice.clone().map(|d| d[i]).sum::<f64>() / dice.len().max(1) as f64);
+            let [before, after] = [0, 1].map(|i| mean(found.dice.values().map(|dice| dice[i])));
             say(&format!("Dice after postprocessing {after:.4}, before {before:.4}: {}\n", steps.display()));
             say(&format!("{}\n", file.display()));
             if let Some(page) = page {

@@ -13,8 +13,8 @@ use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
-    CaseBytes, Geometry, Plan, Positions, Postprocessing, PreparedCase,
-    dataset::{case_id, channel_of, described, load_image, nifti_files},
+    Geometry, Plan, Positions, Postprocessing, PreparedCase,
+    dataset::{case_id, channel_of, load_image, nifti_files},
     nifti::{read_geometry, write_commented_labels},
     preprocess,
 };
@@ -92,10 +92,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         if args.probabilities {
             check_output(&image.probabilities(&output))?;
         }
-        let bytes = CaseBytes::of(&image.files, &models.plan)?;
-        let patch = models.plan.patch_size;
-        let segmenting = memory::segmentation_bytes(&architectures, &bytes, patch, &device, args.probabilities);
-        limit.check(bytes.preparing.max(segmenting), || described(&image.files))?;
+        memory::check_segmentation(limit, &image.files, &models.plan, &architectures, &device, args.probabilities)?;
         let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
         if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
             let file = image.files[0].display();

@@ -6,9 +6,7 @@ use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingW
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{
-    CaseBytes, EvaluationOptions, Report, dataset::described, evaluate_pairs, training_cases_bytes, write_labels,
-};
+use msd_data::{EvaluationOptions, Report, evaluate_pairs, training_cases_bytes, write_labels};
 use serde_json::json;
 
 use crate::{
@@ -163,10 +161,7 @@ impl Training<'_> {
         let limit = memory::limit(self.args.memory);
         for id in run.splits.fold(run.fold)?.validation {
             let files = &run.dataset.training_case(&id)?.image;
-            let bytes = CaseBytes::of(files, &run.plan)?;
-            let patch = run.plan.patch_size;
-            let segmenting = memory::segmentation_bytes(&[&self.architecture], &bytes, patch, &self.device, false);
-            limit.check(bytes.preparing.max(segmenting), || described(files))?;
+            memory::check_segmentation(limit, files, &run.plan, &[&self.architecture], &self.device, false)?;
         }
         Ok(())
     }

@@ -30,6 +30,15 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
+/// Argument or path as a POSIX shell reads it, in quotation marks where it needs them.
+pub(crate) fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_=+./,:@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Returns true for characters that a terminal does not print but obeys: controls, marks of direction, invisible ones.
 fn is_obeyed(c: char) -> bool {
     c.is_control()

@@ -22,7 +22,7 @@ use crate::{
         progress::{emit, say},
         table::Table,
     },
-    statistics::{Sample, Spread, mean_over_labels},
+    statistics::{Sample, Spread, mean, mean_over_labels},
 };
 
 /// Writes `rows.jsonl`, `summary.md`, a chart of each kind per dataset in `plots/` and `report.html`, and prints the tables.
@@ -150,40 +150,34 @@ fn paired(arm: &[&Row], other: &[&Row]) -> Option<Spread> {
 
 /// Compares the arms in a dataset by the rows of its networks.
 fn compared(dataset: &str, rows: &[&Row], arms: &[Arm]) -> StudyDataset {
-    let of_arm = |arm: &Arm| rows.iter().copied().filter(|row| row.arm == arm.name).collect::<Vec<_>>();
-    let mut by_arm: Vec<(String, Vec<&Row>)> = arms.iter().map(|arm| (arm.name.clone(), of_arm(arm))).collect();
-    let spread = |rows: &[&Row]| by_network(rows, |row| row.cases.keys().map(|case| dice(row, case)).collect());
-    by_arm.retain(|(_, rows)| spread(rows).is_some());
-    let scores = by_arm.iter().filter_map(|(name, rows)| {
-        let mean = |value: &dyn Fn(&Row) -> f64| rows.iter().map(|row| value(row)).sum::<f64>() / rows.len() as f64;
-        Some(ArmScores {
+    let (mut scores, mut by_arm) = (Vec::new(), Vec::<(&String, Vec<&Row>)>::new());
+    for Arm { name, .. } in arms {
+        let rows: Vec<&Row> = rows.iter().copied().filter(|row| row.arm == *name).collect();
+        let all = by_network(&rows, |row| row.cases.keys().map(|case| dice(row, case)).collect());
+        let Some(all) = all else { continue };
+        let of_networks = |value: &dyn Fn(&Row) -> f64| mean(rows.iter().map(|row| value(row)));
+        scores.push(ArmScores {
             name: name.clone(),
             num_networks: rows.len(),
-            dice: spread(rows)?,
-            macs_per_patch: mean(&|row| row.macs_per_patch as f64),
-            steps: mean(&|row| row.steps as f64),
-            search_s: mean(&|row| row.search_s.unwrap_or(0.0)),
-            retrain_s: mean(&|row| row.retrain_s),
-        })
-    });
+            dice: all,
+            macs_per_patch: of_networks(&|row| row.macs_per_patch as f64),
+            steps: of_networks(&|row| row.steps as f64),
+            search_s: of_networks(&|row| row.search_s.unwrap_or(0.0)),
+            retrain_s: of_networks(&|row| row.retrain_s),
+        });
+        by_arm.push((name, rows));
+    }
     let mut differences = Vec::new();
     for (index, (name, of_arm)) in by_arm.iter().enumerate() {
         differences.extend(by_arm[index + 1..].iter().filter_map(|(other, of_other)| {
-            Some(ArmDifference { arms: [name.clone(), other.clone()], dice: paired(of_arm, of_other)? })
+            Some(ArmDifference { arms: [name, other].map(|name| (*name).clone()), dice: paired(of_arm, of_other)? })
         }));
     }
     let names: BTreeSet<&String> = rows.iter().flat_map(|row| row.cases.keys()).collect();
-    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
-    let mut cases: Vec<(String, Vec<f64>)> = Vec::new();
-    for case in names {
-        let of_arm = |(_, rows): &(String, Vec<&Row>)| {
-            mean(&rows.iter().map(|row| dice(row, case)).filter(|score| score.is_finite()).collect::<Vec<_>>())
-        };
-        cases.push((case.clone(), by_arm.iter().map(of_arm).collect()));
-    }
-    let of_case = |scores: &[f64]| mean(&scores.iter().copied().filter(|score| score.is_finite()).collect::<Vec<_>>());
-    cases.sort_by(|(_, a), (_, b)| of_case(a).total_cmp(&of_case(b)));
-    StudyDataset { name: dataset.to_owned(), arms: scores.collect(), differences, cases }
+    let of_case = |case| by_arm.iter().map(|(_, rows)| mean(rows.iter().map(|row| dice(row, case)))).collect();
+    let mut cases: Vec<(String, Vec<f64>)> = names.into_iter().map(|case| (case.clone(), of_case(case))).collect();
+    cases.sort_by(|(_, a), (_, b)| mean(a.iter().copied()).total_cmp(&mean(b.iter().copied())));
+    StudyDataset { name: dataset.to_owned(), arms: scores, differences, cases }
 }
 
 fn emit_scores(dataset: &StudyDataset) {

@@ -74,16 +74,7 @@ impl LineChart<'_> {
                 bottom - 5.0
             );
         }
-        for tick in &scale.ticks {
-            let at = y(*tick);
-            let _ = write!(
-                svg,
-                r#"<path class="grid" d="M{left:.1} {at:.1}H{right:.1}"/><text class="tick end" x="{:.1}" y="{:.1}">{}</text>"#,
-                left - 6.0,
-                at + 4.0,
-                number(*tick)
-            );
-        }
+        scale.draw_rows(&mut svg, [left, right]);
         for tick in ticks_of_epochs(last) {
             let _ = write!(
                 svg,
@@ -158,16 +149,7 @@ pub(super) fn distribution(title: &str, unit: &str, rows: &[(String, Vec<f64>)])
     let scale = Scale::new(all, 6, [LEFT, SIZE[0] - 16.0]);
     let x = |v: f64| scale.at(v);
     let (mut svg, mut summary) = (String::new(), Vec::new());
-    for tick in &scale.ticks {
-        let _ = write!(
-            svg,
-            r#"<path class="grid" d="M{0:.1} 4V{1:.1}"/><text class="tick middle" x="{0:.1}" y="{2:.1}">{3}</text>"#,
-            x(*tick),
-            height - 20.0,
-            height - 6.0,
-            number(*tick)
-        );
-    }
+    scale.draw_columns(&mut svg, height - 20.0, height - 6.0, |_| "grid");
     for (i, (name, values)) in rows.iter().enumerate() {
         let middle = ROW * (i as f64 + 0.5);
         let mut sorted = finite(values);
@@ -286,6 +268,35 @@ impl Scale {
     pub(super) fn at(&self, value: f64) -> f64 {
         let (low, high) = (self.ticks[0], *self.ticks.last().expect("there are ticks"));
         self.ends[0] + (value - low) / (high - low).max(1e-300) * (self.ends[1] - self.ends[0])
+    }
+
+    /// Draws a line at each tick of a vertical axis from `left` to `right`, with its number in front.
+    pub(super) fn draw_rows(&self, svg: &mut String, [left, right]: [f64; 2]) {
+        for tick in &self.ticks {
+            let at = self.at(*tick);
+            let _ = write!(
+                svg,
+                r#"<path class="grid" d="M{left:.1} {at:.1}H{right:.1}"/><text class="tick end" x="{:.1}" y="{:.1}">{}</text>"#,
+                left - 6.0,
+                at + 4.0,
+                number(*tick)
+            );
+        }
+    }
+
+    /// Draws a line of a class at each tick of a horizontal axis down to `bottom`, with its number at `below`.
+    pub(super) fn draw_columns(&self, svg: &mut String, bottom: f64, below: f64, class: impl Fn(f64) -> &'static str) {
+        for tick in &self.ticks {
+            let _ = write!(
+                svg,
+                r#"<path class="{4}" d="M{0:.1} 4V{1:.1}"/><text class="tick middle" x="{0:.1}" y="{2:.1}">{3}</text>"#,
+                self.at(*tick),
+                bottom,
+                below,
+                number(*tick),
+                class(*tick)
+            );
+        }
     }
 }
 

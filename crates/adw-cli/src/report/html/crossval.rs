@@ -11,6 +11,7 @@ use super::{
 use crate::{
     fold::Fold,
     report::run_data::{CrossvalData, RunData, SearchData, TrainingData},
+    statistics::mean,
 };
 
 /// Section about a cross-validation.
@@ -79,11 +80,8 @@ fn postprocessing(of: &CrossvalData, labels: &[Label]) -> String {
     if kept.is_empty() {
         return "none: keeping the largest component raises no label's Dice".to_owned();
     }
-    let mean = |i: usize| {
-        let scores: Vec<f64> = found.dice.values().filter_map(|dice| dice[i]).collect();
-        scores.iter().sum::<f64>() / scores.len() as f64
-    };
-    format!("largest component of {}: Dice {} after, {} before", kept.join(", "), fixed(mean(1)), fixed(mean(0)))
+    let [before, after] = [0, 1].map(|i| fixed(mean(found.dice.values().filter_map(|dice| dice[i]))));
+    format!("largest component of {}: Dice {after} after, {before} before", kept.join(", "))
 }
 
 /// Command that repeats a cross-validation with the dataset `data`, a path for a shell.

@@ -7,12 +7,12 @@ use super::{
     page::{escape, number},
 };
 
-/// Mean score of some networks with its 95 % interval, and their cost.
+/// Mean score of some networks, or of their differences, with its 95 % interval, and their cost if they have one.
 pub(super) struct Point {
     pub(super) name: String,
     pub(super) mean: f64,
     pub(super) interval: [f64; 2],
-    pub(super) cost: f64,
+    pub(super) cost: Option<f64>,
 }
 
 /// Chart as a part of a page, or as a file of its own.
@@ -48,7 +48,8 @@ impl Chart {
 
 fn described(points: &[Point]) -> String {
     let point = |Point { name, mean, interval: [low, high], cost }: &Point| {
-        format!("{name}: {mean:.4}, interval {low:.4} to {high:.4}, cost {}", number(*cost))
+        let cost = cost.map_or(String::new(), |cost| format!(", cost {}", number(cost)));
+        format!("{name}: {mean:.4}, interval {low:.4} to {high:.4}{cost}")
     };
     points.iter().map(point).collect::<Vec<_>>().join("; ")
 }
@@ -61,17 +62,8 @@ pub(super) fn intervals(title: &str, unit: &str, points: &[Point], zero: bool) -
     let values = points.iter().flat_map(|point| [point.mean, point.interval[0], point.interval[1]]);
     let x = Scale::new(values.chain(zero.then_some(0.0)), 5, [LEFT, SIZE[0] - 24.0]);
     let mut svg = String::new();
-    for tick in &x.ticks {
-        let class = if zero && *tick == 0.0 { "mark" } else { "grid" };
-        let _ = write!(
-            svg,
-            r#"<path class="{class}" d="M{0:.1} 4V{1:.1}"/><text class="tick middle" x="{0:.1}" y="{2:.1}">{3}</text>"#,
-            x.at(*tick),
-            height - 22.0,
-            height - 6.0,
-            number(*tick)
-        );
-    }
+    let class = |tick| if zero && tick == 0.0 { "mark" } else { "grid" };
+    x.draw_columns(&mut svg, height - 22.0, height - 6.0, class);
     for (i, Point { name, mean, interval: [low, high], .. }) in points.iter().enumerate() {
         let middle = ROW * (i as f64 + 0.5);
         let short: String = name.chars().take(26).collect();
@@ -94,18 +86,9 @@ pub(super) fn over_cost(title: &str, unit: &str, points: &[Point]) -> Chart {
     let bottom = SIZE[1] - 36.0;
     let scores = points.iter().flat_map(|point| [point.interval[0], point.interval[1]]);
     let y = Scale::new(scores, 5, [bottom, 12.0]);
-    let x = Scale::new(points.iter().map(|point| point.cost), 5, [64.0, SIZE[0] - 30.0]);
+    let x = Scale::new(points.iter().filter_map(|point| point.cost), 5, [64.0, SIZE[0] - 30.0]);
     let mut svg = String::new();
-    for tick in &y.ticks {
-        let _ = write!(
-            svg,
-            r#"<path class="grid" d="M64 {0:.1}H{1:.1}"/><text class="tick end" x="58" y="{2:.1}">{3}</text>"#,
-            y.at(*tick),
-            SIZE[0] - 30.0,
-            y.at(*tick) + 4.0,
-            number(*tick)
-        );
-    }
+    y.draw_rows(&mut svg, [64.0, SIZE[0] - 30.0]);
     for tick in &x.ticks {
         let _ = write!(
             svg,
@@ -126,6 +109,7 @@ pub(super) fn over_cost(title: &str, unit: &str, points: &[Point]) -> Chart {
     let mut from_top: Vec<&Point> = points.iter().collect();
     from_top.sort_by(|a, b| b.mean.total_cmp(&a.mean));
     for Point { name, mean, interval: [low, high], cost } in from_top {
+        let Some(cost) = cost else { continue };
         let (at, middle) = (x.at(*cost), y.at(*mean));
         let (class, side) = if at > SIZE[0] / 2.0 { ("name end", at - 9.0) } else { ("name", at + 9.0) };
         let mut place = middle - 6.0;
@@ -152,7 +136,7 @@ mod tests {
     fn intervals_lie_between_the_ticks_and_files_stand_alone() {
         let point =
             |name: &str, mean: f64, cost| Point { name: name.into(), mean, interval: [mean - 0.01, mean + 0.02], cost };
-        let points = [point("found <1>", 0.88, 3e9), point("nnunet", 0.87, 9e9)];
+        let points = [point("found <1>", 0.88, Some(3e9)), point("nnunet", 0.87, Some(9e9))];
         let chart = intervals("Dice", "mean", &points, false);
         let file = chart.file();
         assert!(
@@ -160,8 +144,9 @@ mod tests {
             "{file}"
         );
         assert!(chart.figure().contains("aria-label=\"Dice. found"), "{}", chart.figure());
-        let zero = intervals("Difference", "", &[point("a - b", 0.3, 0.0)], true);
+        let zero = intervals("Difference", "", &[point("a - b", 0.3, None)], true);
         assert!(zero.svg.contains("class=\"mark\""), "{}", zero.svg);
+        assert_eq!(zero.alternative, "a - b: 0.3000, interval 0.2900 to 0.3200");
         // The dearer network is further right.
         let cost = over_cost("Cost", "", &points).svg;
         let at: Vec<f64> =

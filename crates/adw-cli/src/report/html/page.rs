@@ -3,7 +3,7 @@
 use std::{fmt::Write, path::Path};
 
 pub(super) use crate::report::number::number;
-use crate::report::plain::plain;
+use crate::report::plain::{plain, shell_word};
 
 /// Text that shows as it is in HTML, in elements and in quoted attributes.
 pub(super) fn escape(text: &str) -> String {
@@ -12,9 +12,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Path for a POSIX shell.
 pub(super) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
-    if is_plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    shell_word(&path.display().to_string())
 }
 
 /// `number`, or a dash for none.

@@ -65,7 +65,7 @@ fn charts(dataset: &StudyDataset) -> [Chart; 2] {
         name: arm.name.clone(),
         mean: arm.dice.mean,
         interval: arm.dice.interval_95,
-        cost: arm.macs_per_patch,
+        cost: Some(arm.macs_per_patch),
     };
     let points: Vec<Point> = dataset.arms.iter().map(point).collect();
     [
@@ -122,7 +122,7 @@ fn section(index: usize, dataset: &StudyDataset) -> Section {
         name: format!("{a} - {b}"),
         mean: dice.mean,
         interval: dice.interval_95,
-        cost: 0.0,
+        cost: None,
     };
     let points: Vec<Point> = dataset.differences.iter().map(point).collect();
     if !points.is_empty() {

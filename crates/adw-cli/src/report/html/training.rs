@@ -13,6 +13,7 @@ use super::{
 use crate::{
     fold::Fold,
     report::run_data::{RunData, TrainingData},
+    statistics::mean,
 };
 
 /// Most cases in a table: the worst ones.
@@ -44,11 +45,6 @@ pub(super) fn scored(report: &Report) -> Vec<ScoredCase<'_>> {
 fn case_id(file: &Path) -> &str {
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.strip_suffix(".gz").unwrap_or(name).trim_end_matches(".nii")
-}
-
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let finite: Vec<f64> = values.filter(|v| v.is_finite()).collect();
-    finite.iter().sum::<f64>() / finite.len() as f64
 }
 
 /// Name of a label.
