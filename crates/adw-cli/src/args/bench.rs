@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use adw_supernet::GatePosition;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::groups::{DeviceArgs, ProcessArgs};
+use super::{
+    examples,
+    groups::{DeviceArgs, ProcessArgs},
+};
 
 /// `adw bench`
 #[derive(Args, Debug)]
@@ -18,6 +21,7 @@ pub(crate) struct BenchArgs {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Subject {
     /// Time the passes of one search iteration, or of one training step of a discrete network, on random data
+    #[command(after_help = examples::BENCH)]
     Step(BenchStepArgs),
 }
 

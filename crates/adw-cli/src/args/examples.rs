@@ -61,6 +61,32 @@ Examples:
   adw sweep submit study.toml --slurm --dry-run
   adw sweep summary study.toml";
 
+pub(super) const SWEEP_PLAN: &str = "\
+Examples:
+  adw sweep plan study.toml             how much there is to do";
+
+pub(super) const SWEEP_RUN: &str = "\
+Examples:
+  adw sweep run study.toml --workers 2   killed at any time: give it again";
+
+pub(super) const SWEEP_STATUS: &str = "\
+Examples:
+  adw sweep status study.toml";
+
+pub(super) const SWEEP_SUMMARY: &str = "\
+Examples:
+  adw sweep summary study.toml          also while it runs";
+
+pub(super) const SWEEP_WORK: &str = "\
+Examples:
+  adw sweep work study.toml --wait      the task of this array job
+  adw sweep work study.toml --stage search --dataset hippocampus";
+
+pub(super) const SWEEP_SUBMIT: &str = "\
+Examples:
+  adw sweep submit study.toml --slurm --dry-run
+  adw sweep submit study.toml --slurm --at-a-time 8 --cores 4";
+
 pub(super) const PREDICT: &str = "\
 Examples:
   adw predict --model runs/mine --input /data/new --output labels
@@ -118,4 +144,5 @@ Examples:
 pub(super) const BENCH: &str = "\
 Examples:
   adw bench step --batch 1
+  adw bench step --uniform-width 16     a training step of a plain U-Net
   adw bench step --patch 64 128 128 --max-width 24 --passes inference";

@@ -130,10 +130,16 @@ mod tests {
 
     #[test]
     fn every_command_has_examples_that_are_read() {
-        for command in Cli::command().get_subcommands().filter(|command| command.get_name() != "help") {
+        let named =
+            |parent: &str, command: &clap::Command| (format!("{parent} {}", command.get_name()), command.clone());
+        let mut commands: Vec<_> = Cli::command().get_subcommands().map(|command| named("adw", command)).collect();
+        for (name, command) in commands.clone() {
+            commands.extend(command.get_subcommands().map(|part| named(&name, part)));
+        }
+        for (name, command) in commands.iter().filter(|(_, command)| command.get_name() != "help") {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let lines: Vec<&str> = help.lines().filter_map(|line| line.strip_prefix("  ")).collect();
-            assert!(!lines.is_empty(), "{}", command.get_name());
+            assert!(!lines.is_empty(), "{name}");
             for line in lines {
                 assert!(line.len() < 98, "too long for a terminal: {line}");
                 // Remarks stand three spaces behind the command, redirections are the shell's.
@@ -141,7 +147,7 @@ mod tests {
                 let words = words.split(' ').map(|word| word.trim_matches('\''));
                 let cli = Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
                 drop(cli);
-                assert!(line.starts_with(&format!("adw {}", command.get_name())), "{line}");
+                assert!(line.starts_with(name), "{line}");
             }
         }
     }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::groups::{DeviceArgs, MemoryArgs, ProcessArgs, ScratchArgs};
+use super::{
+    examples,
+    groups::{DeviceArgs, MemoryArgs, ProcessArgs, ScratchArgs},
+};
 
 /// `adw sweep`
 #[derive(Args, Debug)]
@@ -18,17 +21,23 @@ pub(crate) struct SweepArgs {
 #[derive(Subcommand, Debug)]
 pub(crate) enum SweepAction {
     /// Write the list of tasks
+    #[command(after_help = examples::SWEEP_PLAN)]
     Plan(SweepFileArgs),
     /// Do the tasks on this machine
+    #[command(after_help = examples::SWEEP_RUN)]
     Run(SweepRunArgs),
     /// Show which tasks are done
+    #[command(after_help = examples::SWEEP_STATUS)]
     Status(SweepFileArgs),
     /// Compare the arms: a line per trained network in `rows.jsonl`, tables in `summary.md`, charts in `plots/`, all in
     /// `report.html`
+    #[command(after_help = examples::SWEEP_SUMMARY)]
     Summary(SweepFileArgs),
     /// Do one task, such as that of an array job
+    #[command(after_help = examples::SWEEP_WORK)]
     Work(SweepWorkArgs),
     /// Print or submit the job files of a cluster
+    #[command(after_help = examples::SWEEP_SUBMIT)]
     Submit(SweepSubmitArgs),
 }
 
@@ -38,8 +47,9 @@ pub(crate) struct SweepFileArgs {
     /// TOML file of the sweep; docs/cluster.md has an example
     #[arg(value_name = "FILE")]
     pub(crate) sweep: PathBuf,
-    #[command(flatten)]
-    pub(crate) process: ProcessArgs,
+    /// Print one JSON object per line on stdout, and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `adw sweep run`

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
         SweepAction::Plan(args) => plan(args),
         SweepAction::Run(args) => run_here(args),
         SweepAction::Status(args) => status(args),
-        SweepAction::Summary(args) => summary::summary(&Sweep::open(&args.sweep)?, args.process.json),
+        SweepAction::Summary(args) => summary::summary(&Sweep::open(&args.sweep)?, args.json),
         SweepAction::Work(args) => work::work(args),
         SweepAction::Submit(args) => jobs::submit(args),
     }
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
 
 fn plan(args: &SweepFileArgs) -> Result<()> {
     let sweep = Sweep::create(&args.sweep)?;
-    if args.process.json {
+    if args.json {
         for task in &sweep.tasks {
             let after: Vec<_> = task.after.iter().map(|&needed| &sweep.tasks[needed].name).collect();
             emit("task", &json!({ "name": task.name, "stage": task.stage, "after": after }));
@@ -66,7 +66,7 @@ const MAX_LISTED: usize = 10;
 fn status(args: &SweepFileArgs) -> Result<()> {
     let sweep = Sweep::open(&args.sweep)?;
     let states: Vec<State> = sweep.tasks.iter().map(|task| sweep.state(task)).collect();
-    if args.process.json {
+    if args.json {
         for (task, state) in sweep.tasks.iter().zip(&states) {
             let (word, message) = described(state);
             emit("task", &json!({ "name": task.name, "state": word, "message": message }));
