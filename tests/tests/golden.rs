@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, WeightSamples,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, WeightNetwork,
     bilevel_step,
 };
 use adw_supernet::{
@@ -213,7 +213,7 @@ fn check_steps(golden: &Golden, dtype: DType, report: &mut Report) {
         weights_on: if on_b { Half::B } else { Half::A },
         arch_batches: ArchBatches::AAndB,
         penalty: None,
-        weight_samples: WeightSamples::Soft,
+        weight_network: WeightNetwork::Mixture,
     };
     for s in 0..golden.number("steps", 0.0) as usize {
         let batch = |which: &str| Batch {

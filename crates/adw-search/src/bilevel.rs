@@ -3,7 +3,7 @@
 use adw_supernet::{Gradients, GumbelSample, Loss, Role, Supernet, Unet};
 use candle_core::Tensor;
 
-use crate::config::{ArchBatches, Half, SearchConfig, WeightSamples};
+use crate::config::{ArchBatches, Half, SearchConfig, WeightNetwork};
 use crate::optim::{self, Optimizer, OptimizerConfig};
 use crate::{Batch, CostPenalty, Result, parameters};
 
@@ -54,8 +54,8 @@ pub struct BilevelSettings<'a> {
     pub arch_batches: ArchBatches,
     /// Cost term of the architecture steps.
     pub penalty: Option<CostPenalty>,
-    /// Networks that the weights are trained in.
-    pub weight_samples: WeightSamples,
+    /// Network that the weight step trains.
+    pub weight_network: WeightNetwork,
 }
 
 /// Batches of one iteration.
@@ -133,7 +133,7 @@ pub fn arch_step(
     clipped_step(&mut *optimizers.arch, &gradients, settings.arch_lr, settings.clip, loss)
 }
 
-/// Runs one step of the weights: of the mixture that `sample` weighs, or of the network that it draws.
+/// Runs one step of the weights of the network that `settings` name.
 ///
 /// # Errors
 /// As [`bilevel_step`].
@@ -144,10 +144,15 @@ pub fn weight_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, gradients) = match settings.weight_samples {
-        WeightSamples::Soft => loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?,
-        WeightSamples::Hard => {
-            let subnet = net.subnet(&net.drawn_architecture(sample)?)?;
+    let architecture = match settings.weight_network {
+        WeightNetwork::Mixture => None,
+        WeightNetwork::Drawn => Some(net.drawn_architecture(sample)?),
+        WeightNetwork::Largest => Some(net.config().largest()?),
+    };
+    let (loss, gradients) = match architecture {
+        None => loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?,
+        Some(architecture) => {
+            let subnet = net.subnet(&architecture)?;
             let (loss, gradients) = network_loss_and_gradients(subnet.unet(), settings.loss, batch)?;
             (loss, subnet.spread(&gradients)?)
         }

@@ -36,9 +36,34 @@ pub enum WeightSamples {
     /// The mixture of all candidates, weighted by the Gumbel-softmax: the paper.
     #[default]
     Soft,
-    /// One discrete network per step, drawn from the probabilities and cut out of the supernet (Gumbel-max; single-path
-    /// training, Guo et al. 2020): the supernet trains the networks that it is to compare, at the cost of these.
-    Hard,
+    /// The largest network during the warm-up, then the mixture and a drawn network in turns: large networks learn
+    /// faster than their parts, so these start from its weights (progressive shrinking, Cai et al. 2020); the mixture
+    /// is the network that architecture steps differentiate; drawn networks (Guo et al. 2020) are those that are to be
+    /// compared.
+    Progressive,
+}
+
+impl WeightSamples {
+    /// Network that the weight step of an iteration trains.
+    pub(crate) fn network(self, in_warmup: bool, iteration: usize) -> WeightNetwork {
+        match self {
+            Self::Soft => WeightNetwork::Mixture,
+            Self::Progressive if in_warmup => WeightNetwork::Largest,
+            Self::Progressive if iteration.is_multiple_of(2) => WeightNetwork::Mixture,
+            Self::Progressive => WeightNetwork::Drawn,
+        }
+    }
+}
+
+/// Network whose weights a weight step trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightNetwork {
+    /// The supernet, its candidates weighted by the step's sample.
+    Mixture,
+    /// The discrete network that the step's sample draws from the probabilities (Gumbel-max), cut out of the supernet.
+    Drawn,
+    /// The largest network of the search space.
+    Largest,
 }
 
 /// Largest cost of the found network.

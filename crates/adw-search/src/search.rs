@@ -264,7 +264,7 @@ impl TrainingTask for SearchTask<'_> {
             weights_on: self.config.weights_on,
             arch_batches: self.config.arch_batches,
             penalty: self.penalty.clone(),
-            weight_samples: self.config.weight_samples,
+            weight_network: self.config.weight_samples.network(self.phase(epoch) == Phase::Warmup, iteration),
         };
         let values = match self.phase(epoch) {
             Phase::Warmup => {

@@ -7,8 +7,9 @@ use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, S
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{
-    BatchRequest, BatchSource, Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained,
-    load_shared_weights, pseudo_dice, retrain, search,
+    Batch, BatchRequest, BatchSource, BilevelOptimizers, BilevelSettings, Error, Event, Part, Phase, RetrainRow,
+    RunOptions, SearchRow, Stop, Trained, WeightNetwork, load_shared_weights, pseudo_dice, retrain, search,
+    weight_step,
 };
 use adw_supernet::{
     Architecture, CostUnit, DiceCe, FixedSizes, NoiseKey, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
@@ -135,7 +136,7 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
         (WeightSamples::Soft, (8, Stop::Immediately)),
         (WeightSamples::Soft, (10, Stop::AfterSaving)),
         (WeightSamples::Soft, (13, Stop::Immediately)),
-        (WeightSamples::Hard, (8, Stop::Immediately)),
+        (WeightSamples::Progressive, (8, Stop::Immediately)),
     ] {
         let config = SearchConfig { weight_samples, ..search_config() };
         let whole_dir = tempfile::tempdir().unwrap();
@@ -153,17 +154,24 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     }
 }
 
-/// A hard weight step trains the network that its noise draws, and no other weight; the shared weights can be read back.
 #[test]
-fn hard_weight_steps_train_one_network_and_leave_weights_to_start_from() {
-    let config =
-        SearchConfig { epochs: 1, iterations_per_epoch: 1, weight_samples: WeightSamples::Hard, ..search_config() };
-    let mut net = supernet();
-    let key = NoiseKey { seed: config.seed, epoch: 0, iteration: 0, pass: 2 };
-    let drawn = net.drawn_architecture(&net.sample(key, 1.0).unwrap()).unwrap();
+fn a_weight_step_of_a_drawn_network_changes_its_layers_alone() {
+    let (net, config) = (supernet(), search_config());
+    let sample = net.sample(NoiseKey { seed: 7, epoch: 0, iteration: 0, pass: 2 }, 1.0).unwrap();
+    let drawn = net.drawn_architecture(&sample).unwrap();
     let before = bits(net.parameters(), Some(Role::Weight));
-    let dir = tempfile::tempdir().unwrap();
-    run_search(&mut net, &config, &options(&dir, false), None).unwrap();
+    let settings = BilevelSettings {
+        loss: &DiceCe::default(),
+        arch_lr: config.arch_lr,
+        lr: 1e-2,
+        clip: config.clip,
+        tau: 1.0,
+        weights_on: config.weights_on,
+        arch_batches: config.arch_batches,
+        penalty: None,
+        weight_network: WeightNetwork::Drawn,
+    };
+    weight_step(&net, &mut BilevelOptimizers::new(&net, &config), &settings, &plain_batch(), &sample).unwrap();
     let after = bits(net.parameters(), Some(Role::Weight));
     for ((name, before), (_, after)) in before.iter().zip(&after) {
         let layer = name.strip_prefix("block.").and_then(|rest| rest.split_once(".conv."));
@@ -173,11 +181,29 @@ fn hard_weight_steps_train_one_network_and_leave_weights_to_start_from() {
         });
         assert_eq!(before == after, absent, "{name} of {drawn}");
     }
+}
+
+/// The warm-up of a progressive search trains every weight; the shared weights can be read back.
+#[test]
+fn a_progressive_warm_up_trains_the_largest_network_and_leaves_weights_to_start_from() {
+    let weight_samples = WeightSamples::Progressive;
+    let config = SearchConfig { epochs: 1, iterations_per_epoch: 1, weight_samples, ..search_config() };
+    let mut net = supernet();
+    let before = bits(net.parameters(), None);
+    let dir = tempfile::tempdir().unwrap();
+    run_search(&mut net, &config, &options(&dir, false), None).unwrap();
+    for (parameter, (before, after)) in net.parameters().iter().zip(before.iter().zip(bits(net.parameters(), None))) {
+        assert_eq!(*before != after, parameter.role == Role::Weight, "{}", parameter.name);
+    }
     let fresh = Supernet::new(supernet_config(), 99, DType::F32, &Device::Cpu).unwrap();
     load_shared_weights(&fresh, dir.path()).unwrap();
     assert_eq!(bits(fresh.parameters(), None), bits(net.parameters(), None));
-    let batch = Cubes::new(2).batch(BatchRequest { part: Part::TrainBPlain, epoch: 0, iteration: 0 }).unwrap();
-    assert!(pseudo_dice(&fresh, &drawn, &[batch]).unwrap().is_some());
+    let largest = net.config().largest().unwrap();
+    assert!(pseudo_dice(&fresh, &largest, &[plain_batch()]).unwrap().is_some());
+}
+
+fn plain_batch() -> Batch {
+    Cubes::new(2).batch(BatchRequest { part: Part::TrainBPlain, epoch: 0, iteration: 0 }).unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use adw_cuda::{
     work::{Machine, Recorder},
 };
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, RetrainConfig, SearchConfig, WeightSamples,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, RetrainConfig, SearchConfig, WeightNetwork,
     arch_step, training_step, weight_step,
 };
 use adw_supernet::{Architecture, DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig, Unet};
@@ -114,7 +114,7 @@ fn search_iteration(args: &BenchStepArgs, device: &Device) -> Result<()> {
         weights_on: Half::A,
         arch_batches: ArchBatches::AAndB,
         penalty: None,
-        weight_samples: WeightSamples::Soft,
+        weight_network: WeightNetwork::Mixture,
     };
     let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));
