@@ -6,17 +6,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 
-use crate::dataset::{Case, Dataset, described, reading_bytes};
+use crate::dataset::{Case, Dataset, described, fault, reading_bytes};
 use crate::error::Error;
+use crate::fingerprint::Fingerprint;
 use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
 use crate::memory::Memory;
+use crate::orientation::{AxisMap, Orientation};
+use crate::plan::{PlanOptions, plan};
+use crate::preprocess::crop::nonzero_bounds;
 use crate::split::NUM_FOLDS;
 
 mod plausibility;
 
 use plausibility::TypicalGrid;
+pub use plausibility::implausible;
 
 /// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -47,7 +53,7 @@ impl fmt::Display for Problem {
 /// Reads the whole dataset in `dir`, several cases at a time, and returns all its problems: first those of
 /// `dataset.json`, then those of the cases in their order. Empty if it is sound.
 ///
-/// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases. Warnings: a
+/// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases, cases without a [`plan`]. Warnings: a
 /// number of cases other than announced, files that no entry lists or several do, labels that occur nowhere, cases without
 /// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
 /// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
@@ -67,15 +73,15 @@ pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
     };
     let json = dir.join("dataset.json").display().to_string();
     let mut problems = Vec::new();
-    for file in dataset.listed_files().filter(|file| !file.is_file()) {
-        let missing = Error::MissingFile { listed_in: json.clone(), path: file.clone(), others: 0 };
+    for (file, fault) in dataset.listed_files().filter_map(|file| Some((file, fault(file)?))) {
+        let missing = Error::MissingFile { listed_in: json.clone(), path: file.clone(), fault, others: 0 };
         problems.push(error(&missing));
     }
     let found = dataset.training.len();
     if found < NUM_FOLDS {
         problems.push(error(&Error::TooFewCases { found }));
     }
-    if let Some(announced) = announced_cases(dir).filter(|&n| n != found) {
+    if let Some(announced) = announced_cases(dir).filter(|announced| !is_number(announced, found)) {
         problems.push(warning(format!("{json}: numTraining is {announced}, but {found} cases are listed")));
     }
     let mut listed = BTreeSet::new();
@@ -97,6 +103,8 @@ pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
     );
     let grids: Vec<_> = training.iter().filter_map(|case| case.grid.as_ref()).collect();
     let typical = TypicalGrid::of(&grids);
+    let orientation = typical.as_ref().and_then(|typical| typical.orientation);
+    let unplannable = unplannable(&dataset, &training, orientation);
     let mut seen = BTreeSet::new();
     for case in training {
         problems.extend(case.problems(typical.as_ref()));
@@ -107,6 +115,7 @@ pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
         for label in dataset.labels.iter().filter(|label| !seen.contains(&label.value)) {
             problems.push(warning(format!("{json}: label {} ({}) occurs in no case", label.value, label.name)));
         }
+        problems.extend(unplannable.as_ref().map(error));
     }
     problems.extend(test.into_iter().flat_map(|case| case.problems(typical.as_ref())));
     problems
@@ -120,10 +129,16 @@ fn warning(message: String) -> Problem {
     Problem { severity: Severity::Warning, message }
 }
 
-fn announced_cases(dir: &Path) -> Option<usize> {
+/// Number of cases that `dataset.json` claims, as it stands there.
+fn announced_cases(dir: &Path) -> Option<Value> {
     let text = adw_files::read_text(&dir.join("dataset.json")).ok()?;
-    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-    json["numTraining"].as_u64().map(|n| n as usize)
+    let mut json: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
+    json.get_mut("numTraining").map(Value::take)
+}
+
+fn is_number(value: &Value, number: usize) -> bool {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.parse() == Ok(number as f64)
 }
 
 fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
@@ -136,12 +151,34 @@ fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
     Some(warning(format!("{n} files that dataset.json does not list, e.g. {first}: list them or remove them")))
 }
 
+/// Error of the plan of training cases that have been read, such as cases without room for a pooling.
+fn unplannable(dataset: &Dataset, cases: &[CheckedCase], orientation: Option<Orientation>) -> Option<Error> {
+    let mut fingerprint = Fingerprint {
+        orientation,
+        spacings: vec![],
+        shapes_after_crop: vec![],
+        intensity: vec![],
+        median_relative_size_after_cropping: 1.0,
+        cases: vec![],
+    };
+    for case in cases {
+        let (_, grid) = case.grid.as_ref()?;
+        let axes = AxisMap::between_known(grid.orientation(), orientation);
+        fingerprint.spacings.push(axes.triple(grid.spacing_mm));
+        fingerprint.shapes_after_crop.push(axes.triple(case.content));
+    }
+    let is_any = !cases.is_empty();
+    is_any.then(|| plan(&fingerprint, dataset, &PlanOptions::default()).err()).flatten()
+}
+
 /// Result of reading a case.
 #[derive(Default)]
 struct CheckedCase {
     found: Vec<Problem>,
     /// File and grid of the image; none if it could not be read.
     grid: Option<(PathBuf, Geometry)>,
+    /// Voxels of the nonzero box of a training image, z, y, x.
+    content: [usize; 3],
     /// Labels that occur.
     labels: BTreeSet<u16>,
 }
@@ -197,9 +234,11 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     if let Some(mm) = apart.filter(|&mm| mm > NEGLIGIBLE_MM) {
         warnings.push(format!("{label}: lies up to {mm:.1} mm away from its image {} in the scanner", file.display()));
     }
-    warnings.extend(plausibility::labels_outside(&case.label, &labels, &image));
+    let bounds = nonzero_bounds(&image.data.view());
+    warnings.extend(plausibility::labels_outside(&case.label, &labels, &bounds));
     let found = warnings.into_iter().map(warning).collect();
-    CheckedCase { found, grid: Some((file.clone(), image.geometry)), labels: seen }
+    let content = bounds.map(|range| range.len());
+    CheckedCase { found, grid: Some((file.clone(), image.geometry)), content, labels: seen }
 }
 
 fn check_image(dataset: &Dataset, files: &[PathBuf]) -> CheckedCase {

@@ -1,6 +1,8 @@
 //! A dataset on disk: `dataset.json` and the files it lists, in the layout of the decathlon or of nnU-Net v2.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayView3, Axis, concatenate};
@@ -12,6 +14,7 @@ use crate::orientation::Orientation;
 
 mod case;
 mod description;
+mod distinct;
 
 pub use case::{Case, Label, TestCase, case_id, described, nifti_files};
 pub(crate) use case::{reading_bytes, volume_bytes};
@@ -50,10 +53,11 @@ impl Dataset {
     /// [`Error::NotADataset`], [`Error::Json`], [`Error::DatasetJson`], [`Error::MissingFile`].
     pub fn open(dir: &Path) -> Result<Self> {
         let dataset = Self::parse(dir)?;
-        let missing: Vec<_> = dataset.listed_files().filter(|file| !file.is_file()).collect();
-        if let Some((&first, others)) = missing.split_first() {
+        let missing: Vec<_> = dataset.listed_files().filter_map(|file| Some((file.clone(), fault(file)?))).collect();
+        if let Some(((path, fault), others)) = missing.split_first() {
             let listed_in = dir.join("dataset.json").display().to_string();
-            return Err(Error::MissingFile { listed_in, path: first.clone(), others: others.len() });
+            let (path, fault) = (path.clone(), fault.clone());
+            return Err(Error::MissingFile { listed_in, path, fault, others: others.len() });
         }
         Ok(dataset)
     }
@@ -71,14 +75,18 @@ impl Dataset {
             return Err(Error::NotADataset { path: dir.to_path_buf() });
         }
         let bytes = adw_files::read_small(&path).map_err(Error::io(&path))?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::DatasetJson {
-            problem: match e.as_bytes() {
-                [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is encoded as UTF-16; save it as UTF-8".to_owned(),
-                _ => "is not encoded as UTF-8; save it as UTF-8".to_owned(),
+        let encoding = match bytes.as_slice() {
+            [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] | [0, 0, 0, _, ..] | [_, 0, 0, 0, ..] => {
+                "encoded as UTF-32"
+            }
+            // Without a byte order mark, every other byte of plain letters is 0.
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] => "encoded as UTF-16",
+            _ => match String::from_utf8(bytes) {
+                Ok(text) => return Self::from_json(dir, &text),
+                Err(_) => "not encoded as UTF-8",
             },
-            path,
-        })?;
-        Self::from_json(dir, &text)
+        };
+        Err(Error::DatasetJson { path, problem: format!("is {encoding}; save it as UTF-8") })
     }
 
     /// Parses `text` as the `dataset.json` of `dir`, without checking that its files exist. In the layout of nnU-Net v2, cases
@@ -209,6 +217,17 @@ pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) 
     let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
     image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");
     Ok(image)
+}
+
+/// Reason why a listed file cannot be one of a case; none if it is a file.
+pub(crate) fn fault(file: &Path) -> Option<String> {
+    match fs::metadata(file) {
+        Ok(found) if found.is_file() => None,
+        Ok(found) if found.is_dir() => Some("is a folder".to_owned()),
+        Ok(_) => Some("is no regular file".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some("does not exist".to_owned()),
+        Err(error) => Some(format!("cannot be read ({error})")),
+    }
 }
 
 /// Checks that ids are unique and can become file names.

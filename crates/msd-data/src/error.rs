@@ -42,14 +42,16 @@ pub enum Error {
         /// The faulty entry and a remedy.
         problem: String,
     },
-    /// `dataset.json` lists files that are not there.
-    #[error("{listed_in} lists {}, which does not exist{}; restore the file or remove its entry", .path.display(), and_more(*.others))]
+    /// `dataset.json` lists files that are not there or are no files.
+    #[error("{listed_in} lists {}, which {fault}{}; restore the file or correct its entry", .path.display(), and_more(fault, *.others))]
     MissingFile {
         /// The `dataset.json`.
         listed_in: String,
-        /// The first missing file.
+        /// The first such file.
         path: PathBuf,
-        /// Number of further listed files that are missing.
+        /// Its fault, as in "does not exist".
+        fault: String,
+        /// Number of further such files.
         others: usize,
     },
     /// A NIfTI file cannot be read.
@@ -201,10 +203,13 @@ pub enum NiftiProblem {
     #[error("the name must end in .nii or .nii.gz")]
     Extension,
     /// Not a NIfTI-1 single file.
-    #[error("not a NIfTI-1 file: its header does not begin with the size 348 or does not end with \"n+1\"")]
-    Magic,
-    /// The compressed data do not match their checksum.
-    #[error("damaged ({cause}): the content does not match its checksum; copy the file again from its source")]
+    #[error("not a NIfTI-1 file: {found}")]
+    Magic {
+        /// Kind of the file, and a remedy.
+        found: &'static str,
+    },
+    /// The compressed data do not match their checksum, or something else follows them.
+    #[error("damaged ({cause}); copy the file again from its source")]
     Damaged {
         /// Error of the decompressor.
         cause: String,
@@ -231,7 +236,7 @@ pub enum NiftiProblem {
     #[error("dimensions {dim:?} (x, y, z, ...); expected {expected}")]
     Dimensions {
         /// The dimensions in the header.
-        dim: Vec<u16>,
+        dim: Vec<i16>,
         /// Dimensions that would be right.
         expected: &'static str,
     },
@@ -282,8 +287,12 @@ fn size(bytes: u64) -> String {
     format!("{value:.2} {unit}")
 }
 
-fn and_more(others: usize) -> String {
-    if others == 0 { String::new() } else { format!(" (nor do {others} more)") }
+fn and_more(fault: &str, others: usize) -> String {
+    match (fault, others) {
+        (_, 0) => String::new(),
+        ("does not exist", _) => format!(" (nor do {others} more)"),
+        _ => format!(", and {others} more"),
+    }
 }
 
 /// Rounds to five digits for messages: headers are in single precision, whose 0.8 reads 0.800000012.

@@ -80,11 +80,12 @@ impl<T: Send + 'static> Loader<T> {
             make: Box::new(make),
             capacity: queue.max(1),
         });
+        // Where the system starts no more threads, fewer do the work, and without any the caller.
         let work = |_| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || while shared.work(true) {})
+            std::thread::Builder::new().spawn(move || while shared.work(true) {}).ok()
         };
-        let threads = (0..num_threads).map(work).collect();
+        let threads = (0..num_threads).filter_map(work).collect();
         Self { shared, threads, next: 0 }
     }
 }

@@ -99,8 +99,11 @@ impl Memory {
         };
         // Threads of their own: one of rayon's that waits here could hold up the work it waits for.
         thread::scope(|scope| {
-            for _ in 0..rayon::current_num_threads().min(items.len()) {
-                scope.spawn(worker);
+            let threads = 0..rayon::current_num_threads().min(items.len());
+            let started = threads.filter(|_| thread::Builder::new().spawn_scoped(scope, worker).is_ok()).count();
+            // The system starts no more threads.
+            if started == 0 {
+                worker();
             }
         });
         let results = queue.into_inner().unwrap_or_else(PoisonError::into_inner).results;

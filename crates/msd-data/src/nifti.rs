@@ -98,7 +98,7 @@ pub fn labels_from_bytes(bytes: &[u8], path: impl AsRef<Path>) -> Result<LabelMa
 
 fn labels(mut file: NiftiFile<'_>, path: &Path) -> Result<LabelMap> {
     if file.channels != 1 {
-        let dim = file.dim;
+        let dim = file.dim.iter().map(|&n| n as i16).collect();
         let expected = "one volume of three dimensions for a label map";
         return Err(Error::nifti(path, NiftiProblem::Dimensions { dim, expected }));
     }

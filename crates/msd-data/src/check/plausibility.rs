@@ -1,5 +1,6 @@
 //! Values that can be used but are hardly meant: contradictory headers, absurd intensities, cases unlike all others.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::rounded;
@@ -8,7 +9,7 @@ use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
 use crate::nifti::{LabelMap, Volume};
 use crate::orientation::{AxisMap, Orientation};
-use crate::preprocess::crop::nonzero_bounds;
+use crate::plan::Plan;
 
 /// Intensities beyond this are taken for a fault. Counts of radiation, the largest in use, stay below 1e9.
 const ABSURD_INTENSITY: f32 = 1e10;
@@ -16,11 +17,29 @@ const ABSURD_INTENSITY: f32 = 1e10;
 /// Ratio to the median beyond which a voxel size or an extent is taken for a fault.
 const UNUSUAL_RATIO: f64 = 10.0;
 
+/// Describes what is implausible in an image that a network is applied to, by itself and beside the cases that the plan was made
+/// for: contradictory headers, an extent far from theirs, constant channels, absurd intensities. An absent orientation is not
+/// described, since the plan may have none either.
+pub fn implausible(path: &Path, volume: &Volume<f32>, plan: &Plan) -> Vec<String> {
+    let grid = &volume.geometry;
+    let mut found = if grid.orientation().is_some() { image(path, volume) } else { intensities(path, volume) };
+    let own = plan.axes_of(grid).triple(extent_mm(grid));
+    let typical = [0, 1, 2].map(|a| plan.median_shape[a] * plan.spacing_mm[a]);
+    found.extend(far_from(path, ("extent", own), typical, "the training"));
+    found
+}
+
 /// Describes what is implausible in an image by itself.
 pub(super) fn image(path: &Path, image: &Volume<f32>) -> Vec<String> {
     let file = path.display();
-    let mut found: Vec<String> =
-        header(&image.geometry).into_iter().map(|problem| format!("{file}: {problem}")).collect();
+    let header = header(&image.geometry).into_iter().map(|problem| format!("{file}: {problem}"));
+    header.chain(intensities(path, image)).collect()
+}
+
+/// Describes channels without content and absurd intensities.
+fn intensities(path: &Path, image: &Volume<f32>) -> Vec<String> {
+    let file = path.display();
+    let mut found = Vec::new();
     for (c, channel) in image.data.outer_iter().enumerate() {
         if channel.iter().all(|v| Some(v) == channel.first()) {
             found.push(format!("{file}: every voxel of channel {c} is the same"));
@@ -68,8 +87,7 @@ fn header(geometry: &Geometry) -> Vec<String> {
 }
 
 /// Counts labelled voxels outside the nonzero box of the image, which preprocessing cuts off.
-pub(super) fn labels_outside(path: &Path, labels: &LabelMap, image: &Volume<f32>) -> Option<String> {
-    let bounds = nonzero_bounds(&image.data.view());
+pub(super) fn labels_outside(path: &Path, labels: &LabelMap, bounds: &[Range<usize>; 3]) -> Option<String> {
     let labelled = labels.data.indexed_iter().filter(|(_, label)| **label > 0);
     let (mut outside, mut all) = (0, 0);
     for ((z, y, x), _) in labelled {
@@ -86,7 +104,7 @@ pub(super) fn labels_outside(path: &Path, labels: &LabelMap, image: &Volume<f32>
 
 /// Orientation, voxel size and extent of most cases.
 pub(super) struct TypicalGrid {
-    orientation: Option<Orientation>,
+    pub(super) orientation: Option<Orientation>,
     spacing_mm: [f64; 3],
     extent_mm: [f64; 3],
 }
@@ -122,18 +140,23 @@ impl TypicalGrid {
         for (what, own, typical) in
             [("voxel size", grid.spacing_mm, self.spacing_mm), ("extent", extent_mm(grid), self.extent_mm)]
         {
-            let own = axes.triple(own);
-            let ratio = |a: usize| (own[a] / typical[a]).max(typical[a] / own[a]);
-            if (0..3).any(|a| ratio(a) > UNUSUAL_RATIO) {
-                found.push(format!(
-                    "{file}: its {what} {:?} mm (z, y, x) is far from the median of all cases, {:?} mm; are its units right?",
-                    rounded(own),
-                    rounded(typical)
-                ));
-            }
+            found.extend(far_from(path, (what, axes.triple(own)), typical, "all"));
         }
         found
     }
+}
+
+/// Describes a length in millimetres along each axis that is far from the typical one of `whose` cases.
+fn far_from(path: &Path, (what, own): (&str, [f64; 3]), typical: [f64; 3], whose: &str) -> Option<String> {
+    let ratio = |a: usize| (own[a] / typical[a]).max(typical[a] / own[a]);
+    (0..3).any(|a| ratio(a) > UNUSUAL_RATIO).then(|| {
+        format!(
+            "{}: its {what} {:?} mm (z, y, x) is far from the median of {whose} cases, {:?} mm; are its units right?",
+            path.display(),
+            rounded(own),
+            rounded(typical)
+        )
+    })
 }
 
 fn extent_mm(grid: &Geometry) -> [f64; 3] {

@@ -6,19 +6,22 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::distinct::Distinct;
+
 use super::case::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
 use crate::error::{Error, Result};
 
 /// Content of `dataset.json`.
 #[derive(Deserialize)]
+#[serde(expecting = "the description of a dataset in braces")]
 pub(super) struct Description {
     #[serde(default)]
     pub(super) name: String,
     /// The decathlon's name for what nnU-Net calls `channel_names`.
     #[serde(default)]
-    modality: BTreeMap<String, String>,
-    channel_names: Option<BTreeMap<String, String>>,
-    labels: BTreeMap<String, Value>,
+    modality: Distinct<String>,
+    channel_names: Option<Distinct<String>>,
+    labels: Distinct<Value>,
     #[serde(default)]
     training: Vec<TrainingEntry>,
     #[serde(default)]
@@ -26,7 +29,7 @@ pub(super) struct Description {
     #[serde(default = "compressed")]
     file_ending: String,
     /// nnU-Net: files by case, instead of the folders' content.
-    dataset: Option<BTreeMap<String, CaseFiles>>,
+    dataset: Option<Distinct<CaseFiles>>,
 }
 
 fn compressed() -> String {
@@ -34,19 +37,21 @@ fn compressed() -> String {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "the paths of a case as {\"image\": ..., \"label\": ...}")]
 struct TrainingEntry {
     image: PathBuf,
     label: PathBuf,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected the path of a test image")]
 enum TestEntry {
     Image(PathBuf),
     Entry { image: PathBuf },
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "the paths of a case as {\"images\": [...], \"label\": ...}")]
 struct CaseFiles {
     images: Vec<PathBuf>,
     label: PathBuf,
@@ -63,19 +68,22 @@ impl Description {
     /// Names of the channels, in their order.
     pub(super) fn modalities(&self) -> std::result::Result<Vec<String>, String> {
         match &self.channel_names {
-            Some(names) => numbered("channel_names", names),
-            None => numbered("modality", &self.modality),
+            Some(Distinct(names)) => numbered("channel_names", names),
+            None if self.modality.0.is_empty() => {
+                Err("names no channels; expected modality or channel_names, as {\"0\": \"MRI\"}".to_owned())
+            }
+            None => numbered("modality", &self.modality.0),
         }
     }
 
     /// Labels by ascending value.
     pub(super) fn labels(&self) -> std::result::Result<Vec<Label>, String> {
-        let names = if self.labels.values().all(Value::is_string) {
-            let names = self.labels.iter();
-            let names = names.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()));
+        let Distinct(labels) = &self.labels;
+        let names = if labels.values().all(Value::is_string) {
+            let names = labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()));
             numbered("labels", &names.collect())?
         } else {
-            named(&self.labels)?
+            named(labels)?
         };
         if names.len() < 2 {
             return Err("labels names only the background; at least one structure is needed".to_owned());
@@ -84,8 +92,13 @@ impl Description {
         if names.len() > 255 {
             return Err(format!("{} labels; at most 255 are possible, the background included", names.len()));
         }
-        let labels = names.into_iter().enumerate().map(|(value, name)| Label { value: value as u16, name });
-        Ok(labels.collect())
+        let labels: Vec<_> =
+            names.into_iter().enumerate().map(|(value, name)| Label { value: value as u16, name }).collect();
+        // What has label 0 is background here, whatever it is called.
+        if let Some(label) = labels[1..].iter().find(|label| label.name.eq_ignore_ascii_case("background")) {
+            return Err(format!("label {} is called {:?}; the background must be label 0", label.value, label.name));
+        }
+        Ok(labels)
     }
 
     /// Files of every case.
@@ -94,6 +107,7 @@ impl Description {
             (None, _) => self.listed(dir)?,
             (Some(_), Some(cases)) => Files {
                 training: cases
+                    .0
                     .iter()
                     .map(|(id, files)| Case {
                         id: id.clone(),
@@ -105,10 +119,14 @@ impl Description {
             },
             (Some(_), None) => self.found(dir, num_channels)?,
         };
-        if let Some(case) = files.training.iter().find(|case| case.image.is_empty()) {
+        if let Some(case) = files.training.iter().find(|case| ![1, num_channels].contains(&case.image.len())) {
             return Err(Error::DatasetJson {
                 path: dir.join("dataset.json"),
-                problem: format!("dataset lists no image for case {:?}; name one file per channel", case.id),
+                problem: format!(
+                    "dataset lists {} images for case {:?}; expected one per channel, {num_channels} in all",
+                    case.image.len(),
+                    case.id
+                ),
             });
         }
         files.training.sort_by(|a, b| a.id.cmp(&b.id));
@@ -229,8 +247,9 @@ fn named(map: &BTreeMap<String, Value>) -> std::result::Result<Vec<String>, Stri
     if let Some(value) = map.get("ignore") {
         return Err(format!("label \"ignore\" ({value}) is not supported; relabel those voxels"));
     }
+    let whole = |number: &f64| number.fract() == 0.0 && (0.0..1e6).contains(number);
     let by_value: BTreeMap<u64, &String> =
-        map.iter().filter_map(|(name, value)| Some((value.as_u64()?, name))).collect();
+        map.iter().filter_map(|(name, value)| Some((value.as_f64().filter(whole)? as u64, name))).collect();
     let values = (0..map.len() as u64).map(|value| by_value.get(&value).map(ToString::to_string));
     values.collect::<Option<_>>().ok_or_else(|| {
         let values: Vec<_> = map.values().map(ToString::to_string).collect();

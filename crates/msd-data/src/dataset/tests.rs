@@ -260,8 +260,8 @@ fn encodings_of_dataset_json() {
         let message = Dataset::open(dir.path()).unwrap_err().to_string();
         assert!(message.contains("dataset.json: ") && message.contains(says), "{message}");
     };
-    // Without a byte order mark it is UTF-8 with zeros, so no JSON.
-    fails("not the JSON expected");
+    // Without a byte order mark it is UTF-8 with zeros.
+    fails("is encoded as UTF-16; save it as UTF-8");
     let marked = [&[0xff, 0xfe][..], &text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>()].concat();
     fs::write(&path, marked).unwrap();
     fails("is encoded as UTF-16; save it as UTF-8");

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, Read};
 use flate2::bufread::GzDecoder;
 
 /// Content of a gzip file: of all its members, with zeros after the last ignored as `gzip` does. A read at the end of a member
-/// fails if the content does not match the member's checksum.
+/// fails if the content does not match the member's checksum, or if something else than a member follows.
 pub(super) struct GzipReader<R> {
     /// None behind the last member.
     member: Option<GzDecoder<R>>,
@@ -27,6 +27,9 @@ impl<R: BufRead> Read for GzipReader<R> {
             }
             let mut rest = member.into_inner();
             if skip_zeros(&mut rest)? {
+                if rest.fill_buf()?[0] != 0x1f {
+                    return Err(io::Error::other("something else follows the compressed data"));
+                }
                 self.member = Some(GzDecoder::new(rest));
             }
         }

@@ -45,7 +45,12 @@ impl<'a> NiftiFile<'a> {
         read_fully(&mut reader, &mut bytes, 0, HEADER_BYTES as u64)?;
         let size = [i32::from_le_bytes, i32::from_be_bytes].map(|f| f([bytes[0], bytes[1], bytes[2], bytes[3]]));
         if !size.contains(&348) || &bytes[344..348] != b"n+1\0" {
-            return Err(NiftiProblem::Magic);
+            return Err(NiftiProblem::Magic { found: recognised(&bytes, size) });
+        }
+        let num_dims = [i16::from_le_bytes, i16::from_be_bytes].map(|f| f([bytes[40], bytes[41]]));
+        if !num_dims.iter().any(|n| (1..=7).contains(n)) {
+            let found = num_dims[usize::from(size[1] == 348)];
+            return Err(NiftiProblem::Header(format!("{found} dimensions; expected three or four")));
         }
         let header = NiftiHeader::from_reader(&bytes[..]).map_err(|e| NiftiProblem::Header(e.to_string()))?;
         // The crate goes by the dimensions. A file that a tool swapped half is no file to guess about.
@@ -55,7 +60,8 @@ impl<'a> NiftiFile<'a> {
             return Err(NiftiProblem::Header(said.to_owned()));
         }
         let dim = header.dim().map_err(|e| NiftiProblem::Header(e.to_string()))?.to_vec();
-        let bad_dims = |expected| NiftiProblem::Dimensions { dim: dim.clone(), expected };
+        let signed = || dim.iter().map(|&n| n as i16).collect();
+        let bad_dims = |expected| NiftiProblem::Dimensions { dim: signed(), expected };
         if dim.len() < 3 {
             return Err(bad_dims("three or four dimensions"));
         }
@@ -148,6 +154,23 @@ impl<'a> NiftiFile<'a> {
             Ok(_) => Ok(()),
             Err(e) => Err(NiftiProblem::Damaged { cause: e.to_string() }),
         }
+    }
+}
+
+/// Describes a file that is not NIfTI-1 by its beginning; `size` is the first number in either byte order.
+fn recognised(bytes: &[u8; HEADER_BYTES], size: [i32; 2]) -> &'static str {
+    match bytes {
+        _ if size.contains(&540) => "it is NIfTI-2; save it as NIfTI-1",
+        _ if size.contains(&348) && &bytes[344..348] == b"ni1\0" => {
+            "it is the header of a pair of files (.hdr, .img); save both as one .nii file"
+        }
+        _ if size.contains(&348) => "its header does not end with \"n+1\", as in Analyze 7.5; save it as NIfTI-1",
+        [0x1f, 0x8b, ..] => "it is compressed twice; decompress it once",
+        [b'B', b'Z', b'h', ..]
+        | [0xfd, b'7', b'z', b'X', b'Z', ..]
+        | [b'P', b'K', 3, 4, ..]
+        | [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is compressed, but not by gzip; decompress it",
+        _ => "its header does not begin with the size 348 or does not end with \"n+1\"",
     }
 }
 
