@@ -1,6 +1,6 @@
 //! Device and threads that a command runs on.
 
-use std::thread;
+use std::{error::Error as _, thread};
 
 use adw_cuda::device::{ConvolutionBackend, CudaRuntime, has_cuda, has_cudnn, info, open};
 use adw_supernet::Precision;
@@ -59,14 +59,16 @@ fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
 /// The system starts no more threads.
 pub(crate) fn set_threads(process: &ProcessArgs) -> Result<()> {
     adw_tensor_ops::allocation::keep_freed_memory();
-    let pool = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    if let Some(threads) = process.threads {
-        pool(threads.into()).context("cannot set the number of threads")?;
-    } else if batch_job::cores().is_some() {
-        // Fails where a command that this one is a part of has set it.
-        let _ = pool(cores());
+    let of_job = || batch_job::cores().map(|_| cores());
+    // With 0, rayon decides.
+    let threads = process.threads.map(usize::from).or_else(of_job).unwrap_or(0);
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        Err(error) if error.source().is_some() => Err(error).context(
+            "cannot start a thread per core; allow more threads (`ulimit -u`), or fewer of them with --threads",
+        ),
+        // Also where a command that this one is a part of has set it.
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Cores that this process may use: those of the machine, of its affinity and its control groups, and of its Slurm job.

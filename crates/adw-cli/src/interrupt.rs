@@ -160,7 +160,8 @@ fn end(signal: i32) -> ! {
     }
     // Nobody may be reading a full pipe.
     let (written, wait) = mpsc::channel();
-    thread::spawn(move || {
+    // Without a thread to wait for, the message is left out.
+    let _ = thread::Builder::new().spawn(move || {
         note(&line);
         written.send(())
     });

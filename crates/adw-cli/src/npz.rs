@@ -2,12 +2,12 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read, Write},
     path::Path,
 };
 
 use crc32fast::Hasher;
-use flate2::{Compression, write::DeflateEncoder};
+use flate2::{Compression, bufread::DeflateDecoder, write::DeflateEncoder};
 use half::f16;
 
 /// Version of the ZIP format with 64-bit sizes.
@@ -20,8 +20,6 @@ pub(crate) struct NpzWriter<W: Write> {
     encoder: DeflateEncoder<W>,
     checksum: Hasher,
     member: String,
-    /// Bytes in front of the compressed ones.
-    num_head_bytes: u64,
 }
 
 impl<W: Write> NpzWriter<W> {
@@ -31,18 +29,9 @@ impl<W: Write> NpzWriter<W> {
     /// Those of the writer.
     pub(crate) fn new(mut out: W, name: &str, shape: [usize; 4]) -> io::Result<Self> {
         let member = format!("{name}.npy");
-        // Sizes and checksum follow behind the data.
-        let mut head = b"PK\x03\x04".to_vec();
-        head.extend(common_fields());
-        head.extend([0; 4]);
-        head.extend([0xff; 8]);
-        head.extend(le(&[member.len() as u16, 20]));
-        head.extend(member.as_bytes());
-        head.extend(le(&[1, 16]));
-        head.extend([0; 16]);
-        out.write_all(&head)?;
+        out.write_all(&head(&member))?;
         let encoder = DeflateEncoder::new(out, Compression::fast());
-        let mut writer = Self { encoder, checksum: Hasher::new(), member, num_head_bytes: head.len() as u64 };
+        let mut writer = Self { encoder, checksum: Hasher::new(), member };
         let [a, b, c, d] = shape;
         let mut description =
             format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({a}, {b}, {c}, {d}), }}").into_bytes();
@@ -78,33 +67,51 @@ impl<W: Write> NpzWriter<W> {
     /// Those of the writer.
     pub(crate) fn finish(mut self, comment: &str) -> io::Result<()> {
         self.encoder.try_finish()?;
-        let (packed, whole) = (self.encoder.total_out(), self.encoder.total_in());
-        let checksum = self.checksum.finalize().to_le_bytes();
-        let descriptor = [b"PK\x07\x08".as_slice(), &checksum, &le64(&[packed, whole])].concat();
-        let directory_at = self.num_head_bytes + packed + descriptor.len() as u64;
-        let mut entry = b"PK\x01\x02".to_vec();
-        entry.extend(ZIP64.to_le_bytes());
-        entry.extend(common_fields());
-        entry.extend(checksum);
-        entry.extend([0xff; 8]);
-        entry.extend(le(&[self.member.len() as u16, 20, 0, 0, 0]));
-        entry.extend([0; 8]); // Attributes; the offset of the member is 0.
-        entry.extend(self.member.as_bytes());
-        entry.extend(le(&[1, 16]));
-        entry.extend(le64(&[whole, packed]));
-        let length = entry.len() as u64;
-        let mut end = b"PK\x06\x06".to_vec();
-        end.extend(le64(&[44]));
-        end.extend(le(&[ZIP64, ZIP64, 0, 0, 0, 0]));
-        end.extend(le64(&[1, 1, length, directory_at]));
-        end.extend(b"PK\x06\x07\0\0\0\0");
-        end.extend(le64(&[directory_at + length]));
-        end.extend(b"\x01\0\0\0PK\x05\x06\0\0\0\0");
-        end.extend([0xff; 12]);
-        end.extend((comment.len() as u16).to_le_bytes());
-        let out = self.encoder.get_mut();
-        out.write_all(&[descriptor, entry, end, comment.as_bytes().to_vec()].concat())
+        let sizes = [self.encoder.total_out(), self.encoder.total_in()];
+        let tail = tail(&self.member, sizes, self.checksum.finalize(), comment);
+        self.encoder.get_mut().write_all(&tail)
     }
+}
+
+/// Bytes in front of the compressed ones. Sizes and checksum follow behind the data.
+fn head(member: &str) -> Vec<u8> {
+    let mut head = b"PK\x03\x04".to_vec();
+    head.extend(common_fields());
+    head.extend([0; 4]);
+    head.extend([0xff; 8]);
+    head.extend(le(&[member.len() as u16, 20]));
+    head.extend(member.as_bytes());
+    head.extend(le(&[1, 16]));
+    head.extend([0; 16]);
+    head
+}
+
+/// Bytes behind the compressed ones, of which there are `packed`, made of `whole`.
+fn tail(member: &str, [packed, whole]: [u64; 2], checksum: u32, comment: &str) -> Vec<u8> {
+    let checksum = checksum.to_le_bytes();
+    let descriptor = [b"PK\x07\x08".as_slice(), &checksum, &le64(&[packed, whole])].concat();
+    let directory_at = head(member).len() as u64 + packed + descriptor.len() as u64;
+    let mut entry = b"PK\x01\x02".to_vec();
+    entry.extend(ZIP64.to_le_bytes());
+    entry.extend(common_fields());
+    entry.extend(checksum);
+    entry.extend([0xff; 8]);
+    entry.extend(le(&[member.len() as u16, 20, 0, 0, 0]));
+    entry.extend([0; 8]); // Attributes; the offset of the member is 0.
+    entry.extend(member.as_bytes());
+    entry.extend(le(&[1, 16]));
+    entry.extend(le64(&[whole, packed]));
+    let length = entry.len() as u64;
+    let mut end = b"PK\x06\x06".to_vec();
+    end.extend(le64(&[44]));
+    end.extend(le(&[ZIP64, ZIP64, 0, 0, 0, 0]));
+    end.extend(le64(&[1, 1, length, directory_at]));
+    end.extend(b"PK\x06\x07\0\0\0\0");
+    end.extend(le64(&[directory_at + length]));
+    end.extend(b"\x01\0\0\0PK\x05\x06\0\0\0\0");
+    end.extend([0xff; 12]);
+    end.extend((comment.len() as u16).to_le_bytes());
+    [descriptor, entry, end, comment.as_bytes().to_vec()].concat()
 }
 
 /// Version, flags (sizes behind the data, names in UTF-8), method, time and date of a member: 1 January 1980.
@@ -120,14 +127,25 @@ fn le64(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Returns true if the file `path` ends with `comment`, as an archive does that was finished with it.
-pub(crate) fn has_comment(path: &Path, comment: &str) -> bool {
+/// Returns true if the file `path` is whole and an archive of the array `name` that was finished with `comment`.
+pub(crate) fn is_whole(path: &Path, name: &str, comment: &str) -> bool {
+    let member = format!("{name}.npy");
     let read = || -> io::Result<bool> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::End(-(comment.len() as i64)))?;
+        let mut file = BufReader::new(File::open(path)?);
+        let mut begin = head(&member);
+        file.read_exact(&mut begin)?;
+        let mut decoder = DeflateDecoder::new(file);
+        let (mut checksum, mut buffer) = (Hasher::new(), vec![0; 1 << 16]);
+        loop {
+            match decoder.read(&mut buffer)? {
+                0 => break,
+                read => checksum.update(&buffer[..read]),
+            }
+        }
+        let expected = tail(&member, [decoder.total_in(), decoder.total_out()], checksum.finalize(), comment);
         let mut end = Vec::new();
-        file.read_to_end(&mut end)?;
-        Ok(end == comment.as_bytes())
+        decoder.into_inner().take(expected.len() as u64 + 1).read_to_end(&mut end)?;
+        Ok(begin == head(&member) && end == expected)
     };
     read().unwrap_or(false)
 }
@@ -167,8 +185,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.npz");
         fs::write(&path, archive(&[0.5], [1; 4])).unwrap();
-        assert!(has_comment(&path, "a comment") && !has_comment(&path, "no comment"));
-        assert!(!has_comment(&dir.path().join("absent"), "a comment"));
+        let whole = |comment: &str| is_whole(&path, "probabilities", comment);
+        assert!(whole("a comment") && !whole("no comment") && !whole("comment"));
+        assert!(!is_whole(&dir.path().join("absent"), "probabilities", "a comment"));
+        let bytes = fs::read(&path).unwrap();
+        // The last bits of the compressed bytes mean nothing.
+        let padded = bytes.len() - tail("probabilities.npy", [0; 2], 0, "a comment").len() - 1;
+        for at in (0..bytes.len()).filter(|at| *at != padded) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            fs::write(&path, damaged).unwrap();
+            assert!(!whole("a comment"), "byte {at}");
+        }
     }
 
     #[test]

@@ -90,6 +90,8 @@ fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 fn parse(text: &str) -> Value {
     toml::from_str::<Table>(&format!("value = {text}"))
         .ok()
+        // A line break would begin further keys.
+        .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }

@@ -8,6 +8,9 @@ use msd_data::{nifti::read_comment, read_labels};
 
 use crate::digest;
 
+/// Beginning of every comment.
+const PREFIX: &str = "adw predict ";
+
 /// Digest of all that label maps of one call depend on beside their images.
 pub(crate) struct Provenance(Md5);
 
@@ -31,7 +34,7 @@ impl Provenance {
     pub(crate) fn comment(&self, files: &[PathBuf]) -> Result<String> {
         let mut digest = self.0.clone();
         add_files(&mut digest, files)?;
-        Ok(format!("adw predict {}", digest::hexadecimal(digest)))
+        Ok(format!("{PREFIX}{}", digest::hexadecimal(digest)))
     }
 }
 
@@ -42,6 +45,11 @@ fn add_files(digest: &mut Md5, files: &[PathBuf]) -> Result<()> {
         digest.update(length.to_le_bytes());
     }
     Ok(())
+}
+
+/// Returns true if the label map `path` has such a comment.
+pub(crate) fn is_own(path: &Path) -> bool {
+    read_comment(path).is_ok_and(|comment| comment.is_some_and(|comment| comment.starts_with(PREFIX)))
 }
 
 /// Reason why the label map `path`, which exists, is not the one that `comment` describes; none if it is, and whole.

@@ -115,6 +115,13 @@ impl Run {
             );
         }
         let data = request.data.unwrap_or(&facts.data);
+        if request.data.is_none() && !data.exists() {
+            bad_input!(
+                "{}: no such folder; the dataset of {} lay there, --data DIR names its place now",
+                data.display(),
+                request.root.display()
+            );
+        }
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
         let plan = Plan::load(&request.root.join("plan.json"))?;

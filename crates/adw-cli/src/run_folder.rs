@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -193,6 +193,27 @@ fn write_files(folder: &Path, files: &[(&str, &str)]) -> Result<()> {
         write_bytes(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Checks that a text that begins with the byte `first` can be written to `path`.
+///
+/// # Errors
+/// Those of [`check_output`]; there is a file of another kind, such as a label map, or the description of a dataset.
+pub(crate) fn check_text_output(path: &Path, first: u8) -> Result<()> {
+    check_output(path)?;
+    let mut byte = [first];
+    // A file that cannot be read is not known to be of another kind.
+    let _ = adw_files::open_regular(path).and_then(|mut file| file.read(&mut byte));
+    let is_description = path.exists() && path.file_name() == Some(OsStr::new("dataset.json"));
+    if byte[0] != first || is_description {
+        bad_input!("{}: would replace a file of another kind; choose another file", path.display());
+    }
+    Ok(())
+}
+
+/// Returns true if both paths lead to the same existing file or folder.
+pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Folder that `path` lies in.

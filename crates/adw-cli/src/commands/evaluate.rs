@@ -10,7 +10,7 @@ use crate::{
     memory,
     report::{metrics, progress::say},
     run_config::positions,
-    run_folder::check_output,
+    run_folder::check_text_output,
 };
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
         }
     }
     if let Some(output) = &args.output {
-        check_output(output)?;
+        check_text_output(output, b'{')?;
     }
     let options = EvaluationOptions {
         tolerance_mm: args.tolerance_mm,

@@ -1,9 +1,6 @@
 //! `adw export`: write trained models for other programs.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use adw_export::{Inference, monai, onnx, pytorch};
 use adw_search::save_tensors;
@@ -19,7 +16,7 @@ use crate::{
     failure::bad_input,
     model::{self, Models},
     report::progress::{emit, say},
-    run_folder::{check_output, check_writable, is_empty_or_absent, new_folder, parent},
+    run_folder::{check_output, check_writable, is_empty_or_absent, is_same, new_folder, parent},
 };
 
 pub(crate) fn run(args: &ExportArgs) -> Result<()> {
@@ -34,9 +31,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         if *kind != "inference" && path.extension().is_none_or(|extension| extension != *kind) {
             bad_input!("--{kind} {}: expected a name that ends in .{kind}", path.display());
         }
-        let is_output =
-            |model: &PathBuf| matches!((model.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if args.model.iter().any(is_output) {
+        if args.model.iter().any(|model| is_same(model, path)) {
             bad_input!("--{kind} {}: would overwrite the model", path.display());
         }
         check_output(path)?;

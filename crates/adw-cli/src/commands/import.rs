@@ -12,7 +12,7 @@ use crate::{
     failure::bad_input,
     model::{self, TestTime},
     report::progress::{emit, say},
-    run_folder::{check_output, parent},
+    run_folder::{check_output, is_same, parent},
 };
 
 pub(crate) fn run(args: &ImportArgs) -> Result<()> {
@@ -21,6 +21,9 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     let source = args.nnunet.display();
     if args.nnunet.is_dir() {
         bad_input!("--nnunet {source}: a folder; make a file of its fold with examples/nnunet_to_safetensors.py");
+    }
+    if is_same(&args.nnunet, &args.output) {
+        bad_input!("--output {}: would overwrite --nnunet", args.output.display());
     }
     let (tensors, metadata) = load_tensors(&args.nnunet)
         .with_context(|| format!("--nnunet {source}: expected a file of examples/nnunet_to_safetensors.py"))?;

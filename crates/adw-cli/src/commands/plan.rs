@@ -9,7 +9,7 @@ use crate::{
     report::{progress::say, table::Table},
     run,
     run_config::RunConfig,
-    run_folder::check_output,
+    run_folder::check_text_output,
     task::open_dataset,
 };
 
@@ -17,7 +17,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let config = RunConfig::from_args(&args.config)?;
     if let Some(output) = &args.output {
-        check_output(output)?;
+        check_text_output(output, b'{')?;
     }
     let mut dataset = open_dataset(&args.dataset)?;
     dataset.positions = config.settings.data.positions();

@@ -5,7 +5,7 @@ use msd_data::Postprocessing;
 
 use crate::{
     args::PostprocessArgs, device, failure::bad_input, memory, report::progress::say, run_config::positions,
-    run_folder::check_output,
+    run_folder::check_text_output,
 };
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
@@ -17,7 +17,7 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
             bad_input!("{option} {}: no such folder", folder.display());
         }
     }
-    check_output(&args.output)?;
+    check_text_output(&args.output, b'{')?;
     let (positions, memory) = (positions(args.ignore_positions), memory::limit(args.memory));
     let found = Postprocessing::find(&args.predictions, &args.references, positions, memory)?;
     found.postprocessing.save(&args.output)?;

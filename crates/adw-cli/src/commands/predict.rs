@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +13,7 @@ use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
     Geometry, Plan, Positions, Postprocessing, PreparedCase,
+    check::implausible,
     dataset::{case_id, channel_of, load_image, nifti_files},
     nifti::{read_geometry, write_commented_labels},
     preprocess,
@@ -23,18 +23,22 @@ use serde_json::json;
 
 use crate::{
     args::{Convolutions, ModelArgs, PredictArgs},
+    dataset_folder::is_dataset,
     device,
     ensemble::Ensemble,
-    failure::bad_input,
+    failure::{bad_input, program},
     interrupt, memory,
     model::{self, Models},
     npz::{self, NpzWriter},
     provenance::{self, Provenance},
     report::progress::{Progress, emit, note, say},
     run_config,
-    run_folder::{check_output, check_writable},
+    run_folder::{check_output, check_writable, is_same, parent},
     segment::Segmenter,
 };
+
+/// Name of the array of probabilities.
+const PROBABILITIES: &str = "probabilities";
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
     predict(&args.model, |models| {
@@ -78,7 +82,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let steps = args.postprocessing.as_deref().or(ensemble.postprocessing.as_deref());
     let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(Postprocessing::load);
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
-    if images.iter().any(|image| is_same(parent_of(&image.files[0]), &output)) {
+    if images.iter().any(|image| is_same(&parent(&image.files[0]), &output)) {
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
@@ -88,7 +92,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
     // Every image is read before the first is segmented: a bad one at the end of a long list is found at once.
     for image in &images {
-        check_target(&image.target(&output))?;
+        check_target(&image.target(&output), args.resume)?;
         if args.probabilities {
             check_output(&image.probabilities(&output))?;
         }
@@ -100,6 +104,9 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
                 "{file}: its header gives no orientation; taken as stored in {orientation}, like the training cases"
             ));
         }
+        for line in implausible(&image.files[0], &volume, &models.plan) {
+            note(&format!("warning: {line}"));
+        }
     }
 
     adw_files::create_folders(&output).with_context(|| format!("cannot create {}", output.display()))?;
@@ -110,7 +117,8 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         let target = image.target(&output);
         let name = &image.name;
         let comment = provenance.comment(&image.files)?;
-        let has_probabilities = !args.probabilities || npz::has_comment(&image.probabilities(&output), &comment);
+        let has_probabilities =
+            !args.probabilities || npz::is_whole(&image.probabilities(&output), PROBABILITIES, &comment);
         let kept = args.resume && has_probabilities && target.exists() && {
             let difference = provenance::difference(&target, &comment);
             difference.inspect(|difference| note(&format!("{difference}; made anew"))).is_none()
@@ -156,7 +164,7 @@ fn write_probabilities(
     let mut file = NewFile::create(path).with_context(cannot)?;
     let [z, y, x] = grid;
     let shape = [logits.len_of(Axis(0)), z, y, x];
-    let mut writer = NpzWriter::new(&mut file, "probabilities", shape).with_context(cannot)?;
+    let mut writer = NpzWriter::new(&mut file, PROBABILITIES, shape).with_context(cannot)?;
     case.properties.restore_probabilities(&logits.view(), |class| -> Result<()> {
         writer.write(class.as_slice().expect("the grid is in standard layout")).with_context(cannot)
     })?;
@@ -190,6 +198,13 @@ fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
             input.display(),
             num_channels - 1
         );
+    }
+    if let Some(image) = channels_of_one(&files, num_channels) {
+        note(&format!(
+            "warning: --input {}: the models take one channel, so {} and the channels beside it are images of their own",
+            input.display(),
+            image.files[0].display()
+        ));
     }
     let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
     let mut by_name: Vec<&Image> = images.iter().collect();
@@ -236,11 +251,21 @@ fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
     whole.then(|| cases.into_iter().map(image).collect())
 }
 
+/// First case, if the models take one channel and the names give every case the same, larger number of channels.
+fn channels_of_one(files: &[PathBuf], num_channels: usize) -> Option<Image> {
+    let case = |file: &PathBuf| channel_of(&case_id(file)?).map(|(case, _)| case.to_owned());
+    let first = case(files.first()?)?;
+    let count = files.iter().filter(|file| case(file).as_ref() == Some(&first)).count();
+    let images = (num_channels == 1 && count > 1).then(|| by_channel(files, count))??;
+    images.into_iter().next()
+}
+
 /// Checks that a label map can be written to `target`.
 ///
 /// # Errors
-/// A name that is too long for a file system, or that belongs to a folder, a link, a device, a pipe or a socket.
-fn check_target(target: &Path) -> Result<()> {
+/// A name that is too long for a file system, or that belongs to a folder, a link, a device, a pipe or a socket, or to a file of
+/// another program: perhaps a reference. With `resume` such a file is replaced, but not where it is part of a dataset.
+fn check_target(target: &Path, resume: bool) -> Result<()> {
     /// Longest name of a file on the file systems in use, in bytes.
     const MAX_NAME_BYTES: usize = 255;
     let name_bytes = target.file_name().map_or(0, OsStr::len);
@@ -250,7 +275,16 @@ fn check_target(target: &Path) -> Result<()> {
             target.display()
         );
     }
-    check_output(target)
+    check_output(target)?;
+    let is_replaced = resume && !is_dataset(&parent(target).join(".."));
+    if !is_replaced && target.exists() && !provenance::is_own(target) {
+        bad_input!(
+            "{}: exists and is not of `{} predict`; choose another --output, or remove it",
+            target.display(),
+            program()
+        );
+    }
+    Ok(())
 }
 
 /// Digest of what the label maps depend on beside the images.
@@ -280,17 +314,10 @@ fn prepare(image: &Image, plan: &Plan, positions: Positions) -> Result<(Prepared
     Ok((case, geometry))
 }
 
-fn parent_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Returns true if both paths lead to the same existing folder.
-fn is_same(a: &Path, b: &Path) -> bool {
-    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -10,14 +10,14 @@ use crate::{
         html,
         progress::{emit, say},
     },
-    run_folder::{RunFolder, check_output},
+    run_folder::{RunFolder, check_text_output},
     sweep::{plan::Sweep, summary},
 };
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     if let Some(output) = &args.output {
-        check_output(output)?;
+        check_text_output(output, b'<')?;
     }
     let (root, output) = (&args.run, args.output.as_deref());
     let path = if root.is_file() {

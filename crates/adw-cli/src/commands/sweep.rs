@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
+    io,
     path::Path,
     sync::{Mutex, PoisonError},
     thread,
@@ -138,8 +139,10 @@ fn run_here(args: &SweepRunArgs) -> Result<()> {
     let pool = Pool { sweep: &sweep, arguments, progress: Mutex::new(Progress::default()) };
     let worked = interrupt::stopping_itself(|| {
         thread::scope(|scope| {
-            let started: Vec<_> = (0..workers).map(|_| scope.spawn(|| pool.work())).collect();
+            let start = |_| thread::Builder::new().spawn_scoped(scope, || pool.work());
+            let started = (0..workers).map(start).collect::<io::Result<Vec<_>>>();
             started
+                .context("cannot start a thread per worker")?
                 .into_iter()
                 .map(|worker| worker.join().expect("a worker does not panic"))
                 .collect::<Result<Vec<_>>>()
