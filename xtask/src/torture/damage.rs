@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     fault::{Fault, Survival, TortureArgs, draw},
-    fixture::{DATASET, Fixture, copy_folder},
+    fixture::{DATASET, Fixture},
+    folders::copy_folder,
     program::{self, Ending},
     scenario::Scenario,
 };
@@ -31,50 +32,59 @@ enum State {
     Fresh,
     /// Killed before that share of its file operations, in hundredths.
     Interrupted(u64),
+    /// All undisturbed results.
+    Finished,
 }
 
+const fn target(name: &'static str, file: &'static str, reader: Scenario, state: State) -> Target {
+    Target { name, file, reader, state }
+}
+
+const SEARCHED: &str = "run/search/fold_0/checkpoint/latest.safetensors";
+
 const BINARY: &[Target] = &[
-    Target { name: "image", file: "Task00_Phantom/imagesTr/*", reader: Scenario::Search, state: State::Fresh },
-    Target { name: "labels", file: "Task00_Phantom/labelsTr/*", reader: Scenario::Search, state: State::Fresh },
-    Target { name: "test-image", file: "Task00_Phantom/imagesTs/*", reader: Scenario::Predict, state: State::Fresh },
-    Target { name: "model", file: "model.safetensors", reader: Scenario::Predict, state: State::Fresh },
-    Target {
-        name: "search-checkpoint",
-        file: "run/search/fold_0/checkpoint/latest.safetensors",
-        reader: Scenario::Search,
-        state: State::Interrupted(75),
-    },
-    Target {
-        name: "retrain-checkpoint",
-        file: "run/retrain/fold_0/checkpoint/latest.safetensors",
-        reader: Scenario::Retrain,
-        state: State::Interrupted(75),
-    },
-    Target {
-        name: "prepared-case",
-        file: "run/prepared/*",
-        reader: Scenario::SearchOnDisk,
-        state: State::Interrupted(75),
-    },
+    target("image", "Task00_Phantom/imagesTr/*", Scenario::Search, State::Fresh),
+    target("labels", "Task00_Phantom/labelsTr/*", Scenario::Search, State::Fresh),
+    target("test-image", "Task00_Phantom/imagesTs/*", Scenario::Predict, State::Fresh),
+    target("model", "model.safetensors", Scenario::Predict, State::Fresh),
+    target("exported-model", "model.safetensors", Scenario::Export, State::Fresh),
+    target("probabilities", "predicted/phantom_005.npz", Scenario::Predict, State::Finished),
+    target("search-checkpoint", SEARCHED, Scenario::Search, State::Interrupted(75)),
+    target("initial-weights", SEARCHED, Scenario::Retrain, State::Fresh),
+    target("ranking-weights", SEARCHED, Scenario::Rank, State::Fresh),
+    target(
+        "retrain-checkpoint",
+        "run/retrain/fold_0/checkpoint/latest.safetensors",
+        Scenario::Retrain,
+        State::Interrupted(75),
+    ),
+    target(
+        "sweep-checkpoint",
+        "study/runs/phantom/found/seed_1/search/fold_0/checkpoint/latest.safetensors",
+        Scenario::Sweep,
+        State::Interrupted(60),
+    ),
+    target("prepared-case", "run/prepared/*", Scenario::SearchOnDisk, State::Interrupted(75)),
 ];
 
 const TEXT: &[Target] = &[
-    Target { name: "dataset", file: "Task00_Phantom/dataset.json", reader: Scenario::Search, state: State::Fresh },
-    Target {
-        name: "architecture",
-        file: "run/search/fold_0/architecture.json",
-        reader: Scenario::Retrain,
-        state: State::Fresh,
-    },
-    Target { name: "config", file: "run/config.toml", reader: Scenario::Retrain, state: State::Fresh },
-    Target { name: "plan", file: "run/plan.json", reader: Scenario::Retrain, state: State::Fresh },
-    Target { name: "splits", file: "run/splits.json", reader: Scenario::Retrain, state: State::Fresh },
-    Target {
-        name: "history",
-        file: "run/search/fold_0/history.jsonl",
-        reader: Scenario::Search,
-        state: State::Interrupted(75),
-    },
+    target("dataset", "Task00_Phantom/dataset.json", Scenario::Search, State::Fresh),
+    target("architecture", "run/search/fold_0/architecture.json", Scenario::Retrain, State::Fresh),
+    target("config", "run/config.toml", Scenario::Retrain, State::Fresh),
+    target("plan", "run/plan.json", Scenario::Retrain, State::Fresh),
+    target("splits", "run/splits.json", Scenario::Retrain, State::Fresh),
+    target("history", "run/search/fold_0/history.jsonl", Scenario::Search, State::Interrupted(75)),
+    target("ranking-config", "run/config.toml", Scenario::Rank, State::Fresh),
+    target("reported-metrics", "run/retrain/fold_0/metrics.json", Scenario::Report, State::Fresh),
+    target("reported-history", "run/retrain/fold_0/history.jsonl", Scenario::Report, State::Fresh),
+    target("fingerprint", "run/fingerprint.json", Scenario::Report, State::Fresh),
+    target("fold-metrics", "run/retrain/fold_1/metrics.json", Scenario::Crossval, State::Finished),
+    target("sweep", "study.toml", Scenario::Sweep, State::Fresh),
+    target("sweep-plan", "study/plan.json", Scenario::Sweep, State::Finished),
+    target("sweep-task", "study/tasks/*", Scenario::Sweep, State::Finished),
+    target("sweep-rows", "study/rows.jsonl", Scenario::Sweep, State::Finished),
+    target("sweep-data", "study/data/phantom.json", Scenario::Sweep, State::Finished),
+    target("manifest", "manifest.toml", Scenario::Download, State::Fresh),
 ];
 
 pub(super) fn binary_files(fixture: &Fixture, args: &TortureArgs) -> Result<Vec<Fault>> {
@@ -112,7 +122,7 @@ fn faults(fixture: &Fixture, args: &TortureArgs, targets: &'static [Target], jud
     let mut faults = Vec::new();
     for (kind, &target) in targets.iter().enumerate() {
         let template = template(fixture, target)?;
-        for n in 0..args.count(2, 20, 100) {
+        for n in 0..target.reader.share(args.count(2, 14, 100)) {
             let (template, keys) = (template.clone(), [args.seed, 3, kind as u64, n as u64]);
             let name = format!("{}-{n}", target.name);
             let folder_name = format!("damage-{name}");
@@ -140,7 +150,12 @@ fn template(fixture: &Fixture, target: Target) -> Result<PathBuf> {
     let folder = fixture.prepare(target.reader, &name)?;
     copy_folder(&fixture.data(), &folder.join(DATASET), "")?;
     fs::copy(fixture.model(), folder.join("model.safetensors"))?;
-    let State::Interrupted(percent) = target.state else { return Ok(folder) };
+    fixture.write_file_manifest(&folder)?;
+    let percent = match target.state {
+        State::Fresh => return Ok(folder),
+        State::Finished => return copy_folder(&fixture.undisturbed(), &folder, "").map(|()| folder),
+        State::Interrupted(percent) => percent,
+    };
     let first = fixture.extent(target.reader).operations * percent / 100;
     // A file that is about to be replaced may be absent for a few operations.
     for operation in first..first + 10 {
@@ -148,8 +163,9 @@ fn template(fixture: &Fixture, target: Target) -> Result<PathBuf> {
         copy_folder(&folder, &attempt, "")?;
         let mut command = fixture.command_on(target.reader, &attempt, false);
         fixture.set_fault(&mut command, &format!("kill:{operation}"));
-        let ending = program::run(command)?;
-        if ending.signal == Some(9) && find(&attempt, target.file).is_ok_and(|file| file.is_file()) {
+        let ending = Fixture::run_counted(command, &attempt)?;
+        let was_killed = ending.signal == Some(9) || (target.reader.has_children() && !ending.success());
+        if was_killed && find(&attempt, target.file).is_ok_and(|file| file.is_file()) {
             return Ok(attempt);
         }
     }

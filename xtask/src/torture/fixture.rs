@@ -1,7 +1,6 @@
 //! The work that is disturbed, such as a tiny search, training, prediction, export and download, with its undisturbed results.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -11,9 +10,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
+    folders::{contents, copy_folder, no_leftovers, without_folders},
     program::{self, Ending},
     scenario::Scenario,
     server::{Conduct, start},
+    study,
 };
 use crate::workspace::workspace;
 
@@ -29,6 +30,9 @@ const TINY: &[&str] = &[
     "--set=retrain.iterations_per_epoch=2",
     "--set=retrain.checkpoint_every_iterations=1",
 ];
+
+/// File that describes the archive of the dataset.
+const MANIFEST: &str = "manifest.toml";
 
 /// File that the library of faults counts in.
 const COUNT: &str = "count";
@@ -72,7 +76,7 @@ impl Fixture {
         command.args(phantom).arg(fixture.data());
         succeed(&program::run(command)?, "phantom")?;
         fixture.serve()?;
-        for scenario in Scenario::ALL {
+        for scenario in Scenario::ALL.into_iter().chain([Scenario::Rank]) {
             succeed(&fixture.measure(scenario, &fixture.undisturbed())?, scenario.name())?;
         }
         fixture.find_small_memory()?;
@@ -119,7 +123,15 @@ impl Fixture {
     }
 
     fn manifest(&self) -> PathBuf {
-        self.root.join("manifest.toml")
+        self.root.join(MANIFEST)
+    }
+
+    /// Describes the archive as a file, without a server.
+    pub(super) fn write_file_manifest(&self, folder: &Path) -> Result<()> {
+        let url = format!("{}/{DATASET}.tar", self.mirror(Conduct::Sound, 0));
+        let text = fs::read_to_string(self.manifest())?;
+        let file = format!("file://{}", self.archive().display());
+        Ok(fs::write(folder.join(MANIFEST), text.replace(&url, &file))?)
     }
 
     /// Address of the archive's folder on the server, which conducts itself like that for the `n`th client.
@@ -196,7 +208,7 @@ impl Fixture {
             }
             Scenario::Predict => {
                 command.arg("predict").arg("--model").arg(model).arg("--input").arg(data.join("imagesTs"));
-                command.arg("--output").arg(folder.join("predicted"))
+                command.arg("--output").arg(folder.join("predicted")).arg("--probabilities")
             }
             Scenario::Submit => {
                 command.arg("submit").arg("--model").arg(model).arg("--data").arg(data);
@@ -211,9 +223,18 @@ impl Fixture {
                 if bundle.exists() { &mut command } else { command.arg("--monai").arg(bundle) }
             }
             Scenario::Download => {
-                command.arg("download").arg("--manifest").arg(self.manifest());
+                // One of the folder's own is damaged.
+                let own = Some(folder.join(MANIFEST)).filter(|own| own.exists());
+                command.arg("download").arg("--manifest").arg(own.unwrap_or_else(|| self.manifest()));
                 command.arg("--data").arg(folder.join("downloaded"))
             }
+            Scenario::Sweep => command.args(["sweep", "run"]).arg(folder.join(study::FILE)).args(["--workers", "2"]),
+            Scenario::Rank => {
+                command.args(["rank", "--random", "2", "--cost", "5.9M", "--run"]).arg(&run);
+                command = program::through_shell(&command, &format!("exec \"$@\" > '{}/ranked'", folder.display()));
+                &mut command
+            }
+            Scenario::Report => command.arg("report").arg(&run),
         };
         if resume && scenario.resumes() {
             command.arg("--resume");
@@ -233,8 +254,11 @@ impl Fixture {
     pub(super) fn prepare(&self, scenario: Scenario, name: &str) -> Result<PathBuf> {
         let folder = self.root.join(name);
         fs::create_dir_all(&folder)?;
-        if scenario == Scenario::Retrain {
-            copy_folder(&self.undisturbed().join("run"), &folder.join("run"), "retrain")?;
+        match scenario {
+            Scenario::Retrain => copy_folder(&self.undisturbed().join("run"), &folder.join("run"), "retrain")?,
+            Scenario::Rank | Scenario::Report => copy_folder(&self.undisturbed().join("run"), &folder.join("run"), "")?,
+            Scenario::Sweep => study::write(&folder, &self.data(), TINY)?,
+            _ => {}
         }
         Ok(folder)
     }
@@ -247,6 +271,9 @@ impl Fixture {
             bail!("does not go on (resume: {resume}): {}", ending.summary());
         }
         self.compare(scenario, folder)?;
+        if scenario == Scenario::Sweep {
+            study::check_tasks(folder)?;
+        }
         no_leftovers(folder)
     }
 
@@ -273,6 +300,11 @@ impl Fixture {
     pub(super) fn run_with_fault(&self, scenario: Scenario, folder: &Path, fault: &str) -> Result<Ending> {
         let mut command = self.command(scenario, folder, false);
         self.set_fault(&mut command, fault);
+        Self::run_counted(command, folder)
+    }
+
+    /// Runs a command whose file operations are counted over all its processes.
+    pub(super) fn run_counted(mut command: Command, folder: &Path) -> Result<Ending> {
         let count = folder.join(COUNT);
         set_count(&mut command, &count)?;
         let ending = program::run(command);
@@ -288,6 +320,9 @@ impl Fixture {
     /// Runs a scenario without faults in `folder`, and keeps its extent if it succeeds.
     fn measure(&mut self, scenario: Scenario, folder: &Path) -> Result<Ending> {
         fs::create_dir_all(folder)?;
+        if scenario == Scenario::Sweep {
+            study::write(folder, &self.data(), TINY)?;
+        }
         let count = self.root.join(COUNT);
         let mut command = self.command(scenario, folder, false);
         command.env("LD_PRELOAD", &self.faults);
@@ -322,58 +357,4 @@ fn succeed(ending: &Ending, name: &str) -> Result<()> {
         bail!("{name} fails undisturbed: {}", ending.summary());
     }
     Ok(())
-}
-
-/// Content of a file, or of every file below a folder by its path.
-fn contents(path: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut files = BTreeMap::new();
-    let mut stack = vec![PathBuf::new()];
-    while let Some(relative) = stack.pop() {
-        let full = if relative.as_os_str().is_empty() { path.to_owned() } else { path.join(&relative) };
-        if full.is_dir() {
-            for entry in fs::read_dir(&full)? {
-                stack.push(relative.join(entry?.file_name()));
-            }
-        } else {
-            let bytes = fs::read(&full).with_context(|| full.display().to_string())?;
-            files.insert(relative, bytes);
-        }
-    }
-    Ok(files)
-}
-
-/// Content of JSON files without the names of folders; metrics name label maps and references.
-fn without_folders(mut files: BTreeMap<PathBuf, Vec<u8>>, folders: [&Path; 2]) -> BTreeMap<PathBuf, Vec<u8>> {
-    for bytes in files.values_mut().filter(|bytes| bytes.first() == Some(&b'{')) {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let text = folders.iter().fold(text, |text, folder| text.replace(&*folder.to_string_lossy(), ""));
-        *bytes = text.into_bytes();
-    }
-    files
-}
-
-/// Copies a folder but for what is called `left_out` directly in it.
-pub(super) fn copy_folder(from: &Path, to: &Path, left_out: &str) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name == left_out {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &to.join(name), "")?;
-        } else {
-            fs::copy(entry.path(), to.join(name))?;
-        }
-    }
-    Ok(())
-}
-
-/// Checks that no temporary file or folder is left.
-fn no_leftovers(folder: &Path) -> Result<()> {
-    match contents(folder)?.keys().find(|path| path.to_string_lossy().contains(".adw-tmp")) {
-        Some(path) => bail!("{} is left over", path.display()),
-        None => Ok(()),
-    }
 }

@@ -101,7 +101,7 @@ pub(super) fn kills_at_operations(fixture: &Fixture, args: &TortureArgs) -> Vec<
         match ending.signal {
             Some(9) => Ok(()),
             // One of several processes was killed.
-            None if scenario == Scenario::Crossval => ending.expect_error(2),
+            None if scenario.has_children() => ending.expect_error(2),
             _ => bail!("expected SIGKILL: {}", ending.summary()),
         }
     })
@@ -170,7 +170,8 @@ pub(super) fn streams() -> Vec<Fault> {
                 if ending.success() { Ok(ending) } else { bail!("stderr ended the work: {}", ending.summary()) }
             }));
         }
-        for json in [false, true] {
+        // A sweep has no `--json`.
+        for json in [false, true].into_iter().filter(|json| !json || scenario != Scenario::Sweep) {
             let name = format!("stdout-full-{}{}", scenario.name(), if json { "-json" } else { "" });
             faults.push(fault(name, scenario, move |fixture, folder| {
                 let mut command = fixture.command(scenario, folder, false);

@@ -6,11 +6,13 @@ mod connection;
 mod damage;
 mod fault;
 mod fixture;
+mod folders;
 mod interrupt;
 mod program;
 mod scenario;
 mod server;
 mod soak;
+mod study;
 
 use std::{
     fs,
@@ -78,7 +80,7 @@ const CAMPAIGNS: &[Campaign] = &[
     },
     Campaign {
         name: "damage",
-        promise: "a flipped bit or a cut in an image, prepared case, checkpoint or model: refused by name, or the same bits",
+        promise: "a flipped bit or a cut in an image, prepared case, checkpoint, model or probabilities: refused by name, or the same bits",
         faults: damage::binary_files,
     },
     Campaign {

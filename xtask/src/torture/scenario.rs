@@ -10,25 +10,48 @@ pub(super) enum Scenario {
     Retrain,
     /// A search, trainings and scores of five folds, each in a process of its own.
     Crossval,
+    /// A sweep of two arms by two workers, whose tasks are processes of their own.
+    Sweep,
     Predict,
     Submit,
     Export,
     Download,
+    /// Scores of random architectures with the weights of the finished search. Not interrupted, only given damaged files.
+    Rank,
+    /// The report of the finished run, likewise.
+    Report,
 }
 
 impl Scenario {
     /// All scenarios with data in memory.
-    pub(super) const ALL: [Self; 7] =
-        [Self::Search, Self::Retrain, Self::Crossval, Self::Predict, Self::Submit, Self::Export, Self::Download];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Search,
+        Self::Retrain,
+        Self::Crossval,
+        Self::Sweep,
+        Self::Predict,
+        Self::Submit,
+        Self::Export,
+        Self::Download,
+    ];
 
-    /// Part of a number of faults: a cross-validation takes as long as many other scenarios.
+    /// Part of a number of faults: a cross-validation and a sweep take as long as many other scenarios.
     pub(super) fn share(self, count: usize) -> usize {
-        if self == Self::Crossval { count.div_ceil(4).min(100) } else { count }
+        match self {
+            Self::Crossval => count.div_ceil(4).min(100),
+            Self::Sweep => count.div_ceil(6).min(100),
+            _ => count,
+        }
+    }
+
+    /// Returns true if the scenario's work is done by several processes.
+    pub(super) fn has_children(self) -> bool {
+        matches!(self, Self::Crossval | Self::Sweep)
     }
 
     /// Returns true if the scenario's command has the option `--resume`; the others are just repeated.
     pub(super) fn resumes(self) -> bool {
-        !matches!(self, Self::Export | Self::Download)
+        !matches!(self, Self::Export | Self::Download | Self::Sweep | Self::Rank | Self::Report)
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -41,6 +64,9 @@ impl Scenario {
             Self::Submit => "submit",
             Self::Export => "export",
             Self::Download => "download",
+            Self::Sweep => "sweep",
+            Self::Rank => "rank",
+            Self::Report => "report",
         }
     }
 
@@ -68,6 +94,15 @@ impl Scenario {
             Self::Submit => &["submitted"],
             Self::Export => &["exported"],
             Self::Download => &["downloaded"],
+            Self::Sweep => &[
+                "study/runs/phantom/found/seed_1/search/fold_0/architecture.json",
+                "study/runs/phantom/found/seed_1/retrain/fold_0/model.safetensors",
+                "study/runs/phantom/found/seed_1/retrain/fold_0/validation",
+                "study/runs/phantom/plain/seed_1/retrain/fold_0/model.safetensors",
+                "study/runs/phantom/plain/seed_1/retrain/fold_0/validation",
+            ],
+            Self::Rank => &["ranked"],
+            Self::Report => &[],
         }
     }
 
@@ -76,7 +111,7 @@ impl Scenario {
         match self {
             Self::Search | Self::SearchOnDisk => folder.join("run/search/fold_0").exists(),
             Self::Retrain => folder.join("run/retrain/fold_0").exists(),
-            Self::Crossval | Self::Predict | Self::Submit | Self::Export | Self::Download => true,
+            _ => true,
         }
     }
 }
