@@ -70,7 +70,7 @@ impl Description {
         match &self.channel_names {
             Some(Distinct(names)) => numbered("channel_names", names),
             None if self.modality.0.is_empty() => {
-                Err("names no channels; expected modality or channel_names, as {\"0\": \"MRI\"}".to_owned())
+                Err("modality is empty; expected {\"0\": \"MRI\"}, or the same as channel_names".to_owned())
             }
             None => numbered("modality", &self.modality.0),
         }
@@ -122,11 +122,13 @@ impl Description {
         if let Some(case) = files.training.iter().find(|case| ![1, num_channels].contains(&case.image.len())) {
             return Err(Error::DatasetJson {
                 path: dir.join("dataset.json"),
-                problem: format!(
-                    "dataset lists {} images for case {:?}; expected one per channel, {num_channels} in all",
-                    case.image.len(),
-                    case.id
-                ),
+                problem: match case.image.len() {
+                    0 => format!("dataset lists no image for case {:?}; name one file per channel", case.id),
+                    found => format!(
+                        "dataset lists {found} images for case {:?}; expected one per channel, {num_channels} in all",
+                        case.id
+                    ),
+                },
             });
         }
         files.training.sort_by(|a, b| a.id.cmp(&b.id));
