@@ -214,6 +214,7 @@ fn check_steps(golden: &Golden, dtype: DType, report: &mut Report) {
         arch_batches: ArchBatches::AAndB,
         penalty: None,
         weight_network: WeightNetwork::Mixture,
+        ranks: None,
     };
     for s in 0..golden.number("steps", 0.0) as usize {
         let batch = |which: &str| Batch {

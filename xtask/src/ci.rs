@@ -12,9 +12,9 @@ pub(crate) fn test(rest: &[String]) -> Result<ExitCode> {
     run(cargo().args(["test", "--workspace", "--release"]).args(rest))
 }
 
-/// Runs the test of a sweep on a real Slurm, and no other. Its output shows why it is skipped where Slurm is missing.
-pub(crate) fn test_on_slurm() -> Result<ExitCode> {
-    test(&["--test", "slurm", "--", "--ignored", "--nocapture"].map(str::to_owned))
+/// Runs the tests of a file that need a program of others, and no other. The output shows why they are skipped where it is missing.
+pub(crate) fn test_alone(file: &str) -> Result<ExitCode> {
+    test(&["--test", file, "--", "--ignored", "--nocapture"].map(str::to_owned))
 }
 
 /// Runs the script of the CI service.

@@ -35,6 +35,30 @@ impl fmt::Display for Reported {
 
 impl Error for Reported {}
 
+/// End of another rank of this search or training: its exit code, 0 if its work is done, and its error.
+#[derive(Debug)]
+pub(crate) struct RankFailed {
+    pub(crate) rank: usize,
+    pub(crate) code: u8,
+    pub(crate) message: String,
+}
+
+impl fmt::Display for RankFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {}: {}", self.rank, self.message)
+    }
+}
+
+impl Error for RankFailed {}
+
+/// End of another rank, if that is the cause of `error`.
+pub(crate) fn rank_failed(error: &anyhow::Error) -> Option<&RankFailed> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(adw_search::Error::Ranks(inner)) => inner.downcast_ref(),
+        _ => cause.downcast_ref(),
+    })
+}
+
 /// Returns early with a [`BadInput`].
 macro_rules! bad_input {
     ($($message:tt)*) => {
@@ -61,6 +85,9 @@ pub(crate) fn program() -> String {
 /// Exit code for an error: 2 if the user can put it right (arguments, files, folders, a full disk or device, a server that
 /// refuses), 1 if only the program's authors can.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(failed) = rank_failed(error) {
+        return failed.code;
+    }
     let is_bad_input = error.chain().any(|cause| {
         cause.is::<BadInput>()
             || cause.is::<io::Error>()
@@ -100,8 +127,16 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         | E::NotFinite { .. }
         | E::Diverged { .. }
         | E::LogitsNotFinite
+        | E::TooManyRanks { .. }
+        | E::OtherCheckpoint { .. }
         | E::Stopped { .. } => true,
-        E::Tensor(_) | E::Op(_) | E::Cuda(_) | E::Batch { .. } | E::Shape { .. } | E::UnknownClass { .. } => false,
+        E::Tensor(_)
+        | E::Op(_)
+        | E::Cuda(_)
+        | E::Ranks(_)
+        | E::Batch { .. }
+        | E::Shape { .. }
+        | E::UnknownClass { .. } => false,
     }
 }
 

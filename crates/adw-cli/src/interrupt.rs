@@ -29,6 +29,8 @@ use crate::{failure::program, report::plain::shell_word};
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// True while work runs that calls [`stop`] at each step, or that waits for children.
 static STOPS_ITSELF: AtomicBool = AtomicBool::new(false);
+/// True once the process is about to end on its own.
+static ENDS: AtomicBool = AtomicBool::new(false);
 /// True if the same command continues the work.
 static REPEATS: AtomicBool = AtomicBool::new(false);
 /// Command that continues the work; none if it begins anew.
@@ -72,7 +74,7 @@ fn is_ignored(signal: i32) -> bool {
 const CHILD: &str = "ADW_SIGNALS_ON_STDIN";
 
 /// Returns true if this process was started by [`start_child`].
-fn is_child() -> bool {
+pub(crate) fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
@@ -123,7 +125,7 @@ fn follow_parent() {
         let Ok(signal) = byte else { break };
         receive(signal.into());
     }
-    end(signal_hook::consts::SIGTERM);
+    end(signal_hook::consts::SIGTERM, || ());
 }
 
 /// Number of the first signal that has arrived, else none.
@@ -133,10 +135,13 @@ pub(crate) fn signal() -> Option<i32> {
 
 #[cfg(unix)]
 fn receive(signal: i32) {
+    if ENDS.load(SeqCst) {
+        return;
+    }
     let is_first = SIGNAL.compare_exchange(0, signal, SeqCst, SeqCst).is_ok();
     pass_on(signal, children().iter_mut());
     if !STOPS_ITSELF.load(SeqCst) || (!is_first && signal == signal_hook::consts::SIGINT) {
-        end(signal);
+        end(signal, || ());
     }
     if is_first && !is_child() && io::stderr().is_terminal() {
         // The terminal has printed ^C.
@@ -145,9 +150,9 @@ fn receive(signal: i32) {
     }
 }
 
-/// Removes temporary files, prints the command that continues the work, and ends the process with 128 + `signal`.
+/// Removes temporary files, prints the command that continues the work, calls `last`, and ends the process with 128 + `signal`.
 #[cfg(unix)]
-fn end(signal: i32) -> ! {
+fn end(signal: i32, last: impl FnOnce()) -> ! {
     let _removed = adw_files::remove_own();
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
     let command = CONTINUATION.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -166,16 +171,32 @@ fn end(signal: i32) -> ! {
         written.send(())
     });
     let _ = wait.recv_timeout(Duration::from_secs(1));
+    last();
     signal_hook::low_level::exit(128 + signal)
 }
 
 /// Ends the process as a signal wants that has arrived while work ran that stops itself.
 pub(crate) fn end_if_interrupted() {
+    end_if_interrupted_after(|| ());
+}
+
+/// Ends the process as [`end_if_interrupted`] does, with a call of `last` when all is printed.
+pub(crate) fn end_if_interrupted_after(last: impl FnOnce()) {
     #[cfg(unix)]
     match SIGNAL.load(SeqCst) {
         0 => {}
-        signal => end(signal),
+        signal => end(signal, last),
     }
+}
+
+/// Ignores signals from now on, because the process is about to end.
+pub(crate) fn ignore_signals() {
+    ENDS.store(true, SeqCst);
+}
+
+/// Takes over a signal that has arrived at another rank of this search or training.
+pub(crate) fn adopt(signal: i32) {
+    let _ = SIGNAL.compare_exchange(0, signal, SeqCst, SeqCst);
 }
 
 /// Runs a training whose callback returns [`stop`]: until it returns, signals do not end the process.

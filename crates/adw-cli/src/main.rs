@@ -22,6 +22,7 @@ mod npz;
 mod overrides;
 mod phantom;
 mod provenance;
+mod ranks;
 mod report;
 mod run;
 mod run_config;
@@ -40,7 +41,7 @@ use clap::Parser;
 
 use crate::{
     args::{Cli, Command, Subject},
-    report::progress::{note, output_error, print_by},
+    report::progress::{mute, note, output_error, print_by},
 };
 
 fn main() -> ExitCode {
@@ -59,9 +60,22 @@ fn main() -> ExitCode {
     };
     // A broken invariant is reported like any other failure: one line.
     panic::set_hook(Box::new(|info| {
+        mute(false);
         note(&format!("error: internal: {}", info.to_string().split_whitespace().collect::<Vec<_>>().join(" ")));
     }));
-    let result = panic::catch_unwind(|| match &cli.command {
+    let code = match panic::catch_unwind(|| ranks::start(&cli.command).and_then(|()| execute(&cli.command))) {
+        Ok(result) => exit_code(ranks::close(result)),
+        Err(_panic) => {
+            let _ = ranks::close(Err(anyhow::anyhow!("internal error")));
+            ExitCode::FAILURE
+        }
+    };
+    ranks::finish();
+    code
+}
+
+fn execute(command: &Command) -> anyhow::Result<()> {
+    match command {
         Command::Download(args) => commands::download::run(args),
         Command::Phantom(args) => commands::phantom::run(args),
         Command::Check(args) => commands::check::run(args),
@@ -86,10 +100,6 @@ fn main() -> ExitCode {
         Command::Bench(args) => match &args.subject {
             Subject::Step(args) => commands::bench::step(args),
         },
-    });
-    match result {
-        Ok(result) => exit_code(result),
-        Err(_panic) => ExitCode::FAILURE,
     }
 }
 
@@ -97,7 +107,7 @@ fn main() -> ExitCode {
 fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     if let Err(error) = result {
         if matches!(error.downcast_ref(), Some(adw_search::Error::Stopped { .. })) {
-            interrupt::end_if_interrupted();
+            interrupt::end_if_interrupted_after(ranks::finish);
         }
         if let Some(failure::Reported(code)) = error.downcast_ref() {
             return ExitCode::from(*code);

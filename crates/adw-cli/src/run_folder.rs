@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use crate::{
     failure::{bad_input, program},
     fold::Fold,
+    ranks,
 };
 
 /// The system releases the lock of a killed process a moment later.
@@ -24,7 +25,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     root: PathBuf,
-    _lock: Lock,
+    /// None in a process that rank 0 of a training, which holds the lock, has made a part of it.
+    _lock: Option<Lock>,
 }
 
 impl RunFolder {
@@ -70,12 +72,15 @@ impl RunFolder {
                 program()
             );
         }
+        if ranks::is_follower() {
+            return Ok(Self { root: root.to_owned(), _lock: None });
+        }
         match lock_with_timeout(&lock_path(root, fold), LOCK_TIMEOUT) {
             Ok(lock) => {
                 // Temporary files of killed processes; those of live ones are locked. A leftover that cannot be removed harms
                 // nothing.
                 let _ = adw_files::remove_stale(root);
-                Ok(Self { root: root.to_owned(), _lock: lock })
+                Ok(Self { root: root.to_owned(), _lock: Some(lock) })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 bad_input!("fold {fold} of {} is in use by another process", root.display())

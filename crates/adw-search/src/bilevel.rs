@@ -1,10 +1,12 @@
 //! One iteration of the bilevel search: architecture steps, then a weight step.
 
-use adw_supernet::{Gradients, GumbelSample, Loss, Role, Supernet, Unet};
+use adw_supernet::{GumbelSample, Loss, Role, Supernet};
 use candle_core::Tensor;
 
 use crate::config::{ArchBatches, Half, SearchConfig, WeightNetwork};
 use crate::optim::{self, Optimizer, OptimizerConfig};
+use crate::passes::{network_loss_and_gradients, supernet_loss_and_gradients};
+use crate::ranks::Ranks;
 use crate::{Batch, CostPenalty, Result, parameters};
 
 /// Optimisers of a search. Both hold all parameters of the network; each updates those of its role.
@@ -56,6 +58,8 @@ pub struct BilevelSettings<'a> {
     pub penalty: Option<CostPenalty>,
     /// Network that the weight step trains.
     pub weight_network: WeightNetwork,
+    /// Processes that share each batch, sample by sample; none: passes of the whole batch.
+    pub ranks: Option<&'a dyn Ranks>,
 }
 
 /// Batches of one iteration.
@@ -120,7 +124,8 @@ pub fn arch_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let (loss, mut gradients) = loss_and_gradients(net, settings.loss, batch, sample, Role::Architecture)?;
+    let (loss, mut gradients) =
+        supernet_loss_and_gradients(net, settings.loss, batch, sample, Role::Architecture, settings.ranks)?;
     if let Some(penalty) = &settings.penalty {
         let (_, pull) = penalty.value_and_gradients(net, settings.tau)?;
         for (gradient, pull) in gradients.iter_mut().zip(pull) {
@@ -149,38 +154,16 @@ pub fn weight_step(
         WeightNetwork::Drawn => Some(net.drawn_architecture(sample)?),
         WeightNetwork::Largest => Some(net.config().largest()?),
     };
+    let (loss, ranks) = (settings.loss, settings.ranks);
     let (loss, gradients) = match architecture {
-        None => loss_and_gradients(net, settings.loss, batch, sample, Role::Weight)?,
+        None => supernet_loss_and_gradients(net, loss, batch, sample, Role::Weight, ranks)?,
         Some(architecture) => {
             let subnet = net.subnet(&architecture)?;
-            let (loss, gradients) = network_loss_and_gradients(subnet.unet(), settings.loss, batch)?;
+            let (loss, gradients) = network_loss_and_gradients(subnet.unet(), loss, batch, ranks)?;
             (loss, subnet.spread(&gradients)?)
         }
     };
     clipped_step(&mut *optimizers.weights, &gradients, settings.lr, settings.clip, loss)
-}
-
-fn loss_and_gradients(
-    net: &Supernet,
-    loss: &dyn Loss,
-    batch: &Batch,
-    sample: &GumbelSample,
-    role: Role,
-) -> Result<(f64, Gradients)> {
-    let (logits, trace) = net.forward(&batch.x, sample)?;
-    let (loss, grad_logits) = loss.value_and_gradients(&logits, &batch.target)?;
-    drop(logits); // The backward pass needs their memory.
-    let gradients = net.backward(trace, grad_logits, role)?;
-    Ok((loss.value()?, gradients))
-}
-
-/// Loss of a discrete network on a batch, and its gradients by the network's parameters.
-pub(crate) fn network_loss_and_gradients(net: &Unet, loss: &dyn Loss, batch: &Batch) -> Result<(f64, Gradients)> {
-    let (logits, trace) = net.forward(&batch.x)?;
-    let (loss, grad_logits) = loss.value_and_gradients(&logits, &batch.target)?;
-    drop(logits); // The backward pass needs their memory.
-    let gradients = net.backward(trace, grad_logits)?;
-    Ok((loss.value()?, gradients))
 }
 
 /// Clips the gradients and steps. Where loss or norm is not finite, the parameters stay and the report says so.

@@ -128,6 +128,10 @@ pub struct SearchConfig {
     /// Cost term; none unless given.
     #[serde(default)]
     pub cost: Option<CostConfig>,
+    /// Passes of one sample of a batch at a time, whose gradients are summed in the order of the samples, instead of passes of
+    /// the whole batch: the same bits on any number of [`crate::Ranks`], with other roundings of the sum.
+    #[serde(default)]
+    pub per_sample: bool,
     /// Precision of the convolutions, also in validation.
     #[serde(default)]
     pub precision: Precision,
@@ -167,6 +171,10 @@ pub struct RetrainConfig {
     /// Running average of the weights, for validation and as the result; none unless given.
     #[serde(default)]
     pub ema: Option<EmaConfig>,
+    /// Passes of one sample of a batch at a time, whose gradients are summed in the order of the samples, instead of passes of
+    /// the whole batch: the same bits on any number of [`crate::Ranks`], with other roundings of the sum.
+    #[serde(default)]
+    pub per_sample: bool,
     /// Precision of the convolutions, also in validation.
     #[serde(default)]
     pub precision: Precision,
@@ -221,6 +229,7 @@ impl SearchConfig {
             arch_batches: ArchBatches::AAndB,
             weight_samples: WeightSamples::Soft,
             cost: None,
+            per_sample: false,
             precision: Precision::Full,
             checkpoint_every_epochs: 1,
             checkpoint_every_iterations: 0,
@@ -270,6 +279,7 @@ impl RetrainConfig {
             clip: 12.0,
             warm_start: false,
             ema: None,
+            per_sample: false,
             precision: Precision::Full,
             validation_batches: 50,
             checkpoint_every_epochs: 1,

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use crate::ranks::{Ranks, all_gather};
 use crate::{Error, Result};
 
 /// Voxels per parallel task.
@@ -90,6 +91,20 @@ impl DiceCounts {
             }
         }
         Ok(())
+    }
+
+    /// Sum of the counts of all ranks.
+    pub(crate) fn of_all(&self, ranks: &dyn Ranks) -> Result<Self> {
+        let mut sum = Self::default();
+        for counts in all_gather(ranks, self.classes.as_flattened().iter().flat_map(|n| n.to_le_bytes()).collect())? {
+            let (counts, _) = counts.as_chunks();
+            // A rank without a batch has no classes.
+            sum.classes.resize(sum.classes.len().max(counts.len() / 3), [0; 3]);
+            for (sum, count) in sum.classes.as_flattened_mut().iter_mut().zip(counts) {
+                *sum += u64::from_le_bytes(*count);
+            }
+        }
+        Ok(sum)
     }
 
     /// `2 tp / (2 tp + fp + fn)` per foreground class; `None` where a class was neither present nor predicted.

@@ -142,6 +142,28 @@ pub enum Error {
         /// Shape of the tensor.
         got: String,
     },
+    /// A batch cannot be shared, sample by sample, among this many ranks.
+    #[error("{ranks} ranks for batches of {batch_size} samples: expected at most one rank per sample")]
+    TooManyRanks {
+        /// Number of ranks.
+        ranks: usize,
+        /// Samples of a batch.
+        batch_size: usize,
+    },
+    /// Ranks have read different checkpoints.
+    #[error(
+        "{}: rank {rank} reads another checkpoint here than rank 0; all ranks need the same folder, on a disk that they share",
+        path.display()
+    )]
+    OtherCheckpoint {
+        /// Folder of the run.
+        path: PathBuf,
+        /// Number of the rank.
+        rank: usize,
+    },
+    /// Another rank has failed or cannot be reached.
+    #[error(transparent)]
+    Ranks(BoxError),
     /// The caller's callback stopped the run.
     #[error("stopped at epoch {epoch}, iteration {iteration}")]
     Stopped {

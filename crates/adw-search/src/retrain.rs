@@ -3,7 +3,7 @@
 use adw_supernet::{Architecture, Loss, Unet};
 use serde::{Deserialize, Serialize};
 
-use crate::bilevel::{StepReport, clipped_step, network_loss_and_gradients};
+use crate::bilevel::{StepReport, clipped_step};
 use crate::checkpoint::Position;
 use crate::config::{self, RetrainConfig};
 use crate::dice::{self, DiceCounts};
@@ -11,6 +11,8 @@ use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
 use crate::optim::{Ema, Optimizer};
 use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
+use crate::passes::network_loss_and_gradients;
+use crate::ranks::{self, Ranks};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -62,6 +64,8 @@ pub fn retrain(
     on_event: &mut OnEvent<'_, RetrainRow>,
 ) -> Result<Trained> {
     config.check()?;
+    let ranks = options.ranks();
+    ranks::check(ranks, config.per_sample)?;
     let device = parameters::device(net.parameters());
     config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
@@ -82,6 +86,7 @@ pub fn retrain(
         net,
         loss,
         config,
+        ranks,
         optimizer: config.optimizer.build(named()),
         ema: config.ema.clone().map(|ema| Ema::new(named(), ema)).transpose()?,
     };
@@ -96,7 +101,7 @@ pub fn retrain(
         save_every_epochs: config.checkpoint_every_epochs,
         save_every_iterations: config.checkpoint_every_iterations,
     };
-    training_loop::run(&mut task, &schedule, &files, checkpoint, source, on_event)?;
+    training_loop::run(&mut task, &schedule, &files, checkpoint, ranks, source, on_event)?;
     let last_weights = parameters::values(net.parameters())?;
     if let Some(ema) = &task.ema {
         ema.store_in_parameters()?;
@@ -116,7 +121,7 @@ pub fn training_step(
     lr: f64,
     clip: f64,
 ) -> Result<StepReport> {
-    let (loss, gradients) = network_loss_and_gradients(net, loss, batch)?;
+    let (loss, gradients) = network_loss_and_gradients(net, loss, batch, None)?;
     clipped_step(optimizer, &gradients, lr, clip, loss)
 }
 
@@ -132,6 +137,7 @@ struct RetrainTask<'a> {
     net: &'a Unet,
     loss: &'a dyn Loss,
     config: &'a RetrainConfig,
+    ranks: &'a dyn Ranks,
     optimizer: Box<dyn Optimizer>,
     ema: Option<Ema>,
 }
@@ -148,7 +154,9 @@ impl TrainingTask for RetrainTask<'_> {
 
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
-        let step = training_step(self.net, &mut *self.optimizer, self.loss, &batches[0], lr, self.config.clip)?;
+        let ranks = self.config.per_sample.then_some(self.ranks);
+        let (loss, gradients) = network_loss_and_gradients(self.net, self.loss, &batches[0], ranks)?;
+        let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;
         }
@@ -165,10 +173,11 @@ impl TrainingTask for RetrainTask<'_> {
             }
             Ok(counts)
         };
-        match &self.ema {
+        let counts = match &self.ema {
             Some(ema) if self.config.validation_batches > 0 => ema.with_average(count),
             _ => count(),
-        }
+        };
+        counts?.of_all(self.ranks)
     }
 
     fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<RetrainRow> {

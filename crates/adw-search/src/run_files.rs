@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adw_files::Lock;
@@ -16,11 +17,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, Position};
+use crate::ranks::{Alone, Ranks, all_gather};
 use crate::{Error, Result};
 
 /// Folder and identity of a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
+    /// Processes that share the batches; none: this one alone. Rank 0 writes the files, the others read them.
+    pub ranks: Option<Arc<dyn Ranks>>,
     /// Folder for `history.jsonl` and `checkpoint/`, made if absent. None keeps nothing.
     pub directory: Option<PathBuf>,
     /// Go on from the folder's checkpoint if there is one. Without it, a folder that holds a run is an error.
@@ -28,6 +32,12 @@ pub struct RunOptions {
     /// Facts beside the settings that determine the result (task, fold, a digest of the plan): a checkpoint with other
     /// values is refused.
     pub identity: BTreeMap<String, String>,
+}
+
+impl RunOptions {
+    pub(crate) fn ranks(&self) -> &dyn Ranks {
+        self.ranks.as_deref().unwrap_or(&Alone)
+    }
 }
 
 /// The files of one run.
@@ -65,20 +75,25 @@ impl RunFiles {
         let Some(directory) = &options.directory else {
             return Ok((Self { paths: None, identity, damage: None }, None));
         };
+        let (paths, ranks) = (Paths::of(directory), options.ranks());
+        if ranks.rank() > 0 {
+            let place = all_gather(ranks, vec![])?.swap_remove(0);
+            let (checkpoint, _) = paths.read(&identity, device)?;
+            if place_bytes(checkpoint.as_ref()) != place {
+                return Err(Error::OtherCheckpoint { path: directory.clone(), rank: ranks.rank() });
+            }
+            return Ok((Self { paths: None, identity, damage: None }, checkpoint));
+        }
         let folder = directory.join("checkpoint");
         adw_files::create_folders(&folder).map_err(|e| Error::io(&folder, e))?;
-        let paths = Paths {
-            history: directory.join("history.jsonl"),
-            latest: folder.join("latest.safetensors"),
-            previous: folder.join("previous.safetensors"),
-            latest_is_sound: Cell::new(true),
-            _lock: lock(&folder)?,
-        };
+        let paths = Paths { _lock: lock(&folder)?, ..paths };
         for folder in [directory, &folder] {
             adw_files::remove_stale(folder).map_err(|e| Error::io(folder, e))?;
         }
         let (checkpoint, damage) = paths.resume(options.resume, &identity, device)?;
         paths.latest_is_sound.set(damage.is_none());
+        // From here on the others read.
+        all_gather(ranks, place_bytes(checkpoint.as_ref()))?;
         Ok((Self { paths: Some(paths), identity, damage }, checkpoint))
     }
 
@@ -146,8 +161,27 @@ fn lock(folder: &Path) -> Result<Option<Lock>> {
     }
 }
 
+/// Epoch and iteration of a checkpoint; nothing without one.
+fn place_bytes(checkpoint: Option<&Checkpoint>) -> Vec<u8> {
+    checkpoint.map_or(vec![], |Checkpoint { position: Position { epoch, iteration }, .. }| {
+        [epoch, iteration].into_iter().flat_map(|n| n.to_le_bytes()).collect()
+    })
+}
+
 impl Paths {
-    /// Reads the checkpoint to resume from, and returns the fault of the latest if that is not it.
+    /// Files of the run in `directory`, not locked.
+    fn of(directory: &Path) -> Self {
+        let folder = directory.join("checkpoint");
+        Self {
+            history: directory.join("history.jsonl"),
+            latest: folder.join("latest.safetensors"),
+            previous: folder.join("previous.safetensors"),
+            latest_is_sound: Cell::new(true),
+            _lock: None,
+        }
+    }
+
+    /// Reads the checkpoint to resume from and cuts the history back to it, or finds a folder without a run.
     fn resume(&self, resume: bool, identity: &Value, device: &Device) -> Result<(Option<Checkpoint>, Option<Error>)> {
         if !resume {
             let mut traces = [&self.latest, &self.previous, &self.history].into_iter();
@@ -156,12 +190,19 @@ impl Paths {
                 None => Ok((None, None)),
             };
         }
+        let (checkpoint, damage) = self.read(identity, device)?;
+        self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
+        Ok((checkpoint, damage))
+    }
+
+    /// Reads the latest checkpoint that is whole, and returns the fault of the latest if that is not it.
+    fn read(&self, identity: &Value, device: &Device) -> Result<(Option<Checkpoint>, Option<Error>)> {
         let read = |path: &Path| Checkpoint::read(path, identity, device);
         let lost = |latest: &Error, previous: String| {
             let folder = self.latest.parent().unwrap_or(Path::new(".")).to_owned();
             Error::CheckpointsLost { latest: latest.to_string(), previous, folder }
         };
-        let (checkpoint, damage) = match (self.latest.exists(), self.previous.exists()) {
+        Ok(match (self.latest.exists(), self.previous.exists()) {
             (true, has_previous) => match read(&self.latest) {
                 Err(damage @ (Error::File { .. } | Error::Io { .. })) if has_previous => {
                     let other = read(&self.previous).map_err(|error| lost(&damage, error.to_string()))?;
@@ -173,9 +214,7 @@ impl Paths {
             // A process was killed between giving the latest its new name and giving its name to the next.
             (false, true) => (Some(read(&self.previous)?), None),
             (false, false) => (None, None),
-        };
-        self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
-        Ok((checkpoint, damage))
+        })
     }
 
     /// Removes all but the first `rows` rows of the history.

@@ -11,6 +11,7 @@ use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
 use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
+use crate::ranks::{self, Ranks};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
 use crate::{Batch, BatchSource, NamedTensors, Part, Result};
@@ -100,6 +101,8 @@ pub fn search(
     on_event: &mut OnEvent<'_, SearchRow>,
 ) -> Result<Architecture> {
     config.check()?;
+    let ranks = options.ranks();
+    ranks::check(ranks, config.per_sample)?;
     let device = parameters::device(net.parameters());
     config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
@@ -111,11 +114,12 @@ pub fn search(
         patch,
         loss,
         config,
+        ranks,
         penalty: penalty(net, patch, config)?,
         optimizers: BilevelOptimizers::new(net, config),
         argmax_dice: None,
     };
-    training_loop::run(&mut task, &schedule(config), &files, checkpoint, source, on_event)?;
+    training_loop::run(&mut task, &schedule(config), &files, checkpoint, ranks, source, on_event)?;
     let mut architecture = task.found()?;
     let cost = architecture.cost(patch);
     let about = |key: &str, value: serde_json::Value| (key.to_owned(), value);
@@ -178,6 +182,7 @@ struct SearchTask<'a> {
     patch: [usize; 3],
     loss: &'a dyn Loss,
     config: &'a SearchConfig,
+    ranks: &'a dyn Ranks,
     penalty: Option<CostPenalty>,
     optimizers: BilevelOptimizers,
     /// Dice of the most probable architecture in the latest validation.
@@ -265,6 +270,7 @@ impl TrainingTask for SearchTask<'_> {
             arch_batches: self.config.arch_batches,
             penalty: self.penalty.clone(),
             weight_network: self.config.weight_samples.network(self.phase(epoch) == Phase::Warmup, iteration),
+            ranks: self.config.per_sample.then_some(self.ranks),
         };
         let values = match self.phase(epoch) {
             Phase::Warmup => {
@@ -302,8 +308,8 @@ impl TrainingTask for SearchTask<'_> {
                 argmax_counts.add(&argmax.unet().predict(&batch.x)?, &batch.target)?;
             }
         }
-        self.argmax_dice = dice::mean(&argmax_counts.dice());
-        Ok(counts)
+        self.argmax_dice = dice::mean(&argmax_counts.of_all(self.ranks)?.dice());
+        counts.of_all(self.ranks)
     }
 
     fn row(&mut self, epoch: usize, summary: EpochSummary<'_>) -> Result<SearchRow> {

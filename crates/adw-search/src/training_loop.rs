@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, Position, RunningMeans};
 use crate::dice::DiceCounts;
 use crate::events::{Event, IterationReport, OnEvent, Stop};
 use crate::loop_schedule::LoopSchedule;
+use crate::ranks::{Ranks, agree};
 use crate::run_files::RunFiles;
 use crate::{Batch, BatchRequest, BatchSource, Error, NamedTensors, Result};
 
@@ -55,6 +56,7 @@ pub(crate) fn run<T: TrainingTask>(
     schedule: &LoopSchedule,
     files: &RunFiles,
     checkpoint: Option<Checkpoint>,
+    ranks: &dyn Ranks,
     source: &mut dyn BatchSource,
     on_event: &mut OnEvent<'_, T::HistoryRow>,
 ) -> Result<()> {
@@ -68,17 +70,16 @@ pub(crate) fn run<T: TrainingTask>(
         request: BatchRequest { part: schedule.parts(at.epoch)[0], epoch: at.epoch, iteration: at.iteration },
         source,
     })?;
-    let mut output = LoopOutput { schedule, files, on_event };
+    let mut output = LoopOutput { schedule, files, ranks, on_event };
     let started = Event::Started {
         epoch: at.epoch,
         iteration: at.iteration,
         epochs: schedule.epochs,
         iterations_per_epoch: schedule.iterations_per_epoch,
     };
-    output.emit(task, at, &means, &started)?;
-    if let Some((damage, used)) = files.damage() {
-        output.emit(task, at, &means, &Event::CheckpointDamaged { damage, used })?;
-    }
+    output.emit(task, at, &means, Some(started))?;
+    let damage = files.damage().map(|(damage, used)| Event::CheckpointDamaged { damage, used });
+    output.emit(task, at, &means, damage)?;
     while at.epoch < schedule.epochs {
         let started = Instant::now();
         while at.iteration < schedule.iterations_per_epoch {
@@ -98,19 +99,28 @@ pub(crate) fn run<T: TrainingTask>(
             if at.iteration < schedule.iterations_per_epoch {
                 output.save_if_due(task, at, &means)?;
             }
-            output.emit(task, at, &means, &Event::Iteration(report))?;
+            output.emit(task, at, &means, Some(Event::Iteration(report)))?;
         }
         let mut requests = schedule.validation_requests(at.epoch);
         let mut stop = None;
+        // The ranks take turns: each returns the batches that are its own.
         let counts = task.validate(at.epoch, &mut || {
-            let Some(request) = requests.next() else { return Ok(None) };
-            let event = Event::Validation { epoch: at.epoch, batch: request.iteration };
-            if let ControlFlow::Break(how) = (output.on_event)(&event) {
-                // Saved below, when the task holds its own parameters again.
-                stop = Some(how);
-                return Err(stopped(at));
+            for request in requests.by_ref() {
+                let turn = request.iteration % ranks.size();
+                let event = Event::Validation { epoch: at.epoch, batch: request.iteration };
+                if turn == 0
+                    && let ControlFlow::Break(how) = agree(ranks, (output.on_event)(&event))?
+                {
+                    // Saved below, when the task holds its own parameters again.
+                    stop = Some(how);
+                    return Err(stopped(at));
+                }
+                let batch = fetch(source, request)?;
+                if turn == ranks.rank() {
+                    return Ok(Some(batch));
+                }
             }
-            fetch(source, request).map(Some)
+            Ok(None)
         });
         if let Some(how) = stop {
             return output.stop(task, at, &means, how);
@@ -122,7 +132,7 @@ pub(crate) fn run<T: TrainingTask>(
         at = Position { epoch: at.epoch + 1, iteration: 0 };
         means = RunningMeans::default();
         output.save_if_due(task, at, &means)?;
-        output.emit(task, at, &means, &Event::Epoch(&row))?;
+        output.emit(task, at, &means, Some(Event::Epoch(&row)))?;
     }
     Ok(())
 }
@@ -131,20 +141,22 @@ pub(crate) fn run<T: TrainingTask>(
 struct LoopOutput<'r, 'e, R> {
     schedule: &'r LoopSchedule,
     files: &'r RunFiles,
+    ranks: &'r dyn Ranks,
     on_event: &'r mut OnEvent<'e, R>,
 }
 
 impl<R> LoopOutput<'_, '_, R> {
-    /// Calls the callback, and ends the run if the callback stops it. Stopping a run whose last epoch is done has no
-    /// effect.
+    /// Calls the callback, if there is an event on this rank, and ends the run if the callback of any rank stops it. Stopping a
+    /// run whose last epoch is done has no effect.
     fn emit<T: TrainingTask<HistoryRow = R>>(
         &mut self,
         task: &T,
         at: Position,
         means: &RunningMeans,
-        event: &Event<'_, R>,
+        event: Option<Event<'_, R>>,
     ) -> Result<()> {
-        match (self.on_event)(event) {
+        let own = event.map_or(ControlFlow::Continue(()), |event| (self.on_event)(&event));
+        match agree(self.ranks, own)? {
             ControlFlow::Break(how) if at.epoch < self.schedule.epochs => self.stop(task, at, means, how),
             _ => Ok(()),
         }
@@ -167,10 +179,8 @@ impl<R> LoopOutput<'_, '_, R> {
         if !self.schedule.save_is_due(at) {
             return Ok(());
         }
-        match self.files.save(|| checkpoint(task, at, means))? {
-            Some(path) => self.emit(task, at, means, &Event::Saved(path)),
-            None => Ok(()),
-        }
+        let saved = self.files.save(|| checkpoint(task, at, means))?;
+        self.emit(task, at, means, saved.map(Event::Saved))
     }
 }
 

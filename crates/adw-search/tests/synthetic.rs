@@ -115,6 +115,7 @@ fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
         directory: Some(dir.path().into()),
         resume,
         identity: [("task".to_string(), "cubes".to_string())].into(),
+        ..RunOptions::default()
     }
 }
 
@@ -170,6 +171,7 @@ fn a_weight_step_of_a_drawn_network_changes_its_layers_alone() {
         arch_batches: config.arch_batches,
         penalty: None,
         weight_network: WeightNetwork::Drawn,
+        ranks: None,
     };
     weight_step(&net, &mut BilevelOptimizers::new(&net, &config), &settings, &plain_batch(), &sample).unwrap();
     let after = bits(net.parameters(), Some(Role::Weight));

@@ -33,6 +33,12 @@ pub trait Loss {
     /// # Errors
     /// If logits and target do not fit together.
     fn value_and_gradients(&self, logits: &[Tensor], target: &Tensor) -> Result<(PendingLoss, Vec<Option<Tensor>>)>;
+
+    /// Returns true if the loss of a batch is the mean of the losses of its samples. A training that takes the samples one by one
+    /// then needs no logits of the others.
+    fn is_mean_of_samples(&self) -> bool {
+        false
+    }
 }
 
 /// Deep supervision as in nnU-Net: `sum_i w_i dice_ce(logits_i, target on the grid of logits_i)` with
@@ -57,6 +63,10 @@ impl Loss for DiceCe {
         }
         grad_logits.resize(logits.len(), None);
         Ok((loss, grad_logits))
+    }
+
+    fn is_mean_of_samples(&self) -> bool {
+        !self.batch_dice
     }
 }
 

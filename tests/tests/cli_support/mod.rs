@@ -17,8 +17,18 @@ pub fn adw() -> &'static Path {
     ADW.get_or_init(|| build("adw-cli", "adw"))
 }
 
-/// Builds a binary of the workspace in the profile of the tests.
+/// Builds a binary of the workspace in the profile and with the features of the tests.
 pub fn build(package: &str, binary: &str) -> PathBuf {
+    let features = match package {
+        "adw-cli" if cfg!(feature = "cudnn") => "cudnn",
+        "adw-cli" if cfg!(feature = "cuda") => "cuda",
+        _ => "",
+    };
+    build_with(package, binary, features)
+}
+
+/// Builds a binary of the workspace in the profile of the tests, in the place of one with other features.
+pub fn build_with(package: &str, binary: &str, features: &str) -> PathBuf {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Build scripts such as ring's run again when variables differ that cargo has set for the package of this test.
     let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -26,16 +36,9 @@ pub fn build(package: &str, binary: &str) -> PathBuf {
         cargo.env_remove(name);
     }
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo.args(["build", "--package", package, "--bin", binary]);
+    cargo.args(["build", "--package", package, "--bin", binary, "--features", features]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
-    }
-    if package == "adw-cli" {
-        if cfg!(feature = "cudnn") {
-            cargo.args(["--features", "cudnn"]);
-        } else if cfg!(feature = "cuda") {
-            cargo.args(["--features", "cuda"]);
-        }
     }
     let output = cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{binary} does not build");

@@ -173,6 +173,7 @@ fn a_bilevel_step() {
             arch_batches: ArchBatches::AAndB,
             penalty: Some(penalty.clone()),
             weight_network: WeightNetwork::Mixture,
+            ranks: None,
         };
         let (a, b) = (batch(1, SMALL), batch(3, SMALL));
         let mut last = None;

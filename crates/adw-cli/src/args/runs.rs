@@ -8,7 +8,7 @@ use super::groups::{ConfigArgs, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, 
 use crate::fold::Fold;
 
 /// `adw search`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct SearchArgs {
     #[command(flatten)]
     pub(crate) dataset: DatasetArgs,
@@ -39,7 +39,7 @@ pub(crate) struct SearchArgs {
 }
 
 /// `adw retrain`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct RetrainArgs {
     #[command(flatten)]
     pub(crate) dataset: DatasetArgs,

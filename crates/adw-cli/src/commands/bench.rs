@@ -115,6 +115,7 @@ fn search_iteration(args: &BenchStepArgs, device: &Device) -> Result<()> {
         arch_batches: ArchBatches::AAndB,
         penalty: None,
         weight_network: WeightNetwork::Mixture,
+        ranks: None,
     };
     let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };
     let (noise, no_noise) = (net.sample(key, settings.tau)?, net.no_noise(settings.tau));

@@ -17,7 +17,7 @@ use crate::{
     ensemble::MODEL,
     failure::bad_input,
     fold::Fold,
-    interrupt, memory, model,
+    interrupt, memory, model, ranks,
     report::{
         drawing,
         forecast::Forecast,
@@ -37,6 +37,11 @@ use crate::{
 
 pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
+    let mut args = RetrainArgs { config: ranks::settings(&args.config, "retrain"), ..args.clone() };
+    if let Some(root) = ranks::followed()? {
+        (args.run, args.resume) = (Some(root), true);
+    }
+    let args = &args;
     let (mut run, architecture) = open(args, &device)?;
     check_precision("predict", run.config.settings.predict.precision, &device)?;
     let training = Training { args, architecture, device };
@@ -171,7 +176,7 @@ impl Training<'_> {
         Ok(run.folder()?.retrain(self.args.name.as_deref(), fold))
     }
 
-    /// Trains unless the model exists, and returns the path of the model; none for a forecast.
+    /// Trains unless the model exists, and returns the path of the model; none for a forecast, and on a follower.
     fn train(&self, run: &mut Run) -> Result<Option<PathBuf>> {
         let mut settings = run.config.settings.clone();
         let split = run.splits.fold(run.fold)?;
@@ -185,6 +190,7 @@ impl Training<'_> {
         }
         check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = *settings.retrain.batch_size.get_or_insert(run.plan.batch_size);
+        ranks::check(batch_size)?;
         let need =
             memory::Need::new(&self.architecture, &run.plan, batch_size, settings.retrain.precision, &self.device);
         let patch = run.plan.patch_size;
@@ -212,16 +218,20 @@ impl Training<'_> {
         let mut net = self.network(run)?;
 
         let directory = self.directory(run)?;
-        adw_files::create_folders(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        self.write_beginning(run, &directory)?;
+        let is_follower = ranks::is_follower();
+        if !is_follower {
+            adw_files::create_folders(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+            self.write_beginning(run, &directory)?;
+            ranks::lead(&run.root)?;
+        }
         let identity = run.identity();
         // The folder was seen to be new, or --resume was given.
-        let options = RunOptions { directory: Some(directory.clone()), resume: true, identity };
+        let options = RunOptions { ranks: ranks::shared(), directory: Some(directory.clone()), resume: true, identity };
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
-        let mut events = EventFile::new(&directory);
+        let mut events = (!is_follower).then(|| EventFile::new(&directory));
         let mut on_event = |event: &Event<'_, RetrainRow>| {
             reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
-            if let Event::Epoch(row) = event {
+            if let (Event::Epoch(row), Some(events)) = (event, &mut events) {
                 events.training(row, &run.plan.labels);
             }
             interrupt::stop()
@@ -230,8 +240,12 @@ impl Training<'_> {
             retrain(&mut net, &run.loss(), &settings.retrain, &options, &mut source, &mut on_event)
         });
         drop(reporter);
+        let weights = trained?.weights;
+        if is_follower {
+            return Ok(None);
+        }
         let info = model::info(&run.plan, &settings, run.fold)?;
-        let model = ModelFile { architecture: self.architecture.clone(), weights: trained?.weights, info };
+        let model = ModelFile { architecture: self.architecture.clone(), weights, info };
         let path = model_in(&directory);
         model.save(&path)?;
         interrupt::end_if_interrupted();

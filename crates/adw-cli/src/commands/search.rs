@@ -16,7 +16,7 @@ use crate::{
     device,
     failure::{bad_input, program},
     fold::Fold,
-    interrupt, memory,
+    interrupt, memory, ranks,
     report::{
         self,
         forecast::Forecast,
@@ -36,6 +36,11 @@ use crate::{
 /// Searches, and returns the folder of the run.
 pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
     let device = device::set_up(&args.device, &args.process)?;
+    let mut args = SearchArgs { config: ranks::settings(&args.config, "search"), ..args.clone() };
+    if let Some(root) = ranks::followed()? {
+        (args.run, args.resume) = (Some(root), true);
+    }
+    let args = &args;
     let (choice, data) = choose_run(args)?;
     let request = RunRequest {
         root: &choice.root,
@@ -113,6 +118,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let split = run.splits.fold(run.fold)?;
     let largest = network.largest()?;
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
+    ranks::check(batch_size)?;
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
     let left = memory::check(need, patch, batch_size, args.memory, device)?;
     let workload = training::Workload::of_search(&settings.search);
@@ -136,12 +142,16 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
 
     let directory = run.folder()?.search(fold);
     let identity = run.identity();
-    let options = RunOptions { directory: Some(directory.clone()), resume, identity };
+    let is_follower = ranks::is_follower();
+    if !is_follower {
+        ranks::lead(&run.root)?;
+    }
+    let options = RunOptions { ranks: ranks::shared(), directory: Some(directory.clone()), resume, identity };
     let mut reporter = training::Reporter::new("search", workload, args.process.json);
-    let mut events = EventFile::new(&directory);
+    let mut events = (!is_follower).then(|| EventFile::new(&directory));
     let mut on_event = |event: &Event<'_, SearchRow>| {
         reporter.event(event, |row: &SearchRow| (row.mean_dice, training::found(row)));
-        if let Event::Epoch(row) = event {
+        if let (Event::Epoch(row), Some(events)) = (event, &mut events) {
             events.search(row, &space);
         }
         interrupt::stop()
@@ -151,6 +161,9 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     });
     drop(reporter);
     let mut architecture = found?;
+    if is_follower {
+        return Ok(());
+    }
     architecture.provenance.insert("fold".into(), fold.into());
     architecture.provenance.insert("dataset".into(), run.dataset_digest().into());
     architecture.provenance.insert("mask".into(), json!(settings.network.mask));

@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,8 +36,8 @@ impl Progress {
     pub(crate) fn new(name: &str, done: u64, total: u64, json: bool) -> Self {
         let kind = match (json, io::stderr().is_terminal()) {
             (true, _) => Kind::Json,
-            (false, true) => Kind::Bar,
-            (false, false) => Kind::Lines,
+            (false, true) if !MUTE.load(Relaxed) => Kind::Bar,
+            (false, _) => Kind::Lines,
         };
         let target = match kind {
             Kind::Bar => ProgressDrawTarget::stderr(),
@@ -102,9 +105,19 @@ pub(crate) fn emit(name: &str, event: &impl Serialize) {
     say(&format!("{}\n", Value::Object(object)));
 }
 
+/// True if this process prints nothing.
+static MUTE: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether this process prints nothing from now on.
+pub(crate) fn mute(mute: bool) {
+    MUTE.store(mute, Relaxed);
+}
+
 /// Prints a line on stderr, if that can be written to: messages never end the work.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", plain(text));
+    if !MUTE.load(Relaxed) {
+        let _ = writeln!(io::stderr(), "{}", plain(text));
+    }
 }
 
 /// First error of a write to stdout.
@@ -118,6 +131,7 @@ pub(crate) fn say(text: &str) {
 /// Prints on stdout by `write`, as [`say`] does.
 pub(crate) fn print_by(write: impl FnOnce() -> io::Result<()>) {
     if OUTPUT_ERROR.get().is_none()
+        && !MUTE.load(Relaxed)
         && let Err(error) = write().and_then(|()| io::stdout().flush())
     {
         // An error that another thread has met first is as good.

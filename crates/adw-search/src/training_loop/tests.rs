@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::optim::{Optimizer, OptimizerConfig, SgdConfig};
-use crate::{BatchRequests, BoxError, Part, RunOptions};
+use crate::{Alone, BatchRequests, BoxError, Part, RunOptions};
 
 /// Minimises (w - x)^2 where x is drawn per request; small enough to run hundreds of times.
 struct Point {
@@ -124,7 +124,7 @@ fn go(point: &mut Point, options: &RunOptions, stop_at: usize, stop: Stop) -> (R
         if events == stop_at { ControlFlow::Break(stop) } else { ControlFlow::Continue(()) }
     };
     let mut source = RecordingSource::default();
-    let result = run(point, &schedule(), &files, checkpoint, &mut source, &mut on_event);
+    let result = run(point, &schedule(), &files, checkpoint, &Alone, &mut source, &mut on_event);
     if result.is_ok() {
         assert_eq!(source.announced.unwrap().next(), None, "everything announced was requested");
     }
@@ -238,7 +238,8 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
             if saves == 1 { ControlFlow::Break(Stop::Immediately) } else { ControlFlow::Continue(()) }
         };
         let mut point = Point::new();
-        let _ = run(&mut point, &schedule(), &files, checkpoint, &mut RecordingSource::default(), &mut on_event);
+        let _ =
+            run(&mut point, &schedule(), &files, checkpoint, &Alone, &mut RecordingSource::default(), &mut on_event);
         assert_eq!(saves, 1);
         assert!(before == std::fs::read(&previous).unwrap());
         drop(files);
@@ -279,7 +280,7 @@ fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
     let mut source = RecordingSource::default();
     let (files, _) = RunFiles::open(&RunOptions::default(), &json!({}), &Device::Cpu).unwrap();
     let mut ignore = |_: &Event<'_, Value>| ControlFlow::Continue(());
-    run(&mut Point::new(), &schedule(), &files, None, &mut source, &mut ignore).unwrap();
+    run(&mut Point::new(), &schedule(), &files, None, &Alone, &mut source, &mut ignore).unwrap();
     let of = |epoch| source.requested.iter().filter(move |r| r.epoch == epoch).map(|r| r.part);
     assert_eq!(of(0).filter(|p| *p == Part::TrainB).count(), 0, "none of B in the warm-up");
     assert_eq!(of(1).filter(|p| *p == Part::TrainB).count(), 5);
@@ -287,7 +288,7 @@ fn batches_are_requested_by_phase_and_a_failing_source_is_named() {
     assert!(source.requested.iter().all(|r| r.part != Part::Validation));
 
     let mut failing = RecordingSource { fails_at: Some(8), ..RecordingSource::default() };
-    let error = run(&mut Point::new(), &schedule(), &files, None, &mut failing, &mut ignore).unwrap_err();
+    let error = run(&mut Point::new(), &schedule(), &files, None, &Alone, &mut failing, &mut ignore).unwrap_err();
     assert_eq!(error.to_string(), "batch (TrainB, epoch 1, iteration 0): hippocampus_007.nii.gz: truncated");
 }
 
@@ -306,7 +307,8 @@ fn a_diverged_run_ends_and_the_last_good_checkpoint_stays() {
             ControlFlow::Continue(())
         };
         let mut task = Point { divergence: Some((report, parameter)), ..Point::new() };
-        let error = run(&mut task, &schedule(), &files, None, &mut RecordingSource::default(), &mut count).unwrap_err();
+        let error =
+            run(&mut task, &schedule(), &files, None, &Alone, &mut RecordingSource::default(), &mut count).unwrap_err();
         let message = error.to_string();
         assert!(message.starts_with(&format!("epoch 1, iteration {iteration}: {expected}")), "{message}");
         let latest = dir.path().join("checkpoint/latest.safetensors");
