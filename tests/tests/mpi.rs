@@ -93,12 +93,13 @@ fn retrain(run: &Path) -> Adw {
     Adw::new(["retrain"]).path("--run", run)
 }
 
-/// Files of a search or training without those that hold times.
+/// Files of a search or training without those that hold times or the paths of files.
 fn results(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let has_times = |path: &Path| {
-        path.starts_with("tensorboard") || ["history.jsonl", "config.toml"].iter().any(|name| path.ends_with(name))
+    let differs = |path: &Path| {
+        path.starts_with("tensorboard")
+            || ["history.jsonl", "config.toml", "metrics.json"].iter().any(|name| path.ends_with(name))
     };
-    contents(folder).into_iter().filter(|(path, _)| !has_times(path)).collect()
+    contents(folder).into_iter().filter(|(path, _)| !differs(path)).collect()
 }
 
 #[test]
