@@ -155,7 +155,8 @@ fn a_prediction_ends_at_once_and_resumes() {
     retrain(&run).path("--data", &data).args(TINY).args(["--uniform-width", "8"]).succeed();
     let output = |name: &str| dir.path().join(name);
     let predict = |name: &str| {
-        Adw::new(["predict", "--json", "--step=0.05"])
+        // An image takes long enough for the signal to arrive while the second is being segmented.
+        Adw::new(["predict", "--json", "--step=0.05", "--mirror"])
             .path("--model", &run.join("retrain/fold_0/model.safetensors"))
             .path("--input", &data.join("imagesTs"))
             .path("--output", &output(name))
