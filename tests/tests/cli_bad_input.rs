@@ -11,22 +11,8 @@ use std::{
 };
 
 use adw_supernet::Precision;
-use cli_support::{Adw, Outcome, TINY, names, phantom};
+use cli_support::{Adw, Outcome, TINY, copy_folder, names, phantom};
 use msd_data::{read_image, read_labels, write_image, write_labels};
-
-/// Copies a folder of files and folders.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
 
 /// A sound dataset, a finished search and a trained model, made once.
 struct Sound {
@@ -65,7 +51,7 @@ fn sound() -> &'static Sound {
 fn assert_dataset_refused(damage: impl FnOnce(&Path), parts: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("Task00_Phantom");
-    copy(&sound().data, &data);
+    copy_folder(&sound().data, &data);
     damage(&data);
     Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(parts);
     let run = dir.path().join("runs/phantom/one");
@@ -295,7 +281,7 @@ fn images_a_model_cannot_read() {
 
     // The second of two images is damaged: the first is not written either.
     let mixed = dir.path().join("mixed");
-    copy(&sound().data.join("imagesTs"), &mixed);
+    copy_folder(&sound().data.join("imagesTs"), &mixed);
     let second = mixed.join(names(&mixed).remove(1));
     let volume = read_image(&second).unwrap();
     let bytes = fs::read(&second).unwrap();

@@ -153,15 +153,21 @@ pub(crate) fn is_follower() -> bool {
     GROUP.get().is_some_and(|group| group.rank() > 0)
 }
 
-/// Settings of the command line; under a launcher those of `section` with passes sample by sample, which any number of ranks can
-/// share.
-pub(crate) fn settings(args: &ConfigArgs, section: &str) -> ConfigArgs {
-    let mut args = args.clone();
+/// Changes the arguments of a command that ranks share: under a launcher, passes sample by sample for the settings of `section`,
+/// which any number of ranks can share; on a follower, the run that rank 0 opens, for which it waits.
+///
+/// # Errors
+/// A rank has failed, or rank 0 has ended without a run.
+pub(crate) fn join(section: &str, config: &mut ConfigArgs, run: &mut Option<PathBuf>, resume: &mut bool) -> Result<()> {
     if num_launched().is_some() {
         // First: a value of the command line is that of the user.
-        args.set.insert(0, format!("{section}.per_sample=true"));
+        config.set.insert(0, format!("{section}.per_sample=true"));
     }
-    args
+    if let Some(group) = GROUP.get().filter(|group| group.rank() > 0) {
+        let root = group.swap_all(DATA, vec![vec![]; group.size()])?.swap_remove(0);
+        (*run, *resume) = (Some(PathBuf::from(String::from_utf8(root)?)), true);
+    }
+    Ok(())
 }
 
 /// Makes the run in `root`, whose files are complete, that of the followers.
@@ -173,16 +179,6 @@ pub(crate) fn lead(root: &Path) -> Result<()> {
     let root = std::path::absolute(root)?;
     group.swap_all(DATA, vec![root.into_os_string().into_encoded_bytes(); group.size()])?;
     Ok(())
-}
-
-/// On a follower, waits for the run that rank 0 opens; none on rank 0.
-///
-/// # Errors
-/// A rank has failed, or rank 0 has ended without one.
-pub(crate) fn followed() -> Result<Option<PathBuf>> {
-    let Some(group) = GROUP.get().filter(|group| group.rank() > 0) else { return Ok(None) };
-    let root = group.swap_all(DATA, vec![vec![]; group.size()])?.swap_remove(0);
-    Ok(Some(PathBuf::from(String::from_utf8(root)?)))
 }
 
 /// Refuses more ranks than patches in a batch.

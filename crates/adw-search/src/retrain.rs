@@ -109,7 +109,8 @@ pub fn retrain(
     Ok(Trained { weights: parameters::values(net.parameters())?, last_weights })
 }
 
-/// Runs one step of a training: forward and backward, gradients clipped to the norm `clip`, optimiser step.
+/// Runs one step of a training: forward and backward, sample by sample if there are `ranks`, gradients clipped to the norm `clip`,
+/// optimiser step.
 ///
 /// # Errors
 /// If the batch does not fit the network or the loss, or a device fails.
@@ -120,8 +121,9 @@ pub fn training_step(
     batch: &Batch,
     lr: f64,
     clip: f64,
+    ranks: Option<&dyn Ranks>,
 ) -> Result<StepReport> {
-    let (loss, gradients) = network_loss_and_gradients(net, loss, batch, None)?;
+    let (loss, gradients) = network_loss_and_gradients(net, loss, batch, ranks)?;
     clipped_step(optimizer, &gradients, lr, clip, loss)
 }
 
@@ -155,8 +157,8 @@ impl TrainingTask for RetrainTask<'_> {
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let lr = self.lr(at);
         let ranks = self.config.per_sample.then_some(self.ranks);
-        let (loss, gradients) = network_loss_and_gradients(self.net, self.loss, &batches[0], ranks)?;
-        let step = clipped_step(&mut *self.optimizer, &gradients, lr, self.config.clip, loss)?;
+        let (optimizer, clip) = (&mut *self.optimizer, self.config.clip);
+        let step = training_step(self.net, optimizer, self.loss, &batches[0], lr, clip, ranks)?;
         if let Some(ema) = &mut self.ema {
             ema.update()?;
         }

@@ -19,7 +19,7 @@ use adw_supernet::{DiceCe, NoiseKey, Parameter, Supernet, Unet};
 use adw_testing::{assert_close, tolerance};
 use candle_core::{DType, Device};
 
-use cubes::{Cubes, PATCH, supernet_config};
+use cubes::{Cubes, PATCH, history, supernet_config};
 
 const BATCH: usize = 4;
 
@@ -151,13 +151,7 @@ fn run_retrain(ranks: Arc<dyn Ranks>, batch_dice: bool) -> (Vec<u32>, Vec<Option
 
 /// Rows of the history without times, and the bytes of the last checkpoint.
 fn files(directory: &Path) -> (Vec<serde_json::Value>, Vec<u8>) {
-    let history = std::fs::read_to_string(directory.join("history.jsonl")).unwrap();
-    let row = |line: &str| {
-        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
-        row["wall_s"].take();
-        row
-    };
-    (history.lines().map(row).collect(), std::fs::read(directory.join("checkpoint/latest.safetensors")).unwrap())
+    (history(directory), std::fs::read(directory.join("checkpoint/latest.safetensors")).unwrap())
 }
 
 #[test]

@@ -18,7 +18,7 @@ use adw_supernet::{
 use candle_core::{DType, Device, Tensor};
 use std::ops::ControlFlow;
 
-use cubes::{Cubes, PATCH, supernet_config};
+use cubes::{Cubes, PATCH, history, supernet_config};
 
 fn search_config() -> SearchConfig {
     SearchConfig {
@@ -119,17 +119,6 @@ fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
     }
 }
 
-/// The history without its wall times.
-fn history(dir: &tempfile::TempDir) -> Vec<serde_json::Value> {
-    let text = std::fs::read_to_string(dir.path().join("history.jsonl")).unwrap();
-    let row = |line: &str| {
-        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
-        row["wall_s"].take();
-        row
-    };
-    text.lines().map(row).collect()
-}
-
 #[test]
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
     for (weight_samples, stop) in [
@@ -151,7 +140,7 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
         let (again, _) = run_search(&mut resumed, &config, &options(&dir, true), None).unwrap();
         assert_eq!(again, architecture, "{stop:?}");
         assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "{stop:?}");
-        assert_eq!(history(&dir), history(&whole_dir), "{stop:?}");
+        assert_eq!(history(dir.path()), history(whole_dir.path()), "{stop:?}");
     }
 }
 
@@ -220,7 +209,7 @@ fn a_training_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
         let mut resumed = unet();
         run_retrain(&mut resumed, &retrain_config(), &options(&dir, true), None).unwrap();
         assert_eq!(bits(resumed.parameters(), None), bits(whole.parameters(), None), "{stop:?}");
-        assert_eq!(history(&dir), history(&whole_dir), "{stop:?}");
+        assert_eq!(history(dir.path()), history(whole_dir.path()), "{stop:?}");
     }
 }
 

@@ -80,7 +80,7 @@ impl<T: Send + 'static> Loader<T> {
             make: Box::new(make),
             capacity: queue.max(1),
         });
-        // Where the system starts no more threads, fewer do the work, and without any the caller.
+        // Threads that the system refuses to start are left out; without any, the caller makes the items itself.
         let work = |_| {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().spawn(move || while shared.work(true) {}).ok()

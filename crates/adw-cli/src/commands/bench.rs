@@ -71,7 +71,7 @@ fn training(args: &BenchStepArgs, architecture: &Architecture, device: &Device) 
         match pass {
             Pass::Inference => drop(net.predict(&batch.x)?),
             Pass::Weights => {
-                training_step(&net, &mut *optimizer, &loss, &batch, 1e-2, config.clip)?;
+                training_step(&net, &mut *optimizer, &loss, &batch, 1e-2, config.clip, None)?;
             }
             Pass::Arch => bad_input!("--passes arch_pass: a discrete network has no architecture to search"),
         }

@@ -118,8 +118,8 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         let name = &image.name;
         let comment = provenance.comment(&image.files)?;
         let has_probabilities =
-            !args.probabilities || npz::is_whole(&image.probabilities(&output), PROBABILITIES, &comment);
-        let kept = args.resume && has_probabilities && target.exists() && {
+            || !args.probabilities || npz::is_whole(&image.probabilities(&output), PROBABILITIES, &comment);
+        let kept = args.resume && target.exists() && has_probabilities() && {
             let difference = provenance::difference(&target, &comment);
             difference.inspect(|difference| note(&format!("{difference}; made anew"))).is_none()
         };

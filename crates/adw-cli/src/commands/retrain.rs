@@ -37,10 +37,8 @@ use crate::{
 
 pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
-    let mut args = RetrainArgs { config: ranks::settings(&args.config, "retrain"), ..args.clone() };
-    if let Some(root) = ranks::followed()? {
-        (args.run, args.resume) = (Some(root), true);
-    }
+    let mut args = args.clone();
+    ranks::join("retrain", &mut args.config, &mut args.run, &mut args.resume)?;
     let args = &args;
     let (mut run, architecture) = open(args, &device)?;
     check_precision("predict", run.config.settings.predict.precision, &device)?;

@@ -36,10 +36,8 @@ use crate::{
 /// Searches, and returns the folder of the run.
 pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
     let device = device::set_up(&args.device, &args.process)?;
-    let mut args = SearchArgs { config: ranks::settings(&args.config, "search"), ..args.clone() };
-    if let Some(root) = ranks::followed()? {
-        (args.run, args.resume) = (Some(root), true);
-    }
+    let mut args = args.clone();
+    ranks::join("search", &mut args.config, &mut args.run, &mut args.resume)?;
     let args = &args;
     let (choice, data) = choose_run(args)?;
     let request = RunRequest {

@@ -1,6 +1,7 @@
 //! A synthetic segmentation problem: find noisy bright boxes of two kinds.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use adw_search::{Batch, BatchRequest, BatchSource, BoxError, Part};
 use adw_supernet::{FixedSizes, GatePosition, SearchSpace, SupernetConfig};
@@ -79,4 +80,15 @@ impl BatchSource for Cubes {
             target: Tensor::from_vec(target, (n, d, h, w), &Device::Cpu)?,
         })
     }
+}
+
+/// Rows of the history of the run in `directory`, without their wall times.
+pub(crate) fn history(directory: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(directory.join("history.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        row["wall_s"].take();
+        row
+    };
+    text.lines().map(row).collect()
 }

@@ -94,7 +94,7 @@ impl Description {
         }
         let labels: Vec<_> =
             names.into_iter().enumerate().map(|(value, name)| Label { value: value as u16, name }).collect();
-        // What has label 0 is background here, whatever it is called.
+        // Label 0 is taken as background under any name, so another label of that name is a mistake in the numbers.
         if let Some(label) = labels[1..].iter().find(|label| label.name.eq_ignore_ascii_case("background")) {
             return Err(format!("label {} is called {:?}; the background must be label 0", label.value, label.name));
         }
