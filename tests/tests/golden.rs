@@ -7,8 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, WeightNetwork,
-    bilevel_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
     BlockNoise, DiceCe, FixedSizes, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey, Role,
@@ -213,7 +212,6 @@ fn check_steps(golden: &Golden, dtype: DType, report: &mut Report) {
         weights_on: if on_b { Half::B } else { Half::A },
         arch_batches: ArchBatches::AAndB,
         penalty: None,
-        weight_network: WeightNetwork::Mixture,
         ranks: None,
     };
     for s in 0..golden.number("steps", 0.0) as usize {

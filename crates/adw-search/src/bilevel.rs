@@ -3,9 +3,9 @@
 use adw_supernet::{GumbelSample, Loss, Role, Supernet};
 use candle_core::Tensor;
 
-use crate::config::{ArchBatches, Half, SearchConfig, WeightNetwork};
+use crate::config::{ArchBatches, Half, SearchConfig};
 use crate::optim::{self, Optimizer, OptimizerConfig};
-use crate::passes::{network_loss_and_gradients, supernet_loss_and_gradients};
+use crate::passes::supernet_loss_and_gradients;
 use crate::ranks::Ranks;
 use crate::{Batch, CostPenalty, Result, parameters};
 
@@ -56,8 +56,6 @@ pub struct BilevelSettings<'a> {
     pub arch_batches: ArchBatches,
     /// Cost term of the architecture steps.
     pub penalty: Option<CostPenalty>,
-    /// Network that the weight step trains.
-    pub weight_network: WeightNetwork,
     /// Processes that share each batch, sample by sample; none: passes of the whole batch.
     pub ranks: Option<&'a dyn Ranks>,
 }
@@ -138,7 +136,7 @@ pub fn arch_step(
     clipped_step(&mut *optimizers.arch, &gradients, settings.arch_lr, settings.clip, loss)
 }
 
-/// Runs one step of the weights of the network that `settings` name.
+/// Runs one step of the weights.
 ///
 /// # Errors
 /// As [`bilevel_step`].
@@ -149,20 +147,8 @@ pub fn weight_step(
     batch: &Batch,
     sample: &GumbelSample,
 ) -> Result<StepReport> {
-    let architecture = match settings.weight_network {
-        WeightNetwork::Mixture => None,
-        WeightNetwork::Drawn => Some(net.drawn_architecture(sample)?),
-        WeightNetwork::Largest => Some(net.config().largest()?),
-    };
-    let (loss, ranks) = (settings.loss, settings.ranks);
-    let (loss, gradients) = match architecture {
-        None => supernet_loss_and_gradients(net, loss, batch, sample, Role::Weight, ranks)?,
-        Some(architecture) => {
-            let subnet = net.subnet(&architecture)?;
-            let (loss, gradients) = network_loss_and_gradients(subnet.unet(), loss, batch, ranks)?;
-            (loss, subnet.spread(&gradients)?)
-        }
-    };
+    let (loss, gradients) =
+        supernet_loss_and_gradients(net, settings.loss, batch, sample, Role::Weight, settings.ranks)?;
     clipped_step(&mut *optimizers.weights, &gradients, settings.lr, settings.clip, loss)
 }
 

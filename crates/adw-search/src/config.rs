@@ -29,43 +29,6 @@ pub enum ArchBatches {
     BOnly,
 }
 
-/// Networks that a search trains its weights in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WeightSamples {
-    /// The mixture of all candidates, weighted by the Gumbel-softmax: the paper.
-    #[default]
-    Soft,
-    /// The largest network during the warm-up, then the mixture and a drawn network in turns: large networks learn
-    /// faster than their parts, so these start from its weights (progressive shrinking, Cai et al. 2020); the mixture
-    /// is the network that architecture steps differentiate; drawn networks (Guo et al. 2020) are those that are to be
-    /// compared.
-    Progressive,
-}
-
-impl WeightSamples {
-    /// Network that the weight step of an iteration trains.
-    pub(crate) fn network(self, in_warmup: bool, iteration: usize) -> WeightNetwork {
-        match self {
-            Self::Soft => WeightNetwork::Mixture,
-            Self::Progressive if in_warmup => WeightNetwork::Largest,
-            Self::Progressive if iteration.is_multiple_of(2) => WeightNetwork::Mixture,
-            Self::Progressive => WeightNetwork::Drawn,
-        }
-    }
-}
-
-/// Network whose weights a weight step trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightNetwork {
-    /// The supernet, its candidates weighted by the step's sample.
-    Mixture,
-    /// The discrete network that the step's sample draws from the probabilities (Gumbel-max), cut out of the supernet.
-    Drawn,
-    /// The largest network of the search space.
-    Largest,
-}
-
 /// Largest cost of the found network.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -122,9 +85,6 @@ pub struct SearchConfig {
     pub weights_on: Half,
     /// Batches that the architecture is updated on.
     pub arch_batches: ArchBatches,
-    /// Networks that the weights are trained in.
-    #[serde(default)]
-    pub weight_samples: WeightSamples,
     /// Cost term; none unless given.
     #[serde(default)]
     pub cost: Option<CostConfig>,
@@ -227,7 +187,6 @@ impl SearchConfig {
             // Paper; the published code trains on B.
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
-            weight_samples: WeightSamples::Soft,
             cost: None,
             per_sample: false,
             precision: Precision::Full,

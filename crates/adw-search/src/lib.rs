@@ -30,7 +30,7 @@ pub use bilevel::{
     BilevelOptimizers, BilevelReport, BilevelSettings, HalfBatches, StepReport, arch_step, bilevel_step, weight_step,
 };
 pub use budget::CostPenalty;
-pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig, WeightNetwork, WeightSamples};
+pub use config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 pub use dice::{DiceCounts, argmax_labels};
 pub use error::{Error, Result};
 pub use events::{Event, IterationReport, OnEvent, Stop};

@@ -269,7 +269,6 @@ impl TrainingTask for SearchTask<'_> {
             weights_on: self.config.weights_on,
             arch_batches: self.config.arch_batches,
             penalty: self.penalty.clone(),
-            weight_network: self.config.weight_samples.network(self.phase(epoch) == Phase::Warmup, iteration),
             ranks: self.config.per_sample.then_some(self.ranks),
         };
         let values = match self.phase(epoch) {
@@ -305,7 +304,7 @@ impl TrainingTask for SearchTask<'_> {
         while let Some(batch) = next()? {
             counts.add(&self.net.predict(&batch.x, &sample)?, &batch.target)?;
             if let Some(argmax) = &argmax {
-                argmax_counts.add(&argmax.unet().predict(&batch.x)?, &batch.target)?;
+                argmax_counts.add(&argmax.predict(&batch.x)?, &batch.target)?;
             }
         }
         self.argmax_dice = dice::mean(&argmax_counts.of_all(self.ranks)?.dice());

@@ -18,7 +18,7 @@ pub fn pseudo_dice(net: &Supernet, architecture: &Architecture, batches: &[Batch
     let subnet = net.subnet(architecture)?;
     let mut counts = DiceCounts::default();
     for batch in batches {
-        counts.add(&subnet.unet().predict(&batch.x)?, &batch.target)?;
+        counts.add(&subnet.predict(&batch.x)?, &batch.target)?;
     }
     Ok(dice::mean(&counts.dice()))
 }

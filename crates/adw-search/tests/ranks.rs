@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use adw_search::config::{ArchBatches, Half, WeightNetwork, WeightSamples};
+use adw_search::config::{ArchBatches, Half};
 use adw_search::schedule::Temperature;
 use adw_search::{
     Alone, Batch, BatchRequest, BatchSource, BilevelOptimizers, BilevelSettings, BoxError, Error, Event, Part, Ranks,
@@ -78,11 +78,7 @@ fn values(parameters: &[Parameter]) -> Vec<f64> {
     parameters.iter().flat_map(|p| p.var.flatten_all().unwrap().to_vec1::<f64>().unwrap()).collect()
 }
 
-/// Searches and trainings whose settings lead through every kind of pass.
-const VARIANTS: [(bool, WeightSamples); 3] =
-    [(false, WeightSamples::Soft), (true, WeightSamples::Soft), (false, WeightSamples::Progressive)];
-
-fn search_config(weight_samples: WeightSamples) -> SearchConfig {
+fn search_config() -> SearchConfig {
     SearchConfig {
         epochs: 2,
         iterations_per_epoch: 2,
@@ -92,7 +88,6 @@ fn search_config(weight_samples: WeightSamples) -> SearchConfig {
         tau: Temperature { start: 2.0, decay: 0.8 },
         checkpoint_every_iterations: 1,
         per_sample: true,
-        weight_samples,
         seed: 7,
         ..SearchConfig::paper()
     }
@@ -104,7 +99,7 @@ type StopAt = Option<(usize, usize, Stop)>;
 /// Searches in `directory` and returns the bits of all parameters.
 fn run_search(
     ranks: Arc<dyn Ranks>,
-    (batch_dice, weight_samples): (bool, WeightSamples),
+    batch_dice: bool,
     directory: &Path,
     source: &mut dyn BatchSource,
     stop: StopAt,
@@ -122,7 +117,7 @@ fn run_search(
         RunOptions { ranks: Some(ranks), directory: Some(directory.into()), resume: true, ..RunOptions::default() };
     let mut net = Supernet::new(supernet_config(), 3, DType::F32, &Device::Cpu).unwrap();
     let loss = DiceCe { batch_dice, ..DiceCe::default() };
-    search(&mut net, PATCH, &loss, &search_config(weight_samples), &options, source, &mut on_event)?;
+    search(&mut net, PATCH, &loss, &search_config(), &options, source, &mut on_event)?;
     Ok(bits(net.parameters()))
 }
 
@@ -156,9 +151,9 @@ fn files(directory: &Path) -> (Vec<serde_json::Value>, Vec<u8>) {
 
 #[test]
 fn any_number_of_ranks_gives_the_bits_of_one_also_when_it_changes_on_the_way() {
-    for variant in VARIANTS {
+    for batch_dice in [false, true] {
         let whole = tempfile::tempdir().unwrap();
-        let expected = run_search(Arc::new(Alone), variant, whole.path(), &mut Cubes::new(BATCH), None).unwrap();
+        let expected = run_search(Arc::new(Alone), batch_dice, whole.path(), &mut Cubes::new(BATCH), None).unwrap();
         for (first, stop, then) in [
             (2, Some((1, 3, Stop::AfterSaving)), 4),
             (3, Some((0, 7, Stop::Immediately)), 2),
@@ -168,17 +163,17 @@ fn any_number_of_ranks_gives_the_bits_of_one_also_when_it_changes_on_the_way() {
             let folder = tempfile::tempdir().unwrap();
             if stop.is_some() {
                 let stopped = on_ranks(first, |ranks| {
-                    run_search(ranks, variant, folder.path(), &mut Cubes::new(BATCH), stop).unwrap_err()
+                    run_search(ranks, batch_dice, folder.path(), &mut Cubes::new(BATCH), stop).unwrap_err()
                 });
                 assert!(stopped.iter().all(|error| matches!(error, Error::Stopped { .. })), "{stopped:?}");
                 let places: Vec<String> = stopped.iter().map(ToString::to_string).collect();
                 assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
             }
             let found = on_ranks(then, |ranks| {
-                run_search(ranks, variant, folder.path(), &mut Cubes::new(BATCH), None).unwrap()
+                run_search(ranks, batch_dice, folder.path(), &mut Cubes::new(BATCH), None).unwrap()
             });
-            assert!(found.iter().all(|found| *found == expected), "{variant:?}, {then} ranks after {stop:?}");
-            assert!(files(folder.path()) == files(whole.path()), "{variant:?}, {then} ranks after {stop:?}");
+            assert!(found.iter().all(|found| *found == expected), "{batch_dice:?}, {then} ranks after {stop:?}");
+            assert!(files(folder.path()) == files(whole.path()), "{batch_dice:?}, {then} ranks after {stop:?}");
         }
     }
 }
@@ -198,9 +193,7 @@ fn a_training_on_several_ranks_has_the_bits_of_one() {
 #[test]
 fn steps_sample_by_sample_are_those_of_the_whole_batch_but_for_roundings() {
     let search = SearchConfig::paper();
-    for (batch_dice, weight_network) in
-        [(false, WeightNetwork::Mixture), (true, WeightNetwork::Mixture), (false, WeightNetwork::Drawn)]
-    {
+    for batch_dice in [false, true] {
         let loss = DiceCe { batch_dice, ..DiceCe::default() };
         let steps = |ranks: Option<&dyn Ranks>| {
             let net = Supernet::new(supernet_config(), 3, DType::F64, &Device::Cpu).unwrap();
@@ -214,7 +207,6 @@ fn steps_sample_by_sample_are_those_of_the_whole_batch_but_for_roundings() {
                 weights_on: Half::A,
                 arch_batches: ArchBatches::BOnly,
                 penalty: None,
-                weight_network,
                 ranks,
             };
             let request = BatchRequest { part: Part::TrainA, epoch: 0, iteration: 0 };
@@ -249,7 +241,7 @@ fn a_rank_that_fails_ends_all() {
     let folder = tempfile::tempdir().unwrap();
     let errors = on_ranks(3, |ranks| {
         let source = &mut Failing(Cubes::new(BATCH), ranks.rank() == 1);
-        run_search(ranks, VARIANTS[0], folder.path(), source, None).unwrap_err().to_string()
+        run_search(ranks, false, folder.path(), source, None).unwrap_err().to_string()
     });
     assert_eq!(errors[1], "batch (TrainA, epoch 1, iteration 1): liver_7.nii.gz: truncated");
     assert!(errors[0].ends_with("has ended") && errors[2].ends_with("has ended"), "{errors:?}");
@@ -259,7 +251,7 @@ fn a_rank_that_fails_ends_all() {
 fn too_many_ranks_other_folders_and_passes_of_the_whole_batch_are_refused() {
     let folders: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
     let run = |ranks: Arc<dyn Ranks>, batch, folder: usize| {
-        run_search(ranks, VARIANTS[0], folders[folder].path(), &mut Cubes::new(batch), Some((0, 3, Stop::AfterSaving)))
+        run_search(ranks, false, folders[folder].path(), &mut Cubes::new(batch), Some((0, 3, Stop::AfterSaving)))
     };
     let errors = on_ranks(3, |ranks| run(ranks, 2, 0).unwrap_err().to_string());
     assert_eq!(errors[2], "3 ranks for batches of 2 samples: expected at most one rank per sample");
@@ -272,7 +264,7 @@ fn too_many_ranks_other_folders_and_passes_of_the_whole_batch_are_refused() {
     assert!(errors[1].contains("rank 1 reads another checkpoint here than rank 0"), "{errors:?}");
 
     let errors = on_ranks(2, |ranks| {
-        let config = SearchConfig { per_sample: false, ..search_config(WeightSamples::Soft) };
+        let config = SearchConfig { per_sample: false, ..search_config() };
         let options = RunOptions { ranks: Some(ranks), ..RunOptions::default() };
         let mut net = Supernet::new(supernet_config(), 3, DType::F32, &Device::Cpu).unwrap();
         let (loss, source) = (DiceCe::default(), &mut Cubes::new(BATCH));

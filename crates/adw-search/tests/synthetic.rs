@@ -3,16 +3,15 @@
 
 mod cubes;
 
-use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig, WeightSamples};
+use adw_search::config::{ArchBatches, Budget, CostConfig, Half, RetrainConfig, SearchConfig};
 use adw_search::optim::{AdamConfig, EmaConfig, OptimizerConfig};
 use adw_search::schedule::{Decay, Granularity, LearningRate, Temperature};
 use adw_search::{
-    Batch, BatchRequest, BatchSource, BilevelOptimizers, BilevelSettings, Error, Event, Part, Phase, RetrainRow,
-    RunOptions, SearchRow, Stop, Trained, WeightNetwork, load_shared_weights, pseudo_dice, retrain, search,
-    weight_step,
+    Batch, BatchRequest, BatchSource, Error, Event, Part, Phase, RetrainRow, RunOptions, SearchRow, Stop, Trained,
+    load_shared_weights, pseudo_dice, retrain, search,
 };
 use adw_supernet::{
-    Architecture, CostUnit, DiceCe, FixedSizes, NoiseKey, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
+    Architecture, CostUnit, DiceCe, FixedSizes, Parameter, Precision, Role, Supernet, SupernetConfig, Unet,
     width_options,
 };
 use candle_core::{DType, Device, Tensor};
@@ -121,18 +120,12 @@ fn options(dir: &tempfile::TempDir, resume: bool) -> RunOptions {
 
 #[test]
 fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
-    for (weight_samples, stop) in [
-        (WeightSamples::Soft, (3, Stop::Immediately)),
-        (WeightSamples::Soft, (8, Stop::Immediately)),
-        (WeightSamples::Soft, (10, Stop::AfterSaving)),
-        (WeightSamples::Soft, (13, Stop::Immediately)),
-        (WeightSamples::Progressive, (8, Stop::Immediately)),
-    ] {
-        let config = SearchConfig { weight_samples, ..search_config() };
-        let whole_dir = tempfile::tempdir().unwrap();
-        let mut whole = supernet();
-        let (architecture, rows) = run_search(&mut whole, &config, &options(&whole_dir, false), None).unwrap();
-        assert_eq!(rows.len(), 3);
+    let config = search_config();
+    let whole_dir = tempfile::tempdir().unwrap();
+    let mut whole = supernet();
+    let (architecture, rows) = run_search(&mut whole, &config, &options(&whole_dir, false), None).unwrap();
+    assert_eq!(rows.len(), 3);
+    for stop in [(3, Stop::Immediately), (8, Stop::Immediately), (10, Stop::AfterSaving), (13, Stop::Immediately)] {
         let dir = tempfile::tempdir().unwrap();
         let stopped = run_search(&mut supernet(), &config, &options(&dir, false), Some(stop));
         assert!(matches!(stopped, Err(Error::Stopped { .. })), "{stop:?}");
@@ -145,40 +138,8 @@ fn a_search_stopped_anywhere_and_resumed_equals_an_unbroken_one() {
 }
 
 #[test]
-fn a_weight_step_of_a_drawn_network_changes_its_layers_alone() {
-    let (net, config) = (supernet(), search_config());
-    let sample = net.sample(NoiseKey { seed: 7, epoch: 0, iteration: 0, pass: 2 }, 1.0).unwrap();
-    let drawn = net.drawn_architecture(&sample).unwrap();
-    let before = bits(net.parameters(), Some(Role::Weight));
-    let settings = BilevelSettings {
-        loss: &DiceCe::default(),
-        arch_lr: config.arch_lr,
-        lr: 1e-2,
-        clip: config.clip,
-        tau: 1.0,
-        weights_on: config.weights_on,
-        arch_batches: config.arch_batches,
-        penalty: None,
-        weight_network: WeightNetwork::Drawn,
-        ranks: None,
-    };
-    weight_step(&net, &mut BilevelOptimizers::new(&net, &config), &settings, &plain_batch(), &sample).unwrap();
-    let after = bits(net.parameters(), Some(Role::Weight));
-    for ((name, before), (_, after)) in before.iter().zip(&after) {
-        let layer = name.strip_prefix("block.").and_then(|rest| rest.split_once(".conv."));
-        let absent = layer.is_some_and(|(block, rest)| {
-            let layer: usize = rest.split('.').next().unwrap().parse().unwrap();
-            layer >= drawn.blocks[block.parse::<usize>().unwrap()].len()
-        });
-        assert_eq!(before == after, absent, "{name} of {drawn}");
-    }
-}
-
-/// The warm-up of a progressive search trains every weight; the shared weights can be read back.
-#[test]
-fn a_progressive_warm_up_trains_the_largest_network_and_leaves_weights_to_start_from() {
-    let weight_samples = WeightSamples::Progressive;
-    let config = SearchConfig { epochs: 1, iterations_per_epoch: 1, weight_samples, ..search_config() };
+fn a_warm_up_trains_all_weights_alone_and_leaves_them_to_start_from() {
+    let config = SearchConfig { epochs: 1, iterations_per_epoch: 1, ..search_config() };
     let mut net = supernet();
     let before = bits(net.parameters(), None);
     let dir = tempfile::tempdir().unwrap();

@@ -33,6 +33,5 @@ pub use noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 pub use parameters::{Gradients, Parameter, Role};
 pub use space::{NUM_WIDTHS, SearchSpace, SupernetConfig, width_options};
 pub use stages::{FixedSizes, stage_max_width};
-pub use subnet::Subnet;
 pub use supernet::{BlockProbabilities, Supernet, SupernetTrace};
 pub use unet::Unet;

@@ -183,7 +183,7 @@ impl Supernet {
     ///
     /// # Errors
     /// If given noise does not fit the supernet, or a tensor cannot be read from its device.
-    pub fn drawn_architecture(&self, sample: &GumbelSample) -> Result<Architecture> {
+    pub(crate) fn drawn_architecture(&self, sample: &GumbelSample) -> Result<Architecture> {
         let largest = |p: &Option<Tensor>| p.as_ref().map(|p| Ok::<_, Error>(argmax(&vector_f64(p)?))).transpose();
         let blocks = self.softmaxes(sample)?;
         let depths = blocks.iter().map(|p| largest(&p.depth)).collect::<Result<Vec<_>>>()?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::dataset::{Case, Dataset, described, fault, reading_bytes};
+use crate::dataset::{Case, Dataset, described, fault, reading_bytes, without_mark};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::geometry::Geometry;
@@ -132,7 +132,7 @@ fn warning(message: String) -> Problem {
 /// Number of cases that `dataset.json` claims, as it stands there.
 fn announced_cases(dir: &Path) -> Option<Value> {
     let text = adw_files::read_text(&dir.join("dataset.json")).ok()?;
-    let mut json: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
+    let mut json: Value = serde_json::from_str(without_mark(&text)).ok()?;
     json.get_mut("numTraining").map(Value::take)
 }
 

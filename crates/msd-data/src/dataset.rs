@@ -96,10 +96,8 @@ impl Dataset {
     /// [`Error::Json`], [`Error::DatasetJson`], [`Error::Io`].
     pub fn from_json(dir: &Path, text: &str) -> Result<Self> {
         let path = dir.join("dataset.json");
-        // Some editors put a byte order mark in front.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let json: Description =
-            serde_json::from_str(text).map_err(|cause| Error::Json { path: path.clone(), cause })?;
+            serde_json::from_str(without_mark(text)).map_err(|cause| Error::Json { path: path.clone(), cause })?;
         let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let modalities = json.modalities().map_err(&wrong)?;
         let labels = json.labels().map_err(&wrong)?;
@@ -217,6 +215,11 @@ pub fn load_image(files: &[PathBuf], num_channels: usize, positions: Positions) 
     let views: Vec<_> = channels.iter().map(|channel| channel.view()).collect();
     image.data = concatenate(Axis(0), &views).expect("all channels lie on one grid");
     Ok(image)
+}
+
+/// Text behind the byte order mark that some editors put in front.
+pub(crate) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Reason why a listed file cannot be one of a case; none if it is a file.

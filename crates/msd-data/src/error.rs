@@ -43,7 +43,7 @@ pub enum Error {
         problem: String,
     },
     /// `dataset.json` lists files that are not there or are no files.
-    #[error("{listed_in} lists {}, which {fault}{}; restore the file or correct its entry", .path.display(), and_more(fault, *.others))]
+    #[error("{listed_in} lists {}, which {fault}{}; restore the file or correct its entry", .path.display(), and_more(*.others))]
     MissingFile {
         /// The `dataset.json`.
         listed_in: String,
@@ -287,12 +287,8 @@ fn size(bytes: u64) -> String {
     format!("{value:.2} {unit}")
 }
 
-fn and_more(fault: &str, others: usize) -> String {
-    match (fault, others) {
-        (_, 0) => String::new(),
-        ("does not exist", _) => format!(" (nor do {others} more)"),
-        _ => format!(", and {others} more"),
-    }
+fn and_more(others: usize) -> String {
+    if others == 0 { String::new() } else { format!(" (and {others} more cannot be used)") }
 }
 
 /// Rounds to five digits for messages: headers are in single precision, whose 0.8 reads 0.800000012.

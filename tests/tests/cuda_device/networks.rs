@@ -2,8 +2,7 @@
 
 use adw_search::optim::{Adam, AdamConfig, Ema, EmaConfig, Optimizer, Scale, Sgd, SgdConfig, clip};
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig,
-    WeightNetwork, bilevel_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
 use adw_supernet::{
     Architecture, CostUnit, DiceCe, FixedSizes, GatePosition, Gradients, GumbelNoise, GumbelSample, Loss, NoiseKey,
@@ -172,7 +171,6 @@ fn a_bilevel_step() {
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
             penalty: Some(penalty.clone()),
-            weight_network: WeightNetwork::Mixture,
             ranks: None,
         };
         let (a, b) = (batch(1, SMALL), batch(3, SMALL));

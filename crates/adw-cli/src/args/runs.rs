@@ -161,13 +161,13 @@ pub(crate) struct ArchitectureArgs {
     pub(crate) architecture: Option<PathBuf>,
     /// Train a plain U-Net with this many channels at full resolution, doubling with every pooling, instead of the found
     /// architecture
-    #[arg(long, value_name = "CHANNELS", conflicts_with_all = ["plain", "random"])]
+    #[arg(long, value_name = "CHANNELS", conflicts_with_all = ["plain", "random"], value_parser = count)]
     pub(crate) uniform_width: Option<usize>,
     /// Convolutions per block of the plain U-Net
-    #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width")]
+    #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width", value_parser = count)]
     pub(crate) uniform_depth: usize,
     /// Channels that no stage of the plain U-Net exceeds
-    #[arg(long, value_name = "CHANNELS", default_value_t = 320, requires = "uniform_width")]
+    #[arg(long, value_name = "CHANNELS", default_value_t = 320, requires = "uniform_width", value_parser = count)]
     pub(crate) uniform_max_features: usize,
     /// Train a plain U-Net that is known by name
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "random")]
@@ -192,6 +192,11 @@ impl ArchitectureArgs {
 pub(crate) enum PlainNetwork {
     /// nnU-Net's: 32 channels at full resolution, doubling up to 320, 2 convolutions per block
     Nnunet,
+}
+
+/// Reads a whole number above 0.
+fn count(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "expected a whole number above 0".into())
 }
 
 /// Reads a positive number, which may end in k, M, G or T.

@@ -7,8 +7,8 @@ use adw_cuda::{
     work::{Machine, Recorder},
 };
 use adw_search::{
-    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, RetrainConfig, SearchConfig, WeightNetwork,
-    arch_step, training_step, weight_step,
+    ArchBatches, Batch, BilevelOptimizers, BilevelSettings, Half, RetrainConfig, SearchConfig, arch_step,
+    training_step, weight_step,
 };
 use adw_supernet::{Architecture, DiceCe, FixedSizes, NoiseKey, SearchSpace, Supernet, SupernetConfig, Unet};
 use adw_tensor_ops::InstructionSet;
@@ -114,7 +114,6 @@ fn search_iteration(args: &BenchStepArgs, device: &Device) -> Result<()> {
         weights_on: Half::A,
         arch_batches: ArchBatches::AAndB,
         penalty: None,
-        weight_network: WeightNetwork::Mixture,
         ranks: None,
     };
     let key = NoiseKey { seed: 0, epoch: 0, iteration: 0, pass: 0 };

@@ -264,7 +264,7 @@ impl Training<'_> {
             let supernet = searched_supernet(run, &search, &self.device).context(
                 "the weights of the search; `--set retrain.warm_start=false` trains from random weights instead",
             )?;
-            return Ok(supernet.subnet(&self.architecture)?.into_unet());
+            return Ok(supernet.subnet(&self.architecture)?);
         }
         Ok(Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?)
     }

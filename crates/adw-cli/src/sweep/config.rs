@@ -216,6 +216,7 @@ mod tests {
             ("random = 1\ncost_of = \"b\"", "cost_of"),
             ("plain = \"unet\"", "unet"),
             ("uniform_width = 4\nplain = \"nnunet\"", "cannot be used with"),
+            ("uniform_width = 0", "above 0"),
             ("sets = []", "unknown field"),
             ("[[arms]]\nname = \"a\"", "occurs twice"),
             ("[[arms]]\nname = \"../b\"", "letters"),

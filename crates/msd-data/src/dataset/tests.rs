@@ -56,7 +56,10 @@ fn impossible_descriptions_are_refused_in_one_line() {
         (|j| j["modality"] = json!({}), "modality is empty"),
         (|j| j["training"] = json!(7), "not the JSON expected"),
         (|j| j["training"][1]["label"] = json!("labelsTr/gone.nii.gz"), "labelsTr/gone.nii.gz, which does not exist;"),
-        (|j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone2.nii.gz"]), "does not exist (nor do 1 more)"),
+        (
+            |j| j["test"] = json!([{"image": "x/gone.nii.gz"}, "y/gone2.nii.gz"]),
+            "does not exist (and 1 more cannot be used)",
+        ),
         (|j| j["training"][1] = j["training"][2].clone(), "twice"),
     ];
     for (change, says) in cases {
