@@ -83,6 +83,12 @@ fn a_sweep_that_is_killed_at_random_ends_with_the_bits_of_one_worker() {
         of_arm.map(|row| row["macs_per_patch"].as_f64().unwrap()).sum::<f64>()
     };
     assert!((cost("random") / cost("found") - 1.0).abs() < 0.03, "{} {}", cost("random"), cost("found"));
+    let drawn = |fold: usize| {
+        let architecture = folder.join(format!("runs/phantom/random/seed_1/retrain/fold_{fold}/architecture.json"));
+        let text = fs::read_to_string(architecture).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["provenance"]["random"]["seed"].clone()
+    };
+    assert!(drawn(0).is_u64() && drawn(0) != drawn(1), "another random architecture in every fold");
     for row in &rows {
         assert_eq!(row["steps"], 9);
         assert_eq!(row["search_s"].is_number(), row["arm"] == "found");

@@ -46,6 +46,6 @@ pub use postprocess::{FoundPostprocessing, Postprocessing};
 pub use preprocess::{CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess};
 pub use random::Purpose;
 pub use sampler::{BatchKey, PatchSampler, SampledBatch};
-pub use split::{Fold, five_folds, halves};
+pub use split::{Fold, NUM_FOLDS, five_folds, halves};
 pub use store::{StoredCase, TrainingCasesBytes, store_training_cases, training_cases_bytes};
 pub use training_case::TrainingCase;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use msd_data::NUM_FOLDS;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Arm, SweepConfig, check_name, unique};
@@ -62,6 +63,18 @@ pub(crate) struct Cell {
     pub(crate) arm: usize,
     pub(crate) seed: u64,
     pub(crate) fold: usize,
+}
+
+impl Cell {
+    /// Seed of the architecture that a random arm with this number draws: another one for every seed and fold, so that the arm's
+    /// mean is one over architectures.
+    pub(crate) fn draw(self, number: u64) -> u64 {
+        number
+            .wrapping_mul(1_000_003)
+            .wrapping_add(self.seed)
+            .wrapping_mul(NUM_FOLDS as u64)
+            .wrapping_add(self.fold as u64)
+    }
 }
 
 impl Sweep {
@@ -228,6 +241,13 @@ fn tasks(config: &SweepConfig, datasets: &[SweepDataset]) -> Vec<Task> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_arms_draw_another_architecture_for_every_seed_and_fold() {
+        let cells = |seed| (0..NUM_FOLDS).map(move |fold| Cell { arm: 0, seed, fold });
+        let draws = [0, 1, 2, u64::MAX].into_iter().flat_map(cells).flat_map(|cell| [cell.draw(1), cell.draw(2)]);
+        assert_eq!(draws.collect::<std::collections::BTreeSet<_>>().len(), 4 * NUM_FOLDS * 2);
+    }
 
     #[test]
     fn a_thousand_tasks_come_stage_by_stage_after_those_they_need() {

@@ -8,6 +8,7 @@ use clap::Parser;
 use msd_data::{Plan, fingerprint};
 
 use super::{
+    config::Arm,
     plan::{Cell, Sweep, Task},
     state::{Attempt, Claim, State, unix_s},
 };
@@ -125,7 +126,8 @@ fn execute(sweep: &Sweep, task: &Task, args: &SweepWorkArgs) -> Result<()> {
         settings = ConfigArgs { preset: None, set: vec![], ..settings };
     }
     settings.set.extend(arm.retrain_set.iter().cloned());
-    let baseline = arm.baseline(cost_of_other(sweep, task.dataset, cell)?);
+    let drawn = Arm { random: arm.random.map(|number| cell.draw(number)), ..arm.clone() };
+    let baseline = drawn.baseline(cost_of_other(sweep, task.dataset, cell)?);
     let line = arguments.config(&settings).option_list(baseline).line();
     match Cli::try_parse_from(line).map(|cli| cli.command) {
         Ok(Command::Retrain(args)) => retrain::run(&args),
