@@ -280,6 +280,8 @@ fn settings_with_line_breaks_moved_datasets_and_too_many_threads() {
         // Large stacks: the limit is then met where a thread is started, and never by one that has just begun.
         let many = many.env("RUST_MIN_STACK", "67108864");
         many.after("ulimit -v 4000000").run().assert_bad_input(&["cannot start a thread per core", "--threads"]);
+        let tight = predict(&trained().data.join("imagesTs"), &dir.path().join("out")).after("ulimit -v 30000");
+        tight.run().assert_bad_input(&["`ulimit -v` leaves", "raise it"]);
         // As with few open files, without a home, a temporary folder and streams.
         let few = predict(&trained().data.join("imagesTs"), &dir.path().join("out"));
         let few = few.env("TMPDIR", "/nonexistent").env("LANG", "C").after("unset HOME; ulimit -n 16; exec <&- >&-");

@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::batch_job;
+use anyhow::Result;
+
+use crate::{batch_job, failure::bad_input};
 
 /// Rest of a limit on the memory of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,26 @@ pub(crate) fn least_limit() -> Option<Limit> {
         origin: variable.to_owned(),
     });
     in_groups.chain(of_process).chain(of_job).min_by_key(|limit| limit.left)
+}
+
+/// Room that a process needs beyond its program to start threads and to say what goes wrong.
+const LEAST_ROOM: u64 = 32 << 20;
+
+/// Checks that this process has room for more than its program. Without, an allocation of some bytes may fail, which ends a
+/// process without a message of its own.
+///
+/// # Errors
+/// Limits of address space or data that leave too little.
+pub(crate) fn check_room() -> Result<()> {
+    let text = |name: &str| text_of(Path::new("/proc/self").join(name)).unwrap_or_default();
+    match left_of_process(&text("limits"), &text("status")) {
+        Some(Limit { left, origin }) if left < LEAST_ROOM => bad_input!(
+            "`{origin}` leaves {:.1} MB for this program, which needs {} MB to start: raise it",
+            left as f64 / 1e6,
+            LEAST_ROOM / 1_000_000
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Peak of the memory of this process; none on other systems than Linux.

@@ -45,6 +45,9 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    if let Err(error) = host_memory::check_room() {
+        return exit_code(Err(error));
+    }
     interrupt::catch_signals();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
