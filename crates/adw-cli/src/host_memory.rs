@@ -39,7 +39,7 @@ pub(crate) fn least_limit() -> Option<Limit> {
         Some(Limit { left: left_in_control_group(folder)?, origin: format!("the control group {}", folder.display()) })
     });
     let status = text_of("/proc/self/status").unwrap_or_default();
-    let of_process = text_of("/proc/self/limits").and_then(|limits| left_of_process(&limits, &status));
+    let of_process = limit_of_process(&status);
     let of_job = batch_job::memory_bytes().map(|(bytes, variable)| Limit {
         left: bytes.saturating_sub(bytes_in(&status, "VmRSS:").unwrap_or(0)),
         origin: variable.to_owned(),
@@ -56,8 +56,7 @@ const LEAST_ROOM: u64 = 32 << 20;
 /// # Errors
 /// Limits of address space or data that leave too little.
 pub(crate) fn check_room() -> Result<()> {
-    let text = |name: &str| text_of(Path::new("/proc/self").join(name)).unwrap_or_default();
-    match left_of_process(&text("limits"), &text("status")) {
+    match limit_of_process(&text_of("/proc/self/status").unwrap_or_default()) {
         Some(Limit { left, origin }) if left < LEAST_ROOM => bad_input!(
             "`{origin}` leaves {:.1} MB for this program, which needs {} MB to start: raise it",
             left as f64 / 1e6,
@@ -81,6 +80,11 @@ fn bytes_in(table: &str, key: &str) -> Option<u64> {
     let amount = table.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = amount.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Limit that this process has and meets first, given its `/proc/self/status`.
+fn limit_of_process(status: &str) -> Option<Limit> {
+    left_of_process(&text_of("/proc/self/limits")?, status)
 }
 
 /// Least rest of the limits in `/proc/self/limits`, given the use in `/proc/self/status`.

@@ -62,7 +62,8 @@ fn decoder_block_of_first_layer(name: &str) -> Option<usize> {
     name.strip_prefix("block.")?.strip_suffix(".conv.0.weight")?.parse().ok()
 }
 
-/// Leading entries of `whole` along the first axis, ranges (start, length) along the second, together shaped `shape`; no ranges for vectors.
+/// Leading entries of `whole` along the first axis, ranges (start, length) along the second, together shaped `shape`; no ranges
+/// for vectors.
 fn cut(whole: &Tensor, shape: &Shape, inputs: &[(usize, usize)]) -> Result<Tensor> {
     let rows = whole.narrow(0, 0, shape.dims()[0])?;
     let parts: Vec<_> =

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use msd_data::NUM_FOLDS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -75,7 +76,7 @@ pub(crate) enum Difference {
 }
 
 fn all_folds() -> Vec<usize> {
-    (0..5).collect()
+    (0..NUM_FOLDS).collect()
 }
 
 fn first_seed() -> Vec<u64> {
@@ -108,8 +109,8 @@ impl SweepConfig {
                 bad_input!("{key} = []: expected at least one");
             }
         }
-        if let Some(fold) = self.folds.iter().find(|fold| **fold > 4) {
-            bad_input!("folds: {fold}: there are folds 0 to 4");
+        if let Some(fold) = self.folds.iter().find(|fold| **fold >= NUM_FOLDS) {
+            bad_input!("folds: {fold}: there are folds 0 to {}", NUM_FOLDS - 1);
         }
         let arms = self.arms.iter().map(|arm| arm.name.clone());
         unique("folds", self.folds.iter().map(ToString::to_string))?;
