@@ -16,8 +16,6 @@ os.environ.update(nnUNet_compile="f", nnUNet_n_proc_DA="1", OMP_NUM_THREADS="2")
 
 import torch
 
-# nnU-Net adds up logits in half precision, which alone changes about one voxel in a thousand of a network that is hardly trained.
-torch.half = torch.float32
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -68,6 +66,8 @@ def main():
             tensor += 0.2 * torch.randn(tensor.shape)
     torch.save(state, checkpoint)
 
+    # nnU-Net adds up logits in half precision, which alone changes about one voxel in a thousand of a network that is hardly trained.
+    torch.half = torch.float32
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(result), (0,), "checkpoint_final.pth")
     (folder / "labels").mkdir()

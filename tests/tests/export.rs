@@ -17,6 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use cli_support::{Adw, TINY, names, phantom, python::python};
 use msd_data::read_labels;
 use safetensors::{Dtype, tensor::TensorView};
+use serde_json::Value;
 
 const PACKAGES: [&str; 5] = ["onnx", "onnxruntime", "openvino", "nibabel", "scipy"];
 
@@ -267,6 +268,43 @@ fn label_maps_of_an_imported_network_are_those_of_nnu_net() {
         fs::remove_file(expected.join(file)).unwrap();
     }
     assert_same_labels(&labels, &expected);
+}
+
+#[test]
+fn networks_of_nnu_net_v1_and_of_the_papers_authors_compute_the_same_logits() {
+    let Some(python) = python_with("torch, safetensors, numpy") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run = |script: &str, arguments: &[&Path]| {
+        let output = Command::new(&python).arg(repository().join(script)).args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let script = "examples/nnunet_to_safetensors.py";
+    let outcome = run("tests/golden/nnunet_v1.py", &[dir.path()]);
+    assert!(outcome.0, "{}", outcome.1);
+    let (golden, _) = load_tensors(&dir.path().join("golden.safetensors")).unwrap();
+    let dataset = dir.path().join("dataset.json");
+    fs::write(&dataset, r#"{ "labels": { "0": "background", "1": "Anterior" } }"#).unwrap();
+    for style in ["generic", "adwunet"] {
+        let [results, converted, model] =
+            [style.into(), format!("{style}.safetensors"), "m.safetensors".into()].map(|name| dir.path().join(name));
+        let outcome = run(script, &[&results, "--dataset".as_ref(), &dataset, "--output".as_ref(), &converted]);
+        assert!(outcome.0, "{}", outcome.1);
+        Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
+        let model = ModelFile::load(&model, &Device::Cpu).unwrap();
+        assert_eq!(model.architecture.to_string(), "3-4 5-6 8-8 | 5-7 4-4");
+        let logits = model.network(DType::F32, &Device::Cpu).unwrap().predict(&golden["x"]).unwrap();
+        let difference = (logits - &golden["logits"]).unwrap().abs().unwrap();
+        let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst < 1e-4, "{style}: {worst}");
+        assert!(model.info["training"].contains("nnU-Net v1"), "{}", model.info["training"]);
+        let plan: Value = serde_json::from_str(&model.info["plan"]).unwrap();
+        assert_eq!(plan["labels"][1]["name"], "Anterior");
+        assert_eq!(plan["labels"][2]["name"], "label 2");
+        assert_eq!(plan["intensity"][1]["percentile_99_5"], 8.0);
+    }
+    let absent = dir.path().join("absent");
+    let (succeeded, message) = run(script, &[&absent, "--output".as_ref(), &absent]);
+    assert!(!succeeded && message.lines().count() == 1 && message.contains("absent"), "{message}");
 }
 
 #[test]

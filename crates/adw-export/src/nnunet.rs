@@ -1,7 +1,8 @@
 //! Networks of nnU-Net v2 (`PlainConvUNet`) as networks of this program: the same function, exactly up to rounding.
 //!
 //! Input is the file that `examples/nnunet_to_safetensors.py` writes: the checkpoint's tensors, and as metadata `plans` and
-//! `dataset` (JSON texts), `configuration`, `mirror_axes`, `fold`.
+//! `dataset` (JSON texts), `configuration`, `mirror_axes`, `fold`. The script gives networks of nnU-Net v1 and of AdwU-Net's authors
+//! the names and the plan of v2.
 //!
 //! Biases have no counterpart here. In front of an instance normalisation they are without effect and left out. Those of transposed
 //! convolutions and of the logits become weights of an additional channel that is 1 everywhere: the last layer of every block

@@ -9,7 +9,7 @@ use super::groups::ProcessArgs;
 /// `adw import`
 #[derive(Args, Debug)]
 pub(crate) struct ImportArgs {
-    /// File that `examples/nnunet_to_safetensors.py` made of a network of nnU-Net v2
+    /// File that `examples/nnunet_to_safetensors.py` made of a network of nnU-Net
     #[arg(long, value_name = "FILE")]
     pub(crate) nnunet: PathBuf,
     /// Model file to write, for `adw predict --model`

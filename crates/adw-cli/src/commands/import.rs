@@ -34,7 +34,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     };
     // nnU-Net's own settings for prediction.
     let test_time = TestTime { step: 0.5, mirror: true };
-    let training = json!({ "task": network.plan.dataset_name, "fold": network.fold, "program": "nnU-Net v2" });
+    let program = metadata.get("program").map_or("nnU-Net v2", String::as_str);
+    let training = json!({ "task": network.plan.dataset_name, "fold": network.fold, "program": program });
     let model = ModelFile {
         info: model::entries(&network.plan, network.mirror_axes, test_time, &training)?,
         architecture: network.architecture,
