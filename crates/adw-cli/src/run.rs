@@ -78,7 +78,7 @@ impl Run {
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
         let fold = request.fold.unwrap_or(Fold::Number(0));
-        let splits = Splits::new(&dataset, config.settings.seed)?;
+        let splits = Splits::new(&dataset, config.settings.seed, config.settings.data.groups.as_deref())?;
         splits.fold(fold)?;
         let fingerprint = match request.fingerprint {
             Some(file) => Fingerprint::load(file, &dataset)?,

@@ -36,6 +36,9 @@ pub(crate) struct DataConfig {
     /// Uses files of a case voxel by voxel, even if their headers place them apart. Absent in runs of earlier versions.
     #[serde(default)]
     pub(crate) ignore_positions: bool,
+    /// File with the group of every case, such as a person, which folds and halves do not divide. Absent in runs of earlier versions.
+    #[serde(default)]
+    pub(crate) groups: Option<PathBuf>,
     /// Probability of each transform of a patch.
     pub(crate) augmentation: Augmentation,
 }

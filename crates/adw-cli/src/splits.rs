@@ -1,9 +1,12 @@
 //! Splits of a dataset (`splits.json`): five folds, and the halves A and B of each fold's training cases.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
-use msd_data::{Dataset, five_folds, halves};
+use msd_data::{Dataset, NUM_FOLDS, five_folds, halves};
 use serde::{Deserialize, Serialize};
 
 use crate::{failure::bad_input, fold::Fold};
@@ -26,16 +29,36 @@ pub(crate) struct Split {
 }
 
 impl Splits {
-    /// Makes nnU-Net's folds and halves their training cases with `seed`.
+    /// Makes nnU-Net's folds and halves their training cases with `seed`. With a file of groups, folds and halves are drawn of
+    /// groups, and the cases of a group stay together.
     ///
     /// # Errors
-    /// Fewer than five cases.
-    pub(crate) fn new(dataset: &Dataset, seed: u64) -> Result<Self> {
-        let folds = five_folds(&dataset.training_ids()).with_context(|| dataset.root.display().to_string())?;
-        let split = |fold: msd_data::Fold| {
-            let (train_a, train_b) = halves(&fold.train, seed);
-            Split { train: fold.train, validation: fold.validation, train_a, train_b }
+    /// Fewer than five cases or groups; those of [`read_groups`].
+    pub(crate) fn new(dataset: &Dataset, seed: u64, groups: Option<&Path>) -> Result<Self> {
+        let ids = dataset.training_ids();
+        let group_of = match groups {
+            Some(path) => read_groups(path, &ids)?,
+            None => ids.iter().map(|id| (id.clone(), id.clone())).collect(),
         };
+        let units: Vec<_> = group_of.values().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        if let Some(path) = groups.filter(|_| units.len() < NUM_FOLDS) {
+            bad_input!(
+                "{}: {} groups, expected at least one for each of {NUM_FOLDS} folds",
+                path.display(),
+                units.len()
+            );
+        }
+        let cases_of = |units: &[String]| {
+            let is_in = |id: &&String| units.binary_search(&group_of[*id]).is_ok();
+            group_of.keys().filter(is_in).cloned().collect::<Vec<_>>()
+        };
+        let folds = five_folds(if groups.is_some() { &units } else { &ids });
+        let split = |fold: msd_data::Fold| {
+            let (a, b) = halves(&fold.train, seed);
+            let [train, validation, train_a, train_b] = [&fold.train, &fold.validation, &a, &b].map(|it| cases_of(it));
+            Split { train, validation, train_a, train_b }
+        };
+        let folds = folds.with_context(|| dataset.root.display().to_string())?;
         Ok(Self { folds: folds.into_iter().map(split).collect() })
     }
 
@@ -86,9 +109,40 @@ impl Splits {
     }
 }
 
+/// Reads the group, such as a person, of every case: a line `CASE,GROUP` for each, also with a tab between them. Lines of
+/// other cases are skipped, such as a heading.
+///
+/// # Errors
+/// A line of another form, a case with two groups, a case without one.
+fn read_groups(path: &Path, ids: &[String]) -> Result<BTreeMap<String, String>> {
+    let text = adw_files::read_text(path).with_context(|| format!("data.groups: cannot read {}", path.display()))?;
+    let mut group_of = BTreeMap::new();
+    for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let cells: Vec<_> = line.split([',', '\t']).map(|cell| cell.trim().trim_matches('"')).collect();
+        let [case, group] = cells[..] else {
+            bad_input!("{}, line {}: {line:?}, expected CASE,GROUP", path.display(), n + 1);
+        };
+        if group.is_empty() {
+            bad_input!("{}, line {}: {case} without a group", path.display(), n + 1);
+        }
+        if !ids.iter().any(|id| id == case) {
+            continue;
+        }
+        if let Some(other) = group_of.insert(case.to_owned(), group.to_owned()).filter(|other| other != group) {
+            bad_input!("{}: {case} is in group {other} and in {group}", path.display());
+        }
+    }
+    if let Some(id) = ids.iter().find(|id| !group_of.contains_key(*id)) {
+        bad_input!("{}: no line for case {id}; every training case needs a group", path.display());
+    }
+    Ok(group_of)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use msd_data::{PhantomOptions, write_phantom};
 
     use super::*;
 
@@ -116,5 +170,49 @@ mod tests {
         assert!(message(Split { validation: strings(&["b"]), ..honest.clone() }).contains("trains and validates on b"));
         assert!(message(Split { train_b: strings(&["a"]), ..honest.clone() }).contains("a in A and in B"));
         assert!(message(Split { train_b: strings(&["d"]), ..honest }).contains("d in A or B but not in train"));
+    }
+
+    #[test]
+    fn groups_stay_together_in_folds_and_halves() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = PhantomOptions { num_cases: 14, num_test: 0, ..PhantomOptions::default() };
+        write_phantom(dir.path(), &options).unwrap();
+        let dataset = Dataset::open(dir.path()).unwrap();
+        let ids = dataset.training_ids();
+        let file = dir.path().join("groups.csv");
+        let write = |lines: &[String]| fs::write(&file, lines.join("\n")).unwrap();
+        let splits = || Splits::new(&dataset, 3, Some(&file));
+
+        // Every case alone, under its own name: nnU-Net's folds.
+        write(&ids.iter().map(|id| format!("{id},{id}")).collect::<Vec<_>>());
+        assert_eq!(splits().unwrap(), Splits::new(&dataset, 3, None).unwrap());
+
+        let person = |id: &String| format!("person {}", ids.iter().position(|other| other == id).unwrap() / 2);
+        let mut lines = vec!["case,person".to_owned(), String::new()];
+        lines.extend(ids.iter().map(|id| format!("\"{id}\"\t{}", person(id))));
+        write(&lines);
+        let found = splits().unwrap();
+        for split in &found.folds {
+            let people = |ids: &[String]| ids.iter().map(&person).collect::<BTreeSet<_>>();
+            let parts = [&split.validation, &split.train_a, &split.train_b].map(|ids| people(ids));
+            let [validation, a, b] = &parts;
+            assert!(!validation.is_empty() && !a.is_empty() && !b.is_empty());
+            assert!(validation.is_disjoint(a) && validation.is_disjoint(b) && a.is_disjoint(b), "{parts:?}");
+            assert_eq!(split.train.len() + split.validation.len(), ids.len());
+            assert_eq!(split.train_a.len() + split.train_b.len(), split.train.len());
+        }
+        let validated: BTreeSet<_> = found.folds.iter().flat_map(|split| &split.validation).collect();
+        assert_eq!(validated.len(), ids.len());
+
+        let message = |lines: &[String]| {
+            write(lines);
+            splits().unwrap_err().to_string()
+        };
+        assert!(message(&lines[..5]).contains("no line for case"));
+        assert!(message(&[&lines[..], &[format!("{},other", ids[0])]].concat()).contains("and in other"));
+        assert!(message(&["a b".into()]).contains("line 1: \"a b\", expected CASE,GROUP"));
+        assert!(message(&["a,".into()]).contains("without a group"));
+        let two: Vec<_> = ids.iter().enumerate().map(|(i, id)| format!("{id},{}", i % 2)).collect();
+        assert!(message(&two).contains("2 groups"));
     }
 }
