@@ -58,7 +58,8 @@ impl fmt::Display for Problem {
 /// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
 /// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
 ///
-/// Cases are read as many at a time as `memory` allows; one that does not fit alone is an error.
+/// Cases are read as many at a time as `memory` allows; one that does not fit alone is an error, and so is a check that was
+/// stopped ([`Memory::stopped_by`]).
 ///
 /// ```no_run
 /// use msd_data::{Memory, check_dataset};
@@ -211,7 +212,8 @@ fn check_cases<C: Sync>(
             Err(e) => Ok(CheckedCase { found: vec![error(&e)], ..CheckedCase::default() }),
         },
     );
-    checked.expect("problems of cases are no errors")
+    // Problems of cases are no errors: only a stop is.
+    checked.unwrap_or_else(|e| vec![CheckedCase { found: vec![error(&e)], ..CheckedCase::default() }])
 }
 
 fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {

@@ -187,6 +187,9 @@ pub enum Error {
         /// The files and the expectation.
         problem: String,
     },
+    /// Work was stopped before it was done ([`crate::Memory::stopped_by`]).
+    #[error("interrupted before the work was done")]
+    Interrupted,
     /// A loader's worker panicked.
     #[error("a data-loading thread panicked: {message}")]
     WorkerPanic {

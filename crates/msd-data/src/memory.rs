@@ -1,5 +1,6 @@
 //! Work on many cases within a limit of memory.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -14,20 +15,36 @@ use crate::error::{Error, Result};
 /// assert!(squares(Memory::bytes(2)).unwrap_err().to_string().starts_with("3: needs about"));
 /// # Ok::<(), msd_data::Error>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Memory {
     limit: u64,
+    /// Ends the work once it is true.
+    stop: Option<&'static AtomicBool>,
 }
+
+impl PartialEq for Memory {
+    fn eq(&self, other: &Self) -> bool {
+        self.limit == other.limit
+    }
+}
+
+impl Eq for Memory {}
 
 impl Memory {
     /// Unlimited memory: as many cases at once as there are threads.
     pub fn unlimited() -> Self {
-        Self { limit: u64::MAX }
+        Self::bytes(u64::MAX)
     }
 
     /// At most `limit` bytes, by estimates made before the work.
     pub fn bytes(limit: u64) -> Self {
-        Self { limit }
+        Self { limit, stop: None }
+    }
+
+    /// The same limit for work that [`Self::each`] ends with [`Error::Interrupted`] before its next item once `stop` is true.
+    #[must_use]
+    pub fn stopped_by(self, stop: &'static AtomicBool) -> Self {
+        Self { stop: Some(stop), ..self }
     }
 
     /// The limit in bytes; `u64::MAX` is none.
@@ -38,7 +55,7 @@ impl Memory {
     /// The limit reduced by `bytes` that are in use.
     #[must_use]
     pub fn less(self, bytes: u64) -> Self {
-        Self::bytes(self.limit.saturating_sub(bytes))
+        Self { limit: self.limit.saturating_sub(bytes), ..self }
     }
 
     /// Returns true if `bytes` do not exceed the limit.
@@ -50,8 +67,8 @@ impl Memory {
     /// Results are in the order of the items; `name` is the item's name in errors.
     ///
     /// # Errors
-    /// The first error in the order of the items, of `need` or `work`; [`Error::Memory`] if an item alone exceeds the limit.
-    /// No further item is begun after an error.
+    /// The first error in the order of the items, of `need` or `work`; [`Error::Memory`] if an item alone exceeds the limit;
+    /// [`Error::Interrupted`]. No further item is begun after an error.
     pub fn each<I: Sync, T: Send>(
         self,
         items: &[I],
@@ -73,7 +90,10 @@ impl Memory {
                 let i = guard.next;
                 guard.next += 1;
                 drop(guard);
-                let needed = need(&items[i]).and_then(|bytes| self.check(bytes, || name(&items[i])));
+                let needed = match self.stop {
+                    Some(stop) if stop.load(Ordering::Relaxed) => Err(Error::Interrupted),
+                    _ => need(&items[i]).and_then(|bytes| self.check(bytes, || name(&items[i]))),
+                };
                 guard = lock();
                 let bytes = match needed {
                     Ok(bytes) => bytes,
@@ -97,9 +117,11 @@ impl Memory {
                 changed.notify_all();
             }
         };
-        // Threads of their own: one of rayon's that waits here could hold up the work it waits for.
+        // Threads of their own: one of rayon's that waits here could hold up the work it waits for. A single one waits for
+        // nobody; it is the caller's, so that what `work` does in parallel stays in the caller's pool.
+        let threads = rayon::current_num_threads().min(items.len());
         thread::scope(|scope| {
-            let threads = 0..rayon::current_num_threads().min(items.len());
+            let threads = 0..if threads > 1 { threads } else { 0 };
             let started = threads.filter(|_| thread::Builder::new().spawn_scoped(scope, worker).is_ok()).count();
             // The system starts no more threads.
             if started == 0 {
@@ -134,6 +156,17 @@ mod tests {
 
     use super::*;
 
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    #[test]
+    fn a_single_thread_is_the_callers() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let worker = |_: &u8| Ok((rayon::current_thread_index(), thread::current().id()));
+        let (found, caller) = pool
+            .install(|| (Memory::unlimited().each(&[1, 2], u8::to_string, |_| Ok(1), worker), thread::current().id()));
+        assert_eq!(found.unwrap(), [(Some(0), caller); 2]);
+    }
+
     #[test]
     fn the_limit_holds_order_is_kept_and_the_first_error_ends_it() {
         let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -156,6 +189,12 @@ mod tests {
         let error = Memory::bytes(1).each(&many, u64::to_string, |_| Ok(1), fail_at_3).unwrap_err();
         assert_eq!(error.to_string(), "three");
         assert!(begun.load(SeqCst) < 1000);
+        let stop_at_3 = |n: &u64| {
+            STOP.fetch_or(*n == 3, Ordering::Relaxed);
+            Ok(*n)
+        };
+        let error = Memory::bytes(9).stopped_by(&STOP).less(1).each(&many, u64::to_string, |_| Ok(1), stop_at_3);
+        assert!(matches!(error, Err(Error::Interrupted)), "{error:?}");
         let error = Memory::bytes(5).each(&[4u64, 6], u64::to_string, |n| Ok(*n), |_| Ok(())).unwrap_err();
         assert!(error.to_string().starts_with("6: needs about"), "{error}");
     }

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::grid::Positions;
 use crate::json_file;
 use crate::memory::Memory;
-use crate::metrics::dice;
-use crate::metrics::report::{each_pair, labels_in, matched_files, read_pair};
+use crate::metrics::report::{each_pair, matched_files, read_pair};
+use crate::metrics::{dice, labels_in};
 use crate::nifti::read_labels;
 
 /// Voxels that are reduced to their largest component.
@@ -157,7 +157,7 @@ struct Files {
 
 /// Labels above 0 that occur in any of the files.
 fn labels_of(files: &Files) -> Result<BTreeSet<u16>> {
-    let labels = |path: &PathBuf| labels_in(&read_labels(path)?, path);
+    let labels = |path: &PathBuf| labels_in(&read_labels(path)?.data.view(), path);
     let found =
         each_pair(
             &files.pairs,

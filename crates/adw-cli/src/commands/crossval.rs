@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use msd_data::{FoundPostprocessing, Postprocessing, Report, metrics::report::LabelMetrics};
+use msd_data::{FoundPostprocessing, Postprocessing, Report, metrics::LabelMetrics};
 use serde::Serialize;
 
 use super::retrain;

@@ -10,12 +10,14 @@
 //! MONAI and DeepMind's `surface-distance` (Nikolov et al. 2018); see [`surface`].
 
 pub(crate) mod distance;
+mod label;
 pub mod report;
 pub mod surface;
 
 use ndarray::{ArrayView3, Zip};
 
-pub use report::{CaseReport, EvaluationOptions, LabelMetrics, MeanMetrics, Report, evaluate_folder, evaluate_pairs};
+pub use label::{LabelMetrics, label_metrics, labels_in};
+pub use report::{CaseReport, EvaluationOptions, MeanMetrics, Report, evaluate_folder, evaluate_pairs};
 pub use surface::{SurfaceDistances, hd95_mm, nsd, surface_distances};
 
 use crate::error::{Error, Result};

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use super::{overlap, surface_distances};
+use super::label::{LabelMetrics, label_metrics, labels_in, nan_if_null};
 use crate::dataset::{case_id, described, nifti_files};
 use crate::error::{Error, Result};
 use crate::grid::Positions;
@@ -39,39 +39,6 @@ impl Default for EvaluationOptions {
             memory: Memory::unlimited(),
         }
     }
-}
-
-/// Metrics of one label in one case. In JSON, NaN and infinity are `null`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LabelMetrics {
-    /// Dice coefficient, 2 TP / (2 TP + FP + FN).
-    #[serde(rename = "Dice", deserialize_with = "nan_if_null")]
-    pub dice: f64,
-    /// Intersection over union, TP / (TP + FP + FN).
-    #[serde(rename = "IoU", deserialize_with = "nan_if_null")]
-    pub iou: f64,
-    /// 95 % Hausdorff distance, millimetres.
-    #[serde(rename = "HD95", deserialize_with = "nan_if_null")]
-    pub hd95_mm: f64,
-    /// Normalised surface Dice at the report's tolerance.
-    #[serde(rename = "NSD", deserialize_with = "nan_if_null")]
-    pub nsd: f64,
-    /// True positives, voxels.
-    #[serde(rename = "TP")]
-    pub true_positives: u64,
-    /// False positives, voxels.
-    #[serde(rename = "FP")]
-    pub false_positives: u64,
-    /// False negatives, voxels.
-    #[serde(rename = "FN")]
-    pub false_negatives: u64,
-    /// True negatives, voxels.
-    #[serde(rename = "TN")]
-    pub true_negatives: u64,
-    /// Voxels of the prediction.
-    pub n_pred: u64,
-    /// Voxels of the reference.
-    pub n_ref: u64,
 }
 
 /// Metrics of one case.
@@ -263,33 +230,18 @@ pub(crate) fn read_pair(prediction: &Path, reference: &Path, positions: Position
     Ok((found, expected))
 }
 
-/// Labels above 0 that occur in the label map of `file`.
-///
-/// # Errors
-/// [`Error::Evaluation`] for more than a label map of any use has: each is measured by itself, and hours would pass on an
-/// image that was taken for a label map.
-pub(crate) fn labels_in(map: &LabelMap, file: &Path) -> Result<BTreeSet<u16>> {
-    const MAX_LABELS: usize = 1000;
-    let mut seen = vec![false; 1 << 16];
-    map.data.iter().for_each(|&label| seen[usize::from(label)] = true);
-    let labels: BTreeSet<u16> = (1..=u16::MAX).filter(|&label| seen[usize::from(label)]).collect();
-    if labels.len() > MAX_LABELS {
-        let problem = format!("holds {} labels, at most {MAX_LABELS} are compared; is it an image?", labels.len());
-        return Err(Error::Evaluation { folder: file.display().to_string(), problem });
-    }
-    Ok(labels)
-}
-
 fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOptions) -> Result<Compared> {
     let (prediction, reference) = read_pair(prediction_file, reference_file, options.positions)?;
+    let spacing_mm = reference.geometry.spacing_mm;
+    let (prediction, reference) = (prediction.data.view(), reference.data.view());
     let present = &labels_in(&prediction, prediction_file)? | &labels_in(&reference, reference_file)?;
     let wanted = |label: &u16| options.labels.as_ref().is_none_or(|labels| labels.contains(label));
     let mut metrics = BTreeMap::new();
     for label in present.into_iter().filter(wanted) {
-        metrics.insert(label, measure(&prediction, &reference, label, options.tolerance_mm)?);
+        metrics.insert(label, label_metrics(&prediction, &reference, label, spacing_mm, options.tolerance_mm)?);
     }
     let nan = f64::NAN;
-    let true_negatives = reference.data.len() as u64;
+    let true_negatives = reference.len() as u64;
     let absent = LabelMetrics {
         dice: nan,
         iou: nan,
@@ -304,25 +256,6 @@ fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOp
     };
     let (prediction_file, reference_file) = (prediction_file.to_path_buf(), reference_file.to_path_buf());
     Ok(Compared { prediction_file, reference_file, metrics, absent })
-}
-
-fn measure(prediction: &LabelMap, reference: &LabelMap, label: u16, tolerance_mm: f64) -> Result<LabelMetrics> {
-    let spacing_mm = reference.geometry.spacing_mm;
-    let (prediction, reference) = (prediction.data.view(), reference.data.view());
-    let overlap = overlap(&prediction, &reference, label)?;
-    let distances = surface_distances(&prediction, &reference, label, spacing_mm)?;
-    Ok(LabelMetrics {
-        dice: overlap.dice(),
-        iou: overlap.iou(),
-        hd95_mm: distances.hd95_mm(),
-        nsd: distances.nsd(tolerance_mm),
-        true_positives: overlap.true_positives,
-        false_positives: overlap.false_positives,
-        false_negatives: overlap.false_negatives,
-        true_negatives: overlap.true_negatives,
-        n_pred: overlap.true_positives + overlap.false_positives,
-        n_ref: overlap.true_positives + overlap.false_negatives,
-    })
 }
 
 fn mean_over_cases(cases: &(impl Iterator<Item = LabelMetrics> + Clone)) -> MeanMetrics {
@@ -391,8 +324,4 @@ fn list(names: &[impl AsRef<str>]) -> String {
     let shown = names.iter().take(5).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     let more = names.len().saturating_sub(5);
     if more == 0 { shown } else { format!("{shown} and {more} more") }
-}
-
-fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
