@@ -11,7 +11,10 @@ import numpy.typing as npt
 from . import LabelMetrics, Plan, Problem, Report
 
 __version__: str
-__all__: list[str]
+__all__ = [
+    "Batches", "Dataset", "PatchSampler", "__version__", "augmentation", "check", "evaluate", "metrics", "plan",
+    "preprocess", "read_image", "read_labels", "restore", "write_labels", "write_phantom",
+]
 
 _Path: TypeAlias = str | os.PathLike[str]
 _Grid: TypeAlias = tuple[tuple[float, float, float], Sequence[Sequence[float]]]
