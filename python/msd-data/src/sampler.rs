@@ -218,7 +218,8 @@ impl PatchSampler {
         let (seed, purpose) = (self.seed, self.purpose);
         let keys = (start..num_batches).map(move |iteration| BatchKey { seed, purpose, epoch, iteration });
         let loader = Loader::new(Arc::clone(&self.sampler), keys, num_threads.min(256), prefetch);
-        Batches { loader: Mutex::new(Some(loader)), process: process::id() }
+        let len = usize::try_from(num_batches.saturating_sub(start)).unwrap_or(usize::MAX);
+        Batches { loader: Mutex::new(Some(loader)), len, process: process::id() }
     }
 
     fn __repr__(&self) -> String {
@@ -240,6 +241,8 @@ impl PatchSampler {
 #[pyclass(frozen, module = "msd_data")]
 pub(crate) struct Batches {
     loader: Mutex<Option<Loader>>,
+    /// Number of batches, those that were fetched included.
+    len: usize,
     /// Process that has the loader's threads.
     process: u32,
 }
@@ -248,6 +251,10 @@ pub(crate) struct Batches {
 impl Batches {
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
+    }
+
+    fn __len__(&self) -> usize {
+        self.len
     }
 
     fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<Batch<'py>>> {

@@ -133,6 +133,8 @@ def test_metrics_of_special_cases():
     # A view with other strides is compared as it stands.
     same = msd_data.metrics(a.transpose(2, 0, 1), np.ascontiguousarray(a.transpose(2, 0, 1)), (1, 2, 3))
     assert (same[1]["Dice"], same[1]["HD95"], same[1]["NSD"]) == (1, 0, 1)
+    other = msd_data.metrics(a.astype(">i4"), a, np.float32([1, 1, 1]), labels={1: ""}.keys())
+    assert other == msd_data.metrics(a, a, (1, 1, 1))
 
 
 def test_arrays_own_the_memory_of_rust(sampler, dataset, plan):
@@ -168,7 +170,9 @@ def test_batches_depend_on_their_key_alone(sampler, dataset, plan, tmp_path):
         for threads in (0, 3):
             found = list(other.batches(2, 4, num_threads=threads, prefetch=2))
             assert len(found) == 4 and all(np.array_equal(a, b) for f, e in zip(found, expected) for a, b in zip(f, e))
-    (late,) = sampler.batches(2, 4, start=3)
+    late = sampler.batches(2, 4, start=3)
+    assert (len(late), len(sampler.batches(2, 4, start=9))) == (1, 0)
+    (late,) = late
     assert np.array_equal(late[0], expected[3][0])
     assert list(tmp_path.iterdir())
     others = [
@@ -238,7 +242,7 @@ def test_batches_of_another_process_are_refused(sampler):
             del running  # does not wait for threads that are not there
             os._exit(0 if "another process" in str(error) else 1)
         os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 if hasattr(os, "waitstatus_to_exitcode") else True
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_pytorch_shares_memory_and_its_loader_works(sampler):

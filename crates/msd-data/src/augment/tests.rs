@@ -35,7 +35,8 @@ fn extract(
     patch: [usize; 3],
 ) -> Patch {
     let case = case.clone().into();
-    let spare = Patch::default();
+    // Memory of another patch, of which nothing may be left.
+    let spare = Patch { image: vec![f32::NAN; 9000], labels: vec![77; 9000], shape: [9; 3] };
     spatial.extract(&case, start, enlarged, patch, spare).unwrap()
 }
 

@@ -18,7 +18,7 @@ number); in a forked process, such as a worker of PyTorch's ``DataLoader``, in o
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypedDict, Union
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ def plan(
     dataset: Dataset,
     *,
     gpu_memory_gb: float = 8.0,
-    spacing_mm: Optional[Triple] = None,
+    spacing_mm: Optional[Iterable[float]] = None,
     batch_size: Optional[int] = None,
     memory_gb: Optional[float] = None,
 ) -> Plan:
@@ -157,6 +157,7 @@ def plan(
     Raises:
         ValueError: A case that cannot be used, or cases without a plan.
     """
+    spacing_mm = None if spacing_mm is None else _lengths(spacing_mm)
     return _native.plan(dataset, gpu_memory_gb, spacing_mm, batch_size, memory_gb)
 
 
@@ -214,9 +215,9 @@ def write_labels(path: PathLike, labels: npt.ArrayLike, like: PathLike) -> None:
 def metrics(
     prediction: npt.ArrayLike,
     reference: npt.ArrayLike,
-    spacing_mm: Sequence[float],
+    spacing_mm: Iterable[float],
     *,
-    labels: Optional[Sequence[int]] = None,
+    labels: Optional[Iterable[int]] = None,
     tolerance_mm: float = 1.0,
 ) -> Dict[int, LabelMetrics]:
     """Compare two label maps [z, y, x] of one grid.
@@ -232,14 +233,14 @@ def metrics(
         Metrics by label. The numbers are those of ``adw evaluate``; HD95 and NSD agree with MONAI's.
     """
     maps = _label_map(prediction, "prediction"), _label_map(reference, "reference")
-    return _native.metrics(*maps, spacing_mm, labels, tolerance_mm)
+    return _native.metrics(*maps, _lengths(spacing_mm), None if labels is None else list(labels), tolerance_mm)
 
 
 def evaluate(
     predictions: PathLike,
     references: PathLike,
     *,
-    labels: Optional[Sequence[int]] = None,
+    labels: Optional[Iterable[int]] = None,
     tolerance_mm: float = 1.0,
     require_all: bool = False,
     ignore_positions: bool = False,
@@ -257,7 +258,7 @@ def evaluate(
         memory_gb: Limit of memory for the work, by default what is available.
     """
     return _native.evaluate(
-        predictions, references, labels, tolerance_mm, require_all, ignore_positions, memory_gb
+        predictions, references, None if labels is None else list(labels), tolerance_mm, require_all, ignore_positions, memory_gb
     )
 
 
@@ -275,6 +276,11 @@ def write_phantom(path: PathLike, **options: Any) -> None:
             ``num_labels`` (2), ``num_modalities`` (1), ``seed`` (1), ``family`` (``anatomy``, ``texture`` or ``size``).
     """
     _native.write_phantom(path, **options)
+
+
+def _lengths(values: Iterable[float]) -> Tuple[float, ...]:
+    """Numbers of a tuple, an array or a tensor."""
+    return tuple(float(value) for value in values)
 
 
 def _array(values: npt.ArrayLike, name: str, dtype: Any, ndim: int) -> npt.NDArray[Any]:

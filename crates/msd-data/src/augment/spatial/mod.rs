@@ -106,14 +106,18 @@ impl SpatialTransform {
     ) -> Result<Patch> {
         let voxels: usize = patch.iter().product();
         let mut out = Patch { shape: patch, ..spare };
-        out.image.clear();
         out.image.resize(case.channels() * voxels, 0.0);
-        out.labels.clear();
         out.labels.resize(voxels, -1);
+        let margin = |a: usize| (enlarged[a] / 2) as isize - (patch[a] / 2) as isize;
+        let from = [0, 1, 2].map(|a| start[a] + margin(a));
+        let is_inside = |a: usize| from[a] >= 0 && from[a] + patch[a] as isize <= case.shape()[a] as isize;
+        // A crop within the image writes every voxel itself.
+        if self.matrix.is_some() || !(0..3).all(is_inside) {
+            out.image.fill(0.0);
+            out.labels.fill(-1);
+        }
         match &self.matrix {
             None => {
-                let margin = |a: usize| (enlarged[a] / 2) as isize - (patch[a] / 2) as isize;
-                let from = [0, 1, 2].map(|a| start[a] + margin(a));
                 let region = case.region(from, patch)?;
                 EnlargedPatch::new(&region, from, patch).crop(&mut out);
             }
