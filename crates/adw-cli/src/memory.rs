@@ -1,11 +1,11 @@
 //! Memory that a training or a segmentation needs, checked against the limit before it starts.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use adw_supernet::{Architecture, Precision};
 use anyhow::Result;
 use candle_core::Device;
-use msd_data::{CaseBytes, Memory, Plan, dataset::described};
+use msd_data::{CaseBytes, Geometry, Memory, Plan, dataset::described_grid};
 
 use crate::{
     args::MemoryArgs,
@@ -120,18 +120,18 @@ pub(crate) fn check(
 /// Refuses an image whose preparation or segmentation, from and to its own grid, exceeds the limit.
 ///
 /// # Errors
-/// A header that cannot be read; files and sizes of the image in the message otherwise.
+/// File and sizes of the image.
 pub(crate) fn check_segmentation(
     limit: Memory,
-    files: &[PathBuf],
+    (file, geometry): (&Path, &Geometry),
     plan: &Plan,
     architectures: &[&Architecture],
     device: &Device,
     probabilities: bool,
 ) -> Result<()> {
-    let case = CaseBytes::of(files, plan)?;
+    let case = CaseBytes::on(geometry, plan);
     let segmenting = segmentation_bytes(architectures, &case, plan.patch_size, device, probabilities);
-    limit.check(case.preparing.max(segmenting), || described(files))?;
+    limit.check(case.preparing.max(segmenting), || described_grid(file, geometry))?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::dataset::volume_bytes;
 use crate::error::Result;
+use crate::geometry::Geometry;
 use crate::nifti::read_geometry;
 use crate::plan::Plan;
 use crate::preprocess::resampled_shape;
@@ -28,13 +29,17 @@ impl CaseBytes {
     /// # Errors
     /// Those of [`read_geometry`].
     pub fn of(files: &[PathBuf], plan: &Plan) -> Result<Self> {
-        let (geometry, _) = read_geometry(&files[0])?;
-        let axes = plan.axes_of(&geometry);
+        Ok(Self::on(&read_geometry(&files[0])?.0, plan))
+    }
+
+    /// Estimates the memory of preparing an image on a grid for a plan.
+    pub fn on(geometry: &Geometry, plan: &Plan) -> Self {
+        let axes = plan.axes_of(geometry);
         let (shape, spacing_mm) = (axes.triple(geometry.shape), axes.triple(geometry.spacing_mm));
         let prepared_shape = resampled_shape(shape, spacing_mm, plan.spacing_mm);
         let channels = plan.modalities.len();
         let prepared = volume_bytes(prepared_shape, channels);
         let preparing = prepared.max(volume_bytes(shape, channels)).saturating_mul(2);
-        Ok(Self { shape, prepared_shape, prepared, preparing })
+        Self { shape, prepared_shape, prepared, preparing }
     }
 }

@@ -16,7 +16,7 @@ mod case;
 mod description;
 mod distinct;
 
-pub use case::{Case, Label, TestCase, case_id, described, nifti_files};
+pub use case::{Case, Label, TestCase, case_id, described, described_grid, nifti_files};
 pub(crate) use case::{reading_bytes, volume_bytes};
 pub use description::channel_of;
 use description::{Description, Files};

@@ -19,7 +19,7 @@ pub(crate) use exchange::{ExportArgs, ImportArgs};
 pub(crate) use groups::{
     ConfigArgs, Convolutions, DatasetArgs, DeviceArgs, FetchArgs, MemoryArgs, ProcessArgs, ScratchArgs,
 };
-pub(crate) use models::{EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
+pub(crate) use models::{DicomArgs, EvaluateArgs, ModelArgs, PostprocessArgs, PredictArgs, SubmitArgs};
 pub(crate) use program::{CompletionsArgs, DoctorArgs, ManArgs};
 pub(crate) use runs::{
     ArchitectureArgs, PlainNetwork, RankArgs, ReportArgs, RetrainArgs, RunArgs, SearchArgs, WatchArgs,

@@ -47,14 +47,29 @@ pub(crate) struct ModelArgs {
 /// `adw predict`
 #[derive(Args, Debug)]
 pub(crate) struct PredictArgs {
-    /// An image, or a folder of images (.nii, .nii.gz; one per image, or `CASE_0000`, `CASE_0001`, ... per channel)
+    /// An image, or a folder of images (.nii, .nii.gz; one per image, or `CASE_0000`, `CASE_0001`, ... per channel); a DICOM
+    /// series of CT or MR, or a folder of such series, for which a DICOM segmentation is written, too
     #[arg(long, value_name = "FILE|DIR")]
     pub(crate) input: PathBuf,
     /// Folder that the label maps are written to
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
     #[command(flatten)]
+    pub(crate) dicom: DicomArgs,
+    #[command(flatten)]
     pub(crate) model: ModelArgs,
+}
+
+/// Choices for images in DICOM.
+#[derive(Args, Debug)]
+pub(crate) struct DicomArgs {
+    /// Series of those in the folder, by its `SeriesInstanceUID` or the end of it
+    #[arg(long, value_name = "UID")]
+    pub(crate) series: Option<String>,
+    /// Codes for labels in DICOM segmentations: `{"LABEL": {"category": [VALUE, SCHEME, MEANING], "type": [...]}}` [default:
+    /// SNOMED CT by the labels' names]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) segments: Option<PathBuf>,
 }
 
 /// `adw submit`

@@ -1,7 +1,6 @@
 //! `adw predict`: segment images.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsStr,
     path::{Path, PathBuf},
 };
@@ -12,11 +11,8 @@ use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
-    Geometry, Plan, Positions, Postprocessing, PreparedCase,
-    check::implausible,
-    dataset::{case_id, channel_of, load_image, nifti_files},
-    nifti::{read_geometry, write_commented_labels},
-    preprocess,
+    Geometry, Plan, Positions, Postprocessing, PreparedCase, check::implausible, nifti::write_commented_labels,
+    preprocess, read_labels,
 };
 use ndarray::{Array4, Axis};
 use serde_json::json;
@@ -25,8 +21,10 @@ use crate::{
     args::{Convolutions, ModelArgs, PredictArgs},
     dataset_folder::is_dataset,
     device,
+    dicom::check_segmentation_file,
     ensemble::Ensemble,
     failure::{bad_input, program},
+    image::{Image, images},
     interrupt, memory,
     model::{self, Models},
     npz::{self, NpzWriter},
@@ -41,31 +39,7 @@ use crate::{
 const PROBABILITIES: &str = "probabilities";
 
 pub(crate) fn run(args: &PredictArgs) -> Result<()> {
-    predict(&args.model, |models| {
-        let images = images(&args.input, models.plan.modalities.len())?;
-        Ok((images, args.output.clone()))
-    })
-}
-
-/// Image that is segmented into one label map.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Image {
-    /// Name of the label map without its ending.
-    pub(crate) name: String,
-    /// One file with all channels, or one file per channel.
-    pub(crate) files: Vec<PathBuf>,
-}
-
-impl Image {
-    /// File of the label map in the folder `output`.
-    fn target(&self, output: &Path) -> PathBuf {
-        output.join(format!("{}.nii.gz", self.name))
-    }
-
-    /// File of the probabilities in the folder `output`.
-    fn probabilities(&self, output: &Path) -> PathBuf {
-        output.join(format!("{}.npz", self.name))
-    }
+    predict(&args.model, |models| Ok((images(args, &models.plan)?, args.output.clone())))
 }
 
 /// Segments images into one label map each. `inputs` returns the images for the models, and the folder of the label maps.
@@ -96,15 +70,19 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         if args.probabilities {
             check_output(&image.probabilities(&output))?;
         }
-        memory::check_segmentation(limit, &image.files, &models.plan, &architectures, &device, args.probabilities)?;
-        let volume = load_image(&image.files, models.plan.modalities.len(), positions)?;
+        if image.dicom.is_some() {
+            check_segmentation_file(&image.segmentation(&output), args.resume)?;
+        }
+        let grid = (image.path(), &image.geometry()?);
+        memory::check_segmentation(limit, grid, &models.plan, &architectures, &device, args.probabilities)?;
+        let volume = image.load(models.plan.modalities.len(), positions)?;
         if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
-            let file = image.files[0].display();
+            let file = image.path().display();
             note(&format!(
                 "{file}: its header gives no orientation; taken as stored in {orientation}, like the training cases"
             ));
         }
-        for line in implausible(&image.files[0], &volume, &models.plan) {
+        for line in implausible(image.path(), &volume, &models.plan) {
             note(&format!("warning: {line}"));
         }
     }
@@ -123,7 +101,9 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
             let difference = provenance::difference(&target, &comment);
             difference.inspect(|difference| note(&format!("{difference}; made anew"))).is_none()
         };
-        if !kept {
+        let labels = if kept {
+            image.dicom.is_some().then(|| read_labels(&target)).transpose()?.map(|map| map.data)
+        } else {
             let (case, geometry) = prepare(image, &models.plan, positions)?;
             let logits = segmenter.logits(&case, &mut |window, windows| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
@@ -135,14 +115,19 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
             drop(logits);
             postprocessing.apply(&mut labels);
             write_commented_labels(&target, &labels.view(), &geometry, Some(&comment))?;
+            Some(labels)
+        };
+        if let (Some(dicom), Some(labels)) = (&image.dicom, labels) {
+            dicom.write(&image.segmentation(&output), &labels.view(), &models.plan, &comment)?;
         }
         progress.step(done as u64 + 1, || name.clone());
         if args.process.json {
             let files = match image.files.as_slice() {
-                [file] => json!(file),
-                files => json!(files),
+                files @ [_, _, ..] if image.dicom.is_none() => json!(files),
+                _ => json!(image.path()),
             };
-            emit("predicted", &json!({ "image": files, "labels": target }));
+            let segmentation = image.dicom.as_ref().map(|_| image.segmentation(&output));
+            emit("predicted", &json!({ "image": files, "labels": target, "segmentation": segmentation }));
         }
     }
     drop(progress);
@@ -170,94 +155,6 @@ fn write_probabilities(
     })?;
     writer.finish(comment).with_context(cannot)?;
     file.commit().with_context(cannot)
-}
-
-/// Image `input`, or the images in that folder in the order of their names. Where every name ends in the number of a channel and
-/// each case has all channels of the model, its files are one image, as nnU-Net keeps them.
-fn images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
-    let one = |path: PathBuf| Image { name: case_id(&path).unwrap_or_default(), files: vec![path] };
-    if !input.is_dir() {
-        if !input.is_file() {
-            bad_input!("--input {}: no such file or folder", input.display());
-        }
-        let image = one(input.to_owned());
-        if image.name.is_empty() {
-            bad_input!("--input {}: the name must be UTF-8 and not begin with a dot", input.display());
-        }
-        return Ok(vec![image]);
-    }
-    let files = nifti_files(input)?;
-    if files.is_empty() {
-        bad_input!("--input {}: no .nii or .nii.gz there", input.display());
-    }
-    if let Some((case, channels)) = incomplete_case(&files, num_channels)
-        && read_geometry(&files[0]).is_ok_and(|(_, in_file)| in_file == 1)
-    {
-        bad_input!(
-            "--input {}: case {case} has files of the channels {channels:?}, but the models take the channels 0 to {}",
-            input.display(),
-            num_channels - 1
-        );
-    }
-    if let Some(image) = channels_of_one(&files, num_channels) {
-        note(&format!(
-            "warning: --input {}: the models take one channel, so {} and the channels beside it are images of their own",
-            input.display(),
-            image.files[0].display()
-        ));
-    }
-    let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
-    let mut by_name: Vec<&Image> = images.iter().collect();
-    by_name.sort_by_key(|image| &image.name);
-    if let Some(pair) = by_name.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        bad_input!(
-            "--input {}: {} and {} would have the same label map",
-            input.display(),
-            pair[0].files[0].display(),
-            pair[1].files[0].display()
-        );
-    }
-    Ok(images)
-}
-
-/// Finds a case without a file for each channel, and the channels it has; none unless every file is named after a channel.
-fn incomplete_case(files: &[PathBuf], num_channels: usize) -> Option<(String, Vec<usize>)> {
-    if num_channels == 1 {
-        return None;
-    }
-    let mut cases = BTreeMap::<String, Vec<usize>>::new();
-    for file in files {
-        let id = case_id(file)?;
-        let (case, channel) = channel_of(&id)?;
-        cases.entry(case.to_owned()).or_default().push(channel);
-    }
-    cases.into_iter().find(|(_, channels)| !channels.iter().copied().eq(0..num_channels))
-}
-
-/// Groups sorted files into images of one file per channel; none if the names or the number of files do not fit that.
-fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
-    let mut cases = BTreeMap::<String, Vec<PathBuf>>::new();
-    for file in files {
-        let id = case_id(file)?;
-        let (case, channel) = channel_of(&id)?;
-        let channels = cases.entry(case.to_owned()).or_default();
-        if channel != channels.len() {
-            return None;
-        }
-        channels.push(file.clone());
-    }
-    let whole = cases.values().all(|files| files.len() == num_channels);
-    let image = |(name, files)| Image { name, files };
-    whole.then(|| cases.into_iter().map(image).collect())
-}
-
-/// First case, if the models take one channel and the names give every case the same, larger number of channels.
-fn channels_of_one(files: &[PathBuf], num_channels: usize) -> Option<Image> {
-    let case = |file: &PathBuf| channel_of(&case_id(file)?).map(|(case, _)| case.to_owned());
-    let first = case(files.first()?)?;
-    let count = files.iter().filter(|file| case(file).as_ref() == Some(&first)).count();
-    let images = (num_channels == 1 && count > 1).then(|| by_channel(files, count))??;
-    images.into_iter().next()
 }
 
 /// Checks that a label map can be written to `target`.
@@ -308,47 +205,8 @@ fn provenance(
 }
 
 fn prepare(image: &Image, plan: &Plan, positions: Positions) -> Result<(PreparedCase, Geometry)> {
-    let volume = load_image(&image.files, plan.modalities.len(), positions)?;
+    let volume = image.load(plan.modalities.len(), positions)?;
     let geometry = volume.geometry.clone();
-    let case = preprocess(volume, None, plan).with_context(|| image.files[0].display().to_string())?;
+    let case = preprocess(volume, None, plan).with_context(|| image.path().display().to_string())?;
     Ok((case, geometry))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_folder_gives_its_images_by_name_and_nothing_else() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b.nii", "a.nii.gz", "._a.nii.gz", "notes.txt"].into_iter().for_each(write);
-        let found = images(dir.path(), 1).expect("two images");
-        let image = |name: &str, files: &[&str]| Image {
-            name: name.to_owned(),
-            files: files.iter().map(|file| dir.path().join(file)).collect(),
-        };
-        assert_eq!(found, [image("a", &["a.nii.gz"]), image("b", &["b.nii"])]);
-        write("a.nii");
-        let error = images(dir.path(), 1).unwrap_err().to_string();
-        assert!(error.contains("same label map"), "{error}");
-    }
-
-    #[test]
-    fn files_of_channels_are_one_image_if_the_model_has_those_channels() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let write = |name: &str| fs::write(dir.path().join(name), "").expect("a file");
-        ["b_0000.nii", "b_0001.nii", "a_0001.nii", "a_0000.nii"].into_iter().for_each(write);
-        let names = |channels| {
-            let found = images(dir.path(), channels).expect("images");
-            let name = |image: &Image| (image.name.clone(), image.files.len());
-            found.iter().map(name).collect::<Vec<_>>()
-        };
-        assert_eq!(names(2), [("a".to_owned(), 2), ("b".to_owned(), 2)]);
-        assert_eq!(names(1).len(), 4, "four images of one channel");
-        fs::remove_file(dir.path().join("b_0000.nii")).expect("removed");
-        assert_eq!(names(2).len(), 3, "no pairs");
-    }
 }

@@ -6,7 +6,7 @@ use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingW
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};
-use msd_data::{EvaluationOptions, Report, evaluate_pairs, training_cases_bytes, write_labels};
+use msd_data::{EvaluationOptions, Report, evaluate_pairs, nifti::read_geometry, training_cases_bytes, write_labels};
 use serde_json::json;
 
 use crate::{
@@ -164,7 +164,15 @@ impl Training<'_> {
         let limit = memory::limit(self.args.memory);
         for id in run.splits.fold(run.fold)?.validation {
             let files = &run.dataset.training_case(&id)?.image;
-            memory::check_segmentation(limit, files, &run.plan, &[&self.architecture], &self.device, false)?;
+            let (geometry, _) = read_geometry(&files[0])?;
+            memory::check_segmentation(
+                limit,
+                (&files[0], &geometry),
+                &run.plan,
+                &[&self.architecture],
+                &self.device,
+                false,
+            )?;
         }
         Ok(())
     }

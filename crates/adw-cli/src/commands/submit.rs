@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::predict::{Image, predict};
-use crate::{args::SubmitArgs, failure::bad_input, task::open_dataset};
+use super::predict::predict;
+use crate::{args::SubmitArgs, failure::bad_input, image::Image, task::open_dataset};
 
 /// Segments the test images. The decathlon's server takes an archive with a folder per dataset, of the dataset's name, whose
 /// label maps have the names of the test images.
@@ -21,7 +21,7 @@ pub(crate) fn run(args: &SubmitArgs) -> Result<()> {
         if dataset.test.is_empty() {
             bad_input!("{data}: has no test image; `adw predict` segments any folder of images");
         }
-        let images = dataset.test.into_iter().map(|case| Image { name: case.id, files: case.image });
+        let images = dataset.test.into_iter().map(|case| Image::new(case.id, case.image));
         Ok((images.collect(), args.output.join(&dataset.name)))
     })
 }

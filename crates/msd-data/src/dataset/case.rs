@@ -31,14 +31,15 @@ pub struct Case {
 
 /// File and size of an image, for errors about memory: `a.nii.gz (64x64x64 voxels of 1x1x1 mm)`.
 pub fn described(image: &[PathBuf]) -> String {
-    let file = image[0].display();
-    match read_geometry(&image[0]) {
-        Ok((Geometry { shape: [z, y, x], spacing_mm, .. }, _)) => {
-            let [dz, dy, dx] = rounded(spacing_mm);
-            format!("{file} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)")
-        }
-        Err(_) => file.to_string(),
-    }
+    read_geometry(&image[0])
+        .map_or_else(|_| image[0].display().to_string(), |(geometry, _)| described_grid(&image[0], &geometry))
+}
+
+/// File and size of an image on a grid, as [`described`] writes them.
+pub fn described_grid(file: &Path, geometry: &Geometry) -> String {
+    let [z, y, x] = geometry.shape;
+    let [dz, dy, dx] = rounded(geometry.spacing_mm);
+    format!("{} ({z}x{y}x{x} voxels of {dz}x{dy}x{dx} mm)", file.display())
 }
 
 /// Bytes of an image of f32 and its 16-bit labels. In floating point, which saturates where an absurd voxel size leads to an
