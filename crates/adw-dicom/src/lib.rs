@@ -6,6 +6,7 @@ mod codes;
 mod data_set;
 mod error;
 mod image;
+mod jpeg;
 mod pixels;
 mod reader;
 mod segmentation;

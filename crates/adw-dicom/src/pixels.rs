@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::jpeg;
 use crate::reader::{Encoding, Fragment, PixelData, Reader};
 
 /// Most bytes that one encoded byte can stand for: two make a run of 128.
@@ -98,7 +99,7 @@ impl Pixels {
             encoded.extend(self.reader.bytes(length)?);
         }
         let decoded = match self.data.encoding {
-            Encoding::Jpeg => jpeg(&encoded, self.format),
+            Encoding::Jpeg => lossless(&encoded, self.format),
             _ => run_lengths(&encoded, self.format),
         };
         let decoded = decoded.map_err(|problem| Error::damaged(path, format!("frame {}: {problem}", frame + 1)))?;
@@ -129,31 +130,10 @@ fn by_frame(fragments: &[Fragment], offsets: &[u64], num_frames: usize) -> Optio
 }
 
 /// Decodes lossless JPEG.
-fn jpeg(encoded: &[u8], format: PixelFormat) -> std::result::Result<Vec<u8>, String> {
-    use jpeg_decoder::{Decoder, PixelFormat as Kind};
-    let mut decoder = Decoder::new(encoded);
-    decoder.read_info().map_err(|error| error.to_string())?;
-    let info = decoder.info().ok_or("no JPEG header")?;
-    let bits = match info.pixel_format {
-        Kind::L8 => 8,
-        Kind::L16 => 16,
-        Kind::RGB24 | Kind::CMYK32 => 24,
-    };
-    let size = (usize::from(info.height), usize::from(info.width));
-    if size != (format.rows, format.columns) || bits > format.bits_allocated || bits == 24 {
-        let (rows, columns) = size;
-        return Err(format!("JPEG of {rows}x{columns} pixels of {bits} bits, where the attributes say otherwise"));
-    }
-    let decoded = decoder.decode().map_err(|error| error.to_string())?;
+fn lossless(encoded: &[u8], format: PixelFormat) -> std::result::Result<Vec<u8>, String> {
     let width = format.bits_allocated as usize / 8;
-    // Words of 16 bits are in the order of this machine.
-    let widened = |word: u16| word.to_le_bytes().into_iter().chain([0, 0]).take(width);
-    let words: Vec<u8> = if bits == 16 {
-        decoded.as_chunks().0.iter().flat_map(|&word| widened(u16::from_ne_bytes(word))).collect()
-    } else {
-        decoded.iter().flat_map(|&byte| widened(u16::from(byte))).collect()
-    };
-    if words.len() as u64 == format.frame_bytes() { Ok(words) } else { Err("JPEG of too few pixels".to_owned()) }
+    let numbers = jpeg::decode(encoded, format.rows, format.columns)?;
+    Ok(numbers.into_iter().flat_map(|number| u32::from(number).to_le_bytes().into_iter().take(width)).collect())
 }
 
 /// Decodes run lengths (part 5, annex G): a segment for each byte of the pixels' words, the highest first.

@@ -62,7 +62,10 @@ struct ElementHeader {
     length: Option<u64>,
 }
 
-/// Reads the attributes of a file; none of a file that is not one of DICOM.
+/// Class of the directory of a medium (`DICOMDIR`), which holds no image.
+const DIRECTORY: &str = "1.2.840.10008.1.3.10";
+
+/// Reads the attributes of a file; none of a file that is not one of DICOM, and of directories of media.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Damaged`]; [`Error::TransferSyntax`] if the attributes themselves cannot be read.
@@ -75,6 +78,9 @@ pub(crate) fn read_header(path: &Path) -> Result<Option<Header>> {
     reader.position = 132;
     let mut data_set = DataSet::default();
     reader.file_attributes(&mut data_set)?;
+    if data_set.text(tags::META_SOP_CLASS).as_deref() == Some(DIRECTORY) {
+        return Ok(None);
+    }
     let Some(uid) = data_set.text(TRANSFER_SYNTAX) else {
         return Err(Error::attribute(path, TRANSFER_SYNTAX, "is missing"));
     };
@@ -230,6 +236,7 @@ impl Reader {
             (None | Some(PIXEL_DATA), Some(length)) => self.skip(length),
             (Some(PIXEL_DATA), None) => self.fragments().map(drop),
             (Some(tag), Some(length)) if !is_sequence => {
+                self.check(length)?;
                 self.keep(length)?;
                 let bytes = self.bytes(length)?;
                 data_set.insert(tag, Value::Bytes(bytes));
@@ -302,6 +309,7 @@ impl Reader {
             let header = self.element(true)?;
             match (header.id, header.length) {
                 (ITEM, Some(length)) if offsets.is_none() => {
+                    self.check(length)?;
                     self.keep(8 * length)?;
                     let table = self.bytes(length)?;
                     let table = table.as_chunks().0.iter().map(|offset| u64::from(u32::from_le_bytes(*offset)));

@@ -14,9 +14,6 @@ use crate::pixels::Pixels;
 use crate::reader::{Header, read_header};
 use crate::tags;
 
-/// Class of the directory of a medium (`DICOMDIR`), which holds no image.
-const DIRECTORY: &str = "1.2.840.10008.1.3.10";
-
 /// A series whose images make one volume. The voxels are not read yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
@@ -131,6 +128,10 @@ impl Series {
 /// [`Error::Io`] for a folder that cannot be read.
 pub fn is_dicom(path: &Path) -> Result<bool> {
     let is_one = |path: &Path| {
+        // The directory of a medium, whose series are elsewhere.
+        if path.file_name() == Some("DICOMDIR".as_ref()) {
+            return Ok(false);
+        }
         let mut start = [0; 132];
         let mut file = adw_files::open_regular(path)?;
         file.read_exact(&mut start)?;
@@ -163,10 +164,8 @@ fn dicom_files(path: &Path) -> Result<(Headers, Vec<PathBuf>)> {
     let (mut headers, mut skipped) = (Vec::new(), Vec::new());
     for file in paths {
         match read_header(&file)? {
-            Some(header) if header.data_set.text(tags::META_SOP_CLASS).as_deref() != Some(DIRECTORY) => {
-                headers.push((file, header));
-            }
-            _ => skipped.push(file),
+            Some(header) => headers.push((file, header)),
+            None => skipped.push(file),
         }
     }
     Ok((headers, skipped))
@@ -185,7 +184,7 @@ fn choose(path: &Path, files: Headers, uid: Option<&str>) -> Result<Headers> {
     let list = series.iter().map(|(uid, files)| {
         let text = |tag| files[0].1.data_set.text(tag).unwrap_or_default();
         let tail = &uid[uid.len().saturating_sub(12)..];
-        format!("...{tail} ({} {:?}, {} files)", text(tags::MODALITY), text(tags::SERIES_DESCRIPTION), files.len())
+        format!("...{tail} ({} {:?}, files: {})", text(tags::MODALITY), text(tags::SERIES_DESCRIPTION), files.len())
     });
     let list = list.collect::<Vec<_>>().join(", ");
     series.retain(|found, _| uid.is_none_or(|uid| found.ends_with(uid)));

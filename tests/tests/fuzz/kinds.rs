@@ -29,7 +29,7 @@ pub(crate) struct Kind {
     pub(crate) read: fn(&Examples, &[u8]) -> Answer,
 }
 
-pub(crate) const KINDS: [Kind; 11] = [
+pub(crate) const KINDS: [Kind; 12] = [
     Kind { name: "nii", make: nifti, read: read_nifti },
     Kind { name: "nii.gz", make: compressed_nifti, read: read_nifti },
     Kind { name: "dataset.json", make: dataset, read: read_dataset },
@@ -41,10 +41,11 @@ pub(crate) const KINDS: [Kind; 11] = [
     Kind { name: "prepared case", make: prepared_case, read: read_prepared_case },
     Kind { name: "tar", make: tar_archive, read: read_archive },
     Kind { name: "config.toml", make: toml, read: super::command_line::read_config },
+    Kind { name: "DICOM", make: super::dicom::make, read: super::dicom::read },
 ];
 
 /// Memory that a case may take while it is prepared: more is refused, as a command does.
-const CASE_MEMORY: u64 = 64 << 20;
+pub(crate) const CASE_MEMORY: u64 = 64 << 20;
 
 /// Sound files to mutate, in a folder of their own.
 pub(crate) struct Examples {

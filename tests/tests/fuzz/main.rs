@@ -8,6 +8,7 @@ mod allocation;
 #[path = "../cli_support/mod.rs"]
 mod cli_support;
 mod command_line;
+mod dicom;
 mod kinds;
 mod mutate;
 mod standard;
