@@ -1,7 +1,6 @@
 //! Series of DICOM as images, and their label maps as DICOM segmentations.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, ErrorKind, Read},
     path::{Path, PathBuf},
@@ -23,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DicomCase {
     series: Series,
-    codes: BTreeMap<String, SegmentCodes>,
+    codes: Vec<(String, SegmentCodes)>,
 }
 
 impl DicomCase {
@@ -59,7 +58,7 @@ impl DicomCase {
     /// A full or read-only disk.
     pub(crate) fn write(&self, path: &Path, labels: &ArrayView3<u16>, plan: &Plan, origin: &str) -> Result<()> {
         let segment = |label: &msd_data::Label| {
-            let codes = self.codes.get(&label.name).cloned();
+            let codes = self.codes.iter().find(|(name, _)| *name == label.name).map(|(_, codes)| codes.clone());
             codes.unwrap_or_else(|| SegmentCodes::of(&plan.dataset_name, &label.name))
         };
         let description = Description {
@@ -104,7 +103,7 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
     }
     let codes = match &args.segments {
         Some(file) => codes(file, plan)?,
-        None => BTreeMap::new(),
+        None => Vec::new(),
     };
     let case = |folder: PathBuf| {
         let series = Series::open(&folder, args.series.as_deref())?;
@@ -118,10 +117,10 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
 }
 
 /// Codes of a file for labels of the models.
-fn codes(file: &Path, plan: &Plan) -> Result<BTreeMap<String, SegmentCodes>> {
+fn codes(file: &Path, plan: &Plan) -> Result<Vec<(String, SegmentCodes)>> {
     let codes = SegmentCodes::load(file)?;
     let labels: Vec<_> = plan.labels.iter().skip(1).map(|label| label.name.as_str()).collect();
-    if let Some(unknown) = codes.keys().find(|name| !labels.contains(&name.as_str())) {
+    if let Some((unknown, _)) = codes.iter().find(|(name, _)| !labels.contains(&name.as_str())) {
         bad_input!("{}: {unknown:?} is no label of the models; they have {}", file.display(), labels.join(", "));
     }
     Ok(codes)

@@ -1,16 +1,18 @@
 //! Codes that say what a segment is: SNOMED CT by the names of labels.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::data_set::DataSet;
 use crate::error::{Error, Result};
 use crate::tags;
 
+/// Content of a file of codes, for messages.
+const FORM: &str = r#"{"LABEL": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": [...]}}"#;
+
 /// A coded concept: value, coding scheme such as `SCT` or `DCM`, meaning.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Code(pub String, pub String, pub String);
 
 impl Code {
@@ -31,31 +33,37 @@ impl Code {
             .with(tags::CODE_MEANING, meaning)
     }
 
-    /// Fault of a code that a file cannot hold.
-    fn fault(&self) -> Option<String> {
+    fn from_json(json: &Value) -> std::result::Result<Self, String> {
+        let texts: Option<Vec<&str>> = json.as_array().and_then(|texts| texts.iter().map(Value::as_str).collect());
+        let code = match texts.as_deref() {
+            Some(&[value, scheme, meaning]) => Some(Self::new(value, scheme, meaning)),
+            _ => None,
+        };
+        let expected = "expected [VALUE, SCHEME, MEANING] of 1 to 16, 16 and 64 ASCII characters";
+        code.filter(Self::is_sound).ok_or_else(|| format!("{json} is no code; {expected}"))
+    }
+
+    /// Returns true for a code that a file can hold.
+    fn is_sound(&self) -> bool {
         let Self(value, scheme, meaning) = self;
         let fits = |text: &str, most: usize| {
-            !text.is_empty() && text.len() <= most && text.is_ascii() && !text.contains(['\\', '\n'])
+            let is_plain = |c: char| c.is_ascii() && !c.is_ascii_control() && c != '\\';
+            (1..=most).contains(&text.len()) && text.chars().all(is_plain)
         };
-        let is_sound = fits(value, 16) && fits(scheme, 16) && fits(meaning, 64);
-        (!is_sound).then(|| format!("code {self:?}: value and scheme have 1 to 16 ASCII characters, a meaning 1 to 64"))
+        fits(value, 16) && fits(scheme, 16) && fits(meaning, 64)
     }
 }
 
 /// Codes of a segment.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentCodes {
     /// Kind of the structure, of context group 7150, such as (91723000, SCT, Anatomical Structure).
     pub category: Code,
     /// The structure.
-    #[serde(rename = "type")]
     pub property: Code,
     /// Side or part of it.
-    #[serde(default)]
     pub modifier: Option<Code>,
     /// Region of the body that it lies in, where the structure does not say that.
-    #[serde(default)]
     pub region: Option<Code>,
 }
 
@@ -102,20 +110,30 @@ impl SegmentCodes {
     ///
     /// # Errors
     /// [`Error::Codes`] for a file that cannot be read or holds something else.
-    pub fn load(path: &Path) -> Result<BTreeMap<String, Self>> {
+    pub fn load(path: &Path) -> Result<Vec<(String, Self)>> {
         let error = |problem| Error::Codes { path: path.to_owned(), problem };
         let text = adw_files::read_text(path).map_err(|cause| error(cause.to_string()))?;
-        let codes: BTreeMap<String, Self> = serde_json::from_str(&text).map_err(|cause| {
-            let form = r#"{"LABEL": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": [...]}}"#;
-            error(format!("{cause}; expected {form}"))
-        })?;
-        for codes in codes.values() {
-            let all = [Some(&codes.category), Some(&codes.property), codes.modifier.as_ref(), codes.region.as_ref()];
-            if let Some(fault) = all.into_iter().flatten().find_map(Code::fault) {
-                return Err(error(fault));
-            }
+        let json: Value = serde_json::from_str(&text).map_err(|cause| error(cause.to_string()))?;
+        let labels = json.as_object().ok_or_else(|| error(format!("expected {FORM}")))?;
+        let codes = labels.iter().map(|(label, json)| Ok((label.clone(), Self::from_json(json)?)));
+        codes.collect::<std::result::Result<_, String>>().map_err(error)
+    }
+
+    fn from_json(json: &Value) -> std::result::Result<Self, String> {
+        let fields = json.as_object().ok_or_else(|| format!("{json} is no label's codes; expected {FORM}"))?;
+        if let Some(name) =
+            fields.keys().find(|name| !["category", "type", "modifier", "region"].contains(&name.as_str()))
+        {
+            return Err(format!("unknown field {name:?}; expected category, type, modifier, region"));
         }
-        Ok(codes)
+        let code = |name: &str| fields.get(name).map(Code::from_json).transpose();
+        let needed = |name: &str| code(name)?.ok_or_else(|| format!("a label without {name:?}; expected {FORM}"));
+        Ok(Self {
+            category: needed("category")?,
+            property: needed("type")?,
+            modifier: code("modifier")?,
+            region: code("region")?,
+        })
     }
 }
 
@@ -183,7 +201,7 @@ mod tests {
         for line in include_str!("codes.tsv").lines() {
             let name = line.split('\t').next().unwrap();
             let codes = in_table(&words(name)).unwrap_or_else(|| panic!("{name}"));
-            assert_eq!(codes.property.fault(), None, "{name}");
+            assert!(codes.property.is_sound(), "{name}");
             assert!(names.insert(name), "{name} is there twice");
         }
     }
@@ -207,12 +225,14 @@ mod tests {
         };
         let sound =
             r#"{"blob": {"category": ["1", "99X", "a"], "type": ["2", "99X", "b"], "region": ["3", "SCT", "c"]}}"#;
-        let codes = &read(sound).unwrap()["blob"];
-        assert_eq!(codes.region, Some(Code::new("3", "SCT", "c")));
+        let codes = read(sound).unwrap();
+        assert_eq!((codes[0].0.as_str(), codes[0].1.region.clone()), ("blob", Some(Code::new("3", "SCT", "c"))));
         for (text, expected) in [
-            ("{", "expected {\"LABEL\""),
-            (r#"{"blob": {"category": ["1", "99X", "a"]}}"#, "missing field `type`"),
-            (&sound.replace("99X", "a coding scheme of many letters"), "1 to 16 ASCII"),
+            ("{", "EOF while parsing"),
+            ("[]", "expected {\"LABEL\""),
+            (r#"{"blob": 1}"#, "1 is no label's codes"),
+            (r#"{"blob": {"category": ["1", "99X", "a"]}}"#, "a label without \"type\""),
+            (&sound.replace("99X", "a coding scheme of many letters"), "16 and 64 ASCII"),
             (&sound.replace("region", "place"), "unknown field"),
         ] {
             let message = read(text).unwrap_err().to_string();

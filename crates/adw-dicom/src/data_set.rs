@@ -1,7 +1,5 @@
 //! Data sets: attributes and their values, written as explicit VR little endian.
 
-use std::collections::BTreeMap;
-
 use crate::tags::{self, Tag, Vr};
 
 /// Representations whose length is written with 32 bits.
@@ -24,19 +22,27 @@ pub(crate) enum Value {
 
 /// Attributes by tag: a whole file, or an item of a sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct DataSet(BTreeMap<u32, Value>);
+pub(crate) struct DataSet(Vec<(u32, Value)>);
 
 impl DataSet {
     pub(crate) fn insert(&mut self, tag: Tag, value: Value) {
-        self.0.insert(tag.id, value);
+        match self.place(tag) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => self.0.insert(at, (tag.id, value)),
+        }
+    }
+
+    /// Index of an attribute, or the one that it would have: they are sorted by their tags.
+    fn place(&self, tag: Tag) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&tag.id, |(id, _)| *id)
     }
 
     pub(crate) fn get(&self, tag: Tag) -> Option<&Value> {
-        self.0.get(&tag.id)
+        self.place(tag).ok().map(|at| &self.0[at].1)
     }
 
     fn bytes(&self, tag: Tag) -> Option<&[u8]> {
-        match self.0.get(&tag.id) {
+        match self.get(tag) {
             Some(Value::Bytes(bytes)) => Some(bytes),
             _ => None,
         }
@@ -66,7 +72,7 @@ impl DataSet {
 
     /// Items of a sequence; none if it is absent.
     pub(crate) fn items(&self, tag: Tag) -> &[DataSet] {
-        match self.0.get(&tag.id) {
+        match self.get(tag) {
             Some(Value::Items(items)) => items,
             _ => &[],
         }
@@ -122,7 +128,7 @@ impl DataSet {
     /// # Panics
     /// If a value has more bytes than its representation can count.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        for (&id, value) in &self.0 {
+        for &(id, ref value) in &self.0 {
             let vr = tags::find(id).map_or(*b"UN", |tag| tag.vr);
             out.extend([(id >> 16) as u16, id as u16].map(u16::to_le_bytes).concat());
             out.extend(vr);

@@ -269,7 +269,7 @@ mod tests {
             let difference = (i32::from(pixels[i]) - prediction) as i16;
             let magnitude = i32::from(difference).unsigned_abs();
             let count = 32 - magnitude.leading_zeros();
-            bits += &format!("{count:05b}");
+            bits.extend(format!("{count:05b}").chars());
             let value = if difference < 0 { i32::from(difference) - 1 } else { i32::from(difference) };
             if (1..16).contains(&count) {
                 bits += &format!("{:016b}", value as u16)[16 - count as usize..];

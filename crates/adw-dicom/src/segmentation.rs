@@ -263,9 +263,8 @@ fn with_frames(set: DataSet, series: &Series, frames: &[(u16, usize)], organizat
         .with_items(tags::PIXEL_MEASURES, vec![measures])
         .with_items(tags::PLANE_ORIENTATION, vec![DataSet::default().with_decimals(tags::ORIENTATION, orientation)]);
 
-    let mut used: Vec<usize> = frames.iter().map(|&(_, plane)| plane).collect();
-    used.sort_unstable();
-    used.dedup();
+    let is_used = |plane: &usize| frames.iter().any(|(_, used)| used == plane);
+    let used: Vec<usize> = (0..series.planes.len()).filter(is_used).collect();
     let groups = frames.iter().map(|&(segment, plane)| {
         let place = used.binary_search(&plane).expect("planes of frames are listed") as u32 + 1;
         let content = DataSet::default().with_longs(tags::INDEX_VALUES, &[u32::from(segment), place]);

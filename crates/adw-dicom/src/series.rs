@@ -1,6 +1,5 @@
 //! A series of CT or MR images as one volume.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -173,12 +172,15 @@ fn dicom_files(path: &Path) -> Result<(Headers, Vec<PathBuf>)> {
 
 /// Takes the files of one series.
 fn choose(path: &Path, files: Headers, uid: Option<&str>) -> Result<Headers> {
-    let mut series = BTreeMap::<String, Headers>::new();
+    let mut series: Vec<(String, Headers)> = Vec::new();
     for (file, header) in files {
         let Some(uid) = header.data_set.text(tags::SERIES_UID) else {
             return Err(Error::attribute(&file, tags::SERIES_UID, "is missing"));
         };
-        series.entry(uid).or_default().push((file, header));
+        match series.iter_mut().find(|(found, _)| *found == uid) {
+            Some((_, files)) => files.push((file, header)),
+            None => series.push((uid, vec![(file, header)])),
+        }
     }
     let count = series.len();
     let list = series.iter().map(|(uid, files)| {
@@ -187,8 +189,8 @@ fn choose(path: &Path, files: Headers, uid: Option<&str>) -> Result<Headers> {
         format!("...{tail} ({} {:?}, files: {})", text(tags::MODALITY), text(tags::SERIES_DESCRIPTION), files.len())
     });
     let list = list.collect::<Vec<_>>().join(", ");
-    series.retain(|found, _| uid.is_none_or(|uid| found.ends_with(uid)));
-    match (series.len(), series.pop_first()) {
+    series.retain(|(found, _)| uid.is_none_or(|uid| found.ends_with(uid)));
+    match (series.len(), series.pop()) {
         (1, Some((_, files))) => Ok(files),
         _ => Err(Error::SeveralSeries { folder: path.to_owned(), count, list }),
     }
@@ -239,7 +241,7 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
     }
     let [row, column] = directions(&frame(first).orientation);
     let normal = cross(row, column);
-    planes.sort_by(|&a, &b| dot(frame(a).position, normal).total_cmp(&dot(frame(b).position, normal)));
+    planes.sort_unstable_by(|&a, &b| dot(frame(a).position, normal).total_cmp(&dot(frame(b).position, normal)));
     let height = |plane| dot(frame(plane).position, normal);
     let mut gaps: Vec<f64> = planes.windows(2).map(|pair| height(pair[1]) - height(pair[0])).collect();
     for (pair, &gap) in planes.windows(2).zip(&gaps) {
@@ -258,7 +260,7 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
         }
     }
     let in_order = gaps.clone();
-    gaps.sort_by(f64::total_cmp);
+    gaps.sort_unstable_by(f64::total_cmp);
     let typical = gaps[gaps.len() / 2];
     let uneven = in_order.iter().position(|gap| (gap - typical).abs() > GAP_TOLERANCE * typical);
     if let Some(at) = uneven {
@@ -303,3 +305,6 @@ fn check_same(images: &[Image], sets: &[DataSet]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
