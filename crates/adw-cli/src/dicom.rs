@@ -6,17 +6,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_dicom::{Description, SegmentCodes, Series, encode, is_dicom, is_own};
+use adw_dicom::{Description, Error, SegmentCodes, Series, encode, is_dicom, is_own};
 use anyhow::{Context, Result};
 use msd_data::{Geometry, Plan, Volume};
 use ndarray::{ArrayView3, Axis};
 
 use crate::{
     args::DicomArgs,
-    failure::{bad_input, program},
+    failure::{BadInput, bad_input, program},
     report::progress::note,
-    run_folder::check_output,
+    run_folder,
 };
+
+/// Error of a series, with the option that is its remedy.
+#[allow(clippy::needless_pass_by_value, reason = "an argument of map_err")]
+fn refused(error: Error) -> BadInput {
+    let choice = if matches!(error, Error::SeveralSeries { .. }) { ": --series UID names one by its end" } else { "" };
+    BadInput::new(format!("{error}{choice}"))
+}
 
 /// A series, and codes for the labels of the models.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +55,31 @@ impl DicomCase {
     /// # Errors
     /// A file that cannot be read or decoded.
     pub(crate) fn volume(&self) -> Result<Volume<f32>> {
-        Ok(Volume { data: self.series.voxels()?.insert_axis(Axis(0)), geometry: self.geometry() })
+        Ok(Volume { data: self.series.voxels().map_err(refused)?.insert_axis(Axis(0)), geometry: self.geometry() })
+    }
+
+    /// Checks that a segmentation can be written to `path`.
+    ///
+    /// # Errors
+    /// Those of [`run_folder::check_output`]; a file of another program, unless `resume` replaces it.
+    pub(crate) fn check_output(&self, path: &Path, resume: bool) -> Result<()> {
+        run_folder::check_output(path)?;
+        let start = || {
+            let mut start = Vec::new();
+            File::open(path)?.take(1 << 10).read_to_end(&mut start)?;
+            io::Result::Ok(start)
+        };
+        match start() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            start if resume || start.as_ref().is_ok_and(|start| is_own(start)) => Ok(()),
+            _ => bad_input!(
+                "{}: exists and is not of `{} predict`, which would write the segmentation of {} there; choose another --output, \
+                 or remove it",
+                path.display(),
+                program(),
+                self.path().display()
+            ),
+        }
     }
 
     /// Writes labels on the grid of the series as a segmentation, unless the file is there with the same bytes. `origin` is a
@@ -82,12 +113,12 @@ impl DicomCase {
 /// A series that is no volume, several that are not told apart, models of several channels.
 pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(String, DicomCase)>> {
     let mut folders = Vec::new();
-    if is_dicom(input)? {
+    if is_dicom(input).map_err(refused)? {
         folders.push(input.to_owned());
     } else if input.is_dir() {
         for entry in fs::read_dir(input).with_context(|| input.display().to_string())? {
             let folder = entry?.path();
-            if folder.is_dir() && is_dicom(&folder)? {
+            if folder.is_dir() && is_dicom(&folder).map_err(refused)? {
                 folders.push(folder);
             }
         }
@@ -106,7 +137,7 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
         None => Vec::new(),
     };
     let case = |folder: PathBuf| {
-        let series = Series::open(&folder, args.series.as_deref())?;
+        let series = Series::open(&folder, args.series.as_deref()).map_err(refused)?;
         if let [first, others @ ..] = series.skipped() {
             let and_more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             note(&format!("{}{and_more}: no DICOM image; left out", first.display()));
@@ -118,7 +149,7 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
 
 /// Codes of a file for labels of the models.
 fn codes(file: &Path, plan: &Plan) -> Result<Vec<(String, SegmentCodes)>> {
-    let codes = SegmentCodes::load(file)?;
+    let codes = SegmentCodes::load(file).map_err(refused)?;
     let labels: Vec<_> = plan.labels.iter().skip(1).map(|label| label.name.as_str()).collect();
     if let Some((unknown, _)) = codes.iter().find(|(name, _)| !labels.contains(&name.as_str())) {
         bad_input!("{}: {unknown:?} is no label of the models; they have {}", file.display(), labels.join(", "));
@@ -134,26 +165,4 @@ fn name(path: &Path) -> Result<String> {
         bad_input!("{}: the name must be UTF-8 and not begin with a dot", path.display());
     };
     Ok(if absolute.is_dir() { name.to_owned() } else { name.strip_suffix(".dcm").unwrap_or(name).to_owned() })
-}
-
-/// Checks that a segmentation can be written to `path`.
-///
-/// # Errors
-/// Those of [`check_output`]; a file of another program, unless `resume` replaces it.
-pub(crate) fn check_segmentation_file(path: &Path, resume: bool) -> Result<()> {
-    check_output(path)?;
-    let start = || {
-        let mut start = Vec::new();
-        File::open(path)?.take(1 << 10).read_to_end(&mut start)?;
-        io::Result::Ok(start)
-    };
-    match start() {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        start if resume || start.as_ref().is_ok_and(|start| is_own(start)) => Ok(()),
-        _ => bad_input!(
-            "{}: exists and is not of `{} predict`; choose another --output, or remove it",
-            path.display(),
-            program()
-        ),
-    }
 }

@@ -92,7 +92,6 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<BadInput>()
             || cause.is::<io::Error>()
             || cause.is::<ureq::Error>()
-            || cause.is::<adw_dicom::Error>()
             || cause.downcast_ref().is_some_and(data_is_bad)
             || cause.downcast_ref().is_some_and(training_input_is_bad)
             || cause.downcast_ref().is_some_and(network_is_bad)
@@ -150,10 +149,6 @@ fn network_is_bad(error: &adw_supernet::Error) -> bool {
 fn advice(error: &anyhow::Error) -> Option<&'static str> {
     if is_out_of_memory(error) {
         return Some("the CUDA device is full; take a smaller batch or patch, or bf16 precision");
-    }
-    let is_choice = |cause: &adw_dicom::Error| matches!(cause, adw_dicom::Error::SeveralSeries { .. });
-    if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_choice)) {
-        return Some("--series UID names one, also by the end of its UID");
     }
     let is_memory_limit = |cause: &msd_data::Error| matches!(cause, msd_data::Error::Memory { .. });
     let is_limit = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_memory_limit));

@@ -81,6 +81,8 @@ pub fn encode(series: &Series, labels: &ArrayView3<u16>, description: &Descripti
     let bytes = bits.bytes;
     let uid = |purpose: &str, content: &[u8]| uid(&[purpose, &format!("{description:?}")], content);
     let instance = uid("instance", &bytes);
+    let (algorithm, version) = (long_string(description.algorithm, false), long_string(description.version, false));
+    let description = &Description { algorithm: &algorithm, version: &version, ..description.clone() };
     let set = general(series, description, &instance, &uid("series", &[]));
     let set = with_segments(set, description);
     let mut set = with_frames(set, series, &frames, &uid("dimensions", &[]))

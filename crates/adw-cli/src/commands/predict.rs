@@ -21,7 +21,6 @@ use crate::{
     args::{Convolutions, ModelArgs, PredictArgs},
     dataset_folder::is_dataset,
     device,
-    dicom::check_segmentation_file,
     ensemble::Ensemble,
     failure::{bad_input, program},
     image::{Image, images},
@@ -70,8 +69,8 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         if args.probabilities {
             check_output(&image.probabilities(&output))?;
         }
-        if image.dicom.is_some() {
-            check_segmentation_file(&image.segmentation(&output), args.resume)?;
+        if let Some(dicom) = &image.dicom {
+            dicom.check_output(&image.segmentation(&output), args.resume)?;
         }
         let grid = (image.path(), &image.geometry()?);
         memory::check_segmentation(limit, grid, &models.plan, &architectures, &device, args.probabilities)?;
