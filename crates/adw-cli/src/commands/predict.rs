@@ -125,8 +125,11 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
                 files @ [_, _, ..] if image.dicom.is_none() => json!(files),
                 _ => json!(image.path()),
             };
-            let segmentation = image.dicom.as_ref().map(|_| image.segmentation(&output));
-            emit("predicted", &json!({ "image": files, "labels": target, "segmentation": segmentation }));
+            let mut predicted = json!({ "image": files, "labels": target });
+            if image.dicom.is_some() {
+                predicted["segmentation"] = json!(image.segmentation(&output));
+            }
+            emit("predicted", &predicted);
         }
     }
     drop(progress);
