@@ -198,6 +198,14 @@ impl Plan {
         if let Some((key, found)) = sizes.into_iter().find(|(_, found)| *found != channels) {
             return wrong(key, format!("of {found} channels"), &format!("{channels}, as many as modalities"));
         }
+        let is_usable = |s: &IntensityStatistics| {
+            let values = [s.mean, s.std, s.percentile_00_5, s.percentile_99_5];
+            values.iter().all(|v| (*v as f32).is_finite()) && s.percentile_00_5 <= s.percentile_99_5
+        };
+        if let Some(statistics) = self.intensity.iter().find(|s| !is_usable(s)) {
+            let expected = "numbers, percentile_00_5 at most percentile_99_5";
+            return wrong("intensity", format!("{statistics:?}"), expected);
+        }
         if self.spacing_mm.iter().any(|mm| !(1e-6..=1e6).contains(mm)) {
             return wrong("spacing_mm", format!("{:?}", self.spacing_mm), "millimetres from 1e-6 to 1e6");
         }

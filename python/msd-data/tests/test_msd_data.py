@@ -317,6 +317,7 @@ def test_odd_input_raises_one_line(dataset, plan, folder, tmp_path, sampler):
     (tmp_path / "dataset.json").write_text("{")
     zeros = np.zeros((4, 5, 6), np.uint8)
     make = msd_data.PatchSampler
+    swapped = {**plan["intensity"][0], "percentile_00_5": 9.0, "percentile_99_5": 1.0}
     prepared = msd_data.preprocess(image, plan, label)
     logits = np.zeros((3, *prepared.image.shape[1:]), np.float32)
     broken = [
@@ -346,6 +347,7 @@ def test_odd_input_raises_one_line(dataset, plan, folder, tmp_path, sampler):
         (ValueError, "unknown field `x`", lambda: msd_data.preprocess(image, {**plan, "x": 1})),
         (ValueError, "spacing_mm", lambda: msd_data.preprocess(image, {**plan, "spacing_mm": (0, 1, 1)})),
         (ValueError, "transpose", lambda: msd_data.preprocess(image, {**plan, "transpose_forward": (0, 0, 9)})),
+        (ValueError, "intensity", lambda: msd_data.preprocess(image, {**plan, "intensity": [swapped] * 2})),
         (MemoryError, "needs about", lambda: msd_data.preprocess(image, {**plan, "spacing_mm": (1e-6,) * 3})),
         (MemoryError, "needs about", lambda: msd_data.preprocess(image, plan, memory_gb=1e-6)),
         (MemoryError, "needs about", lambda: msd_data.plan(dataset, memory_gb=1e-6)),

@@ -124,6 +124,8 @@ fn a_plan_from_a_file_is_checked() {
     refused(|plan| plan.labels[1].value = 2, "labels");
     refused(|plan| plan.normalization.clear(), "normalization is of 0 channels; expected 1");
     refused(|plan| plan.intensity.clear(), "intensity");
+    refused(|plan| plan.intensity[0].percentile_00_5 = plan.intensity[0].percentile_99_5 + 1.0, "intensity");
+    refused(|plan| plan.intensity[0].std = f64::NAN, "intensity");
     refused(|plan| plan.spacing_mm[1] = f64::NAN, "spacing_mm");
     refused(|plan| plan.spacing_mm[1] = 1e-300, "spacing_mm");
     refused(|plan| plan.patch_size[2] = 0, "patch_size");
