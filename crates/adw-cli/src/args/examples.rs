@@ -91,7 +91,7 @@ pub(super) const PREDICT: &str = "\
 Examples:
   adw predict --model runs/mine --input /data/new --output labels
   adw predict --model model.safetensors --input scan.nii.gz --output labels
-  adw predict --model runs/mine --input ct-series/ --output labels           DICOM, DICOM SEG
+  adw predict --model runs/mine --input ct-series/ --output labels   DICOM in, DICOM SEG out
   adw predict --model runs/mine --input /data/new --output labels --resume    keep what is there";
 
 pub(super) const SUBMIT: &str = "\
