@@ -130,6 +130,13 @@ fn a_series_gets_the_labels_of_its_volume_and_a_segmentation_that_others_read() 
         "--features dicom",
     ]);
 
+    // As on a CD: the file DICOMDIR, and folders of patients and studies.
+    let cd = made.path("cd");
+    cli_support::copy_folder(&input.join("ct"), &cd.join("PA0/ST0/SE0"));
+    fs::write(cd.join("DICOMDIR"), &whole).unwrap();
+    made.predict(&cd, "from-cd").succeed();
+    assert_eq!(names(&made.path("from-cd")), ["PA0_ST0_SE0.nii.gz", "PA0_ST0_SE0.seg.dcm"]);
+
     // A series by itself; codes from a file.
     let codes = made.path("codes.json");
     let liver = r#"{"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["10200004", "SCT", "Liver"]}"#;

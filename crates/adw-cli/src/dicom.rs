@@ -106,24 +106,15 @@ impl DicomCase {
     }
 }
 
-/// Reads the headers of the series at `input`: a file, a folder of one series, or a folder whose folders hold one each. Returns
+/// Reads the headers of the series at `input`: a file, a folder of one series, or a folder in which folders hold one each. Returns
 /// them by name; none if there is no DICOM file.
 ///
 /// # Errors
 /// A series that is no volume, several that are not told apart, models of several channels.
 pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(String, DicomCase)>> {
     let mut folders = Vec::new();
-    if is_dicom(input).map_err(refused)? {
-        folders.push(input.to_owned());
-    } else if input.is_dir() {
-        for entry in fs::read_dir(input).with_context(|| input.display().to_string())? {
-            let folder = entry?.path();
-            if folder.is_dir() && is_dicom(&folder).map_err(refused)? {
-                folders.push(folder);
-            }
-        }
-        folders.sort();
-    }
+    add_series(input, 0, &mut folders)?;
+    folders.sort();
     if let (Some(first), num_channels @ 2..) = (folders.first(), plan.modalities.len()) {
         bad_input!(
             "{}: a DICOM series has one channel, but the models take {num_channels} ({}); convert the series to NIfTI, a file \
@@ -142,9 +133,32 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
             let and_more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             note(&format!("{}{and_more}: no DICOM image; left out", first.display()));
         }
-        Ok((name(&folder)?, DicomCase { series, codes: codes.clone() }))
+        Ok((name(input, &folder)?, DicomCase { series, codes: codes.clone() }))
     };
-    folders.into_iter().map(case).collect()
+    let cases: Vec<(String, DicomCase)> = folders.into_iter().map(case).collect::<Result<_>>()?;
+    for (i, (name, case)) in cases.iter().enumerate() {
+        if let Some((_, other)) = cases[..i].iter().find(|(other, _)| other == name) {
+            bad_input!("{} and {} would have the same label map", other.path().display(), case.path().display());
+        }
+    }
+    Ok(cases)
+}
+
+/// Adds `path` if it is DICOM, else the folders in it that are, some levels deep as on the media of hospitals.
+fn add_series(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+    /// Levels of patient, study and series, and some more. Links may lead in circles.
+    const MAX_DEPTH: usize = 6;
+    if is_dicom(path).map_err(refused)? {
+        found.push(path.to_owned());
+    } else if path.is_dir() && depth < MAX_DEPTH {
+        for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                add_series(&path, depth + 1, found)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Codes of a file for labels of the models.
@@ -157,8 +171,12 @@ fn codes(file: &Path, plan: &Plan) -> Result<Vec<(String, SegmentCodes)>> {
     Ok(codes)
 }
 
-/// Name of a case: that of its folder or file, without its ending.
-fn name(path: &Path) -> Result<String> {
+/// Name of a case: that of its folder or file without its ending, or of the folders below `input` down to it, joined.
+fn name(input: &Path, path: &Path) -> Result<String> {
+    let below = path.strip_prefix(input).ok().and_then(Path::to_str).filter(|below| below.contains('/'));
+    if let Some(below) = below {
+        return Ok(below.replace('/', "_"));
+    }
     let absolute = fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let name = absolute.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
     let Some(name) = name else {

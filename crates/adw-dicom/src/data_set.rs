@@ -48,9 +48,11 @@ impl DataSet {
         }
     }
 
-    /// Text without padding; none if it is absent or empty. What is not UTF-8 is replaced: identifiers and codes are ASCII.
+    /// Text without padding; none if it is absent or empty. What is not UTF-8 is replaced, since identifiers and codes are ASCII,
+    /// and so are control characters, since messages are one line.
     pub(crate) fn text(&self, tag: Tag) -> Option<String> {
-        let text = String::from_utf8_lossy(self.bytes(tag)?).trim_matches([' ', '\0']).to_owned();
+        let text = String::from_utf8_lossy(self.bytes(tag)?);
+        let text = text.trim_matches([' ', '\0']).replace(char::is_control, "?");
         (!text.is_empty()).then_some(text)
     }
 
@@ -205,6 +207,7 @@ mod tests {
         assert_eq!(set.decimals::<3>(tags::PIXEL_SPACING), None);
         assert_eq!(set.decimals::<1>(tags::PIXEL_SPACING), None);
         assert_eq!(set.text(tags::SOP_CLASS).as_deref(), Some("1.2.3"));
+        assert_eq!(DataSet::default().with(tags::SOP_CLASS, " 1.\n2\0").text(tags::SOP_CLASS).as_deref(), Some("1.?2"));
         let nan = DataSet::default().with(tags::SLOPE, "nan");
         assert_eq!(nan.decimals::<1>(tags::SLOPE), None);
     }
