@@ -5,11 +5,13 @@
     python dicom_series.py check SERIES SEG NIFTI  compares a segmentation with the label map beside it
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 from pydicom import Dataset, FileMetaDataset, dcmread, dcmwrite
 from pydicom.uid import (
     CTImageStorage,
@@ -132,9 +134,12 @@ def make(volume, folder):
     single_frames(series / "rle", voxels + 100, "MR", axial, RLELossless, False, bits=16)
     multi_frame(series / "enhanced" / "image.dcm", voxels, OBLIQUE)
 
+    # Five images of a scanner, which come with pydicom.
+    shutil.copytree(Path(pydicom.__file__).parent / "data/test_files/dicomdirtests/98892001/CT5N", series / "scanner")
+
     nifti = folder / "nifti"
     nifti.mkdir()
-    for name in ("ct", "mr", "rle"):
+    for name in ("ct", "mr", "rle", "scanner"):
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series / name)))
         sitk.WriteImage(reader.Execute(), str(nifti / f"{name}.nii.gz"))
@@ -237,7 +242,7 @@ def check(folder, segmentation, labels):
     assert [seg.get_segment_description(n).segment_label for n in (1, 2)] == ["organ 1", "organ 2"]
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
                  "StudyID", "AccessionNumber", "FrameOfReferenceUID", "ReferringPhysicianName"):
-        assert getattr(seg, name) == getattr(source, name), name
+        assert (getattr(seg, name) or "") == (getattr(source, name, "") or ""), name
     assert seg.SeriesInstanceUID != source.SeriesInstanceUID
     copied = [element for element in seg.iterall() if element.tag.is_private or element.keyword == "PatientAddress"]
     assert not copied, copied

@@ -65,9 +65,9 @@ fn made() -> Option<&'static Made> {
     MADE.get_or_init(make).as_ref()
 }
 
-/// Names of the series; that of lossless JPEG has the voxels of the one of run lengths.
-const SERIES: [(&str, &str); 5] =
-    [("ct", "ct"), ("enhanced", "enhanced"), ("jpeg", "rle"), ("mr", "mr"), ("rle", "rle")];
+/// Names of the series and of their volumes; that of lossless JPEG has the voxels of the one of run lengths.
+const SERIES: [(&str, &str); 6] =
+    [("ct", "ct"), ("enhanced", "enhanced"), ("jpeg", "rle"), ("mr", "mr"), ("rle", "rle"), ("scanner", "scanner")];
 
 #[test]
 #[ignore = "needs a program with DICOM: cargo xtask test --dicom"]

@@ -69,7 +69,7 @@ pub struct SegmentCodes {
 
 impl SegmentCodes {
     /// Codes of a label by its name, or by the name of its dataset and its own, as in "hippocampus anterior". Case, signs, and
-    /// `left` and `right` in names do not matter. A name that is not in the table is a tissue, which says nothing.
+    /// `left` and `right` in names do not matter. Other names are coded as tissue.
     ///
     /// ```
     /// use adw_dicom::SegmentCodes;
