@@ -1,7 +1,5 @@
 //! Series of DICOM that pydicom has made, as images of `adw predict`: the label maps of the same volumes as NIfTI files, and
 //! segmentations that highdicom and dciodvfy read.
-//!
-//! Started by `cargo xtask test --dicom`: the program is built with DICOM, and Python's packages are installed.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -16,15 +14,13 @@ use std::{
 };
 
 use adw_dicom::Series;
-use cli_support::{Adw, TINY, adw, build_with, contents, names, phantom, python::python};
+use cli_support::{Adw, TINY, contents, names, phantom, python::python};
 use msd_data::{read_image, read_labels};
 
 /// Series in folders, the same volumes as NIfTI files, and a model for them.
 struct Made {
     dir: tempfile::TempDir,
     python: PathBuf,
-    /// Program that reads DICOM.
-    program: PathBuf,
 }
 
 impl Made {
@@ -41,7 +37,7 @@ impl Made {
 
     fn predict(&self, input: &Path, output: &str) -> Adw {
         let adw = Adw::new(["predict"]).path("--model", &self.path("run")).path("--input", input);
-        adw.path("--output", &self.path(output)).by(&self.program)
+        adw.path("--output", &self.path(output))
     }
 }
 
@@ -52,10 +48,7 @@ fn made() -> Option<&'static Made> {
         let packages = ["pydicom>=3,<4", "highdicom>=0.28", "nibabel", "SimpleITK"];
         let python = python("dicom-venv", &packages, "pydicom, highdicom, nibabel, SimpleITK")?;
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("adw");
-        // From here on the program without DICOM is in its place again.
-        fs::copy(build_with("adw-cli", "adw", "dicom"), &program).unwrap();
-        let made = Made { dir, python, program };
+        let made = Made { dir, python };
         let data = phantom(made.dir.path(), 5);
         let retrain = Adw::new(["retrain", "--uniform-width", "2", "--set=retrain.lr.peak=0.03"]).args(TINY);
         retrain.path("--data", &data).path("--run", &made.path("run")).succeed();
@@ -70,7 +63,6 @@ const SERIES: [(&str, &str); 6] =
     [("ct", "ct"), ("enhanced", "enhanced"), ("jpeg", "rle"), ("mr", "mr"), ("rle", "rle"), ("scanner", "scanner")];
 
 #[test]
-#[ignore = "needs a program with DICOM: cargo xtask test --dicom"]
 fn series_are_the_volumes_that_other_programs_read() {
     let Some(made) = made() else { return };
     for (name, nifti) in SERIES {
@@ -85,7 +77,6 @@ fn series_are_the_volumes_that_other_programs_read() {
 }
 
 #[test]
-#[ignore = "needs a program with DICOM: cargo xtask test --dicom"]
 fn a_series_gets_the_labels_of_its_volume_and_a_segmentation_that_others_read() {
     let Some(made) = made() else { return };
     let (input, out) = (made.path("series"), made.path("out"));
@@ -123,13 +114,6 @@ fn a_series_gets_the_labels_of_its_volume_and_a_segmentation_that_others_read() 
     assert_eq!(fs::metadata(&mr).unwrap().modified().unwrap(), written);
     assert_eq!(fs::metadata(out.join("ct.nii.gz")).unwrap().modified().unwrap(), labels);
 
-    let without = made.predict(&input.join("ct"), "none").by(adw()).run();
-    without.assert_bad_input_last(&[
-        "series/ct/IM",
-        "is DICOM, which this program was built without",
-        "--features dicom",
-    ]);
-
     // As on a CD: the file DICOMDIR, and folders of patients and studies.
     let cd = made.path("cd");
     cli_support::copy_folder(&input.join("ct"), &cd.join("PA0/ST0/SE0"));
@@ -151,7 +135,6 @@ fn a_series_gets_the_labels_of_its_volume_and_a_segmentation_that_others_read() 
 }
 
 #[test]
-#[ignore = "needs a program with DICOM: cargo xtask test --dicom"]
 fn series_that_are_no_volume_are_refused_in_one_line() {
     let Some(made) = made() else { return };
     let spoiled = made.path("spoiled");

@@ -41,14 +41,11 @@ enum Command {
     /// Run all tests in release mode
     Test {
         /// Only the test of a sweep on a real Slurm, started on this machine; it is skipped where Slurm is not installed
-        #[arg(long, conflicts_with_all = ["rest", "mpi", "dicom"])]
+        #[arg(long, conflicts_with_all = ["rest", "mpi"])]
         slurm: bool,
         /// Only the test of a training that several processes share; it is skipped where Open MPI is not installed
-        #[arg(long, conflicts_with_all = ["rest", "dicom"])]
-        mpi: bool,
-        /// Only the tests of series of DICOM, with a program that reads them and packages of Python
         #[arg(long, conflicts_with = "rest")]
-        dicom: bool,
+        mpi: bool,
         /// Arguments for `cargo test`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
@@ -77,7 +74,6 @@ fn main() -> ExitCode {
         Command::Torture(args) => torture::torture(&args),
         Command::Test { slurm: true, .. } => ci::test_alone("slurm"),
         Command::Test { mpi: true, .. } => ci::test_alone("mpi"),
-        Command::Test { dicom: true, .. } => ci::test_alone("dicom"),
         Command::Test { rest, .. } => ci::test(&rest),
         Command::Ci => ci::ci(),
         Command::Adw(arguments) => launch::hand_over(&arguments),

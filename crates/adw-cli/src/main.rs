@@ -9,7 +9,6 @@ mod child;
 mod commands;
 mod dataset_folder;
 mod device;
-#[cfg_attr(not(feature = "dicom"), path = "no_dicom.rs")]
 mod dicom;
 mod digest;
 mod download;

@@ -92,7 +92,6 @@ pub struct Adw {
     environment: Vec<(String, String)>,
     folder: Option<PathBuf>,
     shell: Option<String>,
-    program: Option<PathBuf>,
 }
 
 impl Adw {
@@ -118,12 +117,6 @@ impl Adw {
         self
     }
 
-    /// Run another build of the program.
-    pub fn by(mut self, program: &Path) -> Self {
-        self.program = Some(program.to_owned());
-        self
-    }
-
     pub fn arg(mut self, argument: impl ToString) -> Self {
         self.arguments.push(argument.to_string());
         self
@@ -144,10 +137,9 @@ impl Adw {
 
     /// The command as one of the standard library, to be started with streams of its own.
     pub fn command(&self) -> Command {
-        let program = self.program.as_deref().unwrap_or_else(|| adw());
-        let mut command = Command::new(if self.shell.is_some() { Path::new("bash") } else { program });
+        let mut command = Command::new(if self.shell.is_some() { Path::new("bash") } else { adw() });
         if let Some(shell) = &self.shell {
-            command.args(["-c", &format!("{shell}\nexec \"$0\" \"$@\"")]).arg(program);
+            command.args(["-c", &format!("{shell}\nexec \"$0\" \"$@\"")]).arg(adw());
         }
         // Not the caches of who runs the tests.
         command.args(&self.arguments).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
