@@ -286,7 +286,9 @@ def test_ctrl_c_ends_long_calls(call, tmp_path):
     description["numTraining"] = len(description["training"])
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     script = f"""
-import time, json, sys, msd_data
+import json, signal, sys, msd_data
+# A shell that starts the tests in the background has SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 path = {str(tmp_path)!r}
 dataset = msd_data.Dataset(path)
 small = json.loads(sys.argv[1])
