@@ -137,6 +137,15 @@ fn an_array_job_does_the_task_of_its_index_and_ends_by_a_signal_with_a_checkpoin
     assert!(run.join("search/fold_1/architecture.json").is_file() && !run.join("search/fold_0").exists());
     work("search").env("LSB_JOBINDEX", 2).succeed();
 
+    // As if the process had been killed between its result and its report.
+    let attempts = dir.path().join("study/tasks/search.phantom.found.seed_1.fold_1.jsonl");
+    let lines = fs::read_to_string(&attempts).unwrap();
+    fs::write(&attempts, lines.lines().take_while(|line| !line.contains("finished")).collect::<String>()).unwrap();
+    fs::remove_file(run.join("report.html")).unwrap();
+    work("search").env("LSB_JOBINDEX", 2).succeed();
+    assert!(run.join("report.html").is_file());
+    assert_eq!(fs::read_to_string(&attempts).unwrap().matches("finished").count(), 1);
+
     #[cfg(unix)]
     {
         let text = fs::read_to_string(&sweep).unwrap();

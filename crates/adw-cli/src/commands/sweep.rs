@@ -207,7 +207,7 @@ impl<'a> Pool<'a> {
             if progress.done.contains(name) || progress.failed.contains(name) || progress.taken.contains(name) {
                 continue;
             }
-            if self.sweep.is_done(task) {
+            if self.sweep.is_done(task) && !self.sweep.was_cut_short(task) {
                 progress.done.insert(name);
                 continue;
             }

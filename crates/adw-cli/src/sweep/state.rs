@@ -94,6 +94,12 @@ impl Sweep {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// Returns true if the last attempt at a task has no end: its process works on it, or was killed, perhaps after its result was
+    /// there and before its report.
+    pub(crate) fn was_cut_short(&self, task: &Task) -> bool {
+        matches!(self.attempts(task).last(), Some(Attempt::Started { .. }))
+    }
+
     /// State of a task.
     pub(crate) fn state(&self, task: &Task) -> State {
         if self.is_done(task) {

@@ -20,7 +20,7 @@ use crate::{
     dataset_folder,
     failure::{BadInput, bad_input, one_line},
     interrupt, memory,
-    report::progress::note,
+    report::{html, progress::note},
     task::Task as DatasetTask,
 };
 
@@ -39,6 +39,12 @@ pub(crate) fn work(args: &SweepWorkArgs) -> Result<()> {
         bad_input!("{} is in use by another process", task.name);
     };
     if sweep.is_done(task) {
+        if sweep.was_cut_short(task) {
+            if let Some(cell) = task.cell {
+                html::write(&sweep.run(task.dataset, cell), None)?;
+            }
+            claim.record(&Attempt::Finished { unix_s: unix_s() })?;
+        }
         note(&format!("{} is done", task.name));
         return Ok(());
     }
