@@ -4,7 +4,7 @@
     pip install nnunetv2 safetensors
     python nnunet_predict.py DATASET FOLDER --volume 64 64 64
 
-DATASET has the decathlon's layout. nnU-Net plans it and makes its own network (`PlainConvUNet` in 3D) with random weights, which take as
+DATASET has the decathlon's layout and a name such as `Task04_Hippocampus`. nnU-Net plans it and makes its own network (`PlainConvUNet` in 3D) with random weights, which take as
 long as trained ones; everything is written to FOLDER, a new folder. Images are the first `--images` of DATASET's test images, and
 one of smooth noise with the size `--volume`. Prints, per set of images and per program, the median of seconds and the
 peak of memory (sum of proportional set sizes of all its processes, taken ten times a second), and their ratio. Programs run
@@ -41,23 +41,9 @@ import nibabel
 import numpy
 import scipy.ndimage
 import torch
+from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-
-def make_raw():
-    """The dataset in nnU-Net's layout."""
-    msd = json.loads((arguments.dataset / "dataset.json").read_text())
-    raw = folder / "raw" / "Dataset001_Test"
-    (raw / "imagesTr").mkdir(parents=True)
-    shutil.copytree(arguments.dataset / "labelsTr", raw / "labelsTr")
-    for case in msd["training"]:
-        name = pathlib.Path(case["image"]).name
-        shutil.copy(arguments.dataset / "imagesTr" / name, raw / "imagesTr" / name.replace(".nii.gz", "_0000.nii.gz"))
-    labels = {name: int(value) for value, name in msd["labels"].items()}
-    description = {"channel_names": msd["modality"], "labels": labels, "numTraining": len(msd["training"])}
-    (raw / "dataset.json").write_text(json.dumps(description | {"file_ending": ".nii.gz"}))
-    return raw, [pathlib.Path(name).name for name in msd["test"]]
 
 
 def make_network(raw):
@@ -112,7 +98,9 @@ def run(command):
 def main():
     for name in ("raw", "preprocessed", "results"):
         (folder / name).mkdir(parents=True)
-    raw, tests = make_raw()
+    convert_msd_dataset(str(arguments.dataset), 1, 2)
+    (raw,) = (folder / "raw").iterdir()
+    tests = sorted(path.name for path in (arguments.dataset / "imagesTs").glob("[!.]*.nii.gz"))
     results = make_network(raw)
     converted, model = folder / "nnunet.safetensors", folder / "model.safetensors"
     script = ROOT / "examples/nnunet_to_safetensors.py"

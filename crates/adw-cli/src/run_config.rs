@@ -46,13 +46,8 @@ pub(crate) struct DataConfig {
 impl DataConfig {
     /// Handling of files whose headers place them apart.
     pub(crate) fn positions(&self) -> Positions {
-        positions(self.ignore_positions)
+        Positions::ignored_if(self.ignore_positions)
     }
-}
-
-/// Handling of files whose headers place them apart, from an option that ignores positions.
-pub(crate) fn positions(ignore: bool) -> Positions {
-    if ignore { Positions::Ignored } else { Positions::Checked }
 }
 
 /// The search space.

@@ -52,13 +52,12 @@ impl Splits {
             let is_in = |id: &&String| units.binary_search(&group_of[*id]).is_ok();
             group_of.keys().filter(is_in).cloned().collect::<Vec<_>>()
         };
-        let folds = five_folds(if groups.is_some() { &units } else { &ids });
+        let folds = five_folds(&units).with_context(|| dataset.root.display().to_string())?;
         let split = |fold: msd_data::Fold| {
             let (a, b) = halves(&fold.train, seed);
             let [train, validation, train_a, train_b] = [&fold.train, &fold.validation, &a, &b].map(|it| cases_of(it));
             Split { train, validation, train_a, train_b }
         };
-        let folds = folds.with_context(|| dataset.root.display().to_string())?;
         Ok(Self { folds: folds.into_iter().map(split).collect() })
     }
 

@@ -212,9 +212,9 @@ fn with_segments(set: DataSet, description: &Description<'_>) -> DataSet {
         .with(tags::ALGORITHM_NAME, description.algorithm)
         .with(tags::ALGORITHM_VERSION, description.version);
     let segment = |(at, (name, codes)): (usize, &(&str, SegmentCodes))| {
-        let mut category = vec![codes.property.item()];
-        if let (Some(modifier), [property]) = (&codes.modifier, &mut category[..]) {
-            *property = property.clone().with_items(tags::TYPE_MODIFIER, vec![modifier.item()]);
+        let mut property = codes.property.item();
+        if let Some(modifier) = &codes.modifier {
+            property = property.with_items(tags::TYPE_MODIFIER, vec![modifier.item()]);
         }
         let item = DataSet::default()
             .with_shorts(tags::SEGMENT_NUMBER, &[at as u16 + 1])
@@ -223,7 +223,7 @@ fn with_segments(set: DataSet, description: &Description<'_>) -> DataSet {
             .with(tags::SEGMENT_ALGORITHM, description.algorithm)
             .with_items(tags::ALGORITHM_IDENTIFICATION, vec![algorithm.clone()])
             .with_items(tags::CATEGORY, vec![codes.category.item()])
-            .with_items(tags::PROPERTY_TYPE, category)
+            .with_items(tags::PROPERTY_TYPE, vec![property])
             .with_shorts(tags::DISPLAY_COLOUR, &COLOURS[at % COLOURS.len()]);
         match &codes.region {
             Some(region) => item.with_items(tags::ANATOMIC_REGION, vec![region.item()]),

@@ -23,6 +23,11 @@ pub enum Positions {
 pub(crate) const NEGLIGIBLE_MM: f64 = 0.1;
 
 impl Positions {
+    /// The choice of an option that ignores positions where it is given.
+    pub fn ignored_if(ignored: bool) -> Self {
+        if ignored { Self::Ignored } else { Self::Checked }
+    }
+
     /// Compares the grid of `other` with that of `reference`, each with its file's name. Returns the map that brings arrays of
     /// `other` to the axes of `reference`: the identity unless the same place is stored along other axes.
     ///

@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use msd_data::dataset::load_image;
-use msd_data::{Case, CaseBytes, CaseProperties, Dataset, Geometry, LabelMap, Volume};
+use msd_data::{Case, CaseBytes, CaseProperties, Dataset, Geometry, LabelMap, Positions, Volume};
 use numpy::{IntoPyArray, PyArray3, PyArray4, PyReadonlyArray3, PyReadonlyArray4};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::call::{from_python, memory, plan_of, released, to_python};
-use crate::dataset::positions;
 
 /// Voxel size (z, y, x, millimetres) and matrix from voxel indices (x, y, z) to millimetres in the scanner.
 type Grid = ((f64, f64, f64), [[f64; 4]; 4]);
@@ -64,7 +63,7 @@ pub(crate) fn preprocess<'py>(
     let memory = memory(memory_gb)?;
     let case = released(py, || {
         memory.check(CaseBytes::of(&image, &plan)?.preparing, || msd_data::dataset::described(&image))?;
-        let positions = positions(ignore_positions);
+        let positions = Positions::ignored_if(ignore_positions);
         let (image, labels) = match labels {
             None => (load_image(&image, plan.modalities.len(), positions)?, None),
             Some(label) => {

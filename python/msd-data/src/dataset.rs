@@ -23,17 +23,13 @@ pub(crate) struct Dataset {
     pub(crate) dataset: msd_data::Dataset,
 }
 
-pub(crate) fn positions(ignored: bool) -> Positions {
-    if ignored { Positions::Ignored } else { Positions::Checked }
-}
-
 #[pymethods]
 impl Dataset {
     #[new]
     #[pyo3(signature = (path, *, ignore_positions=false))]
     fn new(py: Python<'_>, path: PathBuf, ignore_positions: bool) -> PyResult<Self> {
         let dataset = released(py, || msd_data::Dataset::open(&path))?;
-        Ok(Self { dataset: msd_data::Dataset { positions: positions(ignore_positions), ..dataset } })
+        Ok(Self { dataset: msd_data::Dataset { positions: Positions::ignored_if(ignore_positions), ..dataset } })
     }
 
     /// The folder that holds ``dataset.json``.

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use msd_data::metrics::{label_metrics, labels_in};
-use msd_data::{EvaluationOptions, evaluate_folder};
+use msd_data::{EvaluationOptions, Positions, evaluate_folder};
 use numpy::PyReadonlyArray3;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::call::{interruptible, memory, released, to_python};
-use crate::dataset::positions;
 
 fn check_lengths(name: &str, lengths: &[f64], is_valid: impl Fn(f64) -> bool, expected: &str) -> PyResult<()> {
     if lengths.iter().all(|&mm| mm.is_finite() && is_valid(mm)) {
@@ -59,7 +58,7 @@ pub(crate) fn evaluate(
 ) -> PyResult<Bound<'_, PyAny>> {
     check_lengths("tolerance_mm", &[tolerance_mm], |mm| mm >= 0.0, "a length of at least 0")?;
     let report = interruptible(py, memory(memory_gb)?, |memory| {
-        let positions = positions(ignore_positions);
+        let positions = Positions::ignored_if(ignore_positions);
         let options = EvaluationOptions { labels, tolerance_mm, require_all, positions, memory };
         evaluate_folder(&predictions, &references, &options)
     })?;

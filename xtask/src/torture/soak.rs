@@ -39,7 +39,7 @@ pub(super) fn long_runs(args: &TortureArgs) -> Vec<Fault> {
             fs::remove_dir_all(&folder)?;
             Ok(Survival::Unharmed)
         };
-        // What grows does so the more in a longer run, where the noise of a shared processor averages out.
+        // Growth is larger in a longer run, and the noise of a shared processor smaller.
         let check = move |fixture: &Fixture| run(fixture, epochs).or_else(|_| run(fixture, 4 * epochs));
         Fault { name: scenario.name().into(), check: Box::new(check) }
     };

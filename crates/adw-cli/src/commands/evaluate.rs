@@ -1,7 +1,7 @@
 //! `adw evaluate`: score label maps against references.
 
 use anyhow::Result;
-use msd_data::{EvaluationOptions, evaluate_folder};
+use msd_data::{EvaluationOptions, Positions, evaluate_folder};
 
 use crate::{
     args::EvaluateArgs,
@@ -9,7 +9,6 @@ use crate::{
     failure::bad_input,
     memory,
     report::{metrics, progress::say},
-    run_config::positions,
     run_folder::check_text_output,
 };
 
@@ -28,7 +27,7 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     }
     let options = EvaluationOptions {
         tolerance_mm: args.tolerance_mm,
-        positions: positions(args.ignore_positions),
+        positions: Positions::ignored_if(args.ignore_positions),
         memory: memory::limit(args.memory),
         ..EvaluationOptions::default()
     };

@@ -1,11 +1,10 @@
 //! `adw postprocess`: find the components whose removal improves predictions.
 
 use anyhow::{Context, Result};
-use msd_data::Postprocessing;
+use msd_data::{Positions, Postprocessing};
 
 use crate::{
-    args::PostprocessArgs, device, failure::bad_input, memory, report::progress::say, run_config::positions,
-    run_folder::check_text_output,
+    args::PostprocessArgs, device, failure::bad_input, memory, report::progress::say, run_folder::check_text_output,
 };
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
@@ -18,7 +17,7 @@ pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
         }
     }
     check_text_output(&args.output, b'{')?;
-    let (positions, memory) = (positions(args.ignore_positions), memory::limit(args.memory));
+    let (positions, memory) = (Positions::ignored_if(args.ignore_positions), memory::limit(args.memory));
     let found = Postprocessing::find(&args.predictions, &args.references, positions, memory)?;
     found.postprocessing.save(&args.output)?;
     if args.process.json {

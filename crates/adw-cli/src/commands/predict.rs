@@ -29,7 +29,6 @@ use crate::{
     npz::{self, NpzWriter},
     provenance::{self, Provenance},
     report::progress::{Progress, emit, note, say},
-    run_config,
     run_folder::{check_output, check_writable, is_same, parent},
     segment::Segmenter,
 };
@@ -59,7 +58,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
     }
     check_writable(&output)?;
-    let positions = run_config::positions(args.ignore_positions);
+    let positions = Positions::ignored_if(args.ignore_positions);
     let provenance = provenance(args, &ensemble.models, &window, &postprocessing, &device)?;
     let limit = memory::limit(args.memory);
     let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();

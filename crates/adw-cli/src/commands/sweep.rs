@@ -216,7 +216,7 @@ impl<'a> Pool<'a> {
                 continue;
             }
             // A process elsewhere.
-            if self.sweep.state(task) == State::Running {
+            if self.sweep.is_running(task) {
                 is_busy = true;
                 continue;
             }

@@ -100,17 +100,22 @@ impl Sweep {
         matches!(self.attempts(task).last(), Some(Attempt::Started { .. }))
     }
 
-    /// State of a task.
-    pub(crate) fn state(&self, task: &Task) -> State {
-        if self.is_done(task) {
-            return State::Done;
-        }
+    /// Returns true if a process works on a task.
+    pub(crate) fn is_running(&self, task: &Task) -> bool {
         let path = file(self, task);
         let is_locked = || {
             let lock = adw_files::lock_with_timeout(&path, Duration::ZERO);
             lock.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
         };
-        if path.is_file() && is_locked() {
+        path.is_file() && is_locked()
+    }
+
+    /// State of a task.
+    pub(crate) fn state(&self, task: &Task) -> State {
+        if self.is_done(task) {
+            return State::Done;
+        }
+        if self.is_running(task) {
             return State::Running;
         }
         match self.attempts(task).pop() {
