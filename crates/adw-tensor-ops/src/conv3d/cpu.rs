@@ -133,8 +133,8 @@ pub(crate) struct KernelConfig {
 pub(crate) enum WinogradUse {
     /// Jobs that they make cheaper.
     IfCheaper,
-    /// All jobs that they support.
-    IfSupported,
+    /// All jobs that they support with tiles of this shape.
+    IfSupported(winograd::TileShape),
     /// None.
     Never,
 }
@@ -165,27 +165,26 @@ impl KernelConfig {
         self,
         axes: &[Axis; 3],
         batch: usize,
-        [in_channels, out_channels]: [usize; 2],
+        channels: [usize; 2],
         amx_supports: bool,
     ) -> Algorithm<T> {
         if let (true, Some(amx), Some(kernels)) = (amx_supports, self.amx, T::AMX) {
             return Algorithm::Amx(amx, kernels);
         }
-        let use_winograd = match self.winograd {
-            WinogradUse::IfCheaper => {
-                winograd::supports(axes) && winograd::is_cheaper(axes, batch, in_channels, out_channels)
-            }
-            WinogradUse::IfSupported => winograd::supports(axes),
-            WinogradUse::Never => false,
+        let tiling = match self.winograd {
+            WinogradUse::Never => None,
+            _ if !winograd::supports(axes) => None,
+            WinogradUse::IfCheaper => winograd::cheapest::<T>(self.instruction_set, axes, batch, channels),
+            WinogradUse::IfSupported(shape) => winograd::tiling::<T>(self.instruction_set, axes, shape),
         };
-        if use_winograd { Algorithm::Winograd } else { Algorithm::Direct }
+        tiling.map_or(Algorithm::Direct, Algorithm::Winograd)
     }
 }
 
 /// Algorithm of a job on maps of `T`.
 enum Algorithm<T: 'static> {
     Direct,
-    Winograd,
+    Winograd(winograd::Tiling),
     Amx(Amx, &'static AmxKernels<T>),
 }
 
@@ -231,7 +230,7 @@ unsafe fn correlate<T: ConvElement>(
     unsafe {
         match algorithm {
             Algorithm::Direct => direct::correlation::run(set, job, out, with_moments),
-            Algorithm::Winograd => winograd::correlation::run(set, job, out, with_moments),
+            Algorithm::Winograd(tiling) => winograd::correlation::run(set, job, &tiling, out, with_moments),
             Algorithm::Amx(amx, kernels) => (kernels.correlate)(amx, job, out, with_moments),
         }
     }
@@ -287,7 +286,7 @@ pub(crate) fn weight_gradient<T: ConvElement>(
     let channels = [job.in_channels(), job.out_channels()];
     match config.choose(&job.axes, job.batch, channels, amx::weight_gradient::supports(&job)) {
         Algorithm::Direct => direct::weight_gradient::run(config.instruction_set, &job),
-        Algorithm::Winograd => winograd::weight_gradient::run(config.instruction_set, &job),
+        Algorithm::Winograd(tiling) => winograd::weight_gradient::run(config.instruction_set, &job, &tiling),
         Algorithm::Amx(amx, kernels) => (kernels.weight_gradient)(amx, &job),
     }
 }

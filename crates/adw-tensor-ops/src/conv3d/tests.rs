@@ -1,6 +1,7 @@
 use super::amx::Amx;
 use super::cpu::{ConvElement, KernelConfig, WinogradUse, convolve, input_gradient, weight_gradient};
 use super::job::{ConvShape, Source};
+use super::winograd::TileShape;
 use super::*;
 use crate::simd::InstructionSet;
 use crate::testing::{finite_difference, numbers};
@@ -133,11 +134,12 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
     Expected { x, weight, grad_y, y, grad_x, grad_weight }
 }
 
-/// Every instruction set of this processor with both algorithms.
+/// Every instruction set of this processor with all algorithms.
 fn all_configs() -> impl Iterator<Item = KernelConfig> {
     InstructionSet::available().into_iter().flat_map(|set| {
-        let config = |winograd| KernelConfig { instruction_set: set, winograd, amx: None };
-        [WinogradUse::Never, WinogradUse::IfSupported].map(config)
+        let shapes = [1, 3].into_iter().flat_map(move |taps| TileShape::available::<f32>(set, taps));
+        let config = move |winograd| KernelConfig { instruction_set: set, winograd, amx: None };
+        shapes.map(WinogradUse::IfSupported).chain([WinogradUse::Never]).map(config)
     })
 }
 

@@ -1,8 +1,9 @@
 //! Forward pass and input gradient by Winograd's transforms.
 
+use super::filter::{F2, F4, Filter, PlaneFilter, is_compiled};
 use super::panel::pack_panel;
-use super::tiling::{PLANE, TileBlock, Tiling};
-use super::transform::{InputTransform, TransformWeight, output_plane, tile_len, transform_tiles};
+use super::tiling::{TileBlock, Tiling};
+use super::transform::{Input, Planes, TransformWeight, output_plane, tile_len, transform_tiles};
 use crate::conv3d::job::Correlation;
 use crate::conv3d::packed_weight::{ChannelBlock, PackedWeight, TapTransform};
 use crate::conv3d::packing::{Lanes, VoxelBox, lanes_of};
@@ -12,27 +13,50 @@ use crate::norm_act::cpu::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Tasks that keep many threads busy.
 const MIN_TASKS: usize = 16;
 
 /// Writes the outputs of a correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of the outputs
-/// if `with_moments`. The transforms [support](super::supports) the job's axes.
+/// if `with_moments`. `tiling` is one of the job's outputs.
 ///
 /// # Safety
 /// `out` is valid for the whole output map, and nothing else accesses the outputs of the job.
 pub(in crate::conv3d) unsafe fn run<T: Element>(
     set: InstructionSet,
     job: &Correlation<T>,
+    tiling: &Tiling,
     out: SharedOut<T>,
     with_moments: bool,
 ) -> Vec<BlockMoments<T>> {
-    debug_assert!(super::supports(&job.axes), "the chooser has checked that");
-    let tiling = Tiling::new(job.axes[0].taps.len(), job.axes.each_ref().map(|a| a.num_outputs));
+    // SAFETY: the caller guarantees that the outputs may be written.
+    unsafe {
+        match tiling.plane {
+            PlaneFilter::Two => run_filtered::<T, F2, 4, 2>(set, job, tiling, out, with_moments),
+            PlaneFilter::Four => run_filtered::<T, F4, 6, 4>(set, job, tiling, out, with_moments),
+        }
+    }
+}
+
+/// [`run`] with the filter of H and W.
+///
+/// # Safety
+/// That of [`run`].
+unsafe fn run_filtered<T: Element, F: Filter<N, M>, const N: usize, const M: usize>(
+    set: InstructionSet,
+    job: &Correlation<T>,
+    tiling: &Tiling,
+    out: SharedOut<T>,
+    with_moments: bool,
+) -> Vec<BlockMoments<T>> {
+    let depths = tiling.depth.len();
     let transform = TapTransform {
         num_outputs: tiling.num_frequencies(),
-        apply: |taps: &[T], frequencies: &mut [T]| dispatch(set, TransformWeight { taps, frequencies }),
+        apply: |taps: &[T], frequencies: &mut [T]| {
+            dispatch(set, TransformWeight { taps, frequencies, depths, filter: PhantomData::<F> });
+        },
     };
     let packed = PackedWeight::transformed(set, job, &transform);
     let blocks = tiling.blocks::<T>(job.batch, job.k_channels(), job.out_channels);
@@ -45,8 +69,8 @@ pub(in crate::conv3d) unsafe fn run<T: Element>(
         .into_par_iter()
         .map_init(Buffers::default, |buffers, (block, channels)| {
             let channels = &packed.blocks[channels];
-            let task = CorrelateTiles { job, tiling: &tiling, packed: &packed, block, channels, out, with_moments };
-            dispatch(set, RunTask { task, buffers })
+            let task = CorrelateTiles { job, tiling, packed: &packed, block, channels, out, with_moments };
+            dispatch(set, RunTask { task, buffers, filter: PhantomData::<F> })
         })
         .collect();
     moments.into_iter().flatten().collect()
@@ -55,13 +79,14 @@ pub(in crate::conv3d) unsafe fn run<T: Element>(
 /// Memory of a thread, used by one task after the other.
 struct Buffers<T> {
     panel: Vec<T>,
+    planes: Planes<T>,
     inputs: Vec<T>,
     products: Vec<T>,
 }
 
 impl<T> Default for Buffers<T> {
     fn default() -> Self {
-        Self { panel: Vec::new(), inputs: Vec::new(), products: Vec::new() }
+        Self { panel: Vec::new(), planes: Planes::default(), inputs: Vec::new(), products: Vec::new() }
     }
 }
 
@@ -84,17 +109,21 @@ struct TileOutputs {
 }
 
 /// [`CorrelateTiles`] with the memory that it works in.
-struct RunTask<'a, T> {
+struct RunTask<'a, T, F, const N: usize, const M: usize> {
     task: CorrelateTiles<'a, T>,
     buffers: &'a mut Buffers<T>,
+    filter: PhantomData<F>,
 }
 
-impl<T: Element> Kernel<T> for RunTask<'_, T> {
+impl<T: Element, F: Filter<N, M>, const N: usize, const M: usize> Kernel<T> for RunTask<'_, T, F, N, M> {
     type Output = Option<BlockMoments<T>>;
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, simd: S) -> Self::Output {
-        let Self { task, buffers: Buffers { panel, inputs, products } } = self;
+        if const { !is_compiled::<S>(F::PLANE) } {
+            unreachable!("the chooser knows which filters there are");
+        }
+        let Self { task, buffers: Buffers { panel, planes, inputs, products }, .. } = self;
         let CorrelateTiles { job, tiling, block, .. } = task;
         let first = block.first_output(tiling);
         let voxels = VoxelBox {
@@ -109,9 +138,10 @@ impl<T: Element> Kernel<T> for RunTask<'_, T> {
         products.resize(num_vectors * task.vector_len::<S>(), T::ZERO);
         let segments = task.segments::<S>(&lanes);
         for (depth_idx, depth) in tiling.depth.iter().enumerate() {
-            transform_tiles::<S, InputTransform, 4>(simd, &panel, inputs, block.size(), tiling.tile, &depth.input());
+            let (block, step) = (block.size(), tiling.tile);
+            transform_tiles::<S, Input<F, M>, N, N>(simd, &panel, planes, inputs, block, step, depth.input);
             task.multiply(simd, depth_idx, inputs, &segments, products);
-            task.add_outputs(simd, depth_idx, products);
+            task.add_outputs::<S, F, N, M>(simd, depth_idx, products);
         }
         task.with_moments.then(|| task.moments())
     }
@@ -121,7 +151,13 @@ impl<T: Element> CorrelateTiles<'_, T> {
     /// Elements of one vector of channels of the block's transformed tiles.
     #[inline(always)]
     fn vector_len<S: Simd<Elem = T>>(&self) -> usize {
-        self.block.num_tiles() * tile_len(S::LANES)
+        self.block.num_tiles() * self.tile_len::<S>()
+    }
+
+    /// Elements from tile to tile.
+    #[inline(always)]
+    fn tile_len<S: Simd<Elem = T>>(&self) -> usize {
+        tile_len(self.tiling.plane_frequencies(), S::LANES)
     }
 
     /// The output channels of the task.
@@ -160,13 +196,13 @@ impl<T: Element> CorrelateTiles<'_, T> {
         products: &mut [T],
     ) {
         let k = self.job.k_channels();
-        let tile_len = tile_len(S::LANES);
-        let vector_len = self.vector_len::<S>();
-        for f in 0..PLANE {
+        let (tile_len, vector_len) = (self.tile_len::<S>(), self.vector_len::<S>());
+        let frequencies = self.tiling.plane_frequencies();
+        for f in 0..frequencies {
             let mut vector = 0;
             for (channels, segments) in self.channels.iter().zip(segments) {
                 let width = channels.vectors * self.packed.lanes;
-                let weight = channels.offset + (depth_idx * PLANE + f) * k * width;
+                let weight = channels.offset + (depth_idx * frequencies + f) * k * width;
                 for tiles in balanced(self.block.num_tiles(), max_rows::<S>(channels.vectors)) {
                     let at = tiles.start * tile_len + f * S::LANES;
                     // SAFETY: inside the buffers of this block and the packed weights of these channels.
@@ -195,12 +231,16 @@ impl<T: Element> CorrelateTiles<'_, T> {
     /// Transforms the products of one frequency of D back along H and W, and adds them to the outputs that it contributes
     /// to. `products`: `[vector of channels][tile][frequency][lane]`.
     #[inline(always)]
-    fn add_outputs<S: Simd<Elem = T>>(&self, simd: S, depth_idx: usize, products: &[T]) {
+    fn add_outputs<S: Simd<Elem = T>, F: Filter<N, M>, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        depth_idx: usize,
+        products: &[T],
+    ) {
         let channels = self.out_channels();
         let [od, oh, ow] = self.outputs();
         let tile = self.tiling.tile;
-        let tile_len = tile_len(S::LANES);
-        let vector_len = self.vector_len::<S>();
+        let (tile_len, vector_len) = (self.tile_len::<S>(), self.vector_len::<S>());
         let mut first = 0;
         for d in od.clone().step_by(tile[0]) {
             for h in oh.clone().step_by(tile[1]) {
@@ -210,7 +250,7 @@ impl<T: Element> CorrelateTiles<'_, T> {
                         count: [(od.end - d).min(tile[0]), (oh.end - h).min(tile[1]), (ow.end - w).min(tile[2])],
                     };
                     for (v, channel) in channels.clone().step_by(S::LANES).enumerate() {
-                        let y = output_plane(simd, &products[v * vector_len + first..][..tile_len]);
+                        let y = output_plane::<S, F, N, M>(simd, &products[v * vector_len + first..][..tile_len]);
                         let lanes = (channels.end - channel).min(S::LANES);
                         self.add_tile(simd, depth_idx, &outputs, channel..channel + lanes, &y);
                     }
@@ -222,35 +262,33 @@ impl<T: Element> CorrelateTiles<'_, T> {
 
     /// Adds the share of one frequency of D in a tile's outputs, for a vector of channels.
     #[inline(always)]
-    fn add_tile<S: Simd<Elem = T>>(
+    fn add_tile<S: Simd<Elem = T>, const M: usize>(
         &self,
         simd: S,
         depth_idx: usize,
         outputs: &TileOutputs,
         channels: Range<usize>,
-        y: &[[S::Vector; 2]; 2],
+        y: &[[S::Vector; M]; M],
     ) {
-        let shares = self.tiling.depth[depth_idx].outputs;
         let [d, h, w] = &self.job.axes;
         let pitch = self.job.out_channels;
         let [od, oh, ow] = outputs.first;
-        for (plane, &share) in shares.iter().enumerate().take(outputs.count[0]) {
-            if share == 0.0 {
-                continue;
+        for &(plane, share) in self.tiling.depth[depth_idx].output {
+            if plane >= outputs.count[0] {
+                break;
             }
             // The outputs have no value yet when the first frequency contributes to them.
-            let is_first = depth_idx == plane;
+            let is_first = depth_idx == plane.min(1);
             let share = simd.splat(T::from_f64(share));
-            for i in 0..outputs.count[1] {
+            for (i, y) in y.iter().enumerate().take(outputs.count[1]) {
                 let row = (self.block.batch_idx * d.output_size + od + plane) * h.output_size + oh + i;
                 let voxel = row * w.output_size + ow;
-                for j in 0..outputs.count[2] {
+                for (j, &y) in y.iter().enumerate().take(outputs.count[2]) {
                     // SAFETY: the outputs of this block's tiles and these channels are this task's alone.
                     unsafe {
                         let p = self.out.ptr().add((voxel + j) * pitch + channels.start);
-                        let y = y[i][j];
-                        let sum = if is_first { y } else { simd.mul_add(y, share, simd.load_up_to(p, channels.len())) };
-                        simd.store_up_to(p, sum, channels.len());
+                        let before = if is_first { simd.splat(T::ZERO) } else { simd.load_up_to(p, channels.len()) };
+                        simd.store_up_to(p, simd.mul_add(y, share, before), channels.len());
                     }
                 }
             }

@@ -1,70 +1,47 @@
-//! Partition of the outputs into tiles, and the frequencies of axis D.
+//! Partition of the outputs into tiles.
 
+use super::filter::{DEPTH_1, DEPTH_2, DEPTH_4, DepthFrequency, PlaneFilter, is_compiled};
 use crate::conv3d::partition::balanced;
-use crate::simd::Element;
+use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use std::ops::Range;
 
-/// Frequencies of H and W together.
-pub(super) const PLANE: usize = 16;
-/// Bytes that a block's transformed tiles may take, both operands together.
-const BLOCK_BYTES: usize = 384 << 10;
+/// Bytes that a block may take: the voxels that it reads, and its transformed tiles of both operands.
+const BLOCK_BYTES: usize = 256 << 10;
 /// Tiles of a block even where they take more memory than that: smaller blocks would stream the weights too often.
-const MIN_BLOCK_TILES: usize = 48;
+const MIN_BLOCK_TILES: usize = 32;
+/// Cost of beginning a row of voxels in a block, in voxels read.
+const ROW_COST: usize = 16;
 
-/// One frequency of axis D.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DepthFrequency {
-    /// Row of `B^T`: the frequency is `x[first] + sign * x[second]`, or `x[first]` alone where `sign` is 0.
-    first: usize,
-    second: usize,
-    sign: f64,
-    /// Column of `A^T`: the frequency's share in the two outputs.
-    pub(super) outputs: [f64; 2],
+/// Tiles, by their outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::conv3d) struct TileShape {
+    depth: usize,
+    plane: PlaneFilter,
 }
 
-/// Planes of a tile that a frequency of D joins: `x[first] + sign * x[second]`.
-pub(super) struct DepthSum<T> {
-    pub(super) first: usize,
-    /// Second plane and its sign.
-    pub(super) second: Option<(usize, T)>,
-}
-
-impl DepthFrequency {
-    /// Planes of an input tile that the frequency joins: a row of `B^T`.
-    pub(super) fn input<T: Element>(&self) -> DepthSum<T> {
-        DepthSum { first: self.first, second: (self.sign != 0.0).then(|| (self.second, T::from_f64(self.sign))) }
-    }
-
-    /// Planes of a tile of the output's gradient that the frequency joins: a row of `A`.
-    pub(super) fn grad_output<T: Element>(&self) -> DepthSum<T> {
-        match self.outputs {
-            [first, second] if first != 0.0 => {
-                DepthSum { first: 0, second: (second != 0.0).then(|| (1, T::from_f64(second))) }
+impl TileShape {
+    /// Shapes of tiles for a kernel of depth 1 or 3, for maps of `T` in an instruction set.
+    pub(in crate::conv3d) fn available<T: Element>(set: InstructionSet, depth_taps: usize) -> Vec<Self> {
+        struct HasLargeTiles;
+        impl<T: Element> Kernel<T> for HasLargeTiles {
+            type Output = bool;
+            #[inline(always)]
+            fn run<S: Simd<Elem = T>>(self, _: S) -> bool {
+                is_compiled::<S>(PlaneFilter::Four)
             }
-            _ => DepthSum { first: 1, second: None },
         }
+        let depths: &[usize] = if depth_taps == 1 { &[1] } else { &[2, 4] };
+        let has_large_tiles = dispatch::<T, _>(set, HasLargeTiles);
+        let planes: &[_] = if has_large_tiles { &[PlaneFilter::Two, PlaneFilter::Four] } else { &[PlaneFilter::Two] };
+        depths.iter().flat_map(|&depth| planes.iter().map(move |&plane| Self { depth, plane })).collect()
     }
 }
-
-const fn frequency(first: usize, second: usize, sign: f64, outputs: [f64; 2]) -> DepthFrequency {
-    DepthFrequency { first, second, sign, outputs }
-}
-
-/// Frequencies of three taps. The first that contributes to an output does so with a share of 1, which the output
-/// transform relies on.
-const DEPTH_3: &[DepthFrequency] = &[
-    frequency(0, 2, -1.0, [1.0, 0.0]),
-    frequency(1, 2, 1.0, [1.0, 1.0]),
-    frequency(2, 1, -1.0, [1.0, -1.0]),
-    frequency(3, 1, -1.0, [0.0, 1.0]),
-];
-/// The frequency of a single tap.
-const DEPTH_1: &[DepthFrequency] = &[frequency(0, 0, 0.0, [1.0, 0.0])];
 
 /// Partition of the outputs of one sample into tiles.
 #[derive(Clone, Debug)]
-pub(super) struct Tiling {
+pub(in crate::conv3d) struct Tiling {
     pub(super) depth: &'static [DepthFrequency],
+    pub(super) plane: PlaneFilter,
     /// Outputs of a tile along each axis.
     pub(super) tile: [usize; 3],
     /// Inputs of a tile along each axis.
@@ -74,16 +51,35 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Tiling of `outputs` positions for a kernel of depth 1 or 3.
-    pub(super) fn new(depth_taps: usize, outputs: [usize; 3]) -> Self {
-        let (depth, tile, reach) =
-            if depth_taps == 3 { (DEPTH_3, [2; 3], [4; 3]) } else { (DEPTH_1, [1, 2, 2], [1, 4, 4]) };
-        Self { depth, tile, reach, tiles: [0, 1, 2].map(|i| outputs[i].div_ceil(tile[i])) }
+    /// Tiling of `outputs` positions by tiles of a shape.
+    pub(super) fn new(shape: TileShape, outputs: [usize; 3]) -> Self {
+        let depth = match shape.depth {
+            1 => DEPTH_1,
+            2 => DEPTH_2,
+            _ => DEPTH_4,
+        };
+        let side = match shape.plane {
+            PlaneFilter::Two => 2,
+            PlaneFilter::Four => 4,
+        };
+        let tile = [shape.depth, side, side];
+        Self {
+            depth,
+            plane: shape.plane,
+            tile,
+            reach: [depth.len(), side + 2, side + 2],
+            tiles: [0, 1, 2].map(|i| outputs[i].div_ceil(tile[i])),
+        }
+    }
+
+    /// Number of frequencies of H and W together.
+    pub(super) fn plane_frequencies(&self) -> usize {
+        self.reach[1] * self.reach[2]
     }
 
     /// Number of frequencies of all axes together.
     pub(super) fn num_frequencies(&self) -> usize {
-        self.depth.len() * PLANE
+        self.depth.len() * self.plane_frequencies()
     }
 
     /// Number of inputs that `tiles` neighbouring tiles read along each axis.
@@ -94,8 +90,12 @@ impl Tiling {
     /// Tiles per block along each axis, such that the operands of a block fit the cache: as little as possible is read
     /// twice, because blocks overlap, and weights are streamed as seldom as possible. A function of the shape alone.
     fn block_size<T>(&self, in_channels: usize, out_channels: usize) -> [usize; 3] {
-        let per_tile = PLANE * (in_channels + out_channels) * size_of::<T>();
-        let max_tiles = (BLOCK_BYTES / per_tile).max(MIN_BLOCK_TILES);
+        let per_tile = self.plane_frequencies() * (in_channels + out_channels) * size_of::<T>();
+        let fits = |block: [usize; 3]| {
+            let tiles: usize = block.iter().product();
+            let voxels: usize = self.input_extent(block).iter().product();
+            tiles <= MIN_BLOCK_TILES || voxels * in_channels * size_of::<T>() + tiles * per_tile <= BLOCK_BYTES
+        };
         let sizes = |axis: usize| {
             let n = self.tiles[axis];
             let mut sizes: Vec<usize> = (1..=n).map(|parts| n.div_ceil(parts)).collect();
@@ -104,13 +104,14 @@ impl Tiling {
         };
         let cost = |block: [usize; 3]| {
             let blocks: usize = (0..3).map(|i| self.tiles[i].div_ceil(block[i])).product();
-            blocks * (self.input_extent(block).iter().product::<usize>() + PLANE * out_channels)
+            let [d, h, w] = self.input_extent(block);
+            blocks * (d * h * (w + ROW_COST) + self.plane_frequencies() * out_channels)
         };
         let mut best = [1; 3];
         for d in sizes(0) {
             for h in sizes(1) {
                 for w in sizes(2) {
-                    if d * h * w <= max_tiles && cost([d, h, w]) < cost(best) {
+                    if fits([d, h, w]) && cost([d, h, w]) < cost(best) {
                         best = [d, h, w];
                     }
                 }

@@ -4,9 +4,10 @@
 //! once, at the end. Blocks are split into a number of groups that depends on the shape alone, each with its own partial
 //! sum, so the bits do not depend on the number of threads.
 
+use super::filter::{F2, F4, Filter, PlaneFilter, is_compiled};
 use super::panel::pack_panel;
-use super::tiling::{PLANE, TileBlock, Tiling};
-use super::transform::{InputTransform, OutputAdjoint, TransformWeightAdjoint, tile_len, transform_tiles};
+use super::tiling::{TileBlock, Tiling};
+use super::transform::{Input, OutputAdjoint, Planes, TransformWeightAdjoint, tile_len, transform_tiles};
 use crate::conv3d::job::WeightGradient;
 use crate::conv3d::packing::{Lanes, VoxelBox, lanes_of};
 use crate::conv3d::partition::balanced;
@@ -14,6 +15,7 @@ use crate::conv3d::tile::{Operands, Segment, VectorShape, max_rows, max_vectors,
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Bytes that all partial sums together may take.
@@ -23,13 +25,28 @@ const TASK_BYTES: usize = 1280 << 10;
 /// Tasks that keep many threads busy.
 const MIN_TASKS: usize = 16;
 
-/// Computes the gradient `[co][ci][kd][kh][kw]`. The transforms [support](super::supports) the job's axes.
-pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradient<T>) -> Vec<T> {
-    debug_assert!(super::supports(&job.axes), "the chooser has checked that");
-    let tiling = Tiling::new(job.kernel()[0], job.output_size());
+/// Computes the gradient `[co][ci][kd][kh][kw]`. `tiling` is one of the job's outputs.
+pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradient<T>, tiling: &Tiling) -> Vec<T> {
+    match tiling.plane {
+        PlaneFilter::Two => run_filtered::<T, F2, 4, 2>(set, job, tiling),
+        PlaneFilter::Four => run_filtered::<T, F4, 6, 4>(set, job, tiling),
+    }
+}
+
+/// [`run`] with the filter of H and W.
+fn run_filtered<T: Element, F: Filter<N, M>, const N: usize, const M: usize>(
+    set: InstructionSet,
+    job: &WeightGradient<T>,
+    tiling: &Tiling,
+) -> Vec<T> {
     let (ci, co) = (job.in_channels(), job.out_channels());
     let lanes = VectorShape::of::<T>(set).lanes;
-    let shape = SumShape { ci, co_padded: co.next_multiple_of(lanes), frequencies: tiling.num_frequencies() };
+    let shape = SumShape {
+        ci,
+        co_padded: co.next_multiple_of(lanes),
+        depths: tiling.depth.len(),
+        plane: tiling.plane_frequencies(),
+    };
     let blocks = tiling.blocks::<T>(job.batch, ci, co);
     let tasks = split::<T>(&shape, blocks.len(), tiling.depth.len(), lanes_of(job.sources, lanes).len());
     let num_groups = tasks.last().map_or(0, |t| t.group + 1);
@@ -40,7 +57,7 @@ pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradie
             tasks.into_par_iter().for_each_init(Buffers::default, |buffers, task| {
                 let sums = out.ptr().wrapping_add(task.group * shape.len());
                 let blocks = &blocks[task.blocks.clone()];
-                dispatch(set, SumBlocks { job, tiling: &tiling, shape, blocks, task, sums, buffers });
+                dispatch(set, SumBlocks { job, tiling, shape, blocks, task, sums, buffers, filter: PhantomData::<F> });
             });
         })
     };
@@ -51,9 +68,9 @@ pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradie
             (0..ci).into_par_iter().for_each_init(
                 || (Vec::new(), Vec::new()),
                 |(sum, by_tap), ci_idx| {
-                    sum.resize(shape.frequencies * shape.co_padded, T::ZERO);
+                    sum.resize(shape.frequencies() * shape.co_padded, T::ZERO);
                     by_tap.resize(taps * shape.co_padded, T::ZERO);
-                    dispatch(set, Reduce { partials: &partials, shape, ci_idx, sum, by_tap });
+                    dispatch(set, Reduce { partials: &partials, shape, ci_idx, sum, by_tap, filter: PhantomData::<F> });
                     for co_idx in 0..co {
                         let dst = out.ptr().add((co_idx * ci + ci_idx) * taps);
                         for tap in 0..taps {
@@ -71,13 +88,21 @@ pub(in crate::conv3d) fn run<T: Element>(set: InstructionSet, job: &WeightGradie
 struct SumShape {
     ci: usize,
     co_padded: usize,
-    frequencies: usize,
+    /// Frequencies of D.
+    depths: usize,
+    /// Frequencies of H and W.
+    plane: usize,
 }
 
 impl SumShape {
+    /// Frequencies of all axes.
+    fn frequencies(&self) -> usize {
+        self.depths * self.plane
+    }
+
     /// Elements of a partial sum.
     fn len(&self) -> usize {
-        self.frequencies * self.ci * self.co_padded
+        self.frequencies() * self.ci * self.co_padded
     }
 }
 
@@ -114,18 +139,25 @@ fn split<T>(shape: &SumShape, num_blocks: usize, depths: usize, num_lanes: usize
 struct Buffers<T> {
     panel: Vec<T>,
     grad_panel: Vec<T>,
+    planes: Planes<T>,
     inputs: Vec<T>,
     grads: Vec<T>,
 }
 
 impl<T> Default for Buffers<T> {
     fn default() -> Self {
-        Self { panel: Vec::new(), grad_panel: Vec::new(), inputs: Vec::new(), grads: Vec::new() }
+        Self {
+            panel: Vec::new(),
+            grad_panel: Vec::new(),
+            planes: Planes::default(),
+            inputs: Vec::new(),
+            grads: Vec::new(),
+        }
     }
 }
 
 /// Kernel of a [`SumTask`].
-struct SumBlocks<'a, T> {
+struct SumBlocks<'a, T, F, const N: usize, const M: usize> {
     job: &'a WeightGradient<'a, T>,
     tiling: &'a Tiling,
     shape: SumShape,
@@ -134,15 +166,19 @@ struct SumBlocks<'a, T> {
     /// The group's partial sum.
     sums: *mut T,
     buffers: &'a mut Buffers<T>,
+    filter: PhantomData<F>,
 }
 
-impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
+impl<T: Element, F: Filter<N, M>, const N: usize, const M: usize> Kernel<T> for SumBlocks<'_, T, F, N, M> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, simd: S) {
-        let Self { job, tiling, shape, blocks, task, sums, buffers } = self;
-        let Buffers { panel, grad_panel, inputs, grads } = buffers;
+        if const { !is_compiled::<S>(F::PLANE) } {
+            unreachable!("the chooser knows which filters there are");
+        }
+        let Self { job, tiling, shape, blocks, task, sums, buffers, .. } = self;
+        let Buffers { panel, grad_panel, planes, inputs, grads } = buffers;
         let grad_output = std::slice::from_ref(&job.grad_output);
         let input_lanes = &lanes_of(job.sources, S::LANES)[task.rows];
         let grad_lanes = lanes_of(grad_output, S::LANES);
@@ -157,24 +193,32 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
             let panel = pack_panel(simd, panel, job.sources, input_lanes, job.input_size(), voxels);
             let outputs = VoxelBox { batch_idx, first, size: [0, 1, 2].map(|i| size[i] * tiling.tile[i]) };
             let grad_panel = pack_panel(simd, grad_panel, grad_output, &grad_lanes, job.output_size(), outputs);
-            let vector_len = block.num_tiles() * tile_len(S::LANES);
+            let vector_len = block.num_tiles() * tile_len(N * N, S::LANES);
             inputs.resize(input_lanes.len() * vector_len, T::ZERO);
             grads.resize(grad_lanes.len() * vector_len, T::ZERO);
             for depth_idx in task.depths.clone() {
                 let depth = &tiling.depth[depth_idx];
-                transform_tiles::<S, InputTransform, 4>(simd, &panel, inputs, size, tiling.tile, &depth.input());
-                transform_tiles::<S, OutputAdjoint, 2>(
+                let step = tiling.tile;
+                transform_tiles::<S, Input<F, M>, N, N>(simd, &panel, planes, inputs, size, step, depth.input);
+                transform_tiles::<S, OutputAdjoint<F>, M, N>(
                     simd,
                     &grad_panel,
+                    planes,
                     grads,
                     size,
-                    tiling.tile,
-                    &depth.grad_output(),
+                    step,
+                    depth.output,
                 );
-                let tiles = TransformedTiles { inputs, grads, num_tiles: block.num_tiles(), accumulate: block_idx > 0 };
+                let tiles = TransformedTiles {
+                    inputs,
+                    grads,
+                    vector_len,
+                    tile_len: tile_len(N * N, S::LANES),
+                    accumulate: block_idx > 0,
+                };
                 let plane_len = shape.ci * shape.co_padded;
-                for f in 0..PLANE {
-                    let sum = sums.wrapping_add((depth_idx * PLANE + f) * plane_len);
+                for f in 0..shape.plane {
+                    let sum = sums.wrapping_add((depth_idx * shape.plane + f) * plane_len);
                     // SAFETY: the sums of these frequencies and input channels are this task's own.
                     unsafe { tiles.add(simd, f, input_lanes, shape.co_padded, sum) }
                 }
@@ -188,7 +232,10 @@ impl<T: Element> Kernel<T> for SumBlocks<'_, T> {
 struct TransformedTiles<'a, T> {
     inputs: &'a [T],
     grads: &'a [T],
-    num_tiles: usize,
+    /// Elements from vector to vector of channels.
+    vector_len: usize,
+    /// Elements from tile to tile.
+    tile_len: usize,
     /// Add to the sums instead of overwriting them.
     accumulate: bool,
 }
@@ -208,9 +255,8 @@ impl<T: Element> TransformedTiles<'_, T> {
         co_padded: usize,
         sums: *mut T,
     ) {
-        let tile_len = tile_len(S::LANES);
-        let vector_len = self.num_tiles * tile_len;
-        let all_tiles = [Segment { a: 0, b: 0, len: self.num_tiles }];
+        let Self { vector_len, tile_len, .. } = *self;
+        let all_tiles = [Segment { a: 0, b: 0, len: vector_len / tile_len }];
         for vectors in balanced(co_padded / S::LANES, max_vectors::<S>()) {
             for (v, lanes) in lanes.iter().enumerate() {
                 for rows in balanced(lanes.len, max_rows::<S>(vectors.len())) {
@@ -238,7 +284,7 @@ impl<T: Element> TransformedTiles<'_, T> {
 }
 
 /// Adds the partial sums of one input channel, in their order, and transforms them to taps.
-struct Reduce<'a, T> {
+struct Reduce<'a, T, F, const N: usize, const M: usize> {
     partials: &'a [T],
     shape: SumShape,
     ci_idx: usize,
@@ -246,14 +292,18 @@ struct Reduce<'a, T> {
     sum: &'a mut [T],
     /// `[tap][co_padded]`
     by_tap: &'a mut [T],
+    filter: PhantomData<F>,
 }
 
-impl<T: Element> Kernel<T> for Reduce<'_, T> {
+impl<T: Element, F: Filter<N, M>, const N: usize, const M: usize> Kernel<T> for Reduce<'_, T, F, N, M> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, simd: S) {
-        let SumShape { ci, co_padded, .. } = self.shape;
+        if const { !is_compiled::<S>(F::PLANE) } {
+            unreachable!("the chooser knows which filters there are");
+        }
+        let SumShape { ci, co_padded, depths, .. } = self.shape;
         for (f, sum) in self.sum.chunks_exact_mut(co_padded).enumerate() {
             for (group, partial) in self.partials.chunks_exact(self.shape.len()).enumerate() {
                 let partial = &partial[(f * ci + self.ci_idx) * co_padded..][..co_padded];
@@ -266,6 +316,6 @@ impl<T: Element> Kernel<T> for Reduce<'_, T> {
                 }
             }
         }
-        TransformWeightAdjoint { frequencies: self.sum, taps: self.by_tap }.run(simd);
+        TransformWeightAdjoint { frequencies: self.sum, taps: self.by_tap, depths, filter: self.filter }.run(simd);
     }
 }
