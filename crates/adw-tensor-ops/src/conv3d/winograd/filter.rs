@@ -12,8 +12,8 @@ pub(super) enum PlaneFilter {
     Four,
 }
 
-/// Returns true if the program has the kernels of a filter in an instruction set: those of 4 x 4 outputs without vector
-/// instructions, which f64 and old processors use, would be as much code as all others.
+/// Returns true if the program has the kernels of a filter in an instruction set. Those of 4 x 4 outputs without vector
+/// instructions, for f64 and old processors, are left out: they would make the program larger for few.
 pub(super) const fn is_compiled<S: Simd>(plane: PlaneFilter) -> bool {
     S::REGISTERS >= 16 || matches!(plane, PlaneFilter::Two)
 }

@@ -110,8 +110,8 @@ pub(super) fn transform_tiles<S: Simd, A: AxisTransform<N, P>, const N: usize, c
     let mut out = out.as_mut_ptr();
     for v in 0..num_vectors {
         for d in 0..block[0] {
-            let voxels =
-                join_planes(simd, &mut planes.joined, &panel.data[v * panel_d * plane..], plane, d * step[0], depth);
+            let planes_of = &panel.data[v * panel_d * plane..][..panel_d * plane];
+            let voxels = join_planes(simd, &mut planes.joined, planes_of, plane, d * step[0], depth);
             for h in 0..block[1] {
                 let voxels = &voxels[h * step[1] * row..][..N * row];
                 let rows = planes.rows.as_mut_ptr();
