@@ -4,8 +4,8 @@
     pip install nnunetv2 safetensors
     python nnunet_predict.py DATASET FOLDER --volume 64 64 64
 
-DATASET has the decathlon's layout and a name such as `Task04_Hippocampus`. nnU-Net plans it and makes its own network (`PlainConvUNet` in 3D) with random weights, which take as
-long as trained ones; everything is written to FOLDER, a new folder. Images are the first `--images` of DATASET's test images, and
+DATASET has the decathlon's layout and a name such as `Task04_Hippocampus`. nnU-Net plans it and makes its own network (`PlainConvUNet` in 3D; with `--planner
+nnUNetPlannerResEncM` a `ResidualEncoderUNet`) with random weights, which take as long as trained ones; everything is written to FOLDER, a new folder. Images are the first `--images` of DATASET's test images, and
 one of smooth noise with the size `--volume`. Prints, per set of images and per program, the median of seconds and the
 peak of memory (sum of proportional set sizes of all its processes, taken ten times a second), and their ratio. Programs run
 as their users call them: nnU-Net with its defaults for processes, adw with all cores, both with mirroring.
@@ -30,6 +30,7 @@ parser.add_argument("--adw", type=pathlib.Path, default=ROOT / "target/release/a
 parser.add_argument("--images", type=int, default=12)
 parser.add_argument("--volume", type=int, nargs=3, default=[64, 64, 64])
 parser.add_argument("--repeats", type=int, default=3)
+parser.add_argument("--planner", default="ExperimentPlanner", help="class of nnU-Net")
 arguments = parser.parse_args()
 folder = arguments.folder.resolve()
 # nnU-Net reads these when it is imported, in its worker processes too, which import this file.
@@ -50,10 +51,10 @@ def make_network(raw):
     """Writes a checkpoint of nnU-Net's network for the dataset; returns its folder of results."""
     torch.manual_seed(1)
     extract_fingerprints([1], num_processes=2)
-    plan_experiments([1])
-    preprocess([1], configurations=("3d_fullres",), num_processes=(2,))
+    _, name = plan_experiments([1], arguments.planner)
+    preprocess([1], name, configurations=("3d_fullres",), num_processes=(2,))
     prepared = folder / "preprocessed" / raw.name
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text())
+    plans = json.loads((prepared / f"{name}.json").read_text())
     plans["continue_training"] = False
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, json.loads((raw / "dataset.json").read_text()), torch.device("cpu"))
     trainer.initialize()
@@ -125,7 +126,7 @@ def main():
         for turn in range(arguments.repeats):
             outputs = {program: folder / name / f"{program}-labels-{turn}" for program in times}
             command = ["nnUNetv2_predict", "-i", folder / name / "nnunet", "-o", outputs["nnunet"], "-d", "1"]
-            command += ["-c", "3d_fullres", "-f", "0", "-device", "cpu"]
+            command += ["-c", "3d_fullres", "-p", results.name.split("__")[1], "-f", "0", "-device", "cpu"]
             command[0] = pathlib.Path(sys.executable).parent / command[0]
             times["nnunet"].append(run(command))
             command = [arguments.adw, "predict", "--model", model, "--input", folder / name / "adw"]

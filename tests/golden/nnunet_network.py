@@ -1,5 +1,5 @@
 """Trains a network of nnU-Net v2 for some iterations on a dataset in the decathlon's layout and segments its test images with it:
-`DATASET FOLDER`. Results go to `FOLDER/results`, label maps to `FOLDER/labels`. The network's affine parameters and biases
+`DATASET FOLDER PLANNER`. Results go to `FOLDER/results`, label maps to `FOLDER/labels`. The network's affine parameters and biases
 are set to random values, so that none of them is without effect."""
 
 import json
@@ -9,6 +9,7 @@ import shutil
 import sys
 
 dataset, folder = map(pathlib.Path, sys.argv[1:3])
+planner = sys.argv[3]
 for variable, name in [("nnUNet_raw", "raw"), ("nnUNet_preprocessed", "preprocessed"), ("nnUNet_results", "results")]:
     (folder / name).mkdir(parents=True, exist_ok=True)
     os.environ[variable] = str(folder / name)
@@ -49,10 +50,10 @@ def main():
     torch.manual_seed(1)
     raw = make_raw()
     extract_fingerprints([1], num_processes=1)
-    plan_experiments([1])
-    preprocess([1], configurations=("3d_fullres",), num_processes=(1,))
+    _, name = plan_experiments([1], planner)
+    preprocess([1], name, configurations=("3d_fullres",), num_processes=(1,))
     prepared = folder / "preprocessed" / raw.name
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text())
+    plans = json.loads((prepared / f"{name}.json").read_text())
     plans["continue_training"] = False  # expected by newer releases
     os.environ["nnUNet_n_proc_DA"] = "0"  # no other processes
     Trainer.__name__ = "nnUNetTrainer"

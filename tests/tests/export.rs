@@ -187,28 +187,36 @@ fn monai_runs_a_bundle() {
     assert_same_labels(&labels, &expected);
 }
 
+/// Import of a file of the converter with these contents as `model.safetensors`.
+fn import(dir: &Path, tensors: &NamedTensors, metadata: &BTreeMap<String, String>) -> Adw {
+    let file = dir.join("nnunet.safetensors");
+    let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let bytes = |tensor: &Tensor| bytes(tensor).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    let values: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.dims(), bytes(tensor))).collect();
+    let view = |shape: &[usize], bytes| TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap();
+    let views = values.iter().map(|(name, shape, bytes)| (name, view(shape, bytes)));
+    safetensors::serialize_to_file(views, Some(metadata.clone().into_iter().collect()), &file).unwrap();
+    Adw::new(["import"]).path("--nnunet", &file).path("--output", &dir.join("model.safetensors"))
+}
+
+/// Asserts that a network computes these logits for `x`.
+fn assert_logits(model: &ModelFile, x: &Tensor, expected: &Tensor) {
+    let logits = model.network(DType::F32, &Device::Cpu).unwrap().predict(x).unwrap();
+    let worst = (logits - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(worst < 1e-4, "{worst}");
+}
+
 #[test]
 fn a_network_of_nnu_net_computes_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
     let golden = repository().join("tests/golden/nnunet/plain.safetensors");
     let (mut tensors, metadata) = load_tensors(&golden).unwrap();
     let [x, expected] = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
-    let import = |tensors: &NamedTensors, metadata: &BTreeMap<String, String>| {
-        let file = dir.path().join("nnunet.safetensors");
-        let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let bytes = |tensor: &Tensor| bytes(tensor).into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
-        let values: Vec<_> = tensors.iter().map(|(name, tensor)| (name, tensor.dims(), bytes(tensor))).collect();
-        let view = |shape: &[usize], bytes| TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap();
-        let views = values.iter().map(|(name, shape, bytes)| (name, view(shape, bytes)));
-        safetensors::serialize_to_file(views, Some(metadata.clone().into_iter().collect()), &file).unwrap();
-        Adw::new(["import"]).path("--nnunet", &file).path("--output", &dir.path().join("model.safetensors"))
-    };
+    let import = |tensors: &NamedTensors, metadata: &BTreeMap<String, String>| import(dir.path(), tensors, metadata);
     import(&tensors, &metadata).succeed();
     let model = ModelFile::load(&dir.path().join("model.safetensors"), &Device::Cpu).unwrap();
     assert_eq!(model.architecture.to_string(), "3-3 4 5-6 | 5 3-4");
-    let logits = model.network(DType::F32, &Device::Cpu).unwrap().predict(&x).unwrap();
-    let worst = (logits - &expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-    assert!(worst < 1e-4, "{worst}");
+    assert_logits(&model, &x, &expected);
     assert_eq!(model.info["mirror_axes"], "[true,false,true]");
 
     let text = |key: &str, from: &str, to: &str| {
@@ -242,6 +250,47 @@ fn a_network_of_nnu_net_computes_the_same_logits() {
 }
 
 #[test]
+fn a_residual_encoder_of_nnu_net_computes_the_same_logits_here_and_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = repository().join("tests/golden/nnunet/residual.safetensors");
+    let (mut tensors, metadata) = load_tensors(&golden).unwrap();
+    let [x, expected] = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
+    import(dir.path(), &tensors, &metadata).succeed();
+    let path = dir.path().join("model.safetensors");
+    let model = ModelFile::load(&path, &Device::Cpu).unwrap();
+    assert_eq!(model.architecture.to_string(), "4-3-3 4-4-4-4 5-5 5-5-5-5 | 5 4-4 3");
+    assert_logits(&model, &x, &expected);
+
+    let architecture = dir.path().join("architecture.json");
+    model.architecture.save(&architecture).unwrap();
+    let retrain = Adw::new(["retrain"]).path("--run", &dir.path().join("run"));
+    let retrain = retrain.path("--data", &phantom(dir.path(), 5)).path("--architecture", &architecture);
+    retrain.run().assert_bad_input(&["architecture.json", "residual encoder", "plain one"]);
+    for (remove, reason) in [("conv2.conv.weight", "conv2.conv.bias"), ("skip.0.conv.weight", "skip.0.norm")] {
+        let mut tensors = tensors.clone();
+        tensors.remove(&format!("encoder.stages.0.blocks.0.{remove}")).unwrap();
+        import(dir.path(), &tensors, &metadata).run().assert_bad_input(&[reason]);
+    }
+    import(dir.path(), &tensors, &metadata).succeed();
+
+    let [onnx, weights] = ["network.onnx", "network.safetensors"].map(|name| dir.path().join(name));
+    let export = Adw::new(["export"]).path("--model", &path);
+    export.path("--onnx", &onnx).path("--safetensors", &weights).succeed();
+    let arguments = write_logits(&[&path], [2, 2, 8, 24, 16], dir.path());
+    let run = |python: &Path, script: &str, first: &[&Path]| {
+        let mut command = Command::new(python);
+        command.arg(repository().join("tests/golden").join(script)).args(first).args(&arguments);
+        assert!(command.status().unwrap().success(), "{script}");
+    };
+    if let Some(python) = python("onnx", &PACKAGES, "onnx, onnxruntime, nibabel, scipy") {
+        run(&python, "onnx_check.py", &["logits".as_ref(), &onnx]);
+    }
+    if let Some(python) = python_with("torch, safetensors, numpy") {
+        run(&python, "pytorch_check.py", &[&repository().join("examples"), &weights]);
+    }
+}
+
+#[test]
 fn label_maps_of_an_imported_network_are_those_of_nnu_net() {
     let Some(python) = python_with("torch, safetensors, nnunetv2") else { return };
     let dir = tempfile::tempdir().unwrap();
@@ -252,22 +301,23 @@ fn label_maps_of_an_imported_network_are_those_of_nnu_net() {
         let mut command = Command::new(&python);
         assert!(command.arg(repository().join(script)).args(arguments).status().unwrap().success(), "{script}");
     };
-    let [trained, converted, model, labels] =
-        ["nnunet", "n.safetensors", "m.safetensors", "labels"].map(|n| dir.path().join(n));
-    run("tests/golden/nnunet_network.py", &[&data, &trained]);
-    let results = trained.join("results/Dataset001_Test/nnUNetTrainer__nnUNetPlans__3d_fullres");
-    run("examples/nnunet_to_safetensors.py", &[&results, Path::new("--output"), &converted]);
-    Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
-    Adw::new(["predict"])
-        .path("--model", &model)
-        .path("--input", &data.join("imagesTs"))
-        .path("--output", &labels)
-        .succeed();
-    let expected = trained.join("labels");
-    for file in names(&expected).into_iter().filter(|name| !name.ends_with(".nii.gz")) {
-        fs::remove_file(expected.join(file)).unwrap();
+    for planner in ["ExperimentPlanner", "nnUNetPlannerResEncM"] {
+        let dir = dir.path().join(planner);
+        let [trained, converted, model, labels] =
+            ["nnunet", "n.safetensors", "m.safetensors", "labels"].map(|n| dir.join(n));
+        run("tests/golden/nnunet_network.py", &[&data, &trained, planner.as_ref()]);
+        let results = trained.join("results/Dataset001_Test");
+        let results = results.join(&names(&results)[0]);
+        run("examples/nnunet_to_safetensors.py", &[&results, Path::new("--output"), &converted]);
+        Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
+        let images = data.join("imagesTs");
+        Adw::new(["predict"]).path("--model", &model).path("--input", &images).path("--output", &labels).succeed();
+        let expected = trained.join("labels");
+        for file in names(&expected).into_iter().filter(|name| !name.ends_with(".nii.gz")) {
+            fs::remove_file(expected.join(file)).unwrap();
+        }
+        assert_same_labels(&labels, &expected);
     }
-    assert_same_labels(&labels, &expected);
 }
 
 #[test]
@@ -292,10 +342,7 @@ fn networks_of_nnu_net_v1_and_of_the_papers_authors_compute_the_same_logits() {
         Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
         let model = ModelFile::load(&model, &Device::Cpu).unwrap();
         assert_eq!(model.architecture.to_string(), "3-4 5-6 8-8 | 5-7 4-4");
-        let logits = model.network(DType::F32, &Device::Cpu).unwrap().predict(&golden["x"]).unwrap();
-        let difference = (logits - &golden["logits"]).unwrap().abs().unwrap();
-        let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
-        assert!(worst < 1e-4, "{style}: {worst}");
+        assert_logits(&model, &golden["x"], &golden["logits"]);
         assert!(model.info["training"].contains("nnU-Net v1"), "{}", model.info["training"]);
         let plan: Value = serde_json::from_str(&model.info["plan"]).unwrap();
         assert_eq!(plan["labels"][1]["name"], "Anterior");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use adw_supernet::{Architecture, Precision};
+use adw_supernet::{Architecture, Encoder, Precision};
 use anyhow::Result;
 use candle_core::Device;
 use msd_data::{CaseBytes, Geometry, Memory, Plan, dataset::described_grid};
@@ -162,7 +162,7 @@ fn segmentation_bytes(
 }
 
 /// Bytes of the maps of one forward pass of a patch: those that wait for the decoder, and around the layer with the largest
-/// map its inputs, its output and a workspace.
+/// map its inputs, its output and a workspace; in a residual encoder the map of the shortcut besides, and the upsampled map with its bias.
 fn forward_bytes(architecture: &Architecture, patch: [usize; 3]) -> u64 {
     let voxels: Vec<u64> =
         architecture.stage_sizes(patch).iter().map(|size| size.iter().map(|&n| n as u64).product()).collect();
@@ -170,7 +170,8 @@ fn forward_bytes(architecture: &Architecture, patch: [usize; 3]) -> u64 {
     let skips: u64 = (0..architecture.poolings()).map(|block| of_block(block, architecture.out_width(block))).sum();
     let widest = |block: usize| architecture.blocks[block].iter().copied().max().unwrap_or(0);
     let largest = (0..architecture.blocks.len()).map(|block| of_block(block, widest(block))).max().unwrap_or(0);
-    skips + 3 * largest
+    let maps = if architecture.encoder == Encoder::Residual { 4 } else { 3 };
+    skips + maps * largest
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@
 //! | `block.{i}.conv.{l}.weight` | `blocks.{i}.{l}.conv.weight` |
 //! | `block.{i}.conv.{l}.gamma` | `blocks.{i}.{l}.norm.weight` |
 //! | `block.{i}.conv.{l}.beta` | `blocks.{i}.{l}.norm.bias` |
-//! | `up.{u}.weight` | `ups.{u}.weight` |
-//! | `head.{u}.weight` | `heads.{u}.weight` |
+//! | `block.{i}.shortcut.{l}.weight`, `.gamma`, `.beta` | `shortcuts.{i}_{l}.conv.weight`, `.norm.weight`, `.norm.bias` |
+//! | `up.{u}.weight`, `up.{u}.bias` | `ups.{u}.weight`, `ups.{u}.bias` |
+//! | `head.{u}.weight`, `head.{u}.bias` | `heads.{u}.weight`, `heads.{u}.bias` |
 //!
 //! Shapes are PyTorch's already. Blocks `i` are counted encoder fine to coarse, then decoder coarse to fine; decoder steps `u`
 //! coarse to fine.
@@ -34,11 +35,15 @@ pub fn state_dict(networks: &[Unet]) -> BTreeMap<String, Tensor> {
 
 /// Name of a parameter in PyTorch.
 fn name(parameter: &str) -> String {
+    let of_layer = |name: &str| match name {
+        "weight" => "conv.weight",
+        "gamma" => "norm.weight",
+        _ => "norm.bias",
+    };
     match parameter.split('.').collect::<Vec<_>>()[..] {
-        ["block", i, "conv", l, "weight"] => format!("blocks.{i}.{l}.conv.weight"),
-        ["block", i, "conv", l, "gamma"] => format!("blocks.{i}.{l}.norm.weight"),
-        ["block", i, "conv", l, "beta"] => format!("blocks.{i}.{l}.norm.bias"),
-        [kind, u, "weight"] => format!("{kind}s.{u}.weight"),
+        ["block", i, "conv", l, name] => format!("blocks.{i}.{l}.{}", of_layer(name)),
+        ["block", i, "shortcut", l, name] => format!("shortcuts.{i}_{l}.{}", of_layer(name)),
+        [kind, u, name] => format!("{kind}s.{u}.{name}"),
         _ => unreachable!("networks have no other parameters than {parameter}"),
     }
 }

@@ -8,6 +8,49 @@ use std::path::Path;
 /// Value of `format` in an architecture file.
 pub const FORMAT: &str = "adw-architecture/1";
 
+/// Kind of a network's encoder; `plain` and `residual` in files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoder {
+    /// One layer after the other: the paper's U-Net, and the only kind that can be searched and trained here.
+    #[default]
+    Plain,
+    /// Pairs of layers with a shortcut around them, that of nnU-Net's `ResidualEncoderUNet`. The first layer of all, the stem,
+    /// stands alone. The second layer of a pair adds its shortcut in front of its LeakyReLU. Transposed convolutions and heads have
+    /// biases. Networks of this kind are imported, to predict and to export.
+    Residual,
+}
+
+impl Encoder {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+}
+
+/// Shortcut around two layers of a residual encoder: average pooling over cells of the stride, then, where the numbers of
+/// channels differ, a convolution with kernel 1 and its instance normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcut {
+    /// Block of the encoder, 0 the finest.
+    pub block: usize,
+    /// First of the two layers.
+    pub layer: usize,
+    /// Cells of the average pooling, D, H, W; 1 without.
+    pub pooling: [usize; 3],
+    /// Channels that it reads.
+    pub in_channels: usize,
+    /// Channels of the second layer.
+    pub out_channels: usize,
+}
+
+impl Shortcut {
+    /// Returns true if a convolution changes the number of channels.
+    pub fn has_projection(&self) -> bool {
+        self.in_channels != self.out_channels
+    }
+}
+
 /// Depths and widths of a discrete 3D U-Net. A search writes the file, later steps read it, and it may be edited by
 /// hand.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +68,9 @@ pub struct Architecture {
     pub kernels: Vec<[usize; 3]>,
     /// Output channels of each layer; encoder blocks fine to coarse, then decoder blocks coarse to fine.
     pub blocks: Vec<Vec<usize>>,
+    /// Kind of the encoder.
+    #[serde(default, skip_serializing_if = "Encoder::is_plain")]
+    pub encoder: Encoder,
     /// Origin of the architecture; free-form.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub provenance: serde_json::Map<String, serde_json::Value>,
@@ -49,8 +95,19 @@ impl Architecture {
             strides,
             kernels,
             blocks,
+            encoder: Encoder::Plain,
             provenance: serde_json::Map::new(),
         };
+        a.check()?;
+        Ok(a)
+    }
+
+    /// The same depths and widths with a residual encoder.
+    ///
+    /// # Errors
+    /// If the encoder's layers are no pairs, with one layer more, the stem, in its first block.
+    pub fn with_residual_encoder(self) -> Result<Self> {
+        let a = Self { encoder: Encoder::Residual, ..self };
         a.check()?;
         Ok(a)
     }
@@ -112,6 +169,26 @@ impl Architecture {
         self.out_width(self.poolings() - 1 - u)
     }
 
+    /// Shortcuts of a residual encoder, in the order of blocks and layers; none of a plain one.
+    pub fn shortcuts(&self) -> Vec<Shortcut> {
+        if self.encoder == Encoder::Plain {
+            return vec![];
+        }
+        let mut shortcuts = vec![];
+        let mut in_channels = self.in_channels;
+        for (block, widths) in self.blocks[..=self.poolings()].iter().enumerate() {
+            let stem = usize::from(block == 0);
+            in_channels = if block == 0 { widths[0] } else { in_channels };
+            for layer in (stem..widths.len()).step_by(2) {
+                let pooling = if layer == 0 { self.strides[block - 1] } else { [1; 3] };
+                let out_channels = widths[layer + 1];
+                shortcuts.push(Shortcut { block, layer, pooling, in_channels, out_channels });
+                in_channels = out_channels;
+            }
+        }
+        shortcuts
+    }
+
     /// Refuses values that make no network.
     ///
     /// # Errors
@@ -129,6 +206,11 @@ impl Architecture {
         for (i, block) in self.blocks.iter().enumerate() {
             if block.is_empty() {
                 return fail(format!("block {i} has no layer, expected at least one"));
+            }
+            let (stem, is_encoder) = (usize::from(i == 0), i <= self.poolings());
+            if self.encoder == Encoder::Residual && is_encoder && (block.len() <= stem || block.len() % 2 != stem) {
+                let stem = if i == 0 { "one layer and pairs" } else { "pairs" };
+                return fail(format!("block {i} of a residual encoder has {} layers, expected {stem}", block.len()));
             }
             if let Some(w) = block.iter().find(|w| !(1..=65_536).contains(*w)) {
                 return fail(format!("block {i} has a layer of {w} channels, expected 1 to 65536"));
@@ -168,6 +250,9 @@ impl Architecture {
             format!("\"kernels\": {}", json(serde_json::to_string(&self.kernels))),
             format!("\"blocks\": {}", json(serde_json::to_string(&self.blocks))),
         ];
+        if !self.encoder.is_plain() {
+            lines.push(format!("\"encoder\": {}", json(serde_json::to_string(&self.encoder))));
+        }
         if !self.provenance.is_empty() {
             lines.push(format!("\"provenance\": {}", json(serde_json::to_string(&self.provenance))));
         }

@@ -7,7 +7,7 @@
 //! `sum_l h_l E[w_l]` wide; choices are independent, so expectations of products of neighbouring widths are products of
 //! expectations.
 
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Encoder, Shortcut};
 use crate::error::{Error, Result};
 use crate::noise::GumbelSample;
 use crate::parameters::Gradients;
@@ -166,7 +166,23 @@ impl Architecture {
             let total = geometry.total(unit, &blocks, |u| scalar(self.up_width(u) as f64))?;
             Ok(total.to_scalar::<f64>()?)
         };
-        total().expect("arithmetic of scalars on the host does not fail") as u64
+        let total = total().expect("arithmetic of scalars on the host does not fail") as u64;
+        total + if self.encoder == Encoder::Residual { self.residual_cost(&geometry, unit) } else { 0 }
+    }
+
+    /// Cost that a residual encoder adds: its shortcuts, and the biases of transposed convolutions and heads.
+    fn residual_cost(&self, geometry: &NetworkGeometry, unit: CostUnit) -> u64 {
+        let biases: u64 = (0..self.poolings()).map(|u| (self.up_width(u) + self.num_classes) as u64).sum();
+        let shortcuts = self.shortcuts().into_iter().filter(Shortcut::has_projection).map(|shortcut| {
+            let (c_in, c_out) = (shortcut.in_channels as u64, shortcut.out_channels as u64);
+            let voxels = geometry.voxels(shortcut.block) as u64;
+            match unit {
+                CostUnit::Macs => c_in * c_out * voxels,
+                CostUnit::Parameters => (c_in + 2) * c_out,
+                CostUnit::ActivationBytes => 4 * c_out * voxels,
+            }
+        });
+        shortcuts.sum::<u64>() + if unit == CostUnit::Parameters { biases } else { 0 }
     }
 }
 

@@ -24,7 +24,7 @@ mod tests;
 pub use adw_tensor_ops::conv3d::Precision;
 pub use adw_tensor_ops::loss::{DiceCe, PendingLoss};
 pub use adw_tensor_ops::norm_act::GatePosition;
-pub use architecture::{Architecture, FORMAT, widths_line};
+pub use architecture::{Architecture, Encoder, FORMAT, Shortcut, widths_line};
 pub use cost::{Cost, CostUnit};
 pub use error::{Error, Result};
 pub use loss::Loss;

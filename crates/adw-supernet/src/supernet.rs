@@ -48,6 +48,7 @@ impl Supernet {
             kernels: config.kernels.clone(),
             widths: (0..num_blocks).map(|i| vec![width(i); config.num_layers()]).collect(),
             up_widths: (config.poolings() + 1..num_blocks).map(width).collect(),
+            shortcuts: vec![],
         };
         let mut choices = Choices::new(config, dtype);
         let network = Network::build(ParameterBuilder::new(seed, dtype, device), shape, |builder, block, layer| {

@@ -283,6 +283,37 @@ fn cost_of_a_small_net() {
 }
 
 #[test]
+fn a_residual_encoder_has_shortcuts_and_is_not_trained() {
+    let blocks = vec![vec![3, 4, 4], vec![4, 4, 5, 5], vec![6, 5], vec![4], vec![4, 3]];
+    let (strides, kernels) = (vec![[1, 2, 2], [2; 3]], vec![[1, 3, 3], [3; 3], [3; 3]]);
+    let plain = Architecture::new(2, 3, strides, kernels, blocks).unwrap();
+    let a = plain.clone().with_residual_encoder().unwrap();
+    let found: Vec<_> =
+        a.shortcuts().iter().map(|s| (s.block, s.layer, s.pooling, s.in_channels, s.out_channels)).collect();
+    let expected = [(0, 1, [1; 3], 3, 4), (1, 0, [1, 2, 2], 4, 4), (1, 2, [1; 3], 4, 5), (2, 0, [2; 3], 5, 5)];
+    assert_eq!(found, expected);
+    assert_eq!(plain.shortcuts(), []);
+    let back: Architecture = serde_json::from_str(&a.to_text()).unwrap();
+    assert!(back == a && !plain.to_text().contains("encoder"));
+
+    let net = Unet::new(&a, 1, DType::F32, &Device::Cpu).unwrap();
+    let values: usize = net.parameters().iter().map(|p| p.var.elem_count()).sum();
+    assert_eq!(a.cost(SIZE).parameters, values as u64);
+    // Two shortcuts with a convolution, of 4x8x4 and 4x4x2 voxels.
+    assert_eq!(a.cost(SIZE).macs - plain.cost(SIZE).macs, 3 * 4 * 128 + 4 * 5 * 32);
+    let (x, _) = batch();
+    let x = x.to_dtype(DType::F32).unwrap();
+    assert_eq!(net.predict(&x).unwrap().dims(), [2, 3, 4, 8, 4]);
+    assert!(net.forward(&x).err().unwrap().to_string().contains("cannot be trained"));
+    for block in [0, 1] {
+        let mut wrong = plain.clone();
+        wrong.blocks[block].pop();
+        let message = wrong.with_residual_encoder().unwrap_err().to_string();
+        assert!(message.contains(&format!("block {block}")) && message.contains("pairs"), "{message}");
+    }
+}
+
+#[test]
 fn gradients_of_the_expected_cost() {
     for space in [SearchSpace::Joint, SearchSpace::WidthOnly, SearchSpace::DepthOnly] {
         let net = Supernet::new(config(space), 1, DType::F64, &Device::Cpu).unwrap();

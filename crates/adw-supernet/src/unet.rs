@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// A 3D U-Net built from an [`Architecture`]. Parameters are named `block.{i}.conv.{l}.weight|gamma|beta`,
-/// `up.{u}.weight`, `head.{u}.weight`.
+/// `up.{u}.weight`, `head.{u}.weight`; with a residual encoder also `block.{i}.shortcut.{l}.weight|gamma|beta`, `up.{u}.bias`,
+/// `head.{u}.bias`.
 ///
 /// There are two ways to train it. [`forward`](Self::forward) and [`backward`](Self::backward) free every map as soon
 /// as its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
@@ -60,6 +61,7 @@ impl Unet {
             kernels: a.kernels.clone(),
             widths: a.blocks.clone(),
             up_widths: (0..a.poolings()).map(|u| a.up_width(u)).collect(),
+            shortcuts: a.shortcuts(),
         };
         let network = Network::build(builder, shape, |_, _, _| Ok(()))?;
         Ok(Self { network: Arc::new(network), architecture: a.clone(), precision: Precision::Full })
@@ -85,7 +87,8 @@ impl Unet {
     /// [`Self::backward`]. candle's graph records nothing.
     ///
     /// # Errors
-    /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
+    /// If `x` does not have the right channels, its size is not a multiple of the product of the strides, or the
+    /// [encoder](crate::Encoder) is residual.
     pub fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Trace)> {
         self.network.forward(x, None, self.precision)
     }
@@ -103,7 +106,7 @@ impl Unet {
     /// Finest logits, `[B, K, D, H, W]`, without a trace.
     ///
     /// # Errors
-    /// As [`Self::forward`].
+    /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
     pub fn predict(&self, x: &Tensor) -> Result<Tensor> {
         self.network.predict(x, None, self.precision)
     }

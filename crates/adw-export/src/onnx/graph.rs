@@ -1,6 +1,6 @@
 //! Graph of a network: one node per operation, one constant per parameter.
 
-use adw_supernet::{Parameter, Unet};
+use adw_supernet::{Architecture, Encoder, Parameter, Shortcut, Unet};
 use adw_tensor_ops::norm_act::NormAct;
 use candle_core::{DType, Device, Tensor};
 
@@ -37,36 +37,57 @@ impl Graph {
                 let up = format!("{prefix}up.{u}");
                 let stride = architecture.strides[poolings - 1 - u];
                 let attributes = vec![ints("kernel_shape", stride), ints("strides", stride)];
-                let upsampled = self.node("ConvTranspose", up.clone(), &[&value, &format!("{up}.weight")], attributes);
+                let upsampled =
+                    self.node("ConvTranspose", up.clone(), &operands(&value, &up, architecture), attributes);
                 let skip: String = skips.pop().expect("one skip per decoder block");
                 value = self.node("Concat", format!("{up}.concat"), &[&upsampled, &skip], vec![int("axis", 1)]);
             }
             let kernel = architecture.kernels[architecture.stage_of_block(i)];
+            let shortcuts: Vec<_> =
+                architecture.shortcuts().into_iter().filter(|shortcut| shortcut.block == i).collect();
+            let mut shortcut = None;
             for l in 0..layers.len() {
                 let is_strided = l == 0 && (1..=poolings).contains(&i);
                 let stride = if is_strided { architecture.strides[i - 1] } else { [1; 3] };
-                value = self.layer(&format!("{prefix}block.{i}.conv.{l}"), &value, kernel, stride);
+                if let Some(found) = shortcuts.iter().find(|shortcut| shortcut.layer == l) {
+                    shortcut = Some((l + 1, self.shortcut(&format!("{prefix}block.{i}.shortcut.{l}"), &value, found)));
+                }
+                let name = format!("{prefix}block.{i}.conv.{l}");
+                value = self.convolution(&name, &value, kernel, stride);
+                if let Some((_, other)) = shortcut.take_if(|(last, _)| *last == l) {
+                    value = self.node("Add", format!("{name}.sum"), &[&value, &other], vec![]);
+                }
+                let slope = NormAct::default().slope;
+                value = self.node("LeakyRelu", format!("{name}.act"), &[&value], vec![float("alpha", slope)]);
             }
             if i < poolings {
                 skips.push(value.clone());
             }
         }
         let head = format!("{prefix}head.{}", poolings - 1);
-        let weight = format!("{head}.weight");
-        Ok(self.node("Conv", head, &[&value, &weight], vec![ints("kernel_shape", [1; 3])]))
+        let operands = operands(&value, &head, architecture);
+        Ok(self.node("Conv", head, &operands, vec![ints("kernel_shape", [1; 3])]))
     }
 
-    /// Adds convolution, instance normalisation and `LeakyReLU`.
-    fn layer(&mut self, name: &str, input: &str, kernel: [usize; 3], stride: [usize; 3]) -> String {
-        let NormAct { eps, slope } = NormAct::default();
+    /// Adds average pooling, convolution and instance normalisation, each where the shortcut has it.
+    fn shortcut(&mut self, name: &str, input: &str, shortcut: &Shortcut) -> String {
+        let mut value = input.to_owned();
+        if shortcut.pooling != [1; 3] {
+            let attributes = vec![ints("kernel_shape", shortcut.pooling), ints("strides", shortcut.pooling)];
+            value = self.node("AveragePool", format!("{name}.pool"), &[&value], attributes);
+        }
+        if shortcut.has_projection() { self.convolution(name, &value, [1; 3], [1; 3]) } else { value }
+    }
+
+    /// Adds convolution and instance normalisation.
+    fn convolution(&mut self, name: &str, input: &str, kernel: [usize; 3], stride: [usize; 3]) -> String {
+        let eps = NormAct::default().eps;
         let padding = kernel.map(|n| n / 2);
         let attributes =
             vec![ints("kernel_shape", kernel), ints("strides", stride), ints("pads", [padding, padding].concat())];
         let map = self.node("Conv", name.to_owned(), &[input, &format!("{name}.weight")], attributes);
         let operands = [&map, &format!("{name}.gamma"), &format!("{name}.beta")];
-        let normalised =
-            self.node("InstanceNormalization", format!("{name}.norm"), &operands, vec![float("epsilon", eps)]);
-        self.node("LeakyRelu", format!("{name}.act"), &[&normalised], vec![float("alpha", slope)])
+        self.node("InstanceNormalization", format!("{name}.norm"), &operands, vec![float("epsilon", eps)])
     }
 
     /// Adds a node whose output has the node's name.
@@ -99,6 +120,12 @@ impl Graph {
             output: vec![map_value(OUTPUT, classes)],
         }
     }
+}
+
+/// Inputs of a transposed convolution or head: a value, its weight, and its bias beside a residual encoder.
+fn operands(value: &str, layer: &str, architecture: &Architecture) -> Vec<String> {
+    let bias = (architecture.encoder == Encoder::Residual).then(|| format!("{layer}.bias"));
+    [value.to_owned(), format!("{layer}.weight")].into_iter().chain(bias).collect()
 }
 
 /// Parameters that the finest logits depend on: all but the heads of deep supervision.

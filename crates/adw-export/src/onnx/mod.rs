@@ -2,7 +2,7 @@
 //!
 //! A file has one input `image`, `[batch, C, depth, height, width]`, and one output `logits`, `[batch, K, depth, height, width]`:
 //! the finest logits of a [`Unet`], or the mean of several. Operators: `Conv`, `ConvTranspose`, `InstanceNormalization`,
-//! `LeakyRelu`, `Concat`, and `Mean` for several networks. Constants have the names of the network's parameters, behind `N.` for
+//! `LeakyRelu`, `Concat`, with a residual encoder `Add` and `AveragePool`, and `Mean` for several networks. Constants have the names of the network's parameters, behind `N.` for
 //! network N of several.
 
 mod graph;

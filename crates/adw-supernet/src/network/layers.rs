@@ -1,6 +1,8 @@
 //! Layers of the U-Net, their parameters and geometry.
 
 use super::relaxation::Relaxation;
+use super::residual::Residual;
+use crate::architecture::Shortcut;
 use crate::error::{Error, Result};
 use crate::parameters::{Parameter, ParameterBuilder, Role};
 use crate::stages::stage_of_block;
@@ -27,6 +29,8 @@ pub(crate) struct NetworkShape {
     pub(crate) widths: Vec<Vec<usize>>,
     /// Output channels of the transposed convolution of every decoder step, coarse to fine.
     pub(crate) up_widths: Vec<usize>,
+    /// Of a residual encoder, in which case transposed convolutions and heads have biases.
+    pub(crate) shortcuts: Vec<Shortcut>,
 }
 
 impl NetworkShape {
@@ -57,6 +61,10 @@ pub(crate) struct Network {
     pub(super) ups: Vec<usize>,
     /// Weight of the 1x1x1 convolution to the logits of every decoder step, coarse to fine.
     pub(super) heads: Vec<usize>,
+    /// Per block: shortcuts of a residual encoder.
+    pub(super) residuals: Vec<Vec<Residual>>,
+    /// Biases of transposed convolution and head of every decoder step; none beside a plain encoder.
+    pub(super) biases: Vec<[usize; 2]>,
     pub(super) strides: Vec<[usize; 3]>,
     in_channels: usize,
     pub(super) num_classes: usize,
@@ -77,7 +85,7 @@ impl Network {
         mut after_layer: impl FnMut(&mut ParameterBuilder, usize, Option<usize>) -> Result<()>,
     ) -> Result<Self> {
         let poolings = shape.poolings();
-        let mut blocks = Vec::new();
+        let (mut blocks, mut residuals) = (Vec::new(), Vec::new());
         for (i, widths) in shape.widths.iter().enumerate() {
             let kernel = shape.kernels[stage_of_block(poolings, i)];
             let [kd, kh, kw] = kernel;
@@ -97,20 +105,29 @@ impl Network {
             }
             after_layer(&mut builder, i, None)?;
             blocks.push(layers);
+            let shortcuts = shape.shortcuts.iter().filter(|shortcut| shortcut.block == i);
+            residuals.push(shortcuts.map(|shortcut| Residual::build(&mut builder, shortcut)).collect::<Result<_>>()?);
         }
-        let (mut ups, mut heads) = (Vec::new(), Vec::new());
+        let (mut ups, mut heads, mut biases) = (Vec::new(), Vec::new(), Vec::new());
         for (u, &width) in shape.up_widths.iter().enumerate() {
             let (below, block) = (poolings + u, poolings + u + 1);
             let [sd, sh, sw] = shape.strides[poolings - 1 - u];
             ups.push(builder.he_normal(format!("up.{u}.weight"), (shape.out_width(below), width, sd, sh, sw))?);
             let head = (shape.num_classes, shape.out_width(block), 1, 1, 1);
             heads.push(builder.he_normal(format!("head.{u}.weight"), head)?);
+            if !shape.shortcuts.is_empty() {
+                let up = builder.constant(format!("up.{u}.bias"), Role::Weight, width, 0.0)?;
+                let head = builder.constant(format!("head.{u}.bias"), Role::Weight, shape.num_classes, 0.0)?;
+                biases.push([up, head]);
+            }
         }
         Ok(Self {
             parameters: builder.parameters,
             blocks,
             ups,
             heads,
+            residuals,
+            biases,
             strides: shape.strides,
             in_channels: shape.in_channels,
             num_classes: shape.num_classes,

@@ -11,6 +11,7 @@ mod backward;
 mod forward;
 mod layers;
 mod relaxation;
+mod residual;
 mod trace;
 
 pub(crate) use backward::BackwardRequest;

@@ -76,16 +76,33 @@ pub struct NormCoefficients {
     pub(crate) config: NormAct,
 }
 
+impl NormAct {
+    /// Coefficients that apply the activation alone: scale 1, shift 0.
+    ///
+    /// # Errors
+    /// If `map` has another rank than 5, or tensors cannot be made on its device.
+    pub fn without_normalization(self, map: &Tensor) -> Result<NormCoefficients> {
+        let (batch, _, channels) = map_dims(OP, "map", map)?;
+        let all = |value: f64| Tensor::full(value, (batch, channels), map.device())?.to_dtype(coefficient_dtype(map));
+        let [mean, variance, scale, shift] = [all(0.0)?, all(1.0)?, all(1.0)?, all(0.0)?];
+        Ok(NormCoefficients { mean, variance, scale, shift, config: self })
+    }
+}
+
+/// Element type of the coefficients of a map: half-precision maps have coefficients of full precision.
+fn coefficient_dtype(map: &Tensor) -> DType {
+    match map.dtype() {
+        DType::BF16 => DType::F32,
+        dtype => dtype,
+    }
+}
+
 impl NormCoefficients {
     /// Checks that the coefficients belong to a map of this batch and these channels.
     pub(crate) fn check(&self, op: &'static str, map: &Tensor) -> Result<()> {
         let (batch, _, channels) = map_dims(op, "map", map)?;
         for (what, t) in [("mean", &self.mean), ("scale", &self.scale), ("shift", &self.shift)] {
-            // Half-precision maps have coefficients of full precision.
-            let dtype = match map.dtype() {
-                DType::BF16 => DType::F32,
-                dtype => dtype,
-            };
+            let dtype = coefficient_dtype(map);
             if t.dims() != [batch, channels] || t.dtype() != dtype {
                 let expected = format!("[{batch}, {channels}] and {dtype:?}");
                 return Err(Error::Shape { op, what, got: t.shape().clone(), expected });

@@ -1,24 +1,28 @@
-"""Makes `plain.safetensors`: a small network of nnU-Net v2 (pip install dynamic-network-architectures safetensors) with
-random parameters as `examples/nnunet_to_safetensors.py` writes it, an input `x` and its `logits`."""
+"""Makes `plain.safetensors` and `residual.safetensors`: small networks of nnU-Net v2 (pip install dynamic-network-architectures safetensors)
+with random parameters as `examples/nnunet_to_safetensors.py` writes them, an input `x` and its `logits`."""
 
 import json
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from safetensors.torch import save_file
 from torch import nn
 
-torch.manual_seed(1)
 strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
-network = PlainConvUNet(
-    2, 3, [3, 4, 5], nn.Conv3d, kernels, strides, [2, 1, 2], 3, [1, 2], True, nn.InstanceNorm3d,
-    {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True}, deep_supervision=False,
-)
-with torch.no_grad():
-    for parameter in network.parameters():
-        parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.dim() > 1 else 1.0))
-    x = torch.randn(2, 2, 4, 8, 12)
-    logits = network(x)
+others = [True, nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None, nn.LeakyReLU, {"inplace": True}]
+
+
+def plain():
+    return PlainConvUNet(2, 3, [3, 4, 5], nn.Conv3d, kernels, strides, [2, 1, 2], 3, [1, 2], *others, deep_supervision=False)
+
+
+def residual():
+    """Shortcuts with and without pooling and convolution, in all four combinations that occur: the last two stages are equally wide."""
+    return ResidualEncoderUNet(
+        2, 4, [3, 4, 5, 5], nn.Conv3d, kernels + [[3, 3, 3]], strides + [[2, 1, 1]], [1, 2, 1, 2], 3, [1, 2, 1], *others,
+        deep_supervision=False, stem_channels=4,
+    )
+
 
 statistics = dict(max=9.0, mean=2.0, median=1.0, min=0.0, percentile_00_5=0.5, percentile_99_5=8.0, std=1.5)
 resampling = {"is_seg": False, "order_z": 0, "force_separate_z": None}
@@ -57,9 +61,17 @@ metadata = {
     "fold": "0",
     "mirror_axes": "[0, 2]",
 }
-tensors = {
-    name: tensor.contiguous().clone()
-    for name, tensor in network.state_dict().items()
-    if ".all_modules." not in name and "decoder.encoder." not in name
-}
-save_file(tensors | {"x": x, "logits": logits}, "plain.safetensors", metadata)
+for make in (plain, residual):
+    torch.manual_seed(1)
+    network = make()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * (0.3 if parameter.dim() > 1 else 1.0))
+        x = torch.randn(2, 2, 4, 8, 12)
+        logits = network(x)
+    tensors = {
+        name: tensor.contiguous().clone()
+        for name, tensor in network.state_dict().items()
+        if ".all_modules." not in name and "decoder.encoder." not in name
+    }
+    save_file(tensors | {"x": x, "logits": logits}, f"{make.__name__}.safetensors", metadata)
