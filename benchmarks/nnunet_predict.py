@@ -51,7 +51,7 @@ def make_network(raw):
     """Writes a checkpoint of nnU-Net's network for the dataset; returns its folder of results."""
     torch.manual_seed(1)
     extract_fingerprints([1], num_processes=2)
-    _, name = plan_experiments([1], arguments.planner)
+    name = plan_experiments([1], arguments.planner)
     preprocess([1], name, configurations=("3d_fullres",), num_processes=(2,))
     prepared = folder / "preprocessed" / raw.name
     plans = json.loads((prepared / f"{name}.json").read_text())

@@ -50,7 +50,7 @@ def main():
     torch.manual_seed(1)
     raw = make_raw()
     extract_fingerprints([1], num_processes=1)
-    _, name = plan_experiments([1], planner)
+    name = plan_experiments([1], planner)
     preprocess([1], name, configurations=("3d_fullres",), num_processes=(1,))
     prepared = folder / "preprocessed" / raw.name
     plans = json.loads((prepared / f"{name}.json").read_text())
