@@ -1,5 +1,5 @@
-"""Times one search pass of the AdwU-Net supernet in PyTorch, or with --uniform-width a training step of a plain U-Net: the peer
-to beat, on the same work.
+"""Times one search pass of the AdwU-Net supernet in PyTorch, or with --uniform-width or --architecture a training step of a discrete
+U-Net: the peer to beat, on the same work.
 
     python torch_step.py --device cpu --threads 2 --patch 40 56 40 --batch 2
     python torch_step.py --device cuda --patch 80 192 160 --batch 2 --poolings 5 --amp bf16 --channels-last --compile
@@ -13,6 +13,7 @@ peak_bytes is the peak of device memory (CUDA) or of the process (CPU).
 """
 import argparse
 import json
+import pathlib
 import resource
 import statistics
 import time
@@ -30,6 +31,7 @@ p.add_argument("--in-channels", type=int, default=1)
 p.add_argument("--classes", type=int, default=3)
 p.add_argument("--max-width", type=int, default=48, help="widest channel count of stage 0 (paper: 48)")
 p.add_argument("--uniform-width", type=int, help="a plain U-Net of this width at full resolution instead of the supernet")
+p.add_argument("--architecture", help="the network of this architecture file instead of the supernet")
 p.add_argument("--mask", default="pre_norm", choices=["pre_norm", "post_norm"])
 p.add_argument("--amp", default="off", choices=["off", "bf16", "fp16"])
 p.add_argument("--channels-last", action="store_true")
@@ -50,9 +52,13 @@ fmt = torch.channels_last_3d if a.channels_last else torch.contiguous_format
 strides, kernels = [(2, 2, 2)] * a.poolings, [(3, 3, 3)] * (a.poolings + 1)
 if a.anisotropic:
     strides[0], kernels[0] = (1, 2, 2), (1, 3, 3)
-plain = a.uniform_width is not None
-if plain:
-    net = PlainUnet(a.in_channels, a.classes, strides, kernels, a.uniform_width)
+plain = a.uniform_width is not None or a.architecture is not None
+if a.architecture:
+    found = json.loads(pathlib.Path(a.architecture).read_text())
+    net = PlainUnet(*(found[key] for key in ("in_channels", "num_classes", "strides", "kernels", "blocks")))
+    a.in_channels, a.classes = found["in_channels"], found["num_classes"]
+elif plain:
+    net = PlainUnet.uniform(a.in_channels, a.classes, strides, kernels, a.uniform_width)
 else:
     net = AdwSupernet(a.in_channels, a.classes, strides, kernels, a.max_width, mask=a.mask)
 net = net.to(a.device, memory_format=fmt)
@@ -113,6 +119,6 @@ if "weight_pass" in r and "arch_pass" in r:
     r["search_iteration"] = 2 * r["arch_pass"] + r["weight_pass"]
 r["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 r |= dict(torch=torch.__version__, device=torch.cuda.get_device_name() if cuda else "cpu", threads=torch.get_num_threads(),
-          patch=a.patch, batch=a.batch, max_width=a.max_width, uniform_width=a.uniform_width, poolings=a.poolings, anisotropic=a.anisotropic, mask=a.mask, amp=a.amp,
+          patch=a.patch, batch=a.batch, max_width=a.max_width, uniform_width=a.uniform_width, architecture=a.architecture, poolings=a.poolings, anisotropic=a.anisotropic, mask=a.mask, amp=a.amp,
           channels_last=a.channels_last, compile=a.compile)
 print(json.dumps(r))

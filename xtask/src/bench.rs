@@ -88,7 +88,17 @@ const CASES: &[Case] = &[
         &[],
     ),
     case("plain-16", "the same, 16 channels", &["--batch", "2", "--uniform-width", "16"], &[], &[]),
+    case("plain-24", "the same, 24 channels", &["--batch", "2", "--uniform-width", "24"], &[], &[]),
     case("plain-32", "the same, 32 channels", &["--batch", "2", "--uniform-width", "32"], &[], &[]),
+    case(
+        "found-0.3G",
+        "a found network of 0.31 G multiply-adds, batch 2",
+        &["--batch", "2", "--architecture", "benchmarks/found/0.3G.json"],
+        &[],
+        &[],
+    ),
+    case("found-3.7G", "of 3.7 G", &["--batch", "2", "--architecture", "benchmarks/found/3.7G.json"], &[], &[]),
+    case("found-4.0G", "of 4.0 G", &["--batch", "2", "--architecture", "benchmarks/found/4.0G.json"], &[], &[]),
     case("bf16", "batch-1, both in bfloat16 (needs Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
     case("f32-to-bf16", "batch-1, adw in f32, PyTorch in bfloat16", &["--batch", "1"], &[], &["--amp", "bf16"]),
 ];
@@ -156,7 +166,14 @@ fn common(command: &mut Command, case: &Case, args: &BenchArgs) {
     if !case.arguments.contains(&"--repeats") {
         command.args(["--repeats", "3"]);
     }
-    command.args(case.arguments);
+    for argument in case.arguments {
+        // Files are named from the workspace's root.
+        if argument.ends_with(".json") {
+            command.arg(workspace().join(argument));
+        } else {
+            command.arg(argument);
+        }
+    }
 }
 
 fn our_command(adw: &Path, case: &Case, args: &BenchArgs) -> Command {
