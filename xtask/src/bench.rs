@@ -168,7 +168,7 @@ fn common(command: &mut Command, case: &Case, args: &BenchArgs) {
     }
     for argument in case.arguments {
         // Files are named from the workspace's root.
-        if argument.ends_with(".json") {
+        if argument.starts_with("benchmarks/") {
             command.arg(workspace().join(argument));
         } else {
             command.arg(argument);

@@ -135,8 +135,8 @@ pub(crate) fn check_segmentation(
     Ok(())
 }
 
-/// Bytes of segmenting a prepared case, its image included: the most of a forward pass beside the sums of weighted logits, of
-/// taking their mean, and of bringing the mean to the image's own grid.
+/// Bytes of segmenting a prepared case, its image included: a forward pass beside the sums of weighted logits in a slab of windows
+/// and the labels so far, or the label map's way to the image's own grid. With probabilities, logits of the whole image.
 fn segmentation_bytes(
     architectures: &[&Architecture],
     case: &CaseBytes,
@@ -147,18 +147,24 @@ fn segmentation_bytes(
     let voxels = |shape: [usize; 3]| shape.iter().map(|&n| n as f64).product::<f64>();
     let prepared = voxels(case.prepared_shape);
     // Images are padded to at least a patch.
-    let padded = voxels([0, 1, 2].map(|a| case.prepared_shape[a].max(patch[a])));
+    let padded_shape = [0, 1, 2].map(|a| case.prepared_shape[a].max(patch[a]));
+    let padded = voxels(padded_shape);
+    let slab = padded / padded_shape[0] as f64 * patch[0] as f64;
     let architecture = architectures[0];
     let (channels, classes) = (architecture.in_channels as f64, architecture.num_classes as f64);
-    let image = 4.0 * channels * (2.0 * prepared + if padded > prepared { padded } else { 0.0 });
-    let sums = 4.0 * (classes + 1.0) * padded;
-    let logits = 4.0 * classes * prepared;
+    let image = 4.0 * channels * (prepared + if padded > prepared { padded } else { 0.0 });
+    let own = voxels(case.shape);
+    // The planes that are final are copied twice, and one class of them is brought to the image's own grid.
+    let sums = 4.0 * (3.0 * classes + 1.0) * slab + 8.0 * own * slab / padded;
     let forward = architectures.iter().map(|architecture| forward_bytes(architecture, patch)).max().unwrap_or(0) as f64;
     let window = 8.0 * classes * voxels(patch) + if device.is_cuda() { 0.0 } else { forward };
-    // The best logit and label of each voxel so far, one class on the own grid, and the label map with its copy. With
-    // probabilities the label map, largest logit and sum of each voxel, and a class with its two copies.
-    let restored = if probabilities { 22.0 } else { 14.0 } * voxels(case.shape);
-    (image + (sums + window).max(sums + logits).max(2.0 * logits + restored)) as u64
+    if probabilities {
+        // All logits, twice at the end; then largest logit, sum and label of each voxel, and a class with its two copies.
+        let logits = 4.0 * classes * prepared;
+        return (image + (sums + window + logits).max(2.0 * logits).max(logits + 22.0 * own)) as u64;
+    }
+    // The label map, and two copies of it at the end.
+    (image + sums + window + 2.0 * own).max(6.0 * own) as u64
 }
 
 /// Bytes of the maps of one forward pass of a patch: those that wait for the decoder, and around the layer with the largest

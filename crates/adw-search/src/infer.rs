@@ -2,7 +2,8 @@
 //!
 //! The image is padded with zeros to at least one patch, windows overlap by half a patch by default, and each window's
 //! logits count with a Gaussian weight that favours its centre. Memory beside the image and one forward pass: 4 (K + 1)
-//! bytes per voxel for the weighted sums of K classes, and as much again for the result while it is made.
+//! bytes per voxel of a slab as thick as a window, for the weighted sums of K classes ([`SlidingWindow::planes`]);
+//! [`SlidingWindow::logits`] holds 4 K bytes per voxel of the image besides.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ pub struct SlidingWindow {
     /// Axes (D, H, W) along which windows are also predicted mirrored, the logits of all flips averaged: 2^n forward
     /// passes for n axes. Use only axes that were mirrored in training.
     pub mirror: [bool; 3],
-    /// Windows per forward pass. More use more memory; results differ by rounding at most.
+    /// Windows per forward pass, of those that start on one plane. More use more memory; results differ by rounding at most.
     pub windows_per_forward: usize,
 }
 
@@ -57,35 +58,36 @@ impl SlidingWindow {
         models: &mut [&mut Predict<'_>],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
+        let mut planes = self.planes(image)?;
+        let mut classes: Vec<Vec<f32>> = vec![];
+        while let Some(part) = planes.advance(models, progress)? {
+            let voxels = part.elem_count() / part.dim(1)?;
+            let values = part.flatten_all()?.to_vec1::<f32>()?;
+            classes.resize_with(part.dim(1)?, || Vec::with_capacity(planes.shape.iter().product()));
+            classes.iter_mut().zip(values.chunks(voxels)).for_each(|(class, part)| class.extend_from_slice(part));
+        }
+        let [d, h, w] = planes.shape;
+        let num_classes = classes.len();
+        Ok(Tensor::from_vec(classes.concat(), (1, num_classes, d, h, w), &Device::Cpu)?)
+    }
+
+    /// Starts computing the logits of [`Self::logits`] part by part.
+    ///
+    /// # Errors
+    /// If `image` has not the shape `[1, C, D, H, W]`.
+    pub fn planes(&self, image: &Tensor) -> Result<LogitPlanes<'_>> {
         self.check()?;
         let shape = match *image.dims() {
             [1, _, d, h, w] => [d, h, w],
             ref other => return Err(shape_error("image", "[1, C, D, H, W]", other)),
         };
-        if models.is_empty() {
-            return Err(shape_error("models", "at least one", &[0]));
-        }
-        let (padded, before) = self.pad(image, shape)?;
-        let padded_shape = [padded.dim(2)?, padded.dim(3)?, padded.dim(4)?];
-        let starts: Vec<[usize; 3]> = self.windows(padded_shape);
-        let mut sums = WeightedSums::new(padded_shape, self.patch)?;
-        let mut done = 0;
-        for group in starts.chunks(self.windows_per_forward) {
-            let cut = |s: &[usize; 3]| self.cut(&padded, *s);
-            let windows = group.iter().map(cut).collect::<Result<Vec<_>>>()?;
-            let windows = Tensor::cat(&windows, 0)?;
-            let mut mean = self.forward(&windows, &mut *models[0])?;
-            for model in &mut models[1..] {
-                mean = (mean + self.forward(&windows, &mut **model)?)?;
-            }
-            if models.len() > 1 {
-                mean = (mean / models.len() as f64)?;
-            }
-            sums.add(&mean, group)?;
-            done += group.len();
-            progress(done, starts.len());
-        }
-        sums.mean(before, shape)
+        let (image, before) = self.pad(image, shape)?;
+        let (_, _, d, h, w) = image.dims5()?;
+        let [planes, rows, columns] =
+            [(0, d), (1, h), (2, w)].map(|(axis, size)| window_starts(size, self.patch[axis], self.step));
+        let in_plane = rows.iter().flat_map(|&h| columns.iter().map(move |&w| [h, w])).collect();
+        let sums = WeightedSums::new([self.patch[0], h, w], self.patch)?;
+        Ok(LogitPlanes { window: self, image, before, shape, planes, in_plane, sums, next: 0 })
     }
 
     fn check(&self) -> Result<()> {
@@ -115,17 +117,6 @@ impl SlidingWindow {
             }
         }
         Ok((padded, before))
-    }
-
-    fn windows(&self, shape: [usize; 3]) -> Vec<[usize; 3]> {
-        let [d, h, w] = [0, 1, 2].map(|a| window_starts(shape[a], self.patch[a], self.step));
-        let mut windows = Vec::with_capacity(d.len() * h.len() * w.len());
-        for &d in &d {
-            for &h in &h {
-                windows.extend(w.iter().map(|&w| [d, h, w]));
-            }
-        }
-        windows
     }
 
     fn cut(&self, image: &Tensor, start: [usize; 3]) -> Result<Tensor> {
@@ -162,6 +153,61 @@ impl SlidingWindow {
                 Err(shape_error("logits of a window", &expected, other))
             }
         }
+    }
+}
+
+/// Logits of an image in parts, planes that follow each other along D: each part as soon as no window to come touches it.
+pub struct LogitPlanes<'a> {
+    window: &'a SlidingWindow,
+    /// Padded image, and the voxels in front of the image itself.
+    image: Tensor,
+    before: [usize; 3],
+    shape: [usize; 3],
+    /// First planes of the windows, and their first rows and columns.
+    planes: Vec<usize>,
+    in_plane: Vec<[usize; 2]>,
+    /// Sums in the slab of the windows that come next.
+    sums: WeightedSums,
+    next: usize,
+}
+
+impl LogitPlanes<'_> {
+    /// The next logits, `[1, K, planes, H, W]` (F32, on the CPU): the mean over `models`, the same ones in every call; `None` after
+    /// the last. `progress(done, total)` as in [`SlidingWindow::logits`].
+    ///
+    /// # Errors
+    /// Those of [`SlidingWindow::logits`].
+    pub fn advance(
+        &mut self,
+        models: &mut [&mut Predict<'_>],
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Tensor>> {
+        let Some(&start) = self.planes.get(self.next) else { return Ok(None) };
+        let [first, others @ ..] = models else { return Err(shape_error("models", "at least one", &[0])) };
+        let total = self.planes.len() * self.in_plane.len();
+        let mut done = self.next * self.in_plane.len();
+        for group in self.in_plane.chunks(self.window.windows_per_forward) {
+            let cut = |&[h, w]: &[usize; 2]| self.window.cut(&self.image, [start, h, w]);
+            let windows = Tensor::cat(&group.iter().map(cut).collect::<Result<Vec<_>>>()?, 0)?;
+            let mut mean = self.window.forward(&windows, &mut **first)?;
+            for model in &mut *others {
+                mean = (mean + self.window.forward(&windows, &mut **model)?)?;
+            }
+            if !others.is_empty() {
+                mean = (mean / (others.len() + 1) as f64)?;
+            }
+            self.sums.add(&mean, group)?;
+            done += group.len();
+            progress(done, total);
+        }
+        self.next += 1;
+        let end = self.planes.get(self.next).copied().unwrap_or(start + self.window.patch[0]);
+        let [first, last] = [start.max(self.before[0]), end.min(self.before[0] + self.shape[0])];
+        let [_, h, w] = self.before;
+        let [_, height, width] = self.shape;
+        let logits = self.sums.mean([first - start, h, w], [last - first, height, width])?;
+        self.sums.forget(end - start);
+        Ok(Some(logits))
     }
 }
 
@@ -208,7 +254,7 @@ pub fn gaussian_weights(patch: [usize; 3]) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, &patch, &Device::Cpu)?)
 }
 
-/// Sums of weighted logits and of weights at every voxel.
+/// Sums of weighted logits and of weights at every voxel of a slab as thick as a window.
 struct WeightedSums {
     shape: [usize; 3],
     patch: [usize; 3],
@@ -229,8 +275,8 @@ impl WeightedSums {
         })
     }
 
-    /// Adds the logits `[n, K, *patch]` of windows that start at `starts`.
-    fn add(&mut self, logits: &Tensor, starts: &[[usize; 3]]) -> Result<()> {
+    /// Adds the logits `[n, K, *patch]` of windows that start at these rows and columns.
+    fn add(&mut self, logits: &Tensor, starts: &[[usize; 2]]) -> Result<()> {
         let classes = logits.dim(1)?;
         if self.logits.is_empty() {
             self.logits = vec![vec![0.0; self.weights.len()]; classes];
@@ -240,10 +286,11 @@ impl WeightedSums {
         }
         let values = logits.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let (shape, patch, window) = (self.shape, self.patch, &self.window);
-        for (start, values) in starts.iter().zip(values.chunks(classes * window.len())) {
+        for (&[h, w], values) in starts.iter().zip(values.chunks(classes * window.len())) {
+            let start = [0, h, w];
             let maps = self.logits.par_iter_mut().zip(values.par_chunks(window.len()));
             maps.for_each(|(sum, values)| {
-                for_each_row(shape, patch, *start, |image, row| {
+                for_each_row(shape, patch, start, |image, row| {
                     let terms = values[row.clone()].iter().zip(&window[row]);
                     for (s, (v, w)) in sum[image].iter_mut().zip(terms) {
                         *s += v * w;
@@ -251,7 +298,7 @@ impl WeightedSums {
                 });
             });
             let weights = &mut self.weights;
-            for_each_row(shape, patch, *start, |image, row| {
+            for_each_row(shape, patch, start, |image, row| {
                 for (s, w) in weights[image].iter_mut().zip(&window[row]) {
                     *s += w;
                 }
@@ -261,25 +308,28 @@ impl WeightedSums {
     }
 
     /// Weighted means in the box of size `shape` at `start`, `[1, K, *shape]`.
-    fn mean(mut self, start: [usize; 3], shape: [usize; 3]) -> Result<Tensor> {
-        let weights = &self.weights;
-        let finite = self.logits.par_iter_mut().all(|map| {
-            for (v, w) in map.iter_mut().zip(weights) {
-                *v /= w;
-            }
-            map.iter().all(|v| v.is_finite())
-        });
-        if !finite {
-            return Err(Error::LogitsNotFinite);
-        }
-        let mut out = Vec::with_capacity(self.logits.len() * shape.iter().product::<usize>());
-        for map in &self.logits {
-            for_each_row(self.shape, shape, start, |image, _| {
-                out.extend_from_slice(&map[image]);
+    fn mean(&self, start: [usize; 3], shape: [usize; 3]) -> Result<Tensor> {
+        let means = self.logits.par_iter().map(|map| {
+            let mut means = Vec::with_capacity(shape.iter().product());
+            for_each_row(self.shape, shape, start, |slab, _| {
+                means.extend(map[slab.clone()].iter().zip(&self.weights[slab]).map(|(v, w)| v / w));
             });
-        }
+            means.iter().all(|v: &f32| v.is_finite()).then_some(means)
+        });
+        let means: Option<Vec<_>> = means.collect();
         let [d, h, w] = shape;
-        Ok(Tensor::from_vec(out, (1, self.logits.len(), d, h, w), &Device::Cpu)?)
+        let means = means.ok_or(Error::LogitsNotFinite)?.concat();
+        Ok(Tensor::from_vec(means, (1, self.logits.len(), d, h, w), &Device::Cpu)?)
+    }
+
+    /// Moves the slab by `planes`, whose sums are lost.
+    fn forget(&mut self, planes: usize) {
+        let voxels = planes * self.shape[1] * self.shape[2];
+        self.logits.par_iter_mut().chain([&mut self.weights]).for_each(|map| {
+            map.copy_within(voxels.., 0);
+            let kept = map.len() - voxels;
+            map[kept..].fill(0.0);
+        });
     }
 }
 

@@ -43,7 +43,7 @@ pub use orientation::{AxisMap, Orientation};
 pub use phantom::{PhantomFamily, PhantomOptions, write_dataset as write_phantom};
 pub use plan::{Normalization, Plan, PlanOptions, plan};
 pub use postprocess::{FoundPostprocessing, Postprocessing};
-pub use preprocess::{CaseProperties, ClassLocations, PreparedCase, prepare_training_cases, preprocess};
+pub use preprocess::{CaseProperties, ClassLocations, LabelRestorer, PreparedCase, prepare_training_cases, preprocess};
 pub use random::Purpose;
 pub use sampler::{BatchKey, PatchSampler, SampledBatch};
 pub use split::{Fold, NUM_FOLDS, five_folds, halves};

@@ -11,8 +11,8 @@ use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
-    Geometry, Plan, Positions, Postprocessing, PreparedCase, check::implausible, nifti::write_commented_labels,
-    preprocess, read_labels,
+    CaseProperties, Geometry, Plan, Positions, Postprocessing, PreparedCase, check::implausible,
+    nifti::write_commented_labels, preprocess, read_labels,
 };
 use ndarray::{Array4, Axis};
 use serde_json::json;
@@ -103,14 +103,19 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
             image.dicom.is_some().then(|| read_labels(&target)).transpose()?.map(|map| map.data)
         } else {
             let (case, geometry) = prepare(image, &models.plan, positions)?;
-            let logits = segmenter.logits(&case, &mut |window, windows| {
+            let mut step = |window: usize, windows: usize| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
-            })?;
-            let mut labels = case.properties.restore_logits(&logits.view())?;
-            if args.probabilities {
-                write_probabilities(&image.probabilities(&output), &logits, &case, labels.dim().into(), &comment)?;
-            }
-            drop(logits);
+            };
+            let mut labels = if args.probabilities {
+                let PreparedCase { image: voxels, properties, .. } = case;
+                let logits = segmenter.logits(voxels, &mut step)?;
+                let labels = properties.restore_logits(&logits.view())?;
+                let path = image.probabilities(&output);
+                write_probabilities(&path, &logits, &properties, labels.dim().into(), &comment)?;
+                labels
+            } else {
+                segmenter.segment(case, &mut step)?
+            };
             postprocessing.apply(&mut labels);
             write_commented_labels(&target, &labels.view(), &geometry, Some(&comment))?;
             Some(labels)
@@ -142,7 +147,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
 fn write_probabilities(
     path: &Path,
     logits: &Array4<f32>,
-    case: &PreparedCase,
+    properties: &CaseProperties,
     grid: [usize; 3],
     comment: &str,
 ) -> Result<()> {
@@ -151,7 +156,7 @@ fn write_probabilities(
     let [z, y, x] = grid;
     let shape = [logits.len_of(Axis(0)), z, y, x];
     let mut writer = NpzWriter::new(&mut file, PROBABILITIES, shape).with_context(cannot)?;
-    case.properties.restore_probabilities(&logits.view(), |class| -> Result<()> {
+    properties.restore_probabilities(&logits.view(), |class| -> Result<()> {
         writer.write(class.as_slice().expect("the grid is in standard layout")).with_context(cannot)
     })?;
     writer.finish(comment).with_context(cannot)?;

@@ -317,7 +317,7 @@ impl Training<'_> {
             let image = run.dataset.load_image(&case.image)?;
             let geometry = image.geometry.clone();
             let prepared = msd_data::preprocess(image, None, &loaded.plan)?;
-            let labels = segmenter.segment(&prepared, &mut |_, _| {})?;
+            let labels = segmenter.segment(prepared, &mut |_, _| {})?;
             write_labels(&path, &labels.view(), &geometry)?;
         }
         drop(progress);

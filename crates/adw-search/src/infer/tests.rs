@@ -153,7 +153,24 @@ fn folds_are_averaged_and_progress_reaches_the_end() {
     assert_same("mean of the folds", &got, &(&image * 2.0).unwrap());
     let total = 4 * 3 * 3;
     assert_eq!(seen.last(), Some(&(total, total)));
-    assert_eq!(seen.len(), total / 2);
+    // Pairs of the nine windows that start on one plane.
+    assert_eq!(seen.len(), 4 * 5);
+}
+
+#[test]
+fn parts_follow_each_other_and_end_where_the_next_windows_begin() {
+    let image = image([9, 5, 3]);
+    let window = SlidingWindow::new([4, 4, 4]);
+    let mut network = |x: &Tensor| Ok(x.clone());
+    let mut planes = window.planes(&image).unwrap();
+    let mut parts = vec![];
+    while let Some(part) = planes.advance(&mut [&mut network], &mut ignore).unwrap() {
+        parts.push(part);
+    }
+    let sizes: Vec<usize> = parts.iter().map(|part| part.dim(2).unwrap()).collect();
+    assert_eq!(sizes, [2, 1, 2, 4], "windows start at 0, 2, 3, 5");
+    assert_same("all parts", &Tensor::cat(&parts, 2).unwrap(), &image);
+    assert!(planes.advance(&mut [&mut network], &mut ignore).unwrap().is_none());
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod restore;
 
 pub use locations::ClassLocations;
 pub(crate) use resample::resampled_shape;
+pub use restore::LabelRestorer;
 
 /// A case ready for training or prediction. Spatial axes D, H, W are the plan's
 /// (z, y, x moved by [`Plan::transpose_forward`]).

@@ -1,9 +1,11 @@
 //! Predictions on a prepared case brought back to the image's own grid.
 
-use ndarray::{Array3, ArrayView3, ArrayView4, Axis, CowArray, Ix3, Slice, Zip};
+use std::ops::Range;
+
+use ndarray::{Array3, Array4, ArrayView3, ArrayView4, Axis, CowArray, Ix3, Slice, Zip, concatenate};
 
 use super::CaseProperties;
-use super::resample::{resample_linear, separate_axis};
+use super::resample::{Planes, resample_linear, resample_planes, separate_axis, sources};
 use crate::error::{Error, Result};
 
 impl CaseProperties {
@@ -29,25 +31,15 @@ impl CaseProperties {
     /// (the first of equals) on the image's grid, `[z, y, x]`.
     ///
     /// Linear interpolation, nearest-neighbour across an axis with much longer voxels; one class at a time, so that
-    /// memory does not grow with the number of classes.
+    /// memory does not grow with the number of classes. [`LabelRestorer`] does the same plane by plane.
     ///
     /// # Errors
     /// [`Error::Shape`] if the spatial shape is not the prepared one.
     pub fn restore_logits(&self, logits: &ArrayView4<f32>) -> Result<Array3<u16>> {
         self.check_shape("logits", &logits.shape()[1..])?;
-        let shape = self.shape_after_cropping();
-        let mut best = Array3::from_elem(shape, f32::NEG_INFINITY);
-        let mut labels = Array3::zeros(shape);
-        for class in 0..logits.len_of(Axis(0)) {
-            let keep = |best: &mut f32, label: &mut u16, &logit: &f32| {
-                if logit > *best {
-                    *best = logit;
-                    *label = class as u16;
-                }
-            };
-            Zip::from(&mut best).and(&mut labels).and(&self.on_own_voxels(logits, class)).for_each(keep);
-        }
-        Ok(self.paste(&labels.view(), 0))
+        let mut labels = LabelRestorer::new(self);
+        labels.add(logits)?;
+        labels.finish()
     }
 
     /// Resamples logits as [`Self::restore_logits`] does and hands their softmax over the classes to `each`, class by class in
@@ -89,8 +81,12 @@ impl CaseProperties {
         if logits.shape() == shape {
             return logits.into();
         }
-        let separate = separate_axis(self.target_spacing_mm, self.spacing_mm);
-        resample_linear(&logits, shape, separate).into()
+        resample_linear(&logits, shape, self.separate_axis()).into()
+    }
+
+    /// Axis of the prepared case along which the nearest plane is taken.
+    fn separate_axis(&self) -> Option<usize> {
+        separate_axis(self.target_spacing_mm, self.spacing_mm)
     }
 
     /// Inserts the kept part into the image's grid and restores the order of the axes.
@@ -105,5 +101,99 @@ impl CaseProperties {
             return Ok(());
         }
         Err(Error::Shape { what, found: found.to_vec(), expected: self.shape.to_vec() })
+    }
+}
+
+/// [`CaseProperties::restore_logits`] for logits that come plane by plane along the first axis, so that they need not exist all
+/// at once; the labels are the same.
+#[derive(Debug)]
+pub struct LabelRestorer<'a> {
+    properties: &'a CaseProperties,
+    /// Planes of logits that every plane of labels depends on.
+    sources: Vec<Range<usize>>,
+    /// Logits, `[K, planes, H, W]`, that later labels depend on, and the place of their first plane.
+    pending: Array4<f32>,
+    first: usize,
+    /// Labels on the voxels of the crop; planes from `done` on are still to come.
+    labels: Array3<u16>,
+    done: usize,
+}
+
+impl<'a> LabelRestorer<'a> {
+    /// Starts with the first plane of the prepared case.
+    pub fn new(properties: &'a CaseProperties) -> Self {
+        let shape = properties.shape_after_cropping();
+        let sources = sources(properties.shape[0], shape[0], properties.separate_axis() == Some(0));
+        let pending = Array4::zeros((0, 0, 0, 0));
+        Self { properties, sources, pending, first: 0, labels: Array3::zeros(shape), done: 0 }
+    }
+
+    /// Takes the logits of the planes that follow, `[K, planes, H, W]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the planes are not of the prepared case, or too many.
+    pub fn add(&mut self, logits: &ArrayView4<f32>) -> Result<()> {
+        let planes = self.pending.len_of(Axis(1));
+        let [_, height, width] = self.properties.shape;
+        let all = self.first + planes + logits.len_of(Axis(1));
+        let is_first = self.first + planes == 0;
+        let classes = if is_first { logits.len_of(Axis(0)) } else { self.pending.len_of(Axis(0)) };
+        if logits.shape() != [classes, logits.len_of(Axis(1)), height, width] || all > self.properties.shape[0] {
+            self.properties.check_shape("logits", &[all, logits.len_of(Axis(2)), logits.len_of(Axis(3))])?;
+            return Err(Error::Shape { what: "classes", found: vec![logits.len_of(Axis(0))], expected: vec![classes] });
+        }
+        let joined;
+        let known = if planes == 0 {
+            logits.view()
+        } else {
+            joined = concatenate![Axis(1), self.pending, *logits];
+            joined.view()
+        };
+        let ready = self.sources[self.done..].iter().take_while(|planes| planes.end <= all).count();
+        self.label(&known, self.done..self.done + ready);
+        self.done += ready;
+        // Without a plane to come, nothing is kept.
+        let keep = self.sources.get(self.done).map_or(all, |planes| planes.start.max(self.first));
+        let pending = known.slice_axis(Axis(1), Slice::from(keep - self.first..)).to_owned();
+        (self.pending, self.first) = (pending, keep);
+        Ok(())
+    }
+
+    /// Computes the labels of these planes from `logits`, whose first plane is `first`.
+    fn label(&mut self, logits: &ArrayView4<f32>, to: Range<usize>) {
+        if to.is_empty() {
+            return;
+        }
+        let (properties, shape) = (self.properties, self.properties.shape_after_cropping());
+        let from = self.sources[to.start].start.max(self.first)..self.first + logits.len_of(Axis(1));
+        let mut labels = self.labels.slice_axis_mut(Axis(0), Slice::from(to.clone()));
+        let mut best = Array3::from_elem(labels.dim(), f32::NEG_INFINITY);
+        for (class, logits) in logits.outer_iter().enumerate() {
+            let logits = logits.slice_axis(Axis(0), Slice::from(from.start - self.first..));
+            let own: CowArray<f32, Ix3> = if properties.shape == shape {
+                logits.slice_axis(Axis(0), Slice::from(0..to.len())).into()
+            } else {
+                let planes =
+                    Planes { from: from.clone(), num_from: properties.shape[0], to: to.clone(), num_to: shape[0] };
+                resample_planes(&logits, shape, properties.separate_axis(), planes).into()
+            };
+            Zip::from(&mut best).and(&mut labels).and(&own).par_for_each(|best, label, &logit| {
+                if logit > *best {
+                    *best = logit;
+                    *label = class as u16;
+                }
+            });
+        }
+    }
+
+    /// Labels on the image's grid, `[z, y, x]`; voxels outside the crop are background.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if planes are missing.
+    pub fn finish(self) -> Result<Array3<u16>> {
+        let [_, height, width] = self.properties.shape;
+        let planes = self.first + self.pending.len_of(Axis(1));
+        self.properties.check_shape("logits", &[planes, height, width])?;
+        Ok(self.properties.paste(&self.labels.view(), 0))
     }
 }

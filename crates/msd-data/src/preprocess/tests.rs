@@ -1,4 +1,4 @@
-use ndarray::{Array3, Array4};
+use ndarray::{Array3, Array4, Axis};
 
 use super::*;
 use crate::geometry::Geometry;
@@ -73,6 +73,40 @@ fn logits_are_resampled_back() {
         let sum: f32 = classes.iter().map(|class| class[voxel]).sum();
         assert!((sum - 1.0).abs() < 1e-5, "{voxel:?}: {sum}");
         assert!(classes.iter().all(|class| class[voxel] <= classes[usize::from(label)][voxel]), "{voxel:?}");
+    }
+}
+
+/// Finer and coarser grids along the first axis and the others, resampled last or first or by the nearest plane, and none of it.
+#[test]
+fn labels_of_logits_that_come_in_parts_are_those_of_the_whole() {
+    let (image, _) = organ();
+    for target in [
+        [1.0, 1.0, 1.0],
+        [4.0, 1.3, 0.9],
+        [2.0, 1.5, 1.0],
+        [2.0, 0.7, 1.1],
+        [1.3, 1.5, 1.0],
+        [9.0, 1.5, 1.0],
+        [2.0, 9.0, 1.0],
+    ] {
+        let case = preprocess(image.clone(), None, &test_plan(target, [0, 1, 2])).unwrap();
+        let (_, d, h, w) = case.image.dim();
+        let noise =
+            |(k, z, y, x): (usize, usize, usize, usize)| ((k * 7919 + z * 613 + y * 389 + x * 101) % 997) as f32;
+        let logits = Array4::from_shape_fn((3, d, h, w), noise);
+        let whole = case.properties.restore_logits(&logits.view()).unwrap();
+        for size in [1, 2, 5] {
+            let mut restorer = LabelRestorer::new(&case.properties);
+            for part in logits.axis_chunks_iter(Axis(1), size) {
+                restorer.add(&part).unwrap();
+            }
+            assert_eq!(restorer.finish().unwrap(), whole, "{target:?}, parts of {size} planes");
+        }
+        let mut restorer = LabelRestorer::new(&case.properties);
+        restorer.add(&logits.slice_axis(Axis(1), (..1).into())).unwrap();
+        assert!(restorer.add(&logits.view()).is_err(), "too many");
+        assert!(restorer.add(&logits.slice_axis(Axis(3), (1..).into())).is_err(), "another width");
+        assert!(d == 1 || restorer.finish().is_err(), "too few");
     }
 }
 

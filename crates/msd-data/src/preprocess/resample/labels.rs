@@ -1,5 +1,7 @@
 //! Resampling of labels: each voxel is decided from the eight around it, without a map per label.
 
+use std::ops::Range;
+
 use ndarray::{Array3, parallel::prelude::*};
 
 use super::lines::{AxisTaps, Interpolation, nearest_voxels};
@@ -62,6 +64,11 @@ impl LabelTap {
         let tap = |(low, [a, b, ..]): (usize, [f64; 4])| Self { low, high: (low + 1).min(n_in - 1), weights: [a, b] };
         taps.into_iter().map(tap).collect()
     }
+}
+
+/// Voxels along an axis that each voxel of the resampled axis depends on, linearly or as the nearest.
+pub(crate) fn sources(n_in: usize, n_out: usize, nearest: bool) -> Vec<Range<usize>> {
+    LabelTap::along(n_in, n_out, nearest).iter().map(|tap| tap.low..tap.high + 1).collect()
 }
 
 /// Label of a voxel between eight, `corners[2 z + y][x]`. Sums are taken along z, then y, then x, as in three passes over a

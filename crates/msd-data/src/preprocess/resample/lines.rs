@@ -1,6 +1,8 @@
 //! Interpolation along one axis, in blocks of neighbouring lines whose arithmetic fills a vector.
 #![expect(clippy::inline_always, reason = "a block is compiled anew for each set of vectors that it is dispatched to")]
 
+use std::ops::Range;
+
 use ndarray::{ArrayView2, ArrayView3, ArrayViewMut2, ArrayViewMut3, Axis, Zip, parallel::prelude::*};
 use pulp::{Arch, NullaryFnOnce};
 
@@ -13,23 +15,22 @@ pub(super) enum Interpolation {
     Linear,
 }
 
-/// Resamples along one axis and clips the values to `bounds` (smallest and largest). The other two axes have equal lengths
-/// in `from` and `to`.
+/// Resamples along one axis by `taps` and clips the values to `bounds` (smallest and largest). The other two axes have equal
+/// lengths in `from` and `to`.
 pub(super) fn resample_axis(
     from: &ArrayView3<f32>,
     to: &mut ArrayViewMut3<f32>,
     axis: usize,
-    interpolation: Interpolation,
+    taps: &AxisTaps,
     bounds: Option<(f32, f32)>,
 ) {
-    let taps = AxisTaps::new(from.shape()[axis], to.shape()[axis], interpolation);
     // Blocks lie along the faster of the other axes.
     let order = [[1, 0, 2], [0, 1, 2], [0, 2, 1]][axis];
     let (from, mut to) = (from.view().permuted_axes(order), to.view_mut().permuted_axes(order));
     Zip::from(to.outer_iter_mut()).and(from.outer_iter()).par_for_each(|mut to, from| {
         let blocks = to.axis_chunks_iter_mut(Axis(1), BLOCK).into_par_iter();
         blocks.zip(from.axis_chunks_iter(Axis(1), BLOCK)).for_each(|(to, from)| {
-            Arch::new().dispatch(LineBlock { taps: &taps, from, to, bounds });
+            Arch::new().dispatch(LineBlock { taps, from, to, bounds });
         });
     });
 }
@@ -88,6 +89,12 @@ impl AxisTaps {
             }
         };
         Self { interpolation, taps: (0..n_out).map(tap).collect() }
+    }
+
+    /// The output samples `out` alone, from input samples of which the first `first` are left out.
+    pub(super) fn part(mut self, first: usize, out: Range<usize>) -> Self {
+        self.taps = self.taps[out].iter().map(|&(start, weights)| (start - first, weights)).collect();
+        self
     }
 
     /// Interpolates a block of lines, `[samples, lines]`.

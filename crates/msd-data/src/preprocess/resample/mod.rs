@@ -3,13 +3,15 @@
 //! Output voxel i of an axis lies at `(i + 0.5) n_in / n_out - 0.5` of the input, edges replicate, there is no
 //! anti-aliasing. Every interpolation is separable, so images are resampled one axis at a time, axes that grow most last.
 
+use std::ops::Range;
+
 use ndarray::{Array3, Array4, ArrayView2, ArrayView3, ArrayViewMut3, Axis, parallel::prelude::*};
 
 mod labels;
 mod lines;
 
-pub(crate) use labels::resample_labels;
-use lines::{Interpolation, clamp, nearest_voxels, resample_axis};
+pub(crate) use labels::{resample_labels, sources};
+use lines::{AxisTaps, Interpolation, clamp, nearest_voxels, resample_axis};
 
 /// Shape after resampling: round(shape spacing / target) per axis, at least 1.
 pub(crate) fn resampled_shape(shape: [usize; 3], spacing_mm: [f64; 3], target_mm: [f64; 3]) -> [usize; 3] {
@@ -39,28 +41,61 @@ pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Op
         return image;
     }
     let mut out = Array4::zeros((image.dim().0, shape[0], shape[1], shape[2]));
+    let planes = image.shape()[1];
+    let whole = Planes { from: 0..planes, num_from: planes, to: 0..shape[0], num_to: shape[0] };
     for (from, to) in image.outer_iter().zip(out.outer_iter_mut()) {
-        resample_into(&from, to, separate, Interpolation::Cubic);
+        resample_into(&from, to, separate, Interpolation::Cubic, whole.clone());
     }
     out
 }
 
 /// Resamples one volume linearly to `shape`, by the nearest slice along a `separate` axis.
 pub(crate) fn resample_linear(volume: &ArrayView3<f32>, shape: [usize; 3], separate: Option<usize>) -> Array3<f32> {
-    let mut out = Array3::zeros(shape);
-    resample_into(volume, out.view_mut(), separate, Interpolation::Linear);
+    let whole = Planes { from: 0..volume.shape()[0], num_from: volume.shape()[0], to: 0..shape[0], num_to: shape[0] };
+    resample_planes(volume, shape, separate, whole)
+}
+
+/// Part of a volume along its first axis.
+#[derive(Debug, Clone)]
+pub(crate) struct Planes {
+    /// Planes at hand.
+    pub(crate) from: Range<usize>,
+    /// Planes of the whole volume.
+    pub(crate) num_from: usize,
+    /// Planes to compute.
+    pub(crate) to: Range<usize>,
+    /// Planes of the whole result.
+    pub(crate) num_to: usize,
+}
+
+/// Planes of [`resample_linear`]'s result for a whole volume, bit by bit, from a part of it that holds
+/// [what they need](sources).
+pub(crate) fn resample_planes(
+    volume: &ArrayView3<f32>,
+    shape: [usize; 3],
+    separate: Option<usize>,
+    planes: Planes,
+) -> Array3<f32> {
+    let mut out = Array3::zeros([planes.to.len(), shape[1], shape[2]]);
+    resample_into(volume, out.view_mut(), separate, Interpolation::Linear, planes);
     out
 }
 
-/// Resamples one volume to the shape of `to`, by the nearest slice along a `separate` axis. Cubic results are clipped to
-/// the input's range.
+/// Resamples one volume, or a part of it, to the shape of `to`, by the nearest slice along a `separate` axis. Cubic results are
+/// clipped to the input's range.
 fn resample_into(
     from: &ArrayView3<f32>,
     mut to: ArrayViewMut3<f32>,
     separate: Option<usize>,
     interpolation: Interpolation,
+    planes: Planes,
 ) {
-    let (n_in, n_out) = ([0, 1, 2].map(|a| from.shape()[a]), [0, 1, 2].map(|a| to.shape()[a]));
+    let n_in = [planes.num_from, from.shape()[1], from.shape()[2]];
+    let n_out = [planes.num_to, to.shape()[1], to.shape()[2]];
+    let taps = |axis: usize| {
+        let taps = AxisTaps::new(n_in[axis], n_out[axis], interpolation);
+        if axis == 0 { taps.part(planes.from.start, planes.to.clone()) } else { taps }
+    };
     let mut axes: Vec<usize> = (0..3).filter(|&a| Some(a) != separate && n_in[a] != n_out[a]).collect();
     // The axis that grows most is resampled last, which keeps the intermediate volumes small.
     axes.sort_by(|&a, &b| (n_out[a] * n_in[b]).cmp(&(n_out[b] * n_in[a])));
@@ -73,12 +108,12 @@ fn resample_into(
         let last = i + 1 == axes.len();
         let bounds = whole.filter(|_| last);
         if last && across.is_none() {
-            resample_axis(&source, &mut to, axis, interpolation, bounds);
+            resample_axis(&source, &mut to, axis, &taps(axis), bounds);
         } else {
             let mut shape = [0, 1, 2].map(|a| source.shape()[a]);
-            shape[axis] = n_out[axis];
+            shape[axis] = if axis == 0 { planes.to.len() } else { n_out[axis] };
             let mut next = Array3::from_elem(shape, 0.0);
-            resample_axis(&source, &mut next.view_mut(), axis, interpolation, bounds);
+            resample_axis(&source, &mut next.view_mut(), axis, &taps(axis), bounds);
             current = Some(next);
         }
     }
@@ -93,8 +128,9 @@ fn resample_into(
         Some(axis) => {
             let source = current.as_ref().map_or(from.view(), |c| c.view());
             let picked = nearest_voxels(n_in[axis], n_out[axis]);
-            let slices = to.axis_iter_mut(Axis(axis)).into_par_iter().zip(picked);
-            slices.for_each(|(mut to, i)| to.assign(&source.index_axis(Axis(axis), i)));
+            let (first, out) = if axis == 0 { (planes.from.start, planes.to) } else { (0, 0..n_out[axis]) };
+            let slices = to.axis_iter_mut(Axis(axis)).into_par_iter().zip(&picked[out]);
+            slices.for_each(|(mut to, i)| to.assign(&source.index_axis(Axis(axis), i - first)));
         }
         None if axes.is_empty() => to.assign(from),
         None => {}
