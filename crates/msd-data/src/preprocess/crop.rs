@@ -52,25 +52,28 @@ pub(crate) fn outside(image: &ArrayView4<f32>) -> Option<Array3<bool>> {
         Zip::from(&mut zero).and(&channel).par_for_each(|zero, &v| *zero &= v == 0.0);
     }
     let mut outside = Array3::from_elem((d, h, w), false);
-    let mut stack = Vec::new();
-    let mut visit = |at: (usize, usize, usize), stack: &mut Vec<_>| {
-        if zero[at] && !outside[at] {
-            outside[at] = true;
-            stack.push(at);
-        }
-    };
-    border().for_each(|at| visit(at, &mut stack));
-    while let Some((z, y, x)) = stack.pop() {
-        for (exists, neighbour) in [
-            (x > 0, (z, y, x.wrapping_sub(1))),
-            (x + 1 < w, (z, y, x + 1)),
-            (y > 0, (z, y.wrapping_sub(1), x)),
-            (y + 1 < h, (z, y + 1, x)),
-            (z > 0, (z.wrapping_sub(1), y, x)),
-            (z + 1 < d, (z + 1, y, x)),
-        ] {
-            if exists {
-                visit(neighbour, &mut stack);
+    // One entry per run of zeros, not per voxel, which would take several times the image's memory.
+    let mut stack: Vec<_> = Vec::new();
+    for seed in border() {
+        stack.push(seed);
+        while let Some((z, y, x)) = stack.pop() {
+            if !zero[[z, y, x]] || outside[[z, y, x]] {
+                continue;
+            }
+            let first = (0..x).rev().take_while(|&x| zero[[z, y, x]]).last().unwrap_or(x);
+            let end = (x..w).find(|&x| !zero[[z, y, x]]).unwrap_or(w);
+            (first..end).for_each(|x| outside[[z, y, x]] = true);
+            for (exists, z, y) in [
+                (y > 0, z, y.wrapping_sub(1)),
+                (y + 1 < h, z, y + 1),
+                (z > 0, z.wrapping_sub(1), y),
+                (z + 1 < d, z + 1, y),
+            ] {
+                let is_open = |x: usize| zero[[z, y, x]] && !outside[[z, y, x]];
+                if exists {
+                    let starts = (first..end).filter(|&x| is_open(x) && (x == first || !is_open(x - 1)));
+                    stack.extend(starts.map(|x| (z, y, x)));
+                }
             }
         }
     }
@@ -102,6 +105,39 @@ mod tests {
         let cut = outside(&cut).unwrap();
         for ((z, y, x), &outside) in cut.indexed_iter() {
             assert_eq!(outside, found[[z, y + 1, x + 2]], "{z} {y} {x}");
+        }
+    }
+
+    #[test]
+    fn what_is_outside_is_connected_to_the_border_voxel_by_voxel() {
+        for seed in 0..40u64 {
+            let (d, h, w) = (5, 6, 9);
+            let mut state = seed + 1;
+            let image = Array4::from_shape_fn((1, d, h, w), |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                f32::from(u8::from((state >> 33) % 20 < seed / 4 + 6))
+            });
+            let mut expected = Array3::from_elem((d, h, w), false);
+            loop {
+                let mut grown = false;
+                for (z, y, x) in ndarray::indices((d, h, w)) {
+                    let is_border = z == 0 || y == 0 || x == 0 || z == d - 1 || y == h - 1 || x == w - 1;
+                    let near = |expected: &Array3<bool>| {
+                        expected
+                            .indexed_iter()
+                            .any(|((a, b, c), &o)| o && a.abs_diff(z) + b.abs_diff(y) + c.abs_diff(x) == 1)
+                    };
+                    if image[[0, z, y, x]] == 0.0 && !expected[[z, y, x]] && (is_border || near(&expected)) {
+                        expected[[z, y, x]] = true;
+                        grown = true;
+                    }
+                }
+                if !grown {
+                    break;
+                }
+            }
+            let found = outside(&image.view()).unwrap_or_else(|| Array3::from_elem((d, h, w), false));
+            assert_eq!(found, expected, "seed {seed}");
         }
     }
 
