@@ -1,7 +1,6 @@
 //! Layers of the U-Net, their parameters and geometry.
 
 use super::relaxation::Relaxation;
-use super::residual::Residual;
 use crate::architecture::Shortcut;
 use crate::error::{Error, Result};
 use crate::parameters::{Parameter, ParameterBuilder, Role};
@@ -17,6 +16,34 @@ pub(super) struct Layer {
     pub(super) gamma: usize,
     pub(super) beta: usize,
     pub(super) geometry: Conv3dGeometry,
+}
+
+/// Shortcut around two layers.
+pub(super) struct Residual {
+    /// First of the two layers.
+    pub(super) layer: usize,
+    /// Cells of the average pooling.
+    pub(super) pooling: [usize; 3],
+    /// Convolution with kernel 1, where the numbers of channels differ.
+    pub(super) projection: Option<Layer>,
+}
+
+impl Residual {
+    /// Adds the parameters of a shortcut.
+    fn build(builder: &mut ParameterBuilder, shortcut: &Shortcut) -> Result<Self> {
+        let Shortcut { block, layer, pooling, in_channels, out_channels } = *shortcut;
+        let name = format!("block.{block}.shortcut.{layer}");
+        let mut projection = || {
+            Ok::<_, Error>(Layer {
+                weight: builder.he_normal(format!("{name}.weight"), (out_channels, in_channels, 1, 1, 1))?,
+                gamma: builder.constant(format!("{name}.gamma"), Role::Weight, out_channels, 1.0)?,
+                beta: builder.constant(format!("{name}.beta"), Role::Weight, out_channels, 0.0)?,
+                geometry: head_geometry(),
+            })
+        };
+        let projection = shortcut.has_projection().then(&mut projection).transpose()?;
+        Ok(Self { layer, pooling, projection })
+    }
 }
 
 /// Values that determine a network's layers.

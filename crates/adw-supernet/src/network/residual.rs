@@ -1,41 +1,11 @@
 //! Inference of residual encoders: pairs of layers with shortcuts, see [`Encoder::Residual`](crate::Encoder::Residual).
 
-use super::layers::{Layer, Network, head_geometry};
+use super::layers::{Layer, Network, Residual};
 use super::trace::Feature;
-use crate::architecture::Shortcut;
 use crate::error::Result;
-use crate::parameters::{ParameterBuilder, Role};
 use adw_tensor_ops::conv3d::{self, Input, Precision};
 use adw_tensor_ops::norm_act::{self, NormAct, NormCoefficients};
 use candle_core::Tensor;
-
-/// Shortcut around two layers.
-pub(super) struct Residual {
-    /// First of the two layers.
-    layer: usize,
-    /// Cells of the average pooling.
-    pooling: [usize; 3],
-    /// Convolution with kernel 1, where the numbers of channels differ.
-    projection: Option<Layer>,
-}
-
-impl Residual {
-    /// Adds the parameters of a shortcut.
-    pub(super) fn build(builder: &mut ParameterBuilder, shortcut: &Shortcut) -> Result<Self> {
-        let Shortcut { block, layer, pooling, in_channels, out_channels } = *shortcut;
-        let name = format!("block.{block}.shortcut.{layer}");
-        let mut projection = || {
-            Ok::<_, crate::Error>(Layer {
-                weight: builder.he_normal(format!("{name}.weight"), (out_channels, in_channels, 1, 1, 1))?,
-                gamma: builder.constant(format!("{name}.gamma"), Role::Weight, out_channels, 1.0)?,
-                beta: builder.constant(format!("{name}.beta"), Role::Weight, out_channels, 0.0)?,
-                geometry: head_geometry(),
-            })
-        };
-        let projection = shortcut.has_projection().then(&mut projection).transpose()?;
-        Ok(Self { layer, pooling, projection })
-    }
-}
 
 /// Raw map and its coefficients.
 type Map = (Tensor, NormCoefficients);
