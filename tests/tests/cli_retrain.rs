@@ -109,7 +109,7 @@ fn a_validation_case_too_large_to_segment_is_refused_before_the_training() {
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let [image, labels] = ["imagesTr", "labelsTr"].map(|folder| data.join(folder).join("phantom_000.nii.gz"));
-    let shape @ [d, h, w] = [80, 100, 80];
+    let shape @ [d, h, w] = [160, 120, 100];
     let (small, small_labels) = (read_image(&image).unwrap(), read_labels(&labels).unwrap());
     let mut geometry = small.geometry;
     let [rows, columns, slices] = geometry.shape;
@@ -126,7 +126,7 @@ fn a_validation_case_too_large_to_segment_is_refused_before_the_training() {
     let retrain = Adw::new(["retrain", "--uniform-width", "4", "--uniform-depth", "1"]);
     let retrain = retrain.path("--data", &data).path("--run", &run).args(TINY);
     let outcome = retrain.clone().args(["--memory", "0.02"]).run();
-    outcome.assert_bad_input(&["imagesTr/phantom_000.nii.gz (80x100x80 voxels", "20.00 MB may be used"]);
+    outcome.assert_bad_input(&["imagesTr/phantom_000.nii.gz (160x120x100 voxels", "20.00 MB may be used"]);
     assert!(!run.exists());
     retrain.args(["--memory", "0.06"]).succeed();
 }
