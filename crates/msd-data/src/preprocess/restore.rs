@@ -152,8 +152,8 @@ impl<'a> LabelRestorer<'a> {
         let ready = self.sources[self.done..].iter().take_while(|planes| planes.end <= all).count();
         self.label(&known, self.done..self.done + ready);
         self.done += ready;
-        // Without a plane to come, nothing is kept.
-        let keep = self.sources.get(self.done).map_or(all, |planes| planes.start.max(self.first));
+        // Nothing is kept if no label is to come, or if the next one depends on planes to come alone.
+        let keep = self.sources.get(self.done).map_or(all, |planes| planes.start.clamp(self.first, all));
         let pending = known.slice_axis(Axis(1), Slice::from(keep - self.first..)).to_owned();
         (self.pending, self.first) = (pending, keep);
         Ok(())

@@ -88,6 +88,9 @@ fn labels_of_logits_that_come_in_parts_are_those_of_the_whole() {
         [1.3, 1.5, 1.0],
         [9.0, 1.5, 1.0],
         [2.0, 9.0, 1.0],
+        // Labels skip planes of logits: their sources lie behind the planes that have come.
+        [0.6, 0.7, 0.5],
+        [0.3, 1.5, 1.0],
     ] {
         let case = preprocess(image.clone(), None, &test_plan(target, [0, 1, 2])).unwrap();
         let (_, d, h, w) = case.image.dim();
