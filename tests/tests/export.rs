@@ -187,6 +187,14 @@ fn monai_runs_a_bundle() {
     assert_same_labels(&labels, &expected);
 }
 
+/// Tensors and metadata of a network of nnU-Net as the converter writes them, an input and its logits.
+fn golden(name: &str) -> (NamedTensors, BTreeMap<String, String>, [Tensor; 2]) {
+    let path = repository().join(format!("tests/golden/nnunet/{name}.safetensors"));
+    let (mut tensors, metadata) = load_tensors(&path).unwrap();
+    let pair = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
+    (tensors, metadata, pair)
+}
+
 /// Import of a file of the converter with these contents as `model.safetensors`.
 fn import(dir: &Path, tensors: &NamedTensors, metadata: &BTreeMap<String, String>) -> Adw {
     let file = dir.join("nnunet.safetensors");
@@ -209,9 +217,7 @@ fn assert_logits(model: &ModelFile, x: &Tensor, expected: &Tensor) {
 #[test]
 fn a_network_of_nnu_net_computes_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
-    let golden = repository().join("tests/golden/nnunet/plain.safetensors");
-    let (mut tensors, metadata) = load_tensors(&golden).unwrap();
-    let [x, expected] = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
+    let (tensors, metadata, [x, expected]) = golden("plain");
     let import = |tensors: &NamedTensors, metadata: &BTreeMap<String, String>| import(dir.path(), tensors, metadata);
     import(&tensors, &metadata).succeed();
     let model = ModelFile::load(&dir.path().join("model.safetensors"), &Device::Cpu).unwrap();
@@ -252,9 +258,7 @@ fn a_network_of_nnu_net_computes_the_same_logits() {
 #[test]
 fn a_residual_encoder_of_nnu_net_computes_the_same_logits_here_and_exported() {
     let dir = tempfile::tempdir().unwrap();
-    let golden = repository().join("tests/golden/nnunet/residual.safetensors");
-    let (mut tensors, metadata) = load_tensors(&golden).unwrap();
-    let [x, expected] = ["x", "logits"].map(|name| tensors.remove(name).unwrap());
+    let (tensors, metadata, [x, expected]) = golden("residual");
     import(dir.path(), &tensors, &metadata).succeed();
     let path = dir.path().join("model.safetensors");
     let model = ModelFile::load(&path, &Device::Cpu).unwrap();

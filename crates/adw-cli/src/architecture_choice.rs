@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use adw_search::load_shared_weights;
-use adw_supernet::{Architecture, Encoder, FixedSizes, Supernet, SupernetConfig};
+use adw_supernet::{Architecture, FixedSizes, Supernet, SupernetConfig};
 use anyhow::Result;
 use candle_core::{DType, Device};
 use msd_data::Plan;
@@ -158,10 +158,8 @@ fn seen_cases(architecture: &Architecture, run: &Run) -> Option<String> {
 pub(crate) fn check_fit(architecture: &Architecture, run: &Run, path: &Path) -> Result<()> {
     let plan = &run.plan;
     let file = path.display();
-    if architecture.encoder == Encoder::Residual {
-        bad_input!(
-            "{file}: a network with a residual encoder, which predicts but cannot be trained; expected a plain one"
-        );
+    if let Err(error) = architecture.check_trainable() {
+        bad_input!("{file}: {error}");
     }
     let (channels, classes) = (plan.modalities.len(), plan.labels.len());
     if architecture.in_channels != channels {

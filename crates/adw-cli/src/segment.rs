@@ -21,15 +21,15 @@ impl Segmenter<'_> {
     /// A network fails, or its logits are not finite.
     pub(crate) fn segment(&self, case: PreparedCase, progress: &mut dyn FnMut(usize, usize)) -> Result<Array3<u16>> {
         let PreparedCase { image, properties, .. } = case;
-        let image = tensor(image)?;
-        let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| Ok(model.predict(x)?)).collect();
-        let mut networks: Vec<&mut Predict<'_>> = networks.iter_mut().map(|network| network as _).collect();
-        let mut planes = self.window.planes(&image)?;
-        drop(image);
+        let mut planes = self.window.planes(&tensor(image)?)?;
         let mut labels = LabelRestorer::new(&properties);
-        while let Some(logits) = planes.advance(&mut networks, progress)? {
-            labels.add(&array(&logits)?.view())?;
-        }
+        self.with_networks(|networks| {
+            while let Some(logits) = planes.advance(networks, progress)? {
+                labels.add(&array(&logits)?.view())?;
+            }
+            Ok(())
+        })?;
+        // The image goes before the label map is copied to its own grid.
         drop(planes);
         Ok(labels.finish()?)
     }
@@ -39,9 +39,14 @@ impl Segmenter<'_> {
     /// # Errors
     /// Those of [`Self::segment`].
     pub(crate) fn logits(&self, image: Array4<f32>, progress: &mut dyn FnMut(usize, usize)) -> Result<Array4<f32>> {
+        let image = tensor(image)?;
+        self.with_networks(|networks| array(&self.window.logits(&image, networks, progress)?))
+    }
+
+    fn with_networks<T>(&self, f: impl FnOnce(&mut [&mut Predict<'_>]) -> Result<T>) -> Result<T> {
         let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| Ok(model.predict(x)?)).collect();
         let mut networks: Vec<&mut Predict<'_>> = networks.iter_mut().map(|network| network as _).collect();
-        array(&self.window.logits(&tensor(image)?, &mut networks, progress)?)
+        f(&mut networks)
     }
 }
 

@@ -66,8 +66,9 @@ impl SlidingWindow {
             classes.resize_with(part.dim(1)?, || Vec::with_capacity(planes.shape.iter().product()));
             classes.iter_mut().zip(values.chunks(voxels)).for_each(|(class, part)| class.extend_from_slice(part));
         }
-        let [d, h, w] = planes.shape;
-        let num_classes = classes.len();
+        let ([d, h, w], num_classes) = (planes.shape, classes.len());
+        // The sums go before the logits exist twice.
+        drop(planes);
         Ok(Tensor::from_vec(classes.concat(), (1, num_classes, d, h, w), &Device::Cpu)?)
     }
 

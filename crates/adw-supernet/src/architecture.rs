@@ -189,6 +189,19 @@ impl Architecture {
         shortcuts
     }
 
+    /// Refuses a network that can only predict.
+    ///
+    /// # Errors
+    /// If its encoder is residual.
+    pub fn check_trainable(&self) -> Result<()> {
+        match self.encoder {
+            Encoder::Plain => Ok(()),
+            Encoder::Residual => Err(Error::Architecture(
+                "a residual encoder, which predicts but cannot be trained; expected a plain one".into(),
+            )),
+        }
+    }
+
     /// Refuses values that make no network.
     ///
     /// # Errors

@@ -90,6 +90,7 @@ impl Unet {
     /// If `x` does not have the right channels, its size is not a multiple of the product of the strides, or the
     /// [encoder](crate::Encoder) is residual.
     pub fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Trace)> {
+        self.architecture.check_trainable()?;
         self.network.forward(x, None, self.precision)
     }
 

@@ -1,5 +1,7 @@
 //! Graph of a network: one node per operation, one constant per parameter.
 
+use std::mem;
+
 use adw_supernet::{Architecture, Encoder, Parameter, Shortcut, Unet};
 use adw_tensor_ops::norm_act::NormAct;
 use candle_core::{DType, Device, Tensor};
@@ -30,6 +32,7 @@ impl Graph {
         }
         let architecture = network.architecture();
         let poolings = architecture.poolings();
+        let shortcuts = architecture.shortcuts();
         let mut value = INPUT.to_owned();
         let mut skips = Vec::with_capacity(poolings);
         for (i, layers) in architecture.blocks.iter().enumerate() {
@@ -43,18 +46,18 @@ impl Graph {
                 value = self.node("Concat", format!("{up}.concat"), &[&upsampled, &skip], vec![int("axis", 1)]);
             }
             let kernel = architecture.kernels[architecture.stage_of_block(i)];
-            let shortcuts: Vec<_> =
-                architecture.shortcuts().into_iter().filter(|shortcut| shortcut.block == i).collect();
-            let mut shortcut = None;
+            // Output of the shortcut that the layer adds.
+            let mut shortcut: Option<String> = None;
             for l in 0..layers.len() {
                 let is_strided = l == 0 && (1..=poolings).contains(&i);
                 let stride = if is_strided { architecture.strides[i - 1] } else { [1; 3] };
-                if let Some(found) = shortcuts.iter().find(|shortcut| shortcut.layer == l) {
-                    shortcut = Some((l + 1, self.shortcut(&format!("{prefix}block.{i}.shortcut.{l}"), &value, found)));
-                }
+                let of_next = shortcuts
+                    .iter()
+                    .find(|shortcut| (shortcut.block, shortcut.layer) == (i, l))
+                    .map(|found| self.shortcut(&format!("{prefix}block.{i}.shortcut.{l}"), &value, found));
                 let name = format!("{prefix}block.{i}.conv.{l}");
                 value = self.convolution(&name, &value, kernel, stride);
-                if let Some((_, other)) = shortcut.take_if(|(last, _)| *last == l) {
+                if let Some(other) = mem::replace(&mut shortcut, of_next) {
                     value = self.node("Add", format!("{name}.sum"), &[&value, &other], vec![]);
                 }
                 let slope = NormAct::default().slope;

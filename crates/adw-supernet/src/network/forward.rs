@@ -3,7 +3,7 @@
 use super::layers::{Network, head_geometry};
 use super::relaxation::{Relaxation, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, layer_inputs};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use adw_tensor_ops::conv_transpose3d;
 use adw_tensor_ops::conv3d::{self, Precision};
 use adw_tensor_ops::norm_act::{self, NormCoefficients};
@@ -13,7 +13,7 @@ impl Network {
     /// Logits of every decoder step, fine to coarse, each `[B, K, D, H, W]`, and the trace for the backward pass.
     ///
     /// # Errors
-    /// If the image does not fit the network, or its encoder is residual.
+    /// If the image does not fit the network.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -21,10 +21,6 @@ impl Network {
         precision: Precision,
     ) -> Result<(Vec<Tensor>, Trace)> {
         let poolings = self.strides.len();
-        if !self.biases.is_empty() {
-            let what = "a network with a residual encoder, which predicts but cannot be trained; expected a plain one";
-            return Err(Error::Architecture(what.into()));
-        }
         let num_blocks = self.blocks.len();
         let mut trace =
             Trace { blocks: Vec::with_capacity(num_blocks), outputs: Vec::with_capacity(num_blocks), precision };
@@ -54,13 +50,14 @@ impl Network {
         let mut current = Feature { map: self.read_image(x, precision)?, norm: None };
         let mut skips = Vec::with_capacity(poolings);
         for i in 0..self.blocks.len() {
-            let mut inputs = match i {
-                _ if i <= poolings => vec![current],
-                _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"), relaxation)?,
-            };
-            current = match inputs.pop_if(|_| !self.residuals[i].is_empty()) {
-                Some(input) => self.residual_block(i, input, precision)?,
-                None => self.forward_block(i, inputs, relaxation, precision, None)?,
+            current = if self.residuals[i].is_empty() {
+                let inputs = match i {
+                    _ if i <= poolings => vec![current],
+                    _ => self.upsample(i, &current, skips.pop().expect("one skip per decoder block"), relaxation)?,
+                };
+                self.forward_block(i, inputs, relaxation, precision, None)?
+            } else {
+                self.residual_block(i, current, precision)?
             };
             if i < poolings {
                 skips.push(current.clone());
@@ -120,10 +117,7 @@ impl Network {
     ) -> Result<Vec<Feature>> {
         let u = self.decoder_step(i).expect("only decoder blocks read upsampled maps");
         let map = conv_transpose3d::forward(coarse.input(), &self.up_weight(u, relaxation)?)?;
-        let map = match self.biases.get(u) {
-            Some([bias, _]) => map.broadcast_add(&self.value(*bias).to_dtype(map.dtype())?)?,
-            None => map,
-        };
+        let map = self.with_bias(map, self.biases.get(u).map(|biases| biases[0]))?;
         Ok(vec![Feature { map, norm: None }, skip])
     }
 
@@ -131,10 +125,15 @@ impl Network {
     fn logits(&self, u: usize, feature: &Feature) -> Result<Tensor> {
         let logits =
             conv3d::forward_plain(&[feature.input()], self.value(self.heads[u]), head_geometry(), Precision::Full)?;
-        let logits = match self.biases.get(u) {
-            Some([_, bias]) => logits.broadcast_add(self.value(*bias))?,
-            None => logits,
-        };
+        let logits = self.with_bias(logits, self.biases.get(u).map(|biases| biases[1]))?;
         Ok(logits.permute((0, 4, 1, 2, 3))?)
+    }
+
+    /// Adds a bias per channel, if there is one, to a map `[B, D, H, W, C]`.
+    fn with_bias(&self, map: Tensor, bias: Option<usize>) -> Result<Tensor> {
+        Ok(match bias {
+            Some(bias) => map.broadcast_add(&self.value(bias).to_dtype(map.dtype())?)?,
+            None => map,
+        })
     }
 }

@@ -18,6 +18,24 @@ pub(super) struct Layer {
     pub(super) geometry: Conv3dGeometry,
 }
 
+impl Layer {
+    /// Adds the parameters of a layer with these input and output channels.
+    fn build(
+        builder: &mut ParameterBuilder,
+        name: &str,
+        [c_in, width]: [usize; 2],
+        geometry: Conv3dGeometry,
+    ) -> Result<Self> {
+        let [kd, kh, kw] = geometry.kernel;
+        Ok(Self {
+            weight: builder.he_normal(format!("{name}.weight"), (width, c_in, kd, kh, kw))?,
+            gamma: builder.constant(format!("{name}.gamma"), Role::Weight, width, 1.0)?,
+            beta: builder.constant(format!("{name}.beta"), Role::Weight, width, 0.0)?,
+            geometry,
+        })
+    }
+}
+
 /// Shortcut around two layers.
 pub(super) struct Residual {
     /// First of the two layers.
@@ -32,16 +50,12 @@ impl Residual {
     /// Adds the parameters of a shortcut.
     fn build(builder: &mut ParameterBuilder, shortcut: &Shortcut) -> Result<Self> {
         let Shortcut { block, layer, pooling, in_channels, out_channels } = *shortcut;
-        let name = format!("block.{block}.shortcut.{layer}");
-        let mut projection = || {
-            Ok::<_, Error>(Layer {
-                weight: builder.he_normal(format!("{name}.weight"), (out_channels, in_channels, 1, 1, 1))?,
-                gamma: builder.constant(format!("{name}.gamma"), Role::Weight, out_channels, 1.0)?,
-                beta: builder.constant(format!("{name}.beta"), Role::Weight, out_channels, 0.0)?,
-                geometry: head_geometry(),
-            })
+        let projection = if shortcut.has_projection() {
+            let name = format!("block.{block}.shortcut.{layer}");
+            Some(Layer::build(builder, &name, [in_channels, out_channels], head_geometry())?)
+        } else {
+            None
         };
-        let projection = shortcut.has_projection().then(&mut projection).transpose()?;
         Ok(Self { layer, pooling, projection })
     }
 }
@@ -56,7 +70,7 @@ pub(crate) struct NetworkShape {
     pub(crate) widths: Vec<Vec<usize>>,
     /// Output channels of the transposed convolution of every decoder step, coarse to fine.
     pub(crate) up_widths: Vec<usize>,
-    /// Of a residual encoder, in which case transposed convolutions and heads have biases.
+    /// Shortcuts of a residual encoder; where there are any, transposed convolutions and heads have biases.
     pub(crate) shortcuts: Vec<Shortcut>,
 }
 
@@ -115,18 +129,12 @@ impl Network {
         let (mut blocks, mut residuals) = (Vec::new(), Vec::new());
         for (i, widths) in shape.widths.iter().enumerate() {
             let kernel = shape.kernels[stage_of_block(poolings, i)];
-            let [kd, kh, kw] = kernel;
             let mut c_in = shape.block_in_channels(i);
             let mut layers = Vec::new();
             for (l, &width) in widths.iter().enumerate() {
                 let stride = if l == 0 && (1..=poolings).contains(&i) { shape.strides[i - 1] } else { [1; 3] };
-                let name = format!("block.{i}.conv.{l}");
-                layers.push(Layer {
-                    weight: builder.he_normal(format!("{name}.weight"), (width, c_in, kd, kh, kw))?,
-                    gamma: builder.constant(format!("{name}.gamma"), Role::Weight, width, 1.0)?,
-                    beta: builder.constant(format!("{name}.beta"), Role::Weight, width, 0.0)?,
-                    geometry: Conv3dGeometry::same(kernel, stride),
-                });
+                let (name, geometry) = (format!("block.{i}.conv.{l}"), Conv3dGeometry::same(kernel, stride));
+                layers.push(Layer::build(&mut builder, &name, [c_in, width], geometry)?);
                 after_layer(&mut builder, i, Some(l))?;
                 c_in = width;
             }

@@ -165,16 +165,14 @@ impl<'a> LabelRestorer<'a> {
             return;
         }
         let (properties, shape) = (self.properties, self.properties.shape_after_cropping());
-        let from = self.sources[to.start].start.max(self.first)..self.first + logits.len_of(Axis(1));
         let mut labels = self.labels.slice_axis_mut(Axis(0), Slice::from(to.clone()));
         let mut best = Array3::from_elem(labels.dim(), f32::NEG_INFINITY);
         for (class, logits) in logits.outer_iter().enumerate() {
-            let logits = logits.slice_axis(Axis(0), Slice::from(from.start - self.first..));
             let own: CowArray<f32, Ix3> = if properties.shape == shape {
                 logits.slice_axis(Axis(0), Slice::from(0..to.len())).into()
             } else {
                 let planes =
-                    Planes { from: from.clone(), num_from: properties.shape[0], to: to.clone(), num_to: shape[0] };
+                    Planes { first: self.first, num_from: properties.shape[0], to: to.clone(), num_to: shape[0] };
                 resample_planes(&logits, shape, properties.separate_axis(), planes).into()
             };
             Zip::from(&mut best).and(&mut labels).and(&own).par_for_each(|best, label, &logit| {

@@ -41,8 +41,7 @@ pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Op
         return image;
     }
     let mut out = Array4::zeros((image.dim().0, shape[0], shape[1], shape[2]));
-    let planes = image.shape()[1];
-    let whole = Planes { from: 0..planes, num_from: planes, to: 0..shape[0], num_to: shape[0] };
+    let whole = Planes::whole(image.shape()[1], shape[0]);
     for (from, to) in image.outer_iter().zip(out.outer_iter_mut()) {
         resample_into(&from, to, separate, Interpolation::Cubic, whole.clone());
     }
@@ -51,21 +50,26 @@ pub(crate) fn resample_image(image: Array4<f32>, shape: [usize; 3], separate: Op
 
 /// Resamples one volume linearly to `shape`, by the nearest slice along a `separate` axis.
 pub(crate) fn resample_linear(volume: &ArrayView3<f32>, shape: [usize; 3], separate: Option<usize>) -> Array3<f32> {
-    let whole = Planes { from: 0..volume.shape()[0], num_from: volume.shape()[0], to: 0..shape[0], num_to: shape[0] };
-    resample_planes(volume, shape, separate, whole)
+    resample_planes(volume, shape, separate, Planes::whole(volume.shape()[0], shape[0]))
 }
 
 /// Part of a volume along its first axis.
 #[derive(Debug, Clone)]
 pub(crate) struct Planes {
-    /// Planes at hand.
-    pub(crate) from: Range<usize>,
+    /// First of the planes at hand.
+    pub(crate) first: usize,
     /// Planes of the whole volume.
     pub(crate) num_from: usize,
     /// Planes to compute.
     pub(crate) to: Range<usize>,
     /// Planes of the whole result.
     pub(crate) num_to: usize,
+}
+
+impl Planes {
+    fn whole(num_from: usize, num_to: usize) -> Self {
+        Self { first: 0, num_from, to: 0..num_to, num_to }
+    }
 }
 
 /// Planes of [`resample_linear`]'s result for a whole volume, bit by bit, from a part of it that holds
@@ -94,7 +98,7 @@ fn resample_into(
     let n_out = [planes.num_to, to.shape()[1], to.shape()[2]];
     let taps = |axis: usize| {
         let taps = AxisTaps::new(n_in[axis], n_out[axis], interpolation);
-        if axis == 0 { taps.part(planes.from.start, planes.to.clone()) } else { taps }
+        if axis == 0 { taps.part(planes.first, planes.to.clone()) } else { taps }
     };
     let mut axes: Vec<usize> = (0..3).filter(|&a| Some(a) != separate && n_in[a] != n_out[a]).collect();
     // The axis that grows most is resampled last, which keeps the intermediate volumes small.
@@ -128,7 +132,7 @@ fn resample_into(
         Some(axis) => {
             let source = current.as_ref().map_or(from.view(), |c| c.view());
             let picked = nearest_voxels(n_in[axis], n_out[axis]);
-            let (first, out) = if axis == 0 { (planes.from.start, planes.to) } else { (0, 0..n_out[axis]) };
+            let (first, out) = if axis == 0 { (planes.first, planes.to) } else { (0, 0..n_out[axis]) };
             let slices = to.axis_iter_mut(Axis(axis)).into_par_iter().zip(&picked[out]);
             slices.for_each(|(mut to, i)| to.assign(&source.index_axis(Axis(axis), i - first)));
         }
