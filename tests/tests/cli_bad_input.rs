@@ -10,7 +10,6 @@ use std::{
     sync::OnceLock,
 };
 
-use adw_supernet::Precision;
 use cli_support::{Adw, Outcome, TINY, copy_folder, names, phantom};
 use msd_data::{read_image, read_labels, write_image, write_labels};
 
@@ -185,12 +184,6 @@ fn configuration_that_means_nothing() {
     assert_search_refused(&["--set", "network.max_width=7"], &["7"]);
     assert_search_refused(&["--set", "search.epochs=0"], &["epochs"]);
     assert_search_refused(&["--set", "search.precision=half"], &["half", "`full` or `bf16`"]);
-    if !Precision::Bf16.is_available() {
-        assert_search_refused(
-            &["--set", "search.precision=bf16"],
-            &["search.precision = bf16", "expected full", "AMX"],
-        );
-    }
     assert_search_refused(&["--preset", "fast"], &["fast", "quick, standard, paper"]);
     assert_search_refused(&["--fold", "5"], &["fold", "5"]);
     assert_search_refused(&["--device", "cuda:0"], &["cuda:0", "built without CUDA"]);

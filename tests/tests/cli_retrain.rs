@@ -5,7 +5,6 @@ mod cli_support;
 
 use std::fs;
 
-use adw_supernet::Precision;
 use cli_support::{Adw, TINY, names, phantom};
 use msd_data::{read_image, read_labels, write_image, write_labels};
 use ndarray::{Array3, Array4};
@@ -62,9 +61,6 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
 
 #[test]
 fn a_precision_is_a_setting_of_search_training_and_prediction() {
-    if !Precision::Bf16.is_available() {
-        return;
-    }
     let dir = tempfile::tempdir().unwrap();
     let data = phantom(dir.path(), 5);
     let run = dir.path().join("run");
@@ -77,7 +73,7 @@ fn a_precision_is_a_setting_of_search_training_and_prediction() {
         .assert_bad_input(&["search.precision = \"bf16\", not \"full\""]);
     let model = |name: &str| run.join("retrain").join(name).join("fold_0/model.safetensors");
     let retrain = |name: &str, set: &[&str]| {
-        // The matrix unit is for layers of 16 channels and more.
+        // Layers of fewer than 16 channels are not rounded.
         Adw::new(["retrain", "--uniform-width", "16", "--name", name]).path("--run", &run).args(set)
     };
     retrain("full", &[]).succeed();

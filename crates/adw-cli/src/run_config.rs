@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_search::{RetrainConfig, SearchConfig, config::check_available};
+use adw_search::{RetrainConfig, SearchConfig};
 use adw_supernet::{FixedSizes, GatePosition, Precision, SearchSpace};
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -291,14 +291,6 @@ fn leave_out_words(table: &mut Table) {
             leave_out_words(section);
         }
     }
-}
-
-/// Refuses a precision that the device cannot compute in; `section` holds its key.
-///
-/// # Errors
-/// The precision is `bf16`, and the processor has no matrix unit.
-pub(crate) fn check_precision(section: &str, precision: Precision, device: &Device) -> Result<()> {
-    in_section(section, check_available(precision, device))
 }
 
 /// Adds the section to the key in an error of a library, which knows only its own keys.

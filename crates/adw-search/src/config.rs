@@ -1,7 +1,6 @@
 //! Settings of a search and of a training, as TOML or JSON files hold them. Unknown keys are errors.
 
 use adw_supernet::{CostUnit, Precision};
-use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamConfig, EmaConfig, OptimizerConfig, SgdConfig};
@@ -261,18 +260,6 @@ impl RetrainConfig {
         let ema = self.ema.as_ref();
         ema.map_or(Ok(()), |ema| below_one("ema.decay", ema.decay))
     }
-}
-
-/// Refuses a precision that the device cannot compute in. `check` accepts such settings, as they may have been written
-/// for another machine.
-///
-/// # Errors
-/// [`Error::Config`] for the key `precision`.
-pub fn check_available(precision: Precision, device: &Device) -> Result<()> {
-    if precision.is_available_on(device) {
-        return Ok(());
-    }
-    fail("precision", &"bf16", "full, for this processor has no matrix unit for bf16 (Intel AMX, under Linux)")
 }
 
 fn check_lr(lr: &LearningRate) -> Result<()> {

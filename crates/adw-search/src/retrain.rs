@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bilevel::{StepReport, clipped_step};
 use crate::checkpoint::Position;
-use crate::config::{self, RetrainConfig};
+use crate::config::RetrainConfig;
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
@@ -67,7 +67,6 @@ pub fn retrain(
     let ranks = options.ranks();
     ranks::check(ranks, config.per_sample)?;
     let device = parameters::device(net.parameters());
-    config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
     let settings = RetrainIdentity {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
 use crate::budget::CostPenalty;
 use crate::checkpoint::Position;
-use crate::config::{self, ArchBatches, Budget, Half, SearchConfig};
+use crate::config::{ArchBatches, Budget, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
@@ -104,7 +104,6 @@ pub fn search(
     let ranks = options.ranks();
     ranks::check(ranks, config.per_sample)?;
     let device = parameters::device(net.parameters());
-    config::check_available(config.precision, &device)?;
     net.set_precision(config.precision);
     let net = &*net;
     let settings = SearchIdentity { kind: "search", patch, network: net.config(), config: determining(config) };

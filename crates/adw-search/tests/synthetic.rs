@@ -359,13 +359,6 @@ fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_h
     };
     let nowhere = RunOptions::default();
     let (full, bf16) = (run(Precision::Full, &nowhere, None), run(Precision::Bf16, &nowhere, None));
-    if !Precision::Bf16.is_available() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = run(Precision::Bf16, &options(&dir, false), None).unwrap_err();
-        assert!(error.to_string().starts_with("precision = bf16: expected full"), "{error}");
-        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
-        return;
-    }
     let bf16 = bf16.unwrap();
     assert_ne!(bf16, full.unwrap(), "the setting reaches the layers");
     for threads in [1, 3] {
@@ -385,9 +378,6 @@ fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_h
 
 #[test]
 fn a_training_in_bf16_learns_the_problem() {
-    if !Precision::Bf16.is_available() {
-        return;
-    }
     let [full, bf16] = [Precision::Full, Precision::Bf16].map(|precision| train(16, precision).2);
     assert_ne!(full[0].loss, bf16[0].loss, "the setting reaches the layers");
     assert!(bf16[3].mean_dice.unwrap() > 0.8, "{bf16:?}");

@@ -77,8 +77,7 @@ impl Unet {
         &self.network.parameters
     }
 
-    /// Sets the precision of the convolutions' factors; [`Precision::Full`] at first. Passes fail where it is not
-    /// [available](Precision::is_available_on).
+    /// Sets the precision of the convolutions' factors; [`Precision::Full`] at first.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
     }

@@ -92,7 +92,7 @@ pub(crate) struct BenchStepArgs {
     /// Position of the width gate relative to the normalisation: `pre_norm` (as published) or `post_norm`
     #[arg(long, value_name = "POSITION", value_parser = gate_position, default_value = "pre_norm")]
     pub(crate) mask: GatePosition,
-    /// Multiply in bfloat16: on CUDA devices, and on processors with a matrix unit (Intel AMX)
+    /// Multiply in bfloat16: faster on CUDA devices and with a matrix unit (Intel AMX)
     #[arg(long)]
     pub(crate) bf16: bool,
     /// On a CUDA device: show the bytes and operations of every kernel of a pass, and the least time they take

@@ -21,7 +21,7 @@ pub(crate) struct ModelArgs {
     /// Distance between neighbouring windows as a fraction of the patch [default: as the model was scored after its training]
     #[arg(long, value_name = "FRACTION")]
     pub(crate) step: Option<f64>,
-    /// Multiply in bfloat16, on CUDA devices and on processors with a matrix unit (Intel AMX), whatever the training did
+    /// Multiply in bfloat16, whatever the training did: faster on CUDA devices and with a matrix unit (Intel AMX)
     #[arg(long)]
     pub(crate) bf16: bool,
     /// Apply the steps that `adw postprocess` found, or `none` [default: those of the run that `--model` names]

@@ -62,7 +62,7 @@ fn stages(args: &BenchStepArgs) -> (Vec<[usize; 3]>, Vec<[usize; 3]>) {
 /// Times the passes of a training of a discrete network.
 fn training(args: &BenchStepArgs, architecture: &Architecture, device: &Device) -> Result<()> {
     let mut net = Unet::new(architecture, 0, DType::F32, device)?;
-    net.set_precision(device::precision(args.bf16, device)?);
+    net.set_precision(device::precision(args.bf16));
     let batch = random_batch(args, architecture.in_channels, architecture.num_classes, device)?;
     let config = RetrainConfig::paper();
     let mut optimizer = config.optimizer.build(net.parameters().iter().map(|p| (p.name.as_str(), &p.var)));
@@ -100,7 +100,7 @@ fn search_iteration(args: &BenchStepArgs, device: &Device) -> Result<()> {
         DType::F32,
         device,
     )?;
-    net.set_precision(device::precision(args.bf16, device)?);
+    net.set_precision(device::precision(args.bf16));
     let batch = random_batch(args, args.in_channels, args.classes, device)?;
     let config = SearchConfig::paper();
     let mut optimizers = BilevelOptimizers::new(&net, &config);

@@ -9,7 +9,6 @@ use adw_cuda::device::{has_cuda, has_cudnn, open};
 use adw_supernet::Precision;
 use adw_tensor_ops::InstructionSet;
 use anyhow::Result;
-use candle_core::Device;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -41,10 +40,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 fn findings() -> Result<Vec<(&'static str, String)>> {
     let cores = device::cores();
     let gb = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9));
-    let bf16 = if Precision::Bf16.is_available_on(&Device::Cpu) {
+    let bf16 = if Precision::has_matrix_unit() {
         "precision = \"bf16\" uses the matrix unit (AMX), about twice as fast"
     } else {
-        "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" is refused"
+        "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" rounds alike and is slower than full"
     };
     // Control groups without a limit give one that no machine has.
     let limit = match host_memory::least_limit().filter(|limit| limit.left < 1 << 50) {

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &PredictArgs) -> Result<()> {
 /// An image that cannot be read or does not fit the models, before the first is segmented; a full or read-only disk.
 pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(Vec<Image>, PathBuf)>) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
-    let precision = device::precision(args.bf16, &device)?;
+    let precision = device::precision(args.bf16);
     let ensemble = Ensemble::find(&args.model)?;
     let models = model::load(&ensemble.models, precision, &device)?;
     let (images, output) = inputs(&models)?;

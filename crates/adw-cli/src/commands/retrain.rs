@@ -27,7 +27,7 @@ use crate::{
         training,
     },
     run::{Run, RunRequest},
-    run_config::{self, RunConfig, check_precision},
+    run_config::{self, RunConfig},
     run_folder::{RunFolder, check_new, config_path},
     runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
@@ -41,7 +41,6 @@ pub(crate) fn run(args: &RetrainArgs) -> Result<()> {
     ranks::join("retrain", &mut args.config, &mut args.run, &mut args.resume)?;
     let args = &args;
     let (mut run, architecture) = open(args, &device)?;
-    check_precision("predict", run.config.settings.predict.precision, &device)?;
     let training = Training { args, architecture, device };
     training.check_scoring(&run)?;
     match training.train(&mut run)? {
@@ -194,7 +193,6 @@ impl Training<'_> {
                 return Ok(Some(path));
             }
         }
-        check_precision("retrain", settings.retrain.precision, &self.device)?;
         let batch_size = *settings.retrain.batch_size.get_or_insert(run.plan.batch_size);
         ranks::check(batch_size)?;
         let need =

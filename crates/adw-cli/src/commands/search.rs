@@ -26,7 +26,7 @@ use crate::{
         training,
     },
     run::{Run, RunRequest},
-    run_config::{RunConfig, check_precision},
+    run_config::RunConfig,
     run_folder::{RunFolder, check_new},
     runs::{RunChoice, choose_for_search, task_runs},
     source::{PatchSource, Sampling},
@@ -109,7 +109,6 @@ fn phantom() -> Result<Task> {
 /// Searches from the start or from the last checkpoint, and writes the architecture.
 fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
     let (fold, mut settings) = (run.search_fold(), run.config.settings.clone());
-    check_precision("search", settings.search.precision, device)?;
     let network = search_space(&run.plan, &settings.network);
     network.check()?;
     let patch = run.plan.patch_size;

@@ -1,11 +1,12 @@
 //! The passes of a convolution on the CPU, and the choice of an algorithm for each of their jobs.
 
 use super::amx::{self, Amx};
+use super::bf16::{self, Bf16};
 use super::job::{Axis, ConvShape, Correlation, Norm, Source, WeightGradient};
 use super::kernels::{Conv3dKernels, Input, input_dims};
 use super::{direct, winograd};
 use crate::backend::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
 use crate::norm_act::Moments;
@@ -27,7 +28,7 @@ impl Conv3dKernels for Cpu {
         with_moments: bool,
     ) -> Result<(Computed, Option<Moments>)> {
         const OP: &str = "conv3d";
-        let config = KernelConfig::for_precision(OP, precision)?;
+        let config = KernelConfig::for_precision(precision);
         let (batch, input, in_channels) = input_dims(OP, inputs)?;
         let (output, out_channels) = (geometry.output_size(OP, input)?, weight.dims()[0]);
         let shape = ConvShape { batch, input, output, in_channels, out_channels, geometry };
@@ -54,7 +55,7 @@ impl Conv3dKernels for Cpu {
         channels: Range<usize>,
     ) -> Result<Computed> {
         const OP: &str = "conv3d input gradient";
-        let config = KernelConfig::for_precision(OP, precision)?;
+        let config = KernelConfig::for_precision(precision);
         let (batch, output, out_channels) = map_dims(OP, "grad_output", grad_output.map)?;
         let in_channels = weight.dims()[1];
         let shape = ConvShape { batch, input: size, output, in_channels, out_channels, geometry };
@@ -73,7 +74,7 @@ impl Conv3dKernels for Cpu {
         precision: Precision,
     ) -> Result<Computed> {
         const OP: &str = "conv3d weight gradient";
-        let config = KernelConfig::for_precision(OP, precision)?;
+        let config = KernelConfig::for_precision(precision);
         let (batch, input, in_channels) = input_dims(OP, inputs)?;
         let (_, output, out_channels) = map_dims(OP, "grad_output", grad_output.map)?;
         let shape = ConvShape { batch, input, output, in_channels, out_channels, geometry };
@@ -113,7 +114,7 @@ fn with_sources<T: Element, R>(
                 Some(Norm { scale: scale.slice()?, shift: shift.slice()?, slope: T::from_f64(*slope) })
             }
         };
-        sources.push(Source { data: map.slice()?, channels, norm });
+        sources.push(Source { data: map.slice()?, channels, norm, round: None });
     }
     f(&sources)
 }
@@ -123,8 +124,8 @@ fn with_sources<T: Element, R>(
 pub(crate) struct KernelConfig {
     pub(crate) instruction_set: InstructionSet,
     pub(crate) winograd: WinogradUse,
-    /// Matrix unit that multiplies maps of f32, rounded to bf16.
-    pub(crate) amx: Option<Amx>,
+    /// Rounding of the factors of f32 to bf16.
+    pub(crate) bf16: Option<Bf16>,
 }
 
 /// Jobs that Winograd's transforms are used for.
@@ -142,35 +143,20 @@ pub(crate) enum WinogradUse {
 impl KernelConfig {
     /// The fastest kernels of this processor in full precision.
     pub(crate) fn fastest() -> Self {
-        Self { instruction_set: InstructionSet::detect(), winograd: WinogradUse::IfCheaper, amx: None }
+        Self { instruction_set: InstructionSet::detect(), winograd: WinogradUse::IfCheaper, bf16: None }
     }
 
     /// The fastest kernels of this processor in `precision`.
-    fn for_precision(op: &'static str, precision: Precision) -> Result<Self> {
-        match precision {
-            Precision::Full => Ok(Self::fastest()),
-            Precision::Bf16 => match Amx::detect() {
-                Some(amx) => Ok(Self { amx: Some(amx), ..Self::fastest() }),
-                None => Err(Error::Argument {
-                    op,
-                    what: "this processor has no matrix unit for bf16 (Intel AMX), expected full precision".into(),
-                }),
-            },
-        }
+    fn for_precision(precision: Precision) -> Self {
+        let bf16 = match precision {
+            Precision::Full => None,
+            Precision::Bf16 => Some(Bf16::detect()),
+        };
+        Self { bf16, ..Self::fastest() }
     }
 
-    /// Chooses the algorithm of a job with these axes: the matrix unit where it may be used and `amx_supports` the job,
     /// Winograd's transforms where they are cheaper, else the direct sum.
-    fn choose<T: ConvElement>(
-        self,
-        axes: &[Axis; 3],
-        batch: usize,
-        channels: [usize; 2],
-        amx_supports: bool,
-    ) -> Algorithm<T> {
-        if let (true, Some(amx), Some(kernels)) = (amx_supports, self.amx, T::AMX) {
-            return Algorithm::Amx(amx, kernels);
-        }
+    fn choose<T: Element>(self, axes: &[Axis; 3], batch: usize, channels: [usize; 2]) -> Algorithm {
         let tiling = match self.winograd {
             WinogradUse::Never => None,
             _ if !winograd::supports(axes) => None,
@@ -181,36 +167,42 @@ impl KernelConfig {
     }
 }
 
-/// Algorithm of a job on maps of `T`.
-enum Algorithm<T: 'static> {
+/// Algorithm of a job in full precision.
+enum Algorithm {
     Direct,
     Winograd(winograd::Tiling),
-    Amx(Amx, &'static AmxKernels<T>),
 }
 
 /// A function with the arguments of [`correlate`], but for the unit in place of the configuration.
 type CorrelateOnAmx<T> = unsafe fn(Amx, &Correlation<T>, SharedOut<T>, bool) -> Vec<BlockMoments<T>>;
 
-/// The two jobs on the matrix unit.
-pub(crate) struct AmxKernels<T> {
+/// What jobs in bf16 need.
+pub(crate) struct Bf16Kernels<T> {
+    /// Correlation on the matrix unit.
     correlate: CorrelateOnAmx<T>,
+    /// Weight gradient on the matrix unit.
     weight_gradient: fn(Amx, &WeightGradient<T>) -> Vec<T>,
+    /// Rounding of factors, for processors without the unit.
+    round: fn(&mut [T]),
 }
 
 /// An element type of a convolution's maps and weights.
 pub(crate) trait ConvElement: Element {
-    /// Kernels of the matrix unit, for types that it multiplies.
-    const AMX: Option<&'static AmxKernels<Self>> = None;
+    /// Kernels in bf16, for types that are rounded to it.
+    const BF16: Option<&'static Bf16Kernels<Self>> = None;
 }
 
 impl ConvElement for f64 {}
 
 impl ConvElement for f32 {
-    const AMX: Option<&'static AmxKernels<Self>> =
-        Some(&AmxKernels { correlate: amx::correlation::run, weight_gradient: amx::weight_gradient::run });
+    const BF16: Option<&'static Bf16Kernels<Self>> = Some(&Bf16Kernels {
+        correlate: amx::correlation::run,
+        weight_gradient: amx::weight_gradient::run,
+        round: bf16::round,
+    });
 }
 
-/// Runs a correlation by the algorithm that suits it.
+/// Runs a correlation in the configuration's precision.
 ///
 /// # Safety
 /// `out` is valid for the whole output map, and nothing else accesses the outputs of the job.
@@ -223,15 +215,40 @@ unsafe fn correlate<T: ConvElement>(
     if job.is_empty() {
         return Vec::new();
     }
-    let set = config.instruction_set;
-    let channels = [job.k_channels(), job.out_channels];
-    let algorithm = config.choose(&job.axes, job.batch, channels, amx::correlation::supports(job));
     // SAFETY: the caller guarantees that the outputs may be written.
     unsafe {
-        match algorithm {
+        match (config.bf16, T::BF16) {
+            (Some(bf16), Some(kernels)) if bf16::suits_correlation(job) => match bf16 {
+                Bf16::MatrixUnit(amx) => (kernels.correlate)(amx, job, out, with_moments),
+                Bf16::Rounded => {
+                    let mut weight = job.weight.to_vec();
+                    (kernels.round)(&mut weight);
+                    let sources = &bf16::rounded(job.sources, kernels.round)[..];
+                    let job = Correlation { sources, weight: &weight, axes: job.axes.clone(), ..*job };
+                    correlate_in_full(config, &job, out, with_moments)
+                }
+            },
+            _ => correlate_in_full(config, job, out, with_moments),
+        }
+    }
+}
+
+/// Runs a correlation by the algorithm that suits it.
+///
+/// # Safety
+/// As for [`correlate`].
+unsafe fn correlate_in_full<T: Element>(
+    config: KernelConfig,
+    job: &Correlation<T>,
+    out: SharedOut<T>,
+    with_moments: bool,
+) -> Vec<BlockMoments<T>> {
+    let set = config.instruction_set;
+    // SAFETY: the caller guarantees that the outputs may be written.
+    unsafe {
+        match config.choose::<T>(&job.axes, job.batch, [job.k_channels(), job.out_channels]) {
             Algorithm::Direct => direct::correlation::run(set, job, out, with_moments),
             Algorithm::Winograd(tiling) => winograd::correlation::run(set, job, &tiling, out, with_moments),
-            Algorithm::Amx(amx, kernels) => (kernels.correlate)(amx, job, out, with_moments),
         }
     }
 }
@@ -282,11 +299,21 @@ pub(crate) fn weight_gradient<T: ConvElement>(
     sources: &[Source<T>],
     grad_output: Source<T>,
 ) -> Vec<T> {
-    let job = WeightGradient::new(shape, sources, grad_output);
-    let channels = [job.in_channels(), job.out_channels()];
-    match config.choose(&job.axes, job.batch, channels, amx::weight_gradient::supports(&job)) {
+    let mut job = WeightGradient::new(shape, sources, grad_output);
+    let rounded;
+    match (config.bf16, T::BF16) {
+        (Some(bf16), Some(kernels)) if bf16::suits_weight_gradient(&job) => match bf16 {
+            Bf16::MatrixUnit(amx) => return (kernels.weight_gradient)(amx, &job),
+            Bf16::Rounded => {
+                rounded = bf16::rounded(sources, kernels.round);
+                let grad_output = Source { round: Some(kernels.round), ..grad_output };
+                job = WeightGradient::new(shape, &rounded, grad_output);
+            }
+        },
+        _ => {}
+    }
+    match config.choose::<T>(&job.axes, job.batch, [job.in_channels(), job.out_channels()]) {
         Algorithm::Direct => direct::weight_gradient::run(config.instruction_set, &job),
         Algorithm::Winograd(tiling) => winograd::weight_gradient::run(config.instruction_set, &job, &tiling),
-        Algorithm::Amx(amx, kernels) => (kernels.weight_gradient)(amx, &job),
     }
 }

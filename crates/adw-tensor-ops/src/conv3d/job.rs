@@ -14,6 +14,8 @@ pub(crate) struct Source<'a, T> {
     pub(crate) channels: usize,
     /// Normalisation applied to every element that is read.
     pub(crate) norm: Option<Norm<'a, T>>,
+    /// Rounding applied to numbers that are read, after the normalisation.
+    pub(crate) round: Option<fn(&mut [T])>,
 }
 
 /// Element-wise map `x -> leaky(scale[b][c] * x + shift[b][c])`.

@@ -13,6 +13,7 @@ pub(crate) mod amx;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "amx/absent.rs"]
 pub(crate) mod amx;
+pub(crate) mod bf16;
 mod cpu;
 pub(crate) mod cuda;
 mod direct;

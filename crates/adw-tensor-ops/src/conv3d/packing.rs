@@ -102,6 +102,9 @@ pub(super) fn pack_row<T: Element>(dst: &mut [T], map: MapRow<T>, first: isize, 
                 }
             }
         }
+        if let Some(round) = s.round {
+            dst.chunks_exact_mut(pitch).for_each(|d| round(&mut d[at..at + n]));
+        }
         at += n;
     }
 }

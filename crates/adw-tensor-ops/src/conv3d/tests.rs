@@ -1,4 +1,4 @@
-use super::amx::Amx;
+use super::bf16::Bf16;
 use super::cpu::{ConvElement, KernelConfig, WinogradUse, convolve, input_gradient, weight_gradient};
 use super::job::{ConvShape, Source};
 use super::winograd::TileShape;
@@ -138,14 +138,17 @@ fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
 fn all_configs() -> impl Iterator<Item = KernelConfig> {
     InstructionSet::available().into_iter().flat_map(|set| {
         let shapes = [1, 3].into_iter().flat_map(move |taps| TileShape::available::<f32>(set, taps));
-        let config = move |winograd| KernelConfig { instruction_set: set, winograd, amx: None };
+        let config = move |winograd| KernelConfig { instruction_set: set, winograd, bf16: None };
         shapes.map(WinogradUse::IfSupported).chain([WinogradUse::Never]).map(config)
     })
 }
 
-/// The matrix unit, if this processor has one.
-fn bf16_config() -> Option<KernelConfig> {
-    Some(KernelConfig { amx: Some(Amx::detect()?), ..KernelConfig::fastest() })
+/// The kernels of full precision with rounding, and the matrix unit if this processor has one.
+fn bf16_configs() -> impl Iterator<Item = KernelConfig> {
+    let fastest = KernelConfig { bf16: Some(Bf16::Rounded), ..KernelConfig::fastest() };
+    let direct = KernelConfig { winograd: WinogradUse::Never, ..fastest };
+    let unit = KernelConfig { bf16: Some(Bf16::detect()), ..fastest };
+    [fastest, direct].into_iter().chain(Precision::has_matrix_unit().then_some(unit))
 }
 
 fn bf16(x: f64) -> f64 {
@@ -160,7 +163,7 @@ fn check<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, tolerance: 
 fn check_against<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, e: &Expected, tolerance: Tolerance) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
-    let source = |data, channels| Source::<T> { data, channels, norm: None };
+    let source = |data, channels| Source::<T> { data, channels, norm: None, round: None };
     let shape = c.shape();
     let what = format!("{c:?} {config:?}");
     // The input once whole and once as two maps side by side.
@@ -230,7 +233,7 @@ proptest::proptest! {
             for config in all_configs() {
                 check::<f32>(&c, config, tolerance::F32_CONVOLUTION_ANY_SHAPE);
             }
-            if let Some(config) = bf16_config() {
+            for config in bf16_configs() {
                 check_against::<f32>(&c, config, &expected_of(&c, bf16), tolerance::F32_CONVOLUTION_ANY_SHAPE);
             }
         }
@@ -246,15 +249,15 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             let e = expected(&c);
             let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
             let (x, g) = (cast(&e.x), cast(&e.grad_y));
-            let sources = [Source { data: &x[..], channels: c.ci, norm: None }];
+            let sources = [Source { data: &x[..], channels: c.ci, norm: None, round: None }];
             let (y, m) = convolve(config, &c.shape(), &sources, &cast(&e.weight), true);
-            let grad_output = Source { data: &g[..], channels: c.co, norm: None };
+            let grad_output = Source { data: &g[..], channels: c.co, norm: None, round: None };
             let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
             let gw = weight_gradient(config, &c.shape(), &sources, grad_output);
             (bits(y), bits(m.unwrap().variance), bits(gw))
         })
     };
-    for config in all_configs().chain(bf16_config()) {
+    for config in all_configs().chain(bf16_configs()) {
         let one = run(config, 1);
         for threads in [2, 3, 7] {
             assert!(run(config, threads) == one, "{threads} threads, {config:?}");
@@ -357,29 +360,25 @@ fn long_sums() {
     let voxels = 2 * 64 * 48 * 40;
     let x: Vec<f32> = numbers(1, voxels).into_iter().map(|v| (v + 2.0) as f32).collect();
     let ones = vec![1f32; voxels * c.co];
-    let sources = [Source { data: &x[..], channels: 1, norm: None }];
-    let grad_output = Source { data: &ones[..], channels: c.co, norm: None };
+    let sources = [Source { data: &x[..], channels: 1, norm: None, round: None }];
+    let grad_output = Source { data: &ones[..], channels: c.co, norm: None, round: None };
     let gradient = weight_gradient(KernelConfig::fastest(), &c.shape(), &sources, grad_output);
     let sum: f64 = x.iter().map(|&v| f64::from(v)).sum();
     assert_close("weight gradient", &gradient, &[sum; 17], tolerance::F32_CONVOLUTION);
     // A constant channel has no variance, however large it is.
     let weight = vec![100.1f32; c.co];
     let ones = vec![1f32; voxels];
-    let sources = [Source { data: &ones[..], channels: 1, norm: None }];
+    let sources = [Source { data: &ones[..], channels: 1, norm: None, round: None }];
     let (_, m) = convolve(KernelConfig::fastest(), &c.shape(), &sources, &weight, true);
     let m = m.unwrap();
     assert!(m.variance.iter().all(|&v| v < 1e-8), "{:?}", m.variance);
     assert!(m.mean.iter().all(|&v| (v - 100.1).abs() < 1e-4), "{:?}", m.mean);
 }
 
-/// The matrix unit multiplies bf16 exactly and sums in f32, so on factors that are bf16 already it is as exact as any f32;
-/// on others, the result is as far off as the rounding of the factors makes it.
+/// Factors are rounded to bf16, their products are exact and sums are f32, so a result is that of rounded factors to the
+/// accuracy of f32, and as far off that of the factors themselves as their rounding makes it.
 #[test]
-fn bf16_on_the_matrix_unit() {
-    let Some(config) = bf16_config() else {
-        eprintln!("SKIPPED: this processor has no matrix unit for bf16");
-        return;
-    };
+fn bf16_factors() {
     let cases = [
         case(2, 16, 16, [4, 5, 6], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
         case(1, 48, 48, [9, 11, 40], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
@@ -392,10 +391,17 @@ fn bf16_on_the_matrix_unit() {
         case(1, 32, 64, [4, 4, 6], [2, 2, 2], [2, 2, 2], [0, 0, 0]),
         case(1, 16, 16, [3, 4, 8], [2, 1, 2], [1, 1, 1], [0, 0, 0]),
     ];
-    for c in &cases {
-        check_against::<f32>(c, config, &expected_of(c, bf16), tolerance::F32_CONVOLUTION);
-        check_against::<f32>(c, config, &expected(c), tolerance::BF16_FACTORS);
-        // In f64 there is nothing to round to.
-        check_against::<f64>(c, config, &expected(c), tolerance::F64_SUM);
+    for (config, c) in bf16_configs().flat_map(|config| cases.iter().map(move |c| (config, c))) {
+        let (full, of_rounded) = (expected(c), expected_of(c, bf16));
+        check_against::<f32>(c, config, &of_rounded, tolerance::F32_CONVOLUTION);
+        check_against::<f32>(c, config, &full, tolerance::BF16_FACTORS);
+        // f64 is not rounded.
+        check_against::<f64>(c, config, &full, tolerance::F64_SUM);
+        // Where all passes round, also those of half the input channels, the factors themselves give the same.
+        if c.geometry.stride == [1; 3] && c.ci >= 32 {
+            let Expected { x, weight, grad_y, .. } = full;
+            let e = Expected { x, weight, grad_y, ..of_rounded };
+            check_against::<f32>(c, config, &e, tolerance::F32_CONVOLUTION);
+        }
     }
 }

@@ -16,10 +16,6 @@ pub(super) mod correlation {
     use crate::norm_act::cpu::BlockMoments;
     use crate::raw_output::SharedOut;
 
-    pub(in crate::conv3d) fn supports<T>(_: &Correlation<T>) -> bool {
-        false
-    }
-
     pub(in crate::conv3d) unsafe fn run(
         amx: Amx,
         _: &Correlation<f32>,
@@ -33,10 +29,6 @@ pub(super) mod correlation {
 pub(super) mod weight_gradient {
     use super::Amx;
     use crate::conv3d::job::WeightGradient;
-
-    pub(in crate::conv3d) fn supports<T>(_: &WeightGradient<T>) -> bool {
-        false
-    }
 
     pub(in crate::conv3d) fn run(amx: Amx, _: &WeightGradient<f32>) -> Vec<f32> {
         match amx {}

@@ -6,6 +6,7 @@
 
 use super::unit::{Amx, ByteSegment, DEPTH, Line, Product, ROWS, factors};
 use super::vectors::{channels, load_first, round, store_first};
+use crate::conv3d::bf16::suits_correlation;
 use crate::conv3d::job::Correlation;
 use crate::conv3d::packing::{Overlap, VoxelBox, is_inside, overlap};
 use crate::conv3d::partition::{RowBlock, balanced, cheapest_row_block, row_blocks};
@@ -22,12 +23,6 @@ const PANEL_BYTES: usize = 384 << 10;
 
 /// Tasks that keep many threads busy.
 const MIN_TASKS: usize = 16;
-
-/// Returns true if the unit computes this job: with fewer channels, most of a tile would be empty.
-pub(in crate::conv3d) fn supports<T>(job: &Correlation<T>) -> bool {
-    let has_taps = job.axes.iter().all(|a| !a.taps.is_empty() && a.is_contiguous());
-    has_taps && job.k_channels() >= ROWS && job.out_channels >= ROWS
-}
 
 /// A packed weight: `[tile of output channels][tap d][tap h][step]` of tiles `[pair of k][channel][2]`.
 struct TiledWeight {
@@ -103,7 +98,7 @@ fn pack_tile(job: &Correlation<f32>, first: usize, tap_offsets: &[usize], steps:
 }
 
 /// Writes the outputs of a correlation into `out` (`[B, D, H, W, out_channels]`), and returns the moments of the outputs
-/// if `with_moments`. The unit [supports] the job.
+/// if `with_moments`. The job [suits](suits_correlation) the unit.
 ///
 /// # Safety
 /// `out` is valid for the whole output map, and nothing else accesses the outputs of the job.
@@ -113,7 +108,7 @@ pub(in crate::conv3d) unsafe fn run(
     out: SharedOut<f32>,
     with_moments: bool,
 ) -> Vec<BlockMoments<f32>> {
-    debug_assert!(supports(job), "the chooser has checked that");
+    debug_assert!(suits_correlation(job), "the chooser has checked that");
     let [d, h, _] = &job.axes;
     let weight = TiledWeight::pack(amx, job);
     let blocks = row_blocks(job.batch, [d.num_outputs, h.num_outputs], block_rows(job));

@@ -11,6 +11,7 @@
 
 use super::unit::{Amx, ByteSegment, DEPTH, Line, Product, ROWS};
 use super::vectors::{Channels, channels, round};
+use crate::conv3d::bf16::suits_weight_gradient;
 use crate::conv3d::job::{Axis, WeightGradient};
 use crate::conv3d::packing::{Overlap, VoxelBox, is_inside, overlap};
 use crate::conv3d::partial_sums::PartialSums;
@@ -33,19 +34,13 @@ const MIN_TASKS: usize = 16;
 /// Steps of a piece: two tiles of each operand take 4 KiB per step.
 const PIECE: usize = 8;
 
-/// Returns true if the unit computes this job: stride 1, and enough channels to fill a tile.
-pub(in crate::conv3d) fn supports<T>(job: &WeightGradient<T>) -> bool {
-    let is_dense = job.axes.iter().all(|a| a.step == 1 && a.is_contiguous());
-    is_dense && job.in_channels() >= ROWS && job.out_channels() >= ROWS
-}
-
 /// 16 sums that lie in one line of the cache.
 #[repr(C, align(64))]
 struct Sums([f32; ROWS]);
 
-/// Computes the gradient `[co][ci][kd][kh][kw]`. The unit [supports] the job.
+/// Computes the gradient `[co][ci][kd][kh][kw]`. The job [suits](suits_weight_gradient) the unit.
 pub(in crate::conv3d) fn run(amx: Amx, job: &WeightGradient<f32>) -> Vec<f32> {
-    debug_assert!(supports(job), "the chooser has checked that");
+    debug_assert!(suits_weight_gradient(job), "the chooser has checked that");
     let [kd, kh, kw] = job.kernel();
     let (ci, co) = (job.in_channels(), job.out_channels());
     let [od, oh, _] = job.output_size();

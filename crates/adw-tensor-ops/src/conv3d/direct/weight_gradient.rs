@@ -169,7 +169,7 @@ impl<T: Element> SumRows<'_, T> {
         debug_assert!(block.d.len() == 1 || block.h.len() == h.num_outputs, "part of several planes");
         let first_row = (block.batch_idx * d.num_outputs + block.d.start) * h.num_outputs + block.h.start;
         let (width, co) = (w.num_outputs, job.out_channels());
-        if co == *co_padded && job.grad_output.norm.is_none() {
+        if co == *co_padded && job.grad_output.norm.is_none() && job.grad_output.round.is_none() {
             return job.grad_output.data[first_row * width * co..].as_ptr();
         }
         buffers.grad.resize(block.d.len() * block.h.len() * width * *co_padded, T::ZERO);

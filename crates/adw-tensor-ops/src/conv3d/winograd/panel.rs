@@ -39,7 +39,11 @@ pub(super) fn pack_panel<'a, S: Simd>(
                 row[(before + count) * S::LANES..].fill(S::Elem::ZERO);
                 let first = ((batch_idx * input[0] + id as usize) * input[1] + ih as usize) * input[2] + start;
                 let dst = &mut row[before * S::LANES..(before + count) * S::LANES];
-                copy_lanes(simd, dst, &sources[lanes.source], lanes, batch_idx, first);
+                let source = &sources[lanes.source];
+                copy_lanes(simd, dst, source, lanes, batch_idx, first);
+                if let Some(round) = source.round {
+                    round(dst);
+                }
             }
         }
     }
