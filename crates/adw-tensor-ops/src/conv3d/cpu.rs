@@ -156,11 +156,19 @@ impl KernelConfig {
     }
 
     /// Winograd's transforms where they are cheaper, else the direct sum.
-    fn choose<T: Element>(self, axes: &[Axis; 3], batch: usize, channels: [usize; 2]) -> Algorithm {
+    fn choose<T: Element>(
+        self,
+        axes: &[Axis; 3],
+        batch: usize,
+        channels: [usize; 2],
+        min_channels: [usize; 2],
+    ) -> Algorithm {
         let tiling = match self.winograd {
             WinogradUse::Never => None,
             _ if !winograd::supports(axes) => None,
-            WinogradUse::IfCheaper => winograd::cheapest::<T>(self.instruction_set, axes, batch, channels),
+            WinogradUse::IfCheaper => {
+                winograd::cheapest::<T>(self.instruction_set, axes, batch, channels, min_channels)
+            }
             WinogradUse::IfSupported(shape) => winograd::tiling::<T>(self.instruction_set, axes, shape),
         };
         tiling.map_or(Algorithm::Direct, Algorithm::Winograd)
@@ -246,7 +254,8 @@ unsafe fn correlate_in_full<T: Element>(
     let set = config.instruction_set;
     // SAFETY: the caller guarantees that the outputs may be written.
     unsafe {
-        match config.choose::<T>(&job.axes, job.batch, [job.k_channels(), job.out_channels]) {
+        let channels = [job.k_channels(), job.out_channels];
+        match config.choose::<T>(&job.axes, job.batch, channels, winograd::correlation::MIN_CHANNELS) {
             Algorithm::Direct => direct::correlation::run(set, job, out, with_moments),
             Algorithm::Winograd(tiling) => winograd::correlation::run(set, job, &tiling, out, with_moments),
         }
@@ -312,7 +321,8 @@ pub(crate) fn weight_gradient<T: ConvElement>(
         },
         _ => {}
     }
-    match config.choose::<T>(&job.axes, job.batch, [job.in_channels(), job.out_channels()]) {
+    let channels = [job.in_channels(), job.out_channels()];
+    match config.choose::<T>(&job.axes, job.batch, channels, winograd::weight_gradient::MIN_CHANNELS) {
         Algorithm::Direct => direct::weight_gradient::run(config.instruction_set, &job),
         Algorithm::Winograd(tiling) => winograd::weight_gradient::run(config.instruction_set, &job, &tiling),
     }

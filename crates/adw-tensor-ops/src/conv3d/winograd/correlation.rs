@@ -16,6 +16,9 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+/// Channels read and written from which the transforms are less work than what they save; measured. The transforms
+/// of the input weigh as much for one channel as for a vector of them, the direct sum fills its vectors with channels written.
+pub(in crate::conv3d) const MIN_CHANNELS: [usize; 2] = [8, 4];
 /// Tasks that keep many threads busy.
 const MIN_TASKS: usize = 16;
 

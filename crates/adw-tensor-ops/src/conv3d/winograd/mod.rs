@@ -35,8 +35,6 @@ pub(super) use tiling::{TileShape, Tiling};
 /// Cost of a transformed weight, which is computed, written and read, in multiply-adds of the direct sum per frequency.
 /// Measured, and of little consequence: it decides where few voxels meet many channels.
 const WEIGHT_COST: usize = 160;
-/// With fewer channels than this, the transforms are more work than the products.
-const MIN_CHANNELS: usize = 8;
 
 /// Returns true if the transforms compute a job with these axes.
 pub(super) fn supports(axes: &[Axis; 3]) -> bool {
@@ -50,14 +48,16 @@ pub(super) fn tiling<T: Element>(set: InstructionSet, axes: &[Axis; 3], shape: T
     TileShape::available::<T>(set, axes[0].taps.len()).contains(&shape).then(|| Tiling::new(shape, outputs))
 }
 
-/// The tiles of least work for a job that the transforms support, if that is estimated to be less than the direct sum.
+/// The tiles of least work for a job that the transforms support, if it has channels enough (read and written) and the work is
+/// estimated to be less than the direct sum.
 pub(super) fn cheapest<T: Element>(
     set: InstructionSet,
     axes: &[Axis; 3],
     batch: usize,
-    [in_channels, out_channels]: [usize; 2],
+    channels: [usize; 2],
+    min_channels: [usize; 2],
 ) -> Option<Tiling> {
-    if in_channels.min(out_channels) < MIN_CHANNELS {
+    if channels[0] < min_channels[0] || channels[1] < min_channels[1] {
         return None;
     }
     let outputs = axes.each_ref().map(|a| a.num_outputs);

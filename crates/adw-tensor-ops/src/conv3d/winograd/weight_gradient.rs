@@ -18,6 +18,8 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+/// Channels of both operands from which the transforms are less work than what they save; measured.
+pub(in crate::conv3d) const MIN_CHANNELS: [usize; 2] = [4, 4];
 /// Bytes that all partial sums together may take.
 const PARTIAL_BYTES: usize = 20 << 20;
 /// Bytes of sums that one task may work on: what stays in the second-level cache beside a block.
