@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -89,6 +91,16 @@ pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
     nifti_images(input, plan.modalities.len())
 }
 
+/// What to do with a file of [another format](is_other_format).
+const CONVERT: &str = "MetaImage and NRRD are not read; convert to NIfTI, in Python: SimpleITK.WriteImage(SimpleITK.ReadImage(\"a.mha\"), \
+    \"a.nii.gz\")";
+
+/// Returns true if the name is that of a file of `MetaImage` or NRRD.
+fn is_other_format(path: &Path) -> bool {
+    let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_lowercase();
+    ["mha", "mhd", "nrrd", "nhdr"].contains(&extension.as_str())
+}
+
 /// Image `input`, or the images in that folder in the order of their names. Where every name ends in the number of a channel and
 /// each case has all channels of the model, its files are one image, as nnU-Net keeps them.
 fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
@@ -97,6 +109,9 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         if !input.is_file() {
             bad_input!("--input {}: no such file or folder", input.display());
         }
+        if is_other_format(input) {
+            bad_input!("--input {}: {CONVERT}", input.display());
+        }
         let image = one(input.to_owned());
         if image.name.is_empty() {
             bad_input!("--input {}: the name must be UTF-8 and not begin with a dot", input.display());
@@ -104,8 +119,12 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         return Ok(vec![image]);
     }
     let files = nifti_files(input)?;
-    if files.is_empty() {
-        bad_input!("--input {}: no .nii, .nii.gz or DICOM there", input.display());
+    let other = fs::read_dir(input)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| is_other_format(path));
+    match other {
+        Some(path) if files.is_empty() => bad_input!("{}: {CONVERT}", path.display()),
+        Some(path) => note(&format!("warning: {}: left out, as are others like it: {CONVERT}", path.display())),
+        None if files.is_empty() => bad_input!("--input {}: no .nii, .nii.gz or DICOM there", input.display()),
+        None => {}
     }
     if let Some((case, channels)) = incomplete_case(&files, num_channels)
         && read_geometry(&files[0]).is_ok_and(|(_, in_file)| in_file == 1)
@@ -179,8 +198,6 @@ fn channels_of_one(files: &[PathBuf], num_channels: usize) -> Option<Image> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -196,6 +213,19 @@ mod tests {
         write("a.nii");
         let error = nifti_images(dir.path(), 1).unwrap_err().to_string();
         assert!(error.contains("same label map"), "{error}");
+    }
+
+    #[test]
+    fn files_of_other_formats_are_named_with_a_way_to_convert_them() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("a.MHA");
+        fs::write(&file, "").expect("a file");
+        for input in [dir.path(), &file] {
+            let error = nifti_images(input, 1).unwrap_err().to_string();
+            assert!(error.contains("a.MHA: MetaImage and NRRD are not read; convert"), "{error}");
+        }
+        fs::write(dir.path().join("b.nii"), "").expect("a file");
+        assert_eq!(nifti_images(dir.path(), 1).expect("an image").len(), 1);
     }
 
     #[test]
