@@ -4,8 +4,11 @@ import itertools
 
 import numpy as np
 import torch
+from monai.inferers import Inferer
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 from torch import nn
+from torch.nn.functional import pad
 
 from .network import load
 
@@ -25,6 +28,44 @@ class Network(nn.Module):
         image = image.permute(self.axes)
         logits = [network(image.flip(flip)).flip(flip) for network in self.networks for flip in self.flips]
         return (sum(logits) / len(logits)).permute(np.argsort(self.axes).tolist())
+
+
+class Windows(Inferer):
+    """Mean of the logits of windows at most `step` patches apart, evenly spread, weighted by a Gaussian.
+
+    These are adw's windows and weights. MONAI's `SlidingWindowInferer` puts windows elsewhere, so that instance
+    normalisation gives other logits, and bounds weights from below.
+    """
+
+    def __init__(self, patch_size, step, sigma, peak, dtype):
+        super().__init__()
+        self.patch_size, self.step = patch_size, step
+        axes = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * sigma)) ** 2) for n in patch_size]
+        weights = (peak * axes[0][:, None, None] * axes[1][:, None] * axes[2]).astype(dtype).astype(np.float32)
+        weights[weights == 0] = weights[weights > 0].min()
+        self.weights = torch.from_numpy(weights)
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        image = torch.as_tensor(inputs)
+        missing = [max(n - size, 0) for n, size in zip(self.patch_size, image.shape[2:])]
+        before = [n // 2 for n in missing]
+        padding = [(b, n - b) for b, n in zip(before, missing)]
+        padded = pad(image, [n for pair in reversed(padding) for n in pair])
+        weights = self.weights.to(image.device)
+        sums, total = None, torch.zeros(padded.shape[2:], device=image.device)
+        for start in itertools.product(*map(self.starts, padded.shape[2:], self.patch_size)):
+            box = tuple(slice(s, s + n) for s, n in zip(start, self.patch_size))
+            logits = network(padded[(..., *box)], *args, **kwargs)
+            if sums is None:
+                sums = torch.zeros((*logits.shape[:2], *total.shape), device=image.device)
+            sums[(..., *box)] += logits * weights
+            total[box] += weights
+        inner = tuple(slice(b, b + n) for b, n in zip(before, image.shape[2:]))
+        return convert_to_dst_type((sums / total)[(..., *inner)], inputs)[0]
+
+    def starts(self, size, patch):
+        last = min(int(np.ceil((size - patch) / (patch * self.step))), size - patch)
+        return [int(np.round(i * (size - patch) / last)) for i in range(last + 1)] if last > 0 else [0]
 
 
 class Normalize(MapTransform):

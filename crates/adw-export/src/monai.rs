@@ -90,8 +90,9 @@ fn configuration(inference: &Inference) -> Value {
             "_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": false, "num_workers": 0,
         },
         "inferer": {
-            "_target_": "SlidingWindowInferer", "roi_size": xyz(inference, inference.patch_size), "sw_batch_size": 1,
-            "overlap": 1.0 - inference.step, "mode": "gaussian", "sigma_scale": inference.gaussian.sigma,
+            "_target_": "scripts.bundle.Windows", "patch_size": xyz(inference, inference.patch_size),
+            "step": inference.step, "sigma": inference.gaussian.sigma, "peak": inference.gaussian.peak,
+            "dtype": inference.gaussian.dtype,
         },
         "postprocessing": { "_target_": "Compose", "transforms": postprocessing },
         "evaluator": {
