@@ -31,15 +31,13 @@ pub enum PhantomFamily {
     Anatomy,
     /// Small balls told apart by a pattern that changes from voxel to voxel: a network needs its capacity at full resolution.
     Texture,
-    /// Ellipsoids told apart by their size.
-    Size,
 }
 
 /// Size and content of a synthetic dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PhantomOptions {
-    /// Kind of the volumes. Textures and sizes have two labels and one channel.
+    /// Kind of the volumes. Textures have two labels and one channel.
     pub family: PhantomFamily,
     /// Number of labelled cases.
     pub num_cases: usize,
@@ -98,7 +96,7 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
         .map(|i| {
             let (image, labels, geometry) = match options.family {
                 PhantomFamily::Anatomy => anatomy.case(options, i),
-                PhantomFamily::Texture | PhantomFamily::Size => planted_case(options, i),
+                PhantomFamily::Texture => texture_case(options, i),
             };
             let set = if i < options.num_cases { "Tr" } else { "Ts" };
             write_image(dir.join(format!("images{set}/{}", file_name(i))), &image.view(), &geometry)?;
@@ -132,12 +130,11 @@ pub fn write_dataset(dir: &Path, options: &PhantomOptions) -> Result<()> {
     json_file::save(&dir.join("dataset.json"), &json)
 }
 
-/// Image and labels of a case of textures or sizes.
-fn planted_case(options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
+/// Image and labels of a case of textures.
+fn texture_case(options: &PhantomOptions, index: usize) -> (Array4<f32>, Array3<u16>, Geometry) {
     let rng = &mut rng(options.seed, Purpose::Phantom, 0, 0, index as u32);
     let shape = options.shape;
-    let (image, labels) =
-        if options.family == PhantomFamily::Texture { planted::texture(shape, rng) } else { planted::size(shape, rng) };
+    let (image, labels) = planted::texture(shape, rng);
     (image.insert_axis(Axis(0)), labels, Geometry::new(shape, options.spacing_mm))
 }
 
@@ -159,13 +156,10 @@ fn check(options: &PhantomOptions) -> Result<()> {
     }
     if options.family != PhantomFamily::Anatomy {
         if options.num_labels != 2 || options.num_modalities != 1 {
-            return wrong("a family of textures or sizes has 2 labels and 1 modality".to_owned());
+            return wrong("the family of textures has 2 labels and 1 modality".to_owned());
         }
         if options.shape.iter().any(|&n| n < 16) {
-            return wrong(format!(
-                "shape {:?}; each edge of a family of textures or sizes needs 16 voxels",
-                options.shape
-            ));
+            return wrong(format!("shape {:?}; each edge of the family of textures needs 16 voxels", options.shape));
         }
     }
     Ok(())

@@ -40,8 +40,6 @@ pub(crate) enum Family {
     Anatomy,
     /// Small balls told apart by a pattern that changes from voxel to voxel
     Texture,
-    /// Ellipsoids told apart by their size
-    Size,
 }
 
 impl From<Family> for PhantomFamily {
@@ -49,7 +47,6 @@ impl From<Family> for PhantomFamily {
         match family {
             Family::Anatomy => Self::Anatomy,
             Family::Texture => Self::Texture,
-            Family::Size => Self::Size,
         }
     }
 }
