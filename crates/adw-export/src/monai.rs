@@ -154,7 +154,7 @@ mod tests {
         (inference.transpose, inference.patch_size) = ([1, 0, 2], [10, 20, 30]);
         let configuration = configuration(&inference);
         // D, H, W are y, z, x.
-        assert_eq!(configuration["inferer"]["roi_size"], json!([30, 10, 20]));
+        assert_eq!(configuration["inferer"]["patch_size"], json!([30, 10, 20]));
         let transforms = configuration["postprocessing"]["transforms"].as_array().unwrap();
         assert_eq!(transforms[2]["applied_labels"], json!([1, 2]));
         assert_eq!(transforms[3]["applied_labels"], json!([2]));
