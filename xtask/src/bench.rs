@@ -99,7 +99,7 @@ const CASES: &[Case] = &[
     ),
     case("found-3.7G", "of 3.7 G", &["--batch", "2", "--architecture", "benchmarks/found/3.7G.json"], &[], &[]),
     case("found-4.0G", "of 4.0 G", &["--batch", "2", "--architecture", "benchmarks/found/4.0G.json"], &[], &[]),
-    case("bf16", "batch-1, both in bfloat16 (needs Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
+    case("bf16", "batch-1, both in bfloat16 (meant for Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
     case("f32-to-bf16", "batch-1, adw in f32, PyTorch in bfloat16", &["--batch", "1"], &[], &["--amp", "bf16"]),
 ];
 

@@ -65,7 +65,7 @@ class Windows(Inferer):
 
     def starts(self, size, patch):
         last = min(int(np.ceil((size - patch) / (patch * self.step))), size - patch)
-        return [int(np.round(i * (size - patch) / last)) for i in range(last + 1)] if last > 0 else [0]
+        return [int(np.round(i * ((size - patch) / last))) for i in range(last + 1)] if last > 0 else [0]
 
 
 class Normalize(MapTransform):

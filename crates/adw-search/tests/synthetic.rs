@@ -343,14 +343,14 @@ fn a_search_never_sees_the_validation_cases_and_a_training_never_learns_from_the
     assert_eq!(bits(one.parameters(), None), bits(other.parameters(), None));
 }
 
-/// Wide enough for the matrix unit, which layers below 16 channels do without.
+/// Wide enough to be rounded, which layers below 16 channels are not.
 fn wide() -> Supernet {
     let config = SupernetConfig { max_width: 24, ..supernet_config() };
     Supernet::new(config, 3, DType::F32, &Device::Cpu).unwrap()
 }
 
 #[test]
-fn bf16_reaches_the_layers_survives_a_resume_and_is_refused_where_it_cannot_be_had() {
+fn bf16_reaches_the_layers_and_survives_a_resume() {
     let with = |precision| SearchConfig { precision, ..search_config() };
     let run = |precision, options: &RunOptions, stop: StopAt| {
         let mut net = wide();

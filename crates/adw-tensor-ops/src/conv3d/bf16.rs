@@ -1,5 +1,5 @@
 //! Convolutions whose factors are rounded to bf16: on the matrix unit where the processor has one, else by the kernels of
-//! full precision, which round what they read. Both multiply the same factors and differ in the order of their sums alone.
+//! full precision, which round what they read. Both round the same factors and agree to the accuracy of f32.
 
 use super::amx::Amx;
 use super::job::{Correlation, Source, WeightGradient};

@@ -273,7 +273,7 @@ def write_phantom(path: PathLike, **options: Any) -> None:
     Args:
         path: Folder to write to.
         options: ``num_cases`` (20), ``num_test`` (4), ``shape`` ((40, 48, 40)), ``spacing_mm`` ((1, 1, 1)),
-            ``num_labels`` (2), ``num_modalities`` (1), ``seed`` (1), ``family`` (``anatomy``, ``texture`` or ``size``).
+            ``num_labels`` (2), ``num_modalities`` (1), ``seed`` (1), ``family`` (``anatomy``, ``texture``).
     """
     _native.write_phantom(path, **options)
 
