@@ -8,7 +8,7 @@ use super::job::{Correlation, Source, WeightGradient};
 /// empty. The rule is that of the unit on processors without one, too, so that both round the same factors.
 const MIN_CHANNELS: usize = 16;
 
-/// How factors in bf16 are multiplied.
+/// Multiplication of factors in bf16.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Bf16 {
     /// By the matrix unit.

@@ -184,7 +184,7 @@ enum Algorithm {
 /// A function with the arguments of [`correlate`], but for the unit in place of the configuration.
 type CorrelateOnAmx<T> = unsafe fn(Amx, &Correlation<T>, SharedOut<T>, bool) -> Vec<BlockMoments<T>>;
 
-/// What jobs in bf16 need.
+/// Kernels of jobs in bf16.
 pub(crate) struct Bf16Kernels<T> {
     /// Correlation on the matrix unit.
     correlate: CorrelateOnAmx<T>,
@@ -223,38 +223,28 @@ unsafe fn correlate<T: ConvElement>(
     if job.is_empty() {
         return Vec::new();
     }
-    // SAFETY: the caller guarantees that the outputs may be written.
-    unsafe {
-        match (config.bf16, T::BF16) {
-            (Some(bf16), Some(kernels)) if bf16::suits_correlation(job) => match bf16 {
-                Bf16::MatrixUnit(amx) => (kernels.correlate)(amx, job, out, with_moments),
-                Bf16::Rounded => {
-                    let mut weight = job.weight.to_vec();
-                    (kernels.round)(&mut weight);
-                    let sources = &bf16::rounded(job.sources, kernels.round)[..];
-                    let job = Correlation { sources, weight: &weight, axes: job.axes.clone(), ..*job };
-                    correlate_in_full(config, &job, out, with_moments)
-                }
-            },
-            _ => correlate_in_full(config, job, out, with_moments),
-        }
-    }
-}
-
-/// Runs a correlation by the algorithm that suits it.
-///
-/// # Safety
-/// As for [`correlate`].
-unsafe fn correlate_in_full<T: Element>(
-    config: KernelConfig,
-    job: &Correlation<T>,
-    out: SharedOut<T>,
-    with_moments: bool,
-) -> Vec<BlockMoments<T>> {
+    let (sources, rounded);
+    let job = match (config.bf16, T::BF16) {
+        (Some(bf16), Some(kernels)) if bf16::suits_correlation(job) => match bf16 {
+            // SAFETY: the caller guarantees that the outputs may be written.
+            Bf16::MatrixUnit(amx) => return unsafe { (kernels.correlate)(amx, job, out, with_moments) },
+            Bf16::Rounded => {
+                sources = bf16::rounded(job.sources, kernels.round);
+                rounded = Correlation {
+                    sources: &sources,
+                    round_weight: Some(kernels.round),
+                    axes: job.axes.clone(),
+                    ..*job
+                };
+                &rounded
+            }
+        },
+        _ => job,
+    };
     let set = config.instruction_set;
+    let channels = [job.k_channels(), job.out_channels];
     // SAFETY: the caller guarantees that the outputs may be written.
     unsafe {
-        let channels = [job.k_channels(), job.out_channels];
         match config.choose::<T>(&job.axes, job.batch, channels, winograd::correlation::MIN_CHANNELS) {
             Algorithm::Direct => direct::correlation::run(set, job, out, with_moments),
             Algorithm::Winograd(tiling) => winograd::correlation::run(set, job, &tiling, out, with_moments),

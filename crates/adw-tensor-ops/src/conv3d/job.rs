@@ -176,6 +176,8 @@ pub(crate) struct Correlation<'a, T> {
     pub(crate) out_channels: usize,
     pub(crate) weight: &'a [T],
     pub(crate) layout: WeightLayout,
+    /// Rounding applied to weights that are read.
+    pub(crate) round_weight: Option<fn(&mut [T])>,
 }
 
 impl<'a, T> Correlation<'a, T> {
@@ -194,6 +196,7 @@ impl<'a, T> Correlation<'a, T> {
                 lane_stride: shape.in_channels * taps,
                 tap_strides: shape.tap_strides(),
             },
+            round_weight: None,
         }
     }
 
@@ -225,7 +228,15 @@ impl<'a, T> Correlation<'a, T> {
             })
         });
         let (batch, out_channels) = (shape.batch, channels.len());
-        axes.map(move |axes| Self { batch, axes, sources: grad_output, out_channels, weight, layout })
+        axes.map(move |axes| Self {
+            batch,
+            axes,
+            sources: grad_output,
+            out_channels,
+            weight,
+            layout,
+            round_weight: None,
+        })
     }
 
     /// Channels that the sums run over.

@@ -94,6 +94,9 @@ impl<T: Element> PackedWeight<T> {
                         row[lane] = src[tap];
                     }
                 }
+                if let Some(round) = job.round_weight {
+                    round(by_lane);
+                }
                 for (i, row) in rows_of(by_lane, transformed).chunks_exact(width).enumerate() {
                     // SAFETY: inside the block's packed weights; no other task writes this k channel.
                     unsafe { out.write(block.offset + (i * k + kc) * width, row) }
