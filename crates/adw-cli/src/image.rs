@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use msd_data::{
     Geometry, Plan, Positions, Volume,
     dataset::{case_id, channel_of, load_image, nifti_files},
@@ -91,7 +91,7 @@ pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
     nifti_images(input, plan.modalities.len())
 }
 
-/// What to do with a file of [another format](is_other_format).
+/// Remedy for a file of [another format](is_other_format).
 const CONVERT: &str = "MetaImage and NRRD are not read; convert to NIfTI, in Python: SimpleITK.WriteImage(SimpleITK.ReadImage(\"a.mha\"), \
     \"a.nii.gz\")";
 
@@ -119,7 +119,8 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         return Ok(vec![image]);
     }
     let files = nifti_files(input)?;
-    let other = fs::read_dir(input)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| is_other_format(path));
+    let entries = fs::read_dir(input).with_context(|| format!("cannot read {}", input.display()))?;
+    let other = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_other_format(path)).min();
     match other {
         Some(path) if files.is_empty() => bad_input!("{}: {CONVERT}", path.display()),
         Some(path) => note(&format!("warning: {}: left out, as are others like it: {CONVERT}", path.display())),

@@ -43,7 +43,7 @@ fn findings() -> Result<Vec<(&'static str, String)>> {
     let bf16 = if Precision::has_matrix_unit() {
         "precision = \"bf16\" uses the matrix unit (AMX), about twice as fast"
     } else {
-        "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" rounds alike and is slower than full"
+        "no matrix unit (Intel AMX, under Linux): precision = \"bf16\" rounds factors, at about the cost of full"
     };
     // Control groups without a limit give one that no machine has.
     let limit = match host_memory::least_limit().filter(|limit| limit.left < 1 << 50) {
