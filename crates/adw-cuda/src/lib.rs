@@ -2,7 +2,6 @@
 #![doc = include_str!("../README.md")]
 
 pub mod device;
-#[cfg(feature = "emulated")]
 pub mod emulated;
 mod launch;
 pub mod recording;

@@ -16,7 +16,6 @@ mod geometry;
 pub mod gumbel_softmax;
 pub mod loss;
 mod map;
-#[cfg(feature = "nn")]
 pub mod nn;
 pub mod norm_act;
 pub mod peak;

@@ -1,6 +1,6 @@
 use super::bf16::Bf16;
 use super::cpu::{ConvElement, KernelConfig, WinogradUse, convolve, input_gradient, weight_gradient};
-use super::job::{ConvShape, Source};
+use super::job::{ConvShape, Norm, Source};
 use super::winograd::TileShape;
 use super::*;
 use crate::simd::InstructionSet;
@@ -119,12 +119,17 @@ fn expected(c: &Case) -> Expected {
 
 /// The passes over numbers rounded by `round`.
 fn expected_of(c: &Case, round: impl Fn(f64) -> f64) -> Expected {
-    let numbers = |seed, n| -> Vec<f64> { numbers(seed, n).into_iter().map(&round).collect() };
+    let voxels = c.batch * c.size.iter().product::<usize>();
+    expected_of_input(c, &numbers(1, voxels * c.ci), round)
+}
+
+/// The passes over an input and numbers, all rounded by `round`.
+fn expected_of_input(c: &Case, x: &[f64], round: impl Fn(f64) -> f64) -> Expected {
+    let rounded = |v: &[f64]| -> Vec<f64> { v.iter().map(|&v| round(v)).collect() };
     let out = c.geometry.output_size("test", c.size).unwrap();
-    let voxels = |s: [usize; 3]| c.batch * s[0] * s[1] * s[2];
-    let x = numbers(1, voxels(c.size) * c.ci);
-    let weight = numbers(2, c.co * c.ci * c.geometry.kernel.iter().product::<usize>());
-    let grad_y = numbers(3, voxels(out) * c.co);
+    let x = rounded(x);
+    let weight = rounded(&numbers(2, c.co * c.ci * c.geometry.kernel.iter().product::<usize>()));
+    let grad_y = rounded(&numbers(3, c.batch * out.iter().product::<usize>() * c.co));
     let (mut y, mut grad_x, mut grad_weight) = (vec![0.0; grad_y.len()], vec![0.0; x.len()], vec![0.0; weight.len()]);
     for_every_product(c, out, |xi, wi, yi| {
         y[yi] += x[xi] * weight[wi];
@@ -405,6 +410,45 @@ fn bf16_factors() {
             let Expected { x, weight, grad_y, .. } = full;
             let e = Expected { x, weight, grad_y, ..of_rounded };
             bf16_configs().for_each(|config| check_against::<f32>(c, config, &e, tolerance::F32_CONVOLUTION));
+        }
+    }
+}
+
+/// A map is normalised first and rounded then; a weight gradient of a stride rounds nothing. The normalisation's numbers
+/// are exact in f32, so that every implementation rounds the same ones.
+#[test]
+fn bf16_factors_are_rounded_after_the_normalisation() {
+    let cases = [
+        case(2, 16, 24, [4, 5, 9], [3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        case(1, 20, 16, [7, 6, 9], [3, 3, 3], [2, 2, 2], [1, 1, 1]),
+        case(2, 17, 16, [3, 8, 9], [1, 3, 3], [1, 2, 2], [0, 1, 1]),
+    ];
+    for c in &cases {
+        let voxels: usize = c.size.iter().product();
+        let x: Vec<f32> =
+            numbers(1, c.batch * voxels * c.ci).iter().map(|x| (x * 1024.0).round() as f32 / 1024.0).collect();
+        let scale: Vec<f32> = (0..c.batch * c.ci).map(|i| [1.5, -0.5, 0.75][i % 3]).collect();
+        let shift: Vec<f32> = (0..c.batch * c.ci).map(|i| (i % 7) as f32 / 1024.0 - 0.125).collect();
+        let normalised = |(i, &x): (usize, &f32)| {
+            let channel = i / (voxels * c.ci) * c.ci + i % c.ci;
+            let z = f64::from(scale[channel]) * f64::from(x) + f64::from(shift[channel]);
+            if z < 0.0 { 0.25 * z } else { z }
+        };
+        let z: Vec<f64> = x.iter().enumerate().map(normalised).collect();
+        let (full, rounded) = (expected_of_input(c, &z, |z| z), expected_of_input(c, &z, bf16));
+        let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let (weight, grad_y) = (cast(&full.weight), cast(&full.grad_y));
+        let norm = Some(Norm { scale: &scale, shift: &shift, slope: 0.25 });
+        let sources = [Source { data: &x[..], channels: c.ci, norm, round: None }];
+        let grad_output = Source { data: &grad_y[..], channels: c.co, norm: None, round: None };
+        let is_rounded = c.geometry.stride == [1; 3];
+        let grad_weight = if is_rounded { &rounded.grad_weight } else { &full.grad_weight };
+        for config in bf16_configs() {
+            let what = format!("{c:?} {config:?}");
+            let (y, _) = convolve(config, &c.shape(), &sources, &weight, false);
+            assert_close(format!("forward {what}"), &y, &rounded.y, tolerance::F32_CONVOLUTION);
+            let grad = weight_gradient(config, &c.shape(), &sources, grad_output);
+            assert_close(format!("weight gradient {what}"), &grad, grad_weight, tolerance::F32_CONVOLUTION);
         }
     }
 }
