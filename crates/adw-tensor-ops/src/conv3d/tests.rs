@@ -161,11 +161,7 @@ fn bf16(x: f64) -> f64 {
     f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
 }
 
-fn check<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, tolerance: Tolerance) {
-    check_against::<T>(c, config, &expected(c), tolerance);
-}
-
-fn check_against<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, e: &Expected, tolerance: Tolerance) {
+fn check<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, e: &Expected, tolerance: Tolerance) {
     let cast = |v: &[f64]| v.iter().map(|&x| T::from_f64(x)).collect::<Vec<T>>();
     let (x, weight, grad_y) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
     let source = |data, channels| Source::<T> { data, channels, norm: None, round: None };
@@ -211,10 +207,11 @@ fn check_against<T: ConvElement + Into<f64>>(c: &Case, config: KernelConfig, e: 
 
 #[test]
 fn every_pass_equals_its_definition() {
-    for config in all_configs() {
-        for c in CASES {
-            check::<f32>(c, config, tolerance::F32_CONVOLUTION);
-            check::<f64>(c, config, tolerance::F64_SUM);
+    for c in CASES {
+        let e = expected(c);
+        for config in all_configs() {
+            check::<f32>(c, config, &e, tolerance::F32_CONVOLUTION);
+            check::<f64>(c, config, &e, tolerance::F64_SUM);
         }
     }
 }
@@ -235,11 +232,10 @@ proptest::proptest! {
             if winograd { ([kernel[0] / 2 * 2 + 1, 3, 3], [1; 3], [1; 3]) } else { (kernel, stride, dilation) };
         let c = Case { batch, ci, co, size, geometry: Conv3dGeometry { kernel, stride, padding, dilation } };
         if c.geometry.output_size("test", size).is_ok() {
-            for config in all_configs() {
-                check::<f32>(&c, config, tolerance::F32_CONVOLUTION_ANY_SHAPE);
-            }
-            for config in bf16_configs() {
-                check_against::<f32>(&c, config, &expected_of(&c, bf16), tolerance::F32_CONVOLUTION_ANY_SHAPE);
+            let (full, rounded) = (expected(&c), expected_of(&c, bf16));
+            let configs = all_configs().map(|config| (config, &full));
+            for (config, e) in configs.chain(bf16_configs().map(|config| (config, &rounded))) {
+                check::<f32>(&c, config, e, tolerance::F32_CONVOLUTION_ANY_SHAPE);
             }
         }
     }
@@ -247,16 +243,16 @@ proptest::proptest! {
 
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
+    let c = case(2, 24, 40, [9, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 1]);
+    let e = expected(&c);
+    let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+    let (x, weight, g) = (cast(&e.x), cast(&e.weight), cast(&e.grad_y));
+    let sources = [Source { data: &x[..], channels: c.ci, norm: None, round: None }];
+    let grad_output = Source { data: &g[..], channels: c.co, norm: None, round: None };
     let run = |config, threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let c = case(2, 24, 40, [9, 11, 13], [3, 3, 3], [1, 1, 1], [1, 1, 1]);
-            let e = expected(&c);
-            let cast = |v: &[f64]| v.iter().map(|&x| x as f32).collect::<Vec<f32>>();
-            let (x, g) = (cast(&e.x), cast(&e.grad_y));
-            let sources = [Source { data: &x[..], channels: c.ci, norm: None, round: None }];
-            let (y, m) = convolve(config, &c.shape(), &sources, &cast(&e.weight), true);
-            let grad_output = Source { data: &g[..], channels: c.co, norm: None, round: None };
+            let (y, m) = convolve(config, &c.shape(), &sources, &weight, true);
             let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
             let gw = weight_gradient(config, &c.shape(), &sources, grad_output);
             (bits(y), bits(m.unwrap().variance), bits(gw))
@@ -399,17 +395,17 @@ fn bf16_factors() {
     for c in &cases {
         let (full, of_rounded) = (expected(c), expected_of(c, bf16));
         for config in bf16_configs() {
-            check_against::<f32>(c, config, &of_rounded, tolerance::F32_CONVOLUTION);
-            check_against::<f32>(c, config, &full, tolerance::BF16_FACTORS);
+            check::<f32>(c, config, &of_rounded, tolerance::F32_CONVOLUTION);
+            check::<f32>(c, config, &full, tolerance::BF16_FACTORS);
             // f64 is not rounded.
-            check_against::<f64>(c, config, &full, tolerance::F64_SUM);
+            check::<f64>(c, config, &full, tolerance::F64_SUM);
         }
         // Unrounded factors give the results of rounded ones in cases in which every pass rounds: without a stride, and
         // with 16 channels in either half of the input.
         if c.geometry.stride == [1; 3] && c.ci >= 32 {
             let Expected { x, weight, grad_y, .. } = full;
             let e = Expected { x, weight, grad_y, ..of_rounded };
-            bf16_configs().for_each(|config| check_against::<f32>(c, config, &e, tolerance::F32_CONVOLUTION));
+            bf16_configs().for_each(|config| check::<f32>(c, config, &e, tolerance::F32_CONVOLUTION));
         }
     }
 }
