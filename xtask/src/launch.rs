@@ -16,23 +16,31 @@ use crate::{
 };
 
 /// Commands of `adw`, which `cargo xtask` builds and starts.
-pub(crate) const ADW_COMMANDS: [&str; 12] = [
+pub(crate) const ADW_COMMANDS: [&str; 19] = [
     "download",
     "phantom",
     "check",
     "plan",
+    "run",
     "search",
     "retrain",
     "crossval",
     "sweep",
+    "rank",
     "predict",
     "submit",
     "postprocess",
     "evaluate",
+    "report",
+    "watch",
+    "export",
+    "import",
+    "doctor",
 ];
 
 /// Commands that run networks; only they need a build with CUDA.
-const NETWORK_COMMANDS: [&str; 6] = ["search", "retrain", "crossval", "sweep", "predict", "submit"];
+const NETWORK_COMMANDS: [&str; 9] =
+    ["run", "search", "retrain", "crossval", "sweep", "rank", "predict", "submit", "doctor"];
 
 /// Builds `adw` and becomes that program, with `arguments` as they are. Datasets and runs are those of the workspace
 /// wherever `cargo xtask` is called from, unless the environment names other folders.

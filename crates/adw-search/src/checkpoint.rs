@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -87,12 +88,17 @@ impl Checkpoint {
         committed.map_err(|e| Error::io(path, e))
     }
 
-    /// Reads the tensors of a checkpoint, of whatever run it is.
+    /// Reads the tensors of a checkpoint of any run of this network.
     ///
     /// # Errors
-    /// If the file is not a checkpoint.
-    pub(crate) fn tensors(path: &Path, device: &Device) -> Result<NamedTensors> {
-        Ok(tensor_file::read(path, KIND, device)?.0)
+    /// If the file is not a checkpoint, or that of another network.
+    pub(crate) fn tensors_of_network(path: &Path, network: &Value, device: &Device) -> Result<NamedTensors> {
+        let (tensors, metadata) = tensor_file::read(path, KIND, device)?;
+        let identity: Value = parsed(path, &metadata, "identity")?;
+        match difference("network", &identity["settings"]["network"], network) {
+            Some(difference) => Err(Error::OtherRun { path: path.to_owned(), difference }),
+            None => Ok(tensors),
+        }
     }
 
     /// Reads a checkpoint of the run that `identity` describes.
@@ -101,15 +107,19 @@ impl Checkpoint {
     /// If the file is not a checkpoint, or belongs to another run.
     pub(crate) fn read(path: &Path, identity: &Value, device: &Device) -> Result<Self> {
         let (tensors, metadata) = tensor_file::read(path, KIND, device)?;
-        let json = |key: &str| metadata.get(key).map_or("null", String::as_str);
-        let bad = |e| Error::file(path, format!("not {} ({e})", KIND.name));
-        let stored: Value = serde_json::from_str(json("identity")).map_err(bad)?;
+        let stored: Value = parsed(path, &metadata, "identity")?;
         if let Some(difference) = difference("", &stored, identity) {
             return Err(Error::OtherRun { path: path.to_owned(), difference });
         }
-        let progress: Progress = serde_json::from_str(json("progress")).map_err(bad)?;
+        let progress: Progress = parsed(path, &metadata, "progress")?;
         Ok(Self { position: progress.position, means: progress.means, tensors })
     }
+}
+
+/// Part of a checkpoint's metadata.
+fn parsed<T: DeserializeOwned>(path: &Path, metadata: &Metadata, key: &str) -> Result<T> {
+    let json = metadata.get(key).map_or("null", String::as_str);
+    serde_json::from_str(json).map_err(|e| Error::file(path, format!("not {} ({e})", KIND.name)))
 }
 
 /// First value that differs, as "key: X in the checkpoint, Y now".

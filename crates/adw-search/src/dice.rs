@@ -56,7 +56,7 @@ impl DiceCounts {
     /// Adds the voxels of one batch: `logits` `[B, K, D, H, W]` against `target` `[B, D, H, W]` (u8).
     ///
     /// # Errors
-    /// If the shapes do not fit, or `target` holds a class that `logits` lacks.
+    /// If the shapes or types do not fit, K is not that of earlier batches, or `target` holds a class that `logits` lacks.
     pub fn add(&mut self, logits: &Tensor, target: &Tensor) -> Result<()> {
         let predicted = argmax_labels(logits)?;
         let dims = logits.dims();
@@ -68,9 +68,16 @@ impl DiceCounts {
                 got: format!("{:?}", target.dims()),
             });
         }
-        let target = target.to_device(&Device::Cpu)?;
-        let target = target.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
         let classes = dims[1];
+        if !self.classes.is_empty() && self.classes.len() != classes - 1 {
+            return Err(Error::Shape {
+                what: "logits".into(),
+                expected: format!("{} classes, as before", self.classes.len() + 1),
+                got: format!("{classes}"),
+            });
+        }
+        // Other types are refused: a conversion would wrap labels around to classes.
+        let target = target.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<u8>()?;
         self.classes.resize(classes - 1, [0; 3]);
         for (p, t) in predicted.into_iter().zip(target) {
             let (p, t) = (usize::from(p), usize::from(t));
@@ -176,5 +183,9 @@ mod tests {
                 .contains("class 2, but the logits have 2 classes")
         );
         assert!(counts.add(&logits(&[0, 1], 2), &target(&[0])).is_err());
+        let wide = Tensor::new(&[0i64, 257], &Device::Cpu).unwrap().reshape((1, 1, 1, 2)).unwrap();
+        assert!(counts.add(&logits(&[0, 1], 2), &wide).is_err());
+        counts.add(&logits(&[0, 1], 2), &target(&[0, 1])).unwrap();
+        assert!(counts.add(&logits(&[0, 1], 3), &target(&[0, 1])).unwrap_err().to_string().contains("2 classes"));
     }
 }

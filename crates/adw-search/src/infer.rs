@@ -88,7 +88,7 @@ impl SlidingWindow {
             [(0, d), (1, h), (2, w)].map(|(axis, size)| window_starts(size, self.patch[axis], self.step));
         let in_plane = rows.iter().flat_map(|&h| columns.iter().map(move |&w| [h, w])).collect();
         let sums = WeightedSums::new([self.patch[0], h, w], self.patch)?;
-        Ok(LogitPlanes { window: self, image, before, shape, planes, in_plane, sums, next: 0 })
+        Ok(LogitPlanes { window: self, image, before, shape, planes, in_plane, sums, next: 0, is_within_part: false })
     }
 
     fn check(&self) -> Result<()> {
@@ -170,6 +170,8 @@ pub struct LogitPlanes<'a> {
     /// Sums in the slab of the windows that come next.
     sums: WeightedSums,
     next: usize,
+    /// True from the beginning of a part to its end: after an error, some of its windows are in the sums.
+    is_within_part: bool,
 }
 
 impl LogitPlanes<'_> {
@@ -177,13 +179,16 @@ impl LogitPlanes<'_> {
     /// the last. `progress(done, total)` as in [`SlidingWindow::logits`].
     ///
     /// # Errors
-    /// Those of [`SlidingWindow::logits`].
+    /// Those of [`SlidingWindow::logits`]; after an error, every call is one.
     pub fn advance(
         &mut self,
         models: &mut [&mut Predict<'_>],
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Option<Tensor>> {
         let Some(&start) = self.planes.get(self.next) else { return Ok(None) };
+        if std::mem::replace(&mut self.is_within_part, true) {
+            return Err(shape_error("windows", "no call after one that failed", &[self.next]));
+        }
         let [first, others @ ..] = models else { return Err(shape_error("models", "at least one", &[0])) };
         let total = self.planes.len() * self.in_plane.len();
         let mut done = self.next * self.in_plane.len();
@@ -208,6 +213,7 @@ impl LogitPlanes<'_> {
         let [_, height, width] = self.shape;
         let logits = self.sums.mean([first - start, h, w], [last - first, height, width])?;
         self.sums.forget(end - start);
+        self.is_within_part = false;
         Ok(Some(logits))
     }
 }

@@ -14,7 +14,7 @@ use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
 use crate::ranks::{self, Ranks};
 use crate::run_files::{RunFiles, RunOptions};
 use crate::training_loop::{self, EpochSummary, NextBatch, TrainingTask};
-use crate::{Batch, BatchSource, NamedTensors, Part, Result};
+use crate::{Batch, BatchSource, Error, NamedTensors, Part, Result};
 
 /// Phase of a search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ pub struct SearchRow {
 /// learning rate, batches and noise are functions of (seed, epoch, iteration), and everything else is in the
 /// checkpoint: a search that was killed and resumed ends with the bits of one that was not. (`loss` is not part of it:
 /// name it in [`RunOptions::identity`] if runs may differ in it.) `patch` is the size of the batches' patches (D, H,
-/// W), for which costs are counted.
+/// W), for which costs are counted; batches of another size are an error.
 ///
 /// The network computes in the precision of `config` from then on.
 ///
@@ -254,6 +254,13 @@ impl TrainingTask for SearchTask<'_> {
     fn iterate(&mut self, at: Position, batches: &[Batch]) -> Result<IterationReport> {
         let Position { epoch, iteration } = at;
         let (net, tau, lr) = (self.net, self.tau(epoch), self.lr(at));
+        if let Some(other) = batches.iter().find(|batch| batch.x.dims().get(2..) != Some(&self.patch)) {
+            return Err(Error::Shape {
+                what: "patches of a batch".into(),
+                expected: format!("{:?}", self.patch),
+                got: format!("{:?}", other.x.dims()),
+            });
+        }
         let seed = self.config.seed;
         let mut sample = |pass: usize| {
             let key = NoiseKey { seed, epoch: epoch as u32, iteration: iteration as u32, pass: pass as u32 };

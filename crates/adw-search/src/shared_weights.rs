@@ -10,7 +10,7 @@ use crate::parameters::{self, PARAMETER_GROUP, TensorGroups};
 use crate::{Batch, Result};
 
 /// Pseudo-Dice of a network with the weights of `net` over the voxels of all `batches`, mean of the foreground classes; none if
-/// the batches have no foreground. The network is cut out of the supernet ([`Supernet::subnet`]).
+/// no class is present or predicted. The network is cut out of the supernet ([`Supernet::subnet`]).
 ///
 /// # Errors
 /// If the architecture is not part of the supernet, or a batch does not fit it.
@@ -29,6 +29,7 @@ pub fn pseudo_dice(net: &Supernet, architecture: &Architecture, batches: &[Batch
 /// If there is no such checkpoint, it is damaged, or it is that of another supernet.
 pub fn load_shared_weights(net: &Supernet, directory: &Path) -> Result<()> {
     let path = directory.join("checkpoint/latest.safetensors");
-    let state = Checkpoint::tensors(&path, &parameters::device(net.parameters()))?;
+    let network = serde_json::json!(net.config());
+    let state = Checkpoint::tensors_of_network(&path, &network, &parameters::device(net.parameters()))?;
     parameters::set(net.parameters(), &TensorGroups::get(&state, PARAMETER_GROUP))
 }

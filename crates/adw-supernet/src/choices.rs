@@ -108,7 +108,7 @@ impl Choices {
         let noise = match &sample.noise {
             GumbelNoise::Zero => SoftmaxNoise::Zero,
             GumbelNoise::Keyed(key) => {
-                SoftmaxNoise::Streams { seed: key.seed, epoch: key.epoch, iteration: key.counter() }
+                SoftmaxNoise::Streams { seed: key.seed, epoch: key.epoch, iteration: key.counter()? }
             }
             GumbelNoise::Given(_) => {
                 let blocks = sample.noise.blocks(&self.config, self.dtype)?;

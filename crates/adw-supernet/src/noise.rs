@@ -20,7 +20,7 @@ pub struct NoiseKey {
 }
 
 impl NoiseKey {
-    /// Refuses keys whose [counter](Self::counter) is that of another key.
+    /// Refuses keys whose counter would be that of another key.
     pub(crate) fn check(&self) -> Result<()> {
         if self.pass < 8 && self.iteration < 1 << 29 {
             return Ok(());
@@ -29,12 +29,17 @@ impl NoiseKey {
     }
 
     /// [`Stream::iteration`] of the pass.
-    pub(crate) fn counter(&self) -> u32 {
-        self.iteration * 8 + self.pass
+    ///
+    /// # Errors
+    /// If it is that of another key.
+    pub(crate) fn counter(&self) -> Result<u32> {
+        self.check()?;
+        Ok(self.iteration * 8 + self.pass)
     }
 
-    fn stream(&self, purpose: Purpose, index: usize) -> Stream {
-        Stream { seed: self.seed, purpose, epoch: self.epoch, iteration: self.counter(), index: index as u32 }
+    fn stream(&self, purpose: Purpose, index: usize) -> Result<Stream> {
+        let iteration = self.counter()?;
+        Ok(Stream { seed: self.seed, purpose, epoch: self.epoch, iteration, index: index as u32 })
     }
 }
 
@@ -71,7 +76,7 @@ impl GumbelNoise {
     /// Numbers of the noise, per block of the search space, on the host.
     ///
     /// # Errors
-    /// If given noise does not fit the space.
+    /// If given noise does not fit the space, or a key is out of range.
     pub(crate) fn blocks(&self, config: &SupernetConfig, dtype: DType) -> Result<Vec<BlockNoise>> {
         if let Self::Given(blocks) = self {
             check_given(blocks, config)?;
@@ -79,7 +84,7 @@ impl GumbelNoise {
         }
         let noise = |purpose, index, n| -> Result<Tensor> {
             Ok(match self {
-                Self::Keyed(key) => gumbel_softmax::noise(key.stream(purpose, index), n, dtype, &Device::Cpu)?,
+                Self::Keyed(key) => gumbel_softmax::noise(key.stream(purpose, index)?, n, dtype, &Device::Cpu)?,
                 _ => Tensor::zeros(n, dtype, &Device::Cpu)?,
             })
         };

@@ -12,6 +12,7 @@ pub fn keep_freed_memory() {
     // SAFETY: mallopt takes two numbers and may be called at any time.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        // Never, however much is free.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }

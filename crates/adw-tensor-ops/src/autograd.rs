@@ -72,7 +72,7 @@ where
 
 /// Records a tensor that has been computed from `x` and `y` outside candle's graph as an operation of the graph: a copy of
 /// `value` whose gradients by `x` and `y` are those of `backward([x, y], gradient of value)`, `None` for an argument that
-/// needs none. All tensors are contiguous on one device.
+/// needs none. All tensors are on one device; the gradient of value is contiguous.
 ///
 /// # Errors
 /// If the device of `value` is not that of the arguments.
@@ -80,6 +80,8 @@ pub fn record<F>(name: &'static str, [x, y]: [&Tensor; 2], value: &Tensor, backw
 where
     F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
 {
+    // Of a view, the storage holds other elements, too.
+    let value = &value.force_contiguous()?;
     let (storage, layout) = value.storage_and_layout();
     let storage = match &*storage {
         Storage::Cpu(storage) => Storage::Cpu(storage.try_clone(layout)?),
@@ -123,3 +125,21 @@ macro_rules! custom_op {
 custom_op!(CustomOp1, 1, x, Option<Tensor>);
 custom_op!(CustomOp2, 2, x y, (Option<Tensor>, Option<Tensor>));
 custom_op!(CustomOp3, 3, x y z, (Option<Tensor>, Option<Tensor>, Option<Tensor>));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn a_view_is_recorded_with_its_own_elements() {
+        let value = Tensor::new(&[[1f64, 2., 3.], [4., 5., 6.]], &Device::Cpu).unwrap();
+        let x = Var::new(1f64, &Device::Cpu).unwrap();
+        for view in [value.narrow(0, 1, 1).unwrap(), value.t().unwrap()] {
+            let y = record("view", [&x, &x], &view, |_, g| Ok([Some(g.sum_all()?), None])).unwrap();
+            assert_eq!(y.to_vec2::<f64>().unwrap(), view.to_vec2::<f64>().unwrap());
+            let gradient = y.sum_all().unwrap().backward().unwrap().get(&x).unwrap().to_scalar::<f64>().unwrap();
+            assert_eq!(gradient, view.elem_count() as f64);
+        }
+    }
+}

@@ -75,6 +75,16 @@ impl Conv3dGeometry {
         Ok(out)
     }
 
+    /// Checks that a padded input of `channels` channels could exist, so that no position in it overflows.
+    ///
+    /// # Errors
+    /// If it is larger than any allocation.
+    pub(crate) fn check_padded(&self, op: &'static str, input: [usize; 3], channels: usize) -> Result<()> {
+        let [d, h, w] = [0, 1, 2].map(|i| self.padding[i].saturating_mul(2).saturating_add(input[i]));
+        // Kernels fill vectors up.
+        num_elements(op, "padded input", &[d, h, w, channels.saturating_add(64)]).map(|_| ())
+    }
+
     /// Output size of the transposed convolution, `(n - 1) stride - 2 padding + dilation (kernel - 1) + output_padding + 1`
     /// per axis: the input size of the convolution whose output size is `input`. Several have that, `output_padding` picks
     /// one.

@@ -34,9 +34,15 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Number of indices that streams of one purpose have.
+    pub const INDICES: u32 = 1 << 24;
+
     /// Four words at `position` of this stream.
+    ///
+    /// # Panics
+    /// If the index is not below [`Stream::INDICES`].
     pub fn words(&self, position: u32) -> [u32; 4] {
-        assert!(self.index < 1 << 24, "the purpose lies above the index");
+        assert!(self.index < Self::INDICES, "the purpose lies above the index");
         let counter = [position, self.index | (self.purpose as u32) << 24, self.iteration, self.epoch];
         philox4x32_10(counter, [self.seed as u32, (self.seed >> 32) as u32])
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::dataset::volume_bytes;
+use crate::dataset::{first_file, volume_bytes};
 use crate::error::Result;
 use crate::geometry::Geometry;
 use crate::nifti::read_geometry;
@@ -27,9 +27,9 @@ impl CaseBytes {
     /// Estimates the memory of preparing the image in `files` ([`crate::Case::image`]) for a plan.
     ///
     /// # Errors
-    /// Those of [`read_geometry`].
+    /// Those of [`read_geometry`]; [`Error::Invalid`] without a file.
     pub fn of(files: &[PathBuf], plan: &Plan) -> Result<Self> {
-        Ok(Self::on(&read_geometry(&files[0])?.0, plan))
+        Ok(Self::on(&read_geometry(first_file(files)?)?.0, plan))
     }
 
     /// Estimates the memory of preparing an image on a grid for a plan.

@@ -17,7 +17,7 @@ mod description;
 mod distinct;
 
 pub use case::{Case, Label, TestCase, case_id, described, described_grid, nifti_files};
-pub(crate) use case::{reading_bytes, volume_bytes};
+pub(crate) use case::{first_file, reading_bytes, volume_bytes};
 pub use description::channel_of;
 use description::{Description, Files};
 
@@ -151,7 +151,7 @@ impl Dataset {
     /// [`Error::PositionMismatch`], [`Error::UnknownLabel`].
     pub fn load_case(&self, case: &Case) -> Result<(Volume<f32>, LabelMap)> {
         // By their headers first: a label map of another size is not read.
-        let (image, labels) = (&case.image[0], &case.label);
+        let (image, labels) = (first_file(&case.image)?, &case.label);
         self.positions.compare((image, &read_geometry(image)?.0), (labels, &read_geometry(labels)?.0))?;
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
@@ -166,7 +166,7 @@ impl Dataset {
     /// # Errors
     /// Those of [`read_geometry`].
     pub fn orientation(&self) -> Result<Option<Orientation>> {
-        let headers = self.training.iter().map(|case| Ok(read_geometry(&case.image[0])?.0.orientation()));
+        let headers = self.training.iter().map(|case| Ok(read_geometry(first_file(&case.image)?)?.0.orientation()));
         Ok(Orientation::most_frequent(headers.collect::<Result<Vec<_>>>()?))
     }
 

@@ -15,7 +15,8 @@ pub(crate) const HEADER_BYTES: usize = 348;
 pub struct Geometry {
     /// Number of voxels along z, y, x.
     pub shape: [usize; 3],
-    /// Distance of voxel centres along z, y, x, in millimetres.
+    /// Distance of voxel centres along z, y, x, in millimetres. A grid of other distances is another [`Geometry::new`] or
+    /// [`Geometry::from_affine`]: one that was changed here is refused when it is written.
     pub spacing_mm: [f64; 3],
     /// The header as it stood in the file: writing patches only the fields that describe the voxels, so qform,
     /// sform, pixdim, units and description survive bit by bit.
@@ -104,6 +105,13 @@ impl Geometry {
             row([2.0 * (b * c + a * d), a * a + c * c - b * b - d * d, 2.0 * (c * d - a * b)], oy),
             row([2.0 * (b * d - a * c), 2.0 * (c * d + a * b), a * a + d * d - b * b - c * c], oz),
         ])
+    }
+
+    /// Returns true if the voxel sizes are those of the header.
+    pub(crate) fn has_spacing_of_header(&self) -> bool {
+        let unit_mm = self.unit_mm();
+        let of_header = [88, 84, 80].map(|offset| self.f32_at(offset).abs() * unit_mm);
+        self.spacing_mm.iter().zip(of_header).all(|(a, b)| (a - b).abs() <= 1e-6 * b)
     }
 
     /// Millimetres per unit of length of the header. As in ITK, metres and micrometres are converted, anything else is

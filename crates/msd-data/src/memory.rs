@@ -104,17 +104,22 @@ impl Memory {
                         return;
                     }
                 };
-                while guard.free < bytes {
+                while guard.free < bytes && !guard.failed {
                     guard = changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                }
+                if guard.failed {
+                    return;
                 }
                 guard.free -= bytes;
                 drop(guard);
+                let share = Share { queue: &queue, changed: &changed, bytes };
                 let result = work(&items[i]);
                 guard = lock();
-                guard.free += bytes;
                 guard.failed |= result.is_err();
                 guard.results[i] = Some(result);
-                changed.notify_all();
+                drop(guard);
+                drop(share);
+                guard = lock();
             }
         };
         // Threads of their own: one of rayon's that waits here could hold up the work it waits for. A single one waits for
@@ -141,6 +146,22 @@ impl Memory {
     }
 }
 
+/// Memory of an item in progress. Given back when its work is done; if the work panics, no further item is begun.
+struct Share<'a, T> {
+    queue: &'a Mutex<WorkQueue<T>>,
+    changed: &'a Condvar,
+    bytes: u64,
+}
+
+impl<T> Drop for Share<'_, T> {
+    fn drop(&mut self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.free += self.bytes;
+        queue.failed |= thread::panicking();
+        self.changed.notify_all();
+    }
+}
+
 /// Items in progress.
 struct WorkQueue<T> {
     next: usize,
@@ -157,6 +178,14 @@ mod tests {
     use super::*;
 
     static STOP: AtomicBool = AtomicBool::new(false);
+
+    #[test]
+    fn a_panic_ends_it() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let run =
+            || Memory::bytes(1).each(&[1, 2, 3], u8::to_string, |_| Ok(1), |_| -> Result<()> { panic!("at work") });
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(run))).is_err());
+    }
 
     #[test]
     fn a_single_thread_is_the_callers() {

@@ -168,7 +168,10 @@ pub fn write_commented_labels(
     geometry: &Geometry,
     comment: Option<&str>,
 ) -> Result<()> {
-    check_shape("label map", labels.shape(), geometry)?;
+    check(path.as_ref(), "label map", (labels.shape(), 1), geometry)?;
+    if comment.is_some_and(|comment| comment.contains('\0')) {
+        return Err(Error::Invalid("a comment with a NUL, which gzip cannot hold".to_owned()));
+    }
     let wide = labels.iter().any(|&v| v > 255);
     let (code, bits) = if wide { (512, 16) } else { (2, 8) };
     let big = geometry.endianness == Endianness::Big;
@@ -186,9 +189,10 @@ pub fn write_commented_labels(
 /// # Errors
 /// Those of [`write_labels`].
 pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &Geometry) -> Result<()> {
-    check_shape("image", &image.shape()[1..], geometry)?;
+    let (channels, shape) = (image.shape()[0], &image.shape()[1..]);
+    check(path.as_ref(), "image", (shape, channels), geometry)?;
     let big = geometry.endianness == Endianness::Big;
-    let header = geometry.header_bytes(image.shape()[0], 16, 32);
+    let header = geometry.header_bytes(channels, 16, 32);
     // Noise does not compress: more effort costs seconds per volume and saves a few percent.
     let gzip = GzipOptions { level: Compression::fast(), comment: None };
     write_file(path.as_ref(), &header, gzip, image.iter().copied(), |v, out| {
@@ -196,11 +200,19 @@ pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &G
     })
 }
 
-fn check_shape(what: &'static str, found: &[usize], geometry: &Geometry) -> Result<()> {
-    if found == geometry.shape {
-        return Ok(());
+/// Checks that an array of a shape and channels can be written on a grid.
+fn check(path: &Path, what: &'static str, (found, channels): (&[usize], usize), geometry: &Geometry) -> Result<()> {
+    if found != geometry.shape {
+        return Err(Error::Shape { what, found: found.to_vec(), expected: geometry.shape.to_vec() });
     }
-    Err(Error::Shape { what, found: found.to_vec(), expected: geometry.shape.to_vec() })
+    let problem = |text| Err(Error::nifti(path, NiftiProblem::Header(text)));
+    if found.iter().chain([&channels]).any(|n| !(1..=i16::MAX as usize).contains(n)) {
+        return problem(format!("{channels} channels of {found:?} voxels; NIfTI-1 holds 1 to 32767 of each"));
+    }
+    if !geometry.has_spacing_of_header() {
+        return problem(format!("voxel size {:?} mm differs from the header's", geometry.spacing_mm));
+    }
+    Ok(())
 }
 
 /// Compression of a file, and the comment in its gzip header.

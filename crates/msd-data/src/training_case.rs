@@ -87,6 +87,12 @@ impl TrainingCase {
                         expected: case.image.shape()[1..].to_vec(),
                     });
                 }
+                let is_readable = case.image.is_standard_layout() && labels.is_standard_layout();
+                if !is_readable || case.locations.iter().any(|class| class.voxels.is_empty()) {
+                    let fault =
+                        "a prepared case whose arrays are not in standard layout, or with a class without voxels";
+                    return Err(Error::Invalid(fault.to_owned()));
+                }
                 labels.iter().copied().max().unwrap_or(0)
             }
             Self::Stored(case) => case.highest_label(),

@@ -44,7 +44,7 @@ search and retrain download a missing one. Runs are kept in `runs/TASK/` or, if 
 Exit code: 0; 2 for what you can put right, with one line on stderr (bad input, a full disk, results that stdout does not \
 take; a reader that closes its pipe is no error); 128 + n after signal n; 1 for a mistake in the program.
 
-Try it, without a download, in three minutes:  adw search && adw retrain";
+Try it, without a download, in some minutes:  adw search && adw retrain";
 
 /// Commands in the order in which a dataset goes through them.
 #[derive(Subcommand, Debug)]

@@ -69,7 +69,8 @@ impl Ema {
         Ok(())
     }
 
-    /// The average by parameter name, and the number of updates.
+    /// The average by parameter name, and the number of updates. The tensors share the average's memory, and the next update
+    /// changes them.
     pub fn state(&self) -> Result<NamedTensors> {
         let mut state = self.slots.save();
         state.insert(UPDATES.into(), Tensor::new(self.updates as i64, &Device::Cpu)?);

@@ -44,7 +44,8 @@ pub trait Optimizer {
     /// As [`Optimizer::step`].
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()>;
 
-    /// State that a resumed run needs besides the parameters.
+    /// State that a resumed run needs besides the parameters. The tensors share the optimiser's memory, and its next step
+    /// changes them: write them, or copy them, before.
     fn state(&self) -> Result<NamedTensors>;
 
     /// Restores what [`Optimizer::state`] gave; state that is absent starts afresh.

@@ -66,7 +66,7 @@ fn weight_channels(op: &'static str, weight: &Tensor, ci: usize, kernel: [usize;
     }
 }
 
-/// `y[b, o, co] = sum over ci, k: x[b, o * stride + k - padding, ci] * weight[co, ci, k]`, and the mean and variance of
+/// `y[b, o, co] = sum over ci, k: x[b, o * stride + k * dilation - padding, ci] * weight[co, ci, k]`, and the mean and variance of
 /// every channel of every sample of `y`, taken while it is written.
 ///
 /// `inputs`: maps `[B, D, H, W, Ci]`, their channels side by side; `weight`: `[Cout, sum Ci, kD, kH, kW]`. Returns
@@ -109,6 +109,7 @@ fn compute(
     let (batch, size, ci) = input_dims(OP, inputs)?;
     let co = weight_channels(OP, weight, ci, geometry.kernel)?;
     let [d, h, w] = geometry.output_size(OP, size)?;
+    geometry.check_padded(OP, size, ci.max(co))?;
     num_elements(OP, "output", &[batch, d, h, w, co])?;
     backend::of(OP, weight)?.conv3d(inputs, weight, geometry, precision, with_moments)
 }
@@ -152,6 +153,7 @@ pub(crate) fn compute_grad_input(
             expected: format!("the output size of an input of {size:?}"),
         });
     }
+    geometry.check_padded(OP, size, ci.max(co))?;
     num_elements(OP, "gradient", &[batch, size[0], size[1], size[2], ci])?;
     if channels.is_empty() || channels.end > ci {
         return Err(Error::Argument {
@@ -175,8 +177,8 @@ pub fn grad_weight(
     precision: Precision,
 ) -> Result<Tensor> {
     const OP: &str = "conv3d weight gradient";
-    let (batch, size, _) = input_dims(OP, inputs)?;
-    let (b, out, _) = map_dims(OP, "grad_output", grad_output.map)?;
+    let (batch, size, ci) = input_dims(OP, inputs)?;
+    let (b, out, co) = map_dims(OP, "grad_output", grad_output.map)?;
     if b != batch || geometry.output_size(OP, size)? != out {
         return Err(Error::Shape {
             op: OP,
@@ -185,6 +187,7 @@ pub fn grad_weight(
             expected: format!("batch {batch} and the output size of an input of {size:?}"),
         });
     }
+    geometry.check_padded(OP, size, ci.max(co))?;
     let kernels = backend::of(OP, grad_output.map)?;
     Ok(kernels.conv3d_grad_weight(inputs, grad_output, geometry, precision)?.into_tensor())
 }

@@ -344,6 +344,12 @@ fn impossible_sizes_are_refused() {
     assert!(grad_input((&g).into(), &w, geometry, [1 << 32, 1 << 32, 1], 0..1, Precision::Full).is_err());
     let padded = Conv3dGeometry::new([1; 3], [1; 3], [usize::MAX / 2; 3]);
     assert!(conv3d(&g, &w, padded).is_err());
+    // Two outputs whose distance in the input is near the largest number: positions times channels would wrap around.
+    let far = (1 << 60) - 1;
+    let geometry =
+        Conv3dGeometry { kernel: [2, 1, 1], stride: [far, 1, 1], padding: [far, 0, 0], dilation: [far, 1, 1] };
+    let error = conv3d(&ones([1, 16, 1, 1, 1]), &ones([8, 16, 2, 1, 1]), geometry).unwrap_err().to_string();
+    assert!(error.contains("padded input"), "{error}");
     let same = Conv3dGeometry::same([1; 3], [1; 3]);
     for (x, w) in
         [([0, 1, 2, 2, 2], [1, 1, 1, 1, 1]), ([1, 0, 2, 2, 2], [1, 0, 1, 1, 1]), ([1, 1, 2, 2, 2], [0, 1, 1, 1, 1])]

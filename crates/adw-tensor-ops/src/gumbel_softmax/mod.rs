@@ -6,12 +6,35 @@ pub(crate) mod kernels;
 mod one;
 
 use crate::backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::philox::Stream;
 use candle_core::Tensor;
 use kernels::OP;
 
 pub use kernels::{GumbelDraw, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec};
 pub use one::{gumbel_softmax, noise};
+
+/// Checks what kernels rely on.
+fn check(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<()> {
+    let error = |what| Err(Error::Argument { op: OP, what });
+    if !draw.tau.is_finite() || draw.tau <= 0.0 {
+        return error(format!("tau is {}, expected a positive number", draw.tau));
+    }
+    for s in softmaxes {
+        let n = s.logits.elem_count();
+        if s.logits.rank() != 1 || n == 0 {
+            let (got, expected) = (s.logits.shape().clone(), "[n], at least one option".into());
+            return Err(Error::Shape { op: OP, what: "logits", got, expected });
+        }
+        if let Some(widths) = s.widths.as_ref().filter(|w| w.len() != n || w.iter().any(|&w| w > s.channels)) {
+            return error(format!("widths {widths:?}, expected {n} of at most {} channels", s.channels));
+        }
+        if s.index >= Stream::INDICES {
+            return error(format!("index {}, expected less than {}", s.index, Stream::INDICES));
+        }
+    }
+    Ok(())
+}
 
 /// Value of every softmax of a pass, without gradient: `softmax((logits + noise) / tau)` of each choice, and the gates of
 /// widths. On a CUDA device this is one launch.
@@ -21,7 +44,10 @@ pub use one::{gumbel_softmax, noise};
 pub fn forward(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<Vec<SoftmaxOutput>> {
     match softmaxes.first() {
         None => Ok(Vec::new()),
-        Some(first) => backend::of(OP, first.logits)?.gumbel_softmaxes(softmaxes, draw),
+        Some(first) => {
+            check(softmaxes, draw)?;
+            backend::of(OP, first.logits)?.gumbel_softmaxes(softmaxes, draw)
+        }
     }
 }
 
@@ -29,7 +55,7 @@ pub fn forward(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<Vec<Softm
 /// gradients by each.
 ///
 /// # Errors
-/// If a gradient does not belong to its softmax, or lies elsewhere.
+/// If a gradient or an output does not belong to its softmax, or lies elsewhere.
 ///
 /// # Panics
 /// If there is not one output and one gradient per softmax.
@@ -42,7 +68,18 @@ pub fn backward(
     assert_eq!([outputs.len(), gradients.len()], [softmaxes.len(); 2], "one output and one gradient per softmax");
     match softmaxes.first() {
         None => Ok(Vec::new()),
-        Some(first) => backend::of(OP, first.logits)?.gumbel_softmaxes_backward(softmaxes, draw, outputs, gradients),
+        Some(first) => {
+            check(softmaxes, draw)?;
+            for (s, output) in softmaxes.iter().zip(outputs) {
+                let gate = output.gate.as_ref().map(Tensor::elem_count);
+                if output.probabilities.elem_count() != s.logits.elem_count()
+                    || gate != s.widths.as_ref().map(|_| s.channels)
+                {
+                    return Err(Error::Argument { op: OP, what: "an output of another softmax".into() });
+                }
+            }
+            backend::of(OP, first.logits)?.gumbel_softmaxes_backward(softmaxes, draw, outputs, gradients)
+        }
     }
 }
 
@@ -67,6 +104,28 @@ mod tests {
             f(&Tensor::new(x, &Device::Cpu).unwrap()).to_scalar().unwrap()
         });
         assert_close("gradient", &gradient, &numeric, tolerance::FINITE_DIFFERENCE_FEW_TERMS);
+    }
+
+    #[test]
+    fn specifications_that_do_not_fit_are_refused() {
+        let logits = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let spec = |widths: &[usize], index| SoftmaxSpec {
+            logits: &logits,
+            purpose: crate::philox::Purpose::WidthNoise,
+            index,
+            widths: Some(widths.to_vec()),
+            channels: 8,
+        };
+        let run = |spec: SoftmaxSpec, tau| forward(&[spec], &GumbelDraw { noise: SoftmaxNoise::Zero, tau });
+        let outputs = run(spec(&[4, 8], 0), 1.0).unwrap();
+        assert!(run(spec(&[4, 9], 0), 1.0).is_err(), "more channels than the gate has");
+        assert!(run(spec(&[4], 0), 1.0).is_err(), "another number of widths");
+        assert!(run(spec(&[4, 8], 1 << 24), 1.0).is_err(), "an index beyond the streams'");
+        assert!(run(spec(&[4, 8], 0), 0.0).is_err(), "no temperature");
+        let gradient = Tensor::zeros(8, DType::F32, &Device::Cpu).unwrap();
+        let narrow = SoftmaxSpec { channels: 8, widths: None, ..spec(&[4, 8], 0) };
+        let draw = GumbelDraw { noise: SoftmaxNoise::Zero, tau: 1.0 };
+        assert!(backward(&[narrow], &draw, &outputs, &[SoftmaxGradient::Gate(&gradient)]).is_err());
     }
 
     #[test]

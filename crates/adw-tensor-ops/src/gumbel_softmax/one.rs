@@ -39,8 +39,12 @@ pub fn gumbel_softmax(logits: &Tensor, noise: &Tensor, tau: f64) -> Result<Tenso
 /// Draws `n` standard Gumbel numbers of a stream.
 ///
 /// # Errors
-/// If the tensor cannot be made on `device`.
+/// If the stream's index is not below [`Stream::INDICES`], or the tensor cannot be made on `device`.
 pub fn noise(stream: Stream, n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    if stream.index >= Stream::INDICES {
+        let what = format!("index {}, expected less than {}", stream.index, Stream::INDICES);
+        return Err(Error::Argument { op: OP, what });
+    }
     let values: Vec<f64> = stream.gumbel().take(n).collect();
     Ok(Tensor::from_vec(values, n, device)?.to_dtype(dtype)?)
 }

@@ -22,7 +22,7 @@ use crate::map::channels_last;
 use crate::storage::Computed;
 use candle_core::{DType, Tensor};
 use kernels::{OP, ScaleLosses};
-use target::{check, labels};
+use target::{check, check_scale, labels};
 
 pub use kernels::DiceCe;
 pub use target::{check_target, resize_target};
@@ -76,7 +76,7 @@ impl DiceCe {
     /// scale's comes by [`resize_target`].
     ///
     /// # Errors
-    /// As [`Self::loss_and_gradient`], or if there is no scale. On a CUDA device an unknown label may be reported by
+    /// As [`Self::loss_and_gradient`], if there is no scale, or one is finer than the target. On a CUDA device an unknown label may be reported by
     /// [`PendingLoss::value`] only.
     pub fn losses_and_gradients(
         &self,
@@ -86,6 +86,9 @@ impl DiceCe {
         let Some((first, _)) = scales.first() else {
             return Err(Error::Argument { op: OP, what: "no logits, expected at least one scale".into() });
         };
+        for (logits, _) in scales {
+            check_scale(logits, target)?;
+        }
         let (losses, gradients) = backend::of(OP, first)?.dice_ce(*self, scales, target)?;
         Ok((PendingLoss { losses, weights: scales.iter().map(|s| s.1).collect() }, gradients))
     }

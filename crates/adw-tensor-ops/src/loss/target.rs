@@ -25,6 +25,19 @@ pub(super) fn check(logits: &Tensor, target: &Tensor) -> Result<(usize, [usize; 
     Ok((batch, size, classes))
 }
 
+/// Checks logits `[B, D, H, W, K]` of a scale that is no finer than the target.
+pub(super) fn check_scale(logits: &Tensor, target: &Tensor) -> Result<()> {
+    let (batch, size, classes) = map_dims(OP, "logits", logits)?;
+    check_classes(classes)?;
+    match *target.dims() {
+        [b, d, h, w] if b == batch && [d, h, w].iter().zip(size).all(|(&n, size)| size <= n) => Ok(()),
+        _ => {
+            let (got, [d, h, w]) = (target.shape().clone(), size);
+            Err(Error::Shape { op: OP, what: "target", got, expected: format!("at least [{batch}, {d}, {h}, {w}]") })
+        }
+    }
+}
+
 /// Checks the number of classes.
 pub(super) fn check_classes(classes: usize) -> Result<()> {
     if (2..=255).contains(&classes) {

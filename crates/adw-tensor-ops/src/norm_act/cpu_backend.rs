@@ -48,6 +48,7 @@ impl NormActKernels for Cpu {
                 scale: tensor(scale, (batch, channels))?,
                 shift: tensor(shift, (batch, channels))?,
                 config,
+                normalises: true,
             })
         })
     }

@@ -65,8 +65,7 @@ impl Default for NormAct {
     }
 }
 
-/// Coefficients that normalise one map, `z = leaky(scale * y + shift)`, and those that its backward pass needs. `[B, C]`
-/// each.
+/// Coefficients that normalise one map, `z = leaky(scale * y + shift)`, and what its backward pass needs. `[B, C]` each.
 #[derive(Clone, Debug)]
 pub struct NormCoefficients {
     pub(crate) mean: Tensor,
@@ -74,10 +73,12 @@ pub struct NormCoefficients {
     pub(crate) scale: Tensor,
     pub(crate) shift: Tensor,
     pub(crate) config: NormAct,
+    /// False if the activation alone is applied, which has no backward pass.
+    pub(crate) normalises: bool,
 }
 
 impl NormAct {
-    /// Coefficients that apply the activation alone: scale 1, shift 0.
+    /// Coefficients that apply the activation alone: scale 1, shift 0. [`backward`](super::backward) refuses them.
     ///
     /// # Errors
     /// If `map` has another rank than 5, or tensors cannot be made on its device.
@@ -85,7 +86,7 @@ impl NormAct {
         let (batch, _, channels) = map_dims(OP, "map", map)?;
         let all = |value: f64| Tensor::full(value, (batch, channels), map.device())?.to_dtype(coefficient_dtype(map));
         let [mean, variance, scale, shift] = [all(0.0)?, all(1.0)?, all(1.0)?, all(0.0)?];
-        Ok(NormCoefficients { mean, variance, scale, shift, config: self })
+        Ok(NormCoefficients { mean, variance, scale, shift, config: self, normalises: false })
     }
 }
 

@@ -90,16 +90,19 @@ fn compute(maps: &[(&Tensor, &NormCoefficients)], weights: Option<&Tensor>) -> R
             let expected = format!("{:?}, as the first map", first.shape());
             return Err(Error::Shape { op: OP, what: "map", got: y.shape().clone(), expected });
         }
+        if y.dtype() != first.dtype() {
+            return Err(Error::dtype(OP, y.dtype(), "that of the first map"));
+        }
     }
     backend::of(OP, first)?.norm_weighted_sum(maps, weights)
 }
 
 /// The backward pass of one normalised map. The gradient of z is `weight * outer + direct`: `outer` is the gradient of a
 /// weighted sum that z takes part in with that weight (a tensor of one element), `direct` what else reads z; one of them
-/// must be there.
+/// must be there. `gamma`, `beta` and `gate` are those of which [`NormAct::coefficients`] made the coefficients.
 ///
 /// # Errors
-/// If shapes or element types do not fit together.
+/// If shapes or element types do not fit together, or the coefficients are those of the activation alone.
 pub fn backward(
     y: &Tensor,
     coefficients: &NormCoefficients,
@@ -118,6 +121,10 @@ pub fn backward(
     }
     if outer.is_none() && direct.is_none() {
         return Err(Error::Argument { op: OP, what: "no gradient, expected `outer` or `direct`".into() });
+    }
+    if !coefficients.normalises {
+        let what = "coefficients of the activation alone, expected those of a normalisation".into();
+        return Err(Error::Argument { op: OP, what });
     }
     let (affine, gradient) = (Affine { gamma, beta, gate }, MapGradient { outer, direct });
     backend::of(OP, y)?.norm_backward(y, coefficients, affine, gradient)

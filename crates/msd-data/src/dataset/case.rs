@@ -31,8 +31,16 @@ pub struct Case {
 
 /// File and size of an image, for errors about memory: `a.nii.gz (64x64x64 voxels of 1x1x1 mm)`.
 pub fn described(image: &[PathBuf]) -> String {
-    read_geometry(&image[0])
-        .map_or_else(|_| image[0].display().to_string(), |(geometry, _)| described_grid(&image[0], &geometry))
+    let Ok(file) = first_file(image) else { return "an image without a file".to_owned() };
+    read_geometry(file).map_or_else(|_| file.display().to_string(), |(geometry, _)| described_grid(file, &geometry))
+}
+
+/// First file of an image.
+///
+/// # Errors
+/// [`Error::Invalid`] if there is none.
+pub(crate) fn first_file(image: &[PathBuf]) -> Result<&PathBuf> {
+    image.first().ok_or_else(|| Error::Invalid("an image without a file".to_owned()))
 }
 
 /// File and size of an image on a grid, as [`described`] writes them.

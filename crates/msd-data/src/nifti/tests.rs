@@ -259,3 +259,21 @@ fn a_slope_with_an_intercept_that_is_no_number_is_refused() {
         assert_eq!(volume.data[[0, 0, 0, 0]], 5.0, "not scaled");
     }
 }
+
+/// A header that would not describe its voxels is not written.
+#[test]
+fn volumes_that_no_header_describes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.nii");
+    let write = |shape: [usize; 3], geometry: &Geometry| {
+        write_image(&path, &Array4::zeros((1, shape[0], shape[1], shape[2])).view(), geometry).unwrap_err().to_string()
+    };
+    assert!(write([1, 1, 40_000], &Geometry::new([1, 1, 40_000], [1.0; 3])).contains("32767"));
+    let resampled = Geometry { spacing_mm: [1.0; 3], ..Geometry::new([2, 2, 2], [1.5, 1.0, 1.0]) };
+    assert!(write([2, 2, 2], &resampled).contains("differs from the header's"));
+    let (labels, geometry) = (Array3::zeros((2, 2, 2)), Geometry::new([2, 2, 2], [1.5, 1.0, 0.1]));
+    let commented =
+        |comment| write_commented_labels(folder.path().join("a.nii.gz"), &labels.view(), &geometry, comment);
+    assert!(commented(Some("a\0b")).unwrap_err().to_string().contains("NUL"));
+    commented(Some("a")).unwrap();
+}

@@ -75,7 +75,7 @@ impl CaseProperties {
 /// of the volumes before and after, labels included.
 ///
 /// # Errors
-/// [`Error::Shape`] if image, labels and plan do not fit each other.
+/// [`Error::Shape`] if image, labels and plan do not fit each other; [`Error::Invalid`] for a label that the plan does not have.
 pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> Result<PreparedCase> {
     check(&image, labels.as_ref(), plan)?;
     let axes = plan.axes_of(&image.geometry);
@@ -157,6 +157,12 @@ fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<
     if let Some(labels) = labels.filter(|l| l.data.shape() != shape) {
         let found = labels.data.shape().to_vec();
         return Err(Error::Shape { what: "label map", found, expected: shape.to_vec() });
+    }
+    let known = plan.labels.len();
+    if let Some(&label) = labels.and_then(|labels| labels.data.iter().find(|&&label| usize::from(label) >= known)) {
+        return Err(Error::Invalid(format!(
+            "label {label}, which the plan does not have; its labels are below {known}"
+        )));
     }
     let (channels, planned) = (image.data.shape()[0], plan.normalization.len());
     if channels != planned || plan.use_mask_for_norm.len() != planned {

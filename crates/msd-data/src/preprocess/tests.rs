@@ -4,8 +4,9 @@ use super::*;
 use crate::geometry::Geometry;
 
 fn test_plan(spacing_mm: [f64; 3], transpose_forward: [usize; 3]) -> Plan {
+    let labels = [0, 1, 2].map(|value| serde_json::json!({"value": value, "name": value.to_string()}));
     let json = serde_json::json!({
-        "dataset_name": "T", "modalities": ["MRI"], "labels": [], "spacing_mm": spacing_mm, "median_shape": [1.0, 1.0, 1.0],
+        "dataset_name": "T", "modalities": ["MRI"], "labels": labels, "spacing_mm": spacing_mm, "median_shape": [1.0, 1.0, 1.0],
         "patch_size": [8, 8, 8], "batch_size": 2, "strides": [], "kernels": [], "normalization": ["z_score"],
         "use_mask_for_norm": [false], "intensity": [], "batch_dice": false,
         "transpose_forward": transpose_forward, "transpose_backward": [0, 1, 2]
@@ -120,6 +121,10 @@ fn ill_fitting_cases_are_refused() {
     labels.data = Array3::zeros((14, 12, 15));
     let message = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap_err().to_string();
     assert_eq!(message, "label map: shape [14, 12, 15], expected [14, 12, 16]");
+    // As a signed number it would be the mark of what lies outside.
+    labels.data = Array3::from_elem((14, 12, 16), 65535);
+    let message = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap_err().to_string();
+    assert!(message.contains("label 65535"), "{message}");
     let two = Volume { data: Array4::ones((2, 14, 12, 16)), geometry: image.geometry };
     assert!(preprocess(two, None, &plan).unwrap_err().to_string().contains("image channels"));
 }

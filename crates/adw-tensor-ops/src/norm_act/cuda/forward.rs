@@ -121,11 +121,11 @@ params! {
         out: Address,
         shape: Shape,
         num_maps: u32,
-        slope: f32,
+        slopes: [f32; 3],
     }
 }
 
-/// `out = sum_l weight_l * leaky(scale_l y_l + shift_l)`: the depth sink over one to three maps. A weight is the address
+/// `out = sum_l weight_l * leaky_l(scale_l y_l + shift_l)`: the depth sink over one to three maps, each with its own slope. A weight is the address
 /// of one f32 on the device, or [`Address::NONE`] for 1.
 ///
 /// # Safety
@@ -149,11 +149,12 @@ pub(crate) unsafe fn weighted_sum<R: Runtime, B: Buffer>(
         out,
         shape: shape.into(),
         num_maps: maps.len() as u32,
-        slope: maps[0].1.config.slope as f32,
+        slopes: [0.0; 3],
     };
     for (i, &(y, c, weight)) in maps.iter().enumerate() {
         params.maps[i] = Normalised::new(y, c);
         params.weights[i] = weight;
+        params.slopes[i] = c.config.slope as f32;
     }
     // SAFETY: the caller guarantees the addresses.
     unsafe {

@@ -74,6 +74,7 @@ impl NormActKernels for CudaRuntime {
             scale: vector(c.scale)?,
             shift: vector(c.shift)?,
             config,
+            normalises: true,
         })
     }
 

@@ -176,10 +176,10 @@ struct WeightedSumParams {
     void *out;
     MapShape shape;
     u32 num_maps;
-    float slope;
+    float slopes[3];
 };
 
-// sum_l weight_l leaky(scale_l y_l + shift_l)
+// sum_l weight_l leaky_l(scale_l y_l + shift_l)
 template <class T, int VEC>
 __device__ void weighted_sum(const WeightedSumParams &p) {
     const MapShape s = p.shape;
@@ -207,7 +207,7 @@ __device__ void weighted_sum(const WeightedSumParams &p) {
             float y[VEC];
             load_floats<T, VEC>(y, static_cast<const T *>(p.maps[l].y) + w.at(v, s));
 #pragma unroll
-            for (int i = 0; i < VEC; ++i) sum[i] += weight[l] * leaky(scale[l][i] * y[i] + shift[l][i], p.slope);
+            for (int i = 0; i < VEC; ++i) sum[i] += weight[l] * leaky(scale[l][i] * y[i] + shift[l][i], p.slopes[l]);
         }
         store_floats<T, VEC>(static_cast<T *>(p.out) + w.at(v, s), sum);
     }

@@ -132,13 +132,22 @@ fn weighted_sums() {
         let device_weights = p.rt.upload(&weights);
         for n in 1..=3 {
             let out = p.rt.alloc(case.shape.bytes()).unwrap();
-            // One map in several places is enough: which is read where is a matter of addresses. The second is the
-            // gradient's place in other tests.
+            // One map in several places is enough: which is read where is a matter of addresses. Each has another slope.
+            let slopes = [0.01, 1.0, 0.3];
+            let device = slopes.map(|slope| Coefficients {
+                mean: p.device.mean.address(),
+                variance: p.device.variance.address(),
+                scale: p.device.scale.address(),
+                shift: p.device.shift.address(),
+                config: NormAct { slope, ..p.device.config },
+            });
             let maps: Vec<_> =
-                (0..n).map(|l| (p.y.address(), &p.device, device_weights.address().offset(4 * l))).collect();
+                (0..n).map(|l| (p.y.address(), &device[l], device_weights.address().offset(4 * l))).collect();
             // SAFETY: all buffers have the sizes of `shape`.
             unsafe { weighted_sum(&p.rt, &maps, &case.shape, out.address()).unwrap() };
-            let cpu: Vec<_> = (0..n).map(|_| (&p.y_cpu, &p.cpu)).collect();
+            let cpu =
+                slopes.map(|slope| NormCoefficients { config: NormAct { slope, ..p.cpu.config }, ..p.cpu.clone() });
+            let cpu: Vec<_> = cpu[..n].iter().map(|cpu| (&p.y_cpu, cpu)).collect();
             let weights = tensor(&weights[..n], &[n]);
             let expected = norm_act::weighted_sum(&cpu, Some(&weights)).unwrap();
             let what = format!("sum of {n} maps {:?}", case.shape);
