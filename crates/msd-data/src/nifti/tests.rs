@@ -269,7 +269,8 @@ fn volumes_that_no_header_describes_are_refused() {
         write_image(&path, &Array4::zeros((1, shape[0], shape[1], shape[2])).view(), geometry).unwrap_err().to_string()
     };
     assert!(write([1, 1, 40_000], &Geometry::new([1, 1, 40_000], [1.0; 3])).contains("32767"));
-    let resampled = Geometry { spacing_mm: [1.0; 3], ..Geometry::new([2, 2, 2], [1.5, 1.0, 1.0]) };
+    let mut resampled = Geometry::new([2, 2, 2], [1.5, 1.0, 1.0]);
+    resampled.spacing_mm = [1.0; 3];
     assert!(write([2, 2, 2], &resampled).contains("differs from the header's"));
     let (labels, geometry) = (Array3::zeros((2, 2, 2)), Geometry::new([2, 2, 2], [1.5, 1.0, 0.1]));
     let commented =
