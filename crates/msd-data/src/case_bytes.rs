@@ -27,7 +27,7 @@ impl CaseBytes {
     /// Estimates the memory of preparing the image in `files` ([`crate::Case::image`]) for a plan.
     ///
     /// # Errors
-    /// Those of [`read_geometry`]; [`Error::Invalid`] without a file.
+    /// Those of [`read_geometry`]; [`Error::Invalid`](crate::Error::Invalid) without a file.
     pub fn of(files: &[PathBuf], plan: &Plan) -> Result<Self> {
         Ok(Self::on(&read_geometry(first_file(files)?)?.0, plan))
     }
