@@ -76,8 +76,8 @@ impl DiceCe {
     /// scale's comes by [`resize_target`].
     ///
     /// # Errors
-    /// As [`Self::loss_and_gradient`], if there is no scale, or one is finer than the target. On a CUDA device an unknown label may be reported by
-    /// [`PendingLoss::value`] only.
+    /// As [`Self::loss_and_gradient`], if there is no scale, or one is finer than the target. On a CUDA device an unknown
+    /// label may be reported by [`PendingLoss::value`] only.
     pub fn losses_and_gradients(
         &self,
         scales: &[(&Tensor, f64)],
