@@ -28,7 +28,8 @@ use clap::{Parser, Subcommand};
     before_help = "Commands of adw, which is built and started with all arguments as they are:\n  \
                    search    Search the architecture for a dataset; for a phantom without further arguments\n  \
                    retrain   Train the architecture that a search found\n  \
-                   crossval, sweep, download, phantom, check, plan, predict, submit, postprocess, evaluate: see --help of each",
+                   run, crossval, sweep, rank, download, phantom, check, plan, predict, submit, postprocess, evaluate, \
+                   report, watch, export, import, doctor: see --help of each",
     subcommand_help_heading = "Commands for developers"
 )]
 struct Cli {
