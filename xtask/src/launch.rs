@@ -38,7 +38,7 @@ pub(crate) const ADW_COMMANDS: [&str; 19] = [
     "doctor",
 ];
 
-/// Commands that run networks; only they need a build with CUDA.
+/// Commands that need a build with CUDA: those that run networks, and `doctor`, which says what they would run on.
 const NETWORK_COMMANDS: [&str; 9] =
     ["run", "search", "retrain", "crossval", "sweep", "rank", "predict", "submit", "doctor"];
 

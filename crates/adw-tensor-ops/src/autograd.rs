@@ -80,7 +80,7 @@ pub fn record<F>(name: &'static str, [x, y]: [&Tensor; 2], value: &Tensor, backw
 where
     F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
 {
-    // Of a view, the storage holds other elements, too.
+    // A view's storage holds other elements, too.
     let value = &value.force_contiguous()?;
     let (storage, layout) = value.storage_and_layout();
     let storage = match &*storage {

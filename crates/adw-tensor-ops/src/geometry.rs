@@ -50,6 +50,11 @@ impl Conv3dGeometry {
         self.kernel[axis].saturating_sub(1).saturating_mul(self.dilation[axis]).saturating_add(1)
     }
 
+    /// Size of the padded input along an axis.
+    fn padded(&self, axis: usize, input: [usize; 3]) -> usize {
+        self.padding[axis].saturating_mul(2).saturating_add(input[axis])
+    }
+
     /// Size of the output of an input of size `input`: `floor((n + 2 padding - dilation (kernel - 1) - 1) / stride) + 1` per
     /// axis. Errors name `op`.
     ///
@@ -57,9 +62,9 @@ impl Conv3dGeometry {
     /// If a kernel, stride or dilation is 0, or the dilated kernel does not fit into the padded input.
     pub fn output_size(&self, op: &'static str, input: [usize; 3]) -> Result<[usize; 3]> {
         let mut out = [0; 3];
-        for i in 0..3 {
+        for (i, out) in out.iter_mut().enumerate() {
             let (k, s, dilation, reach) = (self.kernel[i], self.stride[i], self.dilation[i], self.reach(i));
-            let padded = self.padding[i].saturating_mul(2).saturating_add(input[i]);
+            let padded = self.padded(i, input);
             if k == 0 || s == 0 || dilation == 0 || reach > padded {
                 return Err(Error::Argument {
                     op,
@@ -70,7 +75,7 @@ impl Conv3dGeometry {
                     ),
                 });
             }
-            out[i] = (padded - reach) / s + 1;
+            *out = (padded - reach) / s + 1;
         }
         Ok(out)
     }
@@ -80,7 +85,7 @@ impl Conv3dGeometry {
     /// # Errors
     /// If it is larger than any allocation.
     pub(crate) fn check_padded(&self, op: &'static str, input: [usize; 3], channels: usize) -> Result<()> {
-        let [d, h, w] = [0, 1, 2].map(|i| self.padding[i].saturating_mul(2).saturating_add(input[i]));
+        let [d, h, w] = [0, 1, 2].map(|i| self.padded(i, input));
         // Kernels fill vectors up.
         num_elements(op, "padded input", &[d, h, w, channels.saturating_add(64)]).map(|_| ())
     }

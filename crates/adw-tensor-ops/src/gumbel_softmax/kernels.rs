@@ -80,6 +80,22 @@ pub enum SoftmaxGradient<'a> {
     Options(&'a [Tensor]),
 }
 
+/// Checks a temperature.
+pub(super) fn check_tau(tau: f64) -> Result<()> {
+    if tau.is_finite() && tau > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Argument { op: OP, what: format!("tau is {tau}, expected a positive number") })
+}
+
+/// Checks the index of a stream.
+pub(super) fn check_index(index: u32) -> Result<()> {
+    if index < Stream::INDICES {
+        return Ok(());
+    }
+    Err(Error::Argument { op: OP, what: format!("index {index}, expected less than {}", Stream::INDICES) })
+}
+
 /// Error of a gradient that does not belong to its softmax.
 pub(super) fn wrong_gradient() -> Error {
     let what = "a gradient by the gate of a depth, or by other options than there are";

@@ -7,19 +7,15 @@ mod one;
 
 use crate::backend;
 use crate::error::{Error, Result};
-use crate::philox::Stream;
 use candle_core::Tensor;
-use kernels::OP;
+use kernels::{OP, check_index, check_tau};
 
 pub use kernels::{GumbelDraw, SoftmaxGradient, SoftmaxNoise, SoftmaxOutput, SoftmaxSpec};
 pub use one::{gumbel_softmax, noise};
 
 /// Checks what kernels rely on.
 fn check(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<()> {
-    let error = |what| Err(Error::Argument { op: OP, what });
-    if !draw.tau.is_finite() || draw.tau <= 0.0 {
-        return error(format!("tau is {}, expected a positive number", draw.tau));
-    }
+    check_tau(draw.tau)?;
     for s in softmaxes {
         let n = s.logits.elem_count();
         if s.logits.rank() != 1 || n == 0 {
@@ -27,11 +23,10 @@ fn check(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<()> {
             return Err(Error::Shape { op: OP, what: "logits", got, expected });
         }
         if let Some(widths) = s.widths.as_ref().filter(|w| w.len() != n || w.iter().any(|&w| w > s.channels)) {
-            return error(format!("widths {widths:?}, expected {n} of at most {} channels", s.channels));
+            let what = format!("widths {widths:?}, expected {n} of at most {} channels", s.channels);
+            return Err(Error::Argument { op: OP, what });
         }
-        if s.index >= Stream::INDICES {
-            return error(format!("index {}, expected less than {}", s.index, Stream::INDICES));
-        }
+        check_index(s.index)?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! One softmax as an op of candle's graph.
 
-use super::kernels::OP;
+use super::kernels::{OP, check_index, check_tau};
 use crate::error::{Error, Result};
 use crate::philox::Stream;
 use candle_core::{D, DType, Device, Tensor};
@@ -20,9 +20,7 @@ use candle_core::{D, DType, Device, Tensor};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn gumbel_softmax(logits: &Tensor, noise: &Tensor, tau: f64) -> Result<Tensor> {
-    if !tau.is_finite() || tau <= 0.0 {
-        return Err(Error::Argument { op: OP, what: format!("tau is {tau}, expected a positive number") });
-    }
+    check_tau(tau)?;
     if logits.dims() != noise.dims() {
         return Err(Error::Shape {
             op: OP,
@@ -41,10 +39,7 @@ pub fn gumbel_softmax(logits: &Tensor, noise: &Tensor, tau: f64) -> Result<Tenso
 /// # Errors
 /// If the stream's index is not below [`Stream::INDICES`], or the tensor cannot be made on `device`.
 pub fn noise(stream: Stream, n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    if stream.index >= Stream::INDICES {
-        let what = format!("index {}, expected less than {}", stream.index, Stream::INDICES);
-        return Err(Error::Argument { op: OP, what });
-    }
+    check_index(stream.index)?;
     let values: Vec<f64> = stream.gumbel().take(n).collect();
     Ok(Tensor::from_vec(values, n, device)?.to_dtype(dtype)?)
 }
