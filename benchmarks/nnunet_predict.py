@@ -17,9 +17,7 @@ import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -42,6 +40,7 @@ import nibabel
 import numpy
 import scipy.ndimage
 import torch
+import turns
 from nnunetv2.dataset_conversion.convert_MSD_dataset import convert_msd_dataset
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -68,32 +67,9 @@ def make_network(raw):
     return results
 
 
-def proportional_memory(group):
-    """Bytes of all processes of a group."""
-    total = 0
-    for process in pathlib.Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and os.getpgid(int(process.name)) == group:
-                lines = (process / "smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        except OSError:
-            pass
-    return total
-
-
 def run(command):
     """Seconds and bytes."""
-    start = time.monotonic()
-    log = (folder / "log.txt").open("ab")
-    process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, proportional_memory(process.pid))
-        time.sleep(0.1)
-    seconds = time.monotonic() - start
-    if process.returncode:
-        sys.exit(f"{command}: exit code {process.returncode}, see {log.name}")
-    return seconds, peak
+    return turns.run(command, folder / "log.txt")
 
 
 def main():

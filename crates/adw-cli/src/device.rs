@@ -162,6 +162,14 @@ pub(crate) fn processor() -> String {
     format!("{model}, {} threads, {:?}", rayon::current_num_threads(), InstructionSet::detect())
 }
 
+/// Model of a CUDA device, and [`processor`].
+pub(crate) fn machine(device: &Device) -> String {
+    match device {
+        Device::Cuda(cuda) if let Ok(info) = info(cuda) => format!("{} with {}", info.name, processor()),
+        _ => processor(),
+    }
+}
+
 /// Free memory of a CUDA device; `None` for the host.
 pub(crate) fn free_bytes(device: &Device) -> Option<u64> {
     match device {

@@ -7,6 +7,7 @@ use std::{
 
 use adw_supernet::DiceCe;
 use anyhow::{Context, Result};
+use candle_core::Device;
 use md5::{Digest, Md5};
 use msd_data::{Dataset, Fingerprint, Memory, Plan, PlanOptions, fingerprint};
 use serde_json::json;
@@ -14,7 +15,7 @@ use serde_json::json;
 use crate::{
     args::ConfigArgs,
     dataset_folder,
-    device::processor,
+    device,
     digest,
     failure::bad_input,
     fold::Fold,
@@ -62,11 +63,11 @@ impl Run {
     ///
     /// # Errors
     /// A root that cannot be written to, bad settings or data, settings other than those of the run.
-    pub(crate) fn open(request: &RunRequest<'_>, device: &str, may_change: fn(&str) -> bool) -> Result<Self> {
+    pub(crate) fn open(request: &RunRequest<'_>, device: &Device, may_change: fn(&str) -> bool) -> Result<Self> {
         if RunFolder::exists(request.root) { Self::existing(request, may_change) } else { Self::new(request, device) }
     }
 
-    fn new(request: &RunRequest<'_>, device: &str) -> Result<Self> {
+    fn new(request: &RunRequest<'_>, device: &Device) -> Result<Self> {
         let Some(data) = request.data else {
             bad_input!(
                 "{} is not a run (it has no config.toml): to start one, name its dataset with TASK or --data",
@@ -87,8 +88,8 @@ impl Run {
         let plan = plan(&fingerprint, &dataset, &config)?;
         let facts = RunFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: device.to_owned(),
-            processor: processor(),
+            device: device::name(device),
+            processor: device::machine(device),
             data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
             fold: if let Fold::Number(number) = fold { number } else { 0 },
         };

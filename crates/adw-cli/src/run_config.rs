@@ -149,7 +149,7 @@ pub(crate) struct RunFacts {
     /// Version of the program that started the run.
     pub(crate) version: String,
     pub(crate) device: String,
-    /// Processor, number of threads and vector instructions. Empty in runs of earlier versions.
+    /// Model of the CUDA device, if there is one, of the processor, number of threads and vector instructions. Empty in runs of earlier versions.
     #[serde(default)]
     pub(crate) processor: String,
     /// Folder of the dataset.
@@ -162,7 +162,7 @@ impl RunFacts {
     /// Facts of a training of `fold` that starts here and now in the run with these facts.
     pub(crate) fn on_this_machine(&self, fold: usize, device: &Device) -> Self {
         let (version, data) = (env!("CARGO_PKG_VERSION").to_owned(), self.data.clone());
-        Self { version, device: device::name(device), processor: device::processor(), data, fold }
+        Self { version, device: device::name(device), processor: device::machine(device), data, fold }
     }
 }
 

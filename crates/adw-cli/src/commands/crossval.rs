@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use clap::Parser;
 use msd_data::{FoundPostprocessing, Postprocessing, Report, metrics::LabelMetrics};
 use serde::Serialize;
@@ -108,7 +109,7 @@ impl<'a> Crossval<'a> {
             fingerprint: None,
             memory: memory::limit(self.args.memory),
         };
-        Run::open(&request, "cpu", retrain::may_change)
+        Run::open(&request, &Device::Cpu, retrain::may_change)
     }
 
     /// Refuses trainings of earlier calls with other settings: no mean should be taken over both.

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let limit = memory::limit(args.memory);
     let fold = args.fold.map(Fold::Number);
     let request = RunRequest { root: &args.run, data: None, config: &config, fold, fingerprint: None, memory: limit };
-    let mut run = Run::open(&request, &device::name(&device), |_| false)?;
+    let mut run = Run::open(&request, &device, |_| false)?;
     let fold = run.search_fold();
     let directory = run.folder()?.search(fold);
     let found = architecture_in(&directory);

@@ -86,7 +86,7 @@ fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
         fingerprint: args.fetch.fingerprint.as_deref(),
         memory: memory::limit(args.memory),
     };
-    let mut run = Run::open(&request, &device::name(device), may_change)?;
+    let mut run = Run::open(&request, device, may_change)?;
     let fold = run.fold;
     let earlier = run.existing_folder().map(|folder| folder.retrain(args.name.as_deref(), fold));
     let earlier = earlier.filter(|directory| directory.exists());

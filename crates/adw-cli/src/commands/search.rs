@@ -48,7 +48,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
         fingerprint: args.fetch.fingerprint.as_deref(),
         memory: memory::limit(args.memory),
     };
-    let mut run = Run::open(&request, &device::name(&device), |_| false)?;
+    let mut run = Run::open(&request, &device, |_| false)?;
     if let Some(folder) = run.existing_folder() {
         let directory = folder.search(run.search_fold());
         let result = architecture_in(&directory);

@@ -36,7 +36,7 @@ pub(crate) struct Row {
     pub(crate) search_s: Option<f64>,
     /// Seconds of the training's epochs.
     pub(crate) retrain_s: f64,
-    /// Processor that the training began on.
+    /// Model of the CUDA device, if there is one, and processor that the training began on.
     pub(crate) processor: String,
     /// Host of the last attempt at the training.
     pub(crate) host: String,
