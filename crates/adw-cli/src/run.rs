@@ -14,9 +14,7 @@ use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
-    dataset_folder,
-    device,
-    digest,
+    dataset_folder, device, digest,
     failure::bad_input,
     fold::Fold,
     interrupt,
