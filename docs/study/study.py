@@ -1,0 +1,106 @@
+"""Tables of ../study.md from rows.jsonl and searches.jsonl: python3 docs/study/study.py
+
+Intervals of 95 % from 10,000 draws: seeds; in each, random arms where both are compared; folds; cases of a fold, the same for all arms.
+"""
+
+import itertools
+import json
+import pathlib
+import random
+import statistics
+
+HERE = pathlib.Path(__file__).resolve().parent
+rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitlines()]
+searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
+by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows}
+FOLDS = range(4)
+RANDOM = ["random-1", "random-2"]
+SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
+ARMS = ["found", "plain", *RANDOM, "found-warm", "plain-long"]
+
+
+def dice(row):
+    return {case: sum(labels) / len(labels) for case, labels in row["dice"].items()}
+
+
+def mean(row):
+    return statistics.fmean(dice(row).values())
+
+
+def difference(one, others, units):
+    """Mean over units (size, seed) of Dice of arm `one` less the mean of `others`, in points, and its interval."""
+    data = {}
+    for size, seed in units:
+        found = [dice(by_key[size, one, seed, fold]) for fold in FOLDS]
+        for other in others:
+            theirs = [dice(by_key[size, other, seed, fold]) for fold in FOLDS]
+            data[size, seed, other] = [[100 * (a[case] - b[case]) for case in a] for a, b in zip(found, theirs)]
+    value = statistics.fmean(statistics.fmean(fold) for folds in data.values() for fold in folds)
+    draw, values = random.Random(1), []
+    for _ in range(10_000):
+        means = []
+        for unit in draw.choices(units, k=len(units)):
+            arms = draw.choices(others, k=len(others))
+            for fold in draw.choices(FOLDS, k=len(FOLDS)):
+                cases = draw.choices(range(len(data[*unit, arms[0]][fold])), k=len(data[*unit, arms[0]][fold]))
+                means += [sum(data[*unit, arm][fold][case] for case in cases) / len(cases) for arm in arms]
+        values.append(sum(means) / len(means))
+    values.sort()
+    return f"{value:+.2f} ({values[249]:+.2f} to {values[9749]:+.2f})"
+
+
+def complete(size, arm, seed):
+    return all((size, arm, seed, fold) in by_key for fold in FOLDS)
+
+
+def agreement(networks):
+    """Mean number of blocks of equal depth, and of equal first width, over all pairs."""
+    pairs = list(itertools.combinations(networks, 2))
+    depth = statistics.fmean(sum(len(a) == len(b) for a, b in zip(*pair)) for pair in pairs)
+    width = statistics.fmean(sum(a[0] == b[0] for a, b in zip(*pair)) for pair in pairs)
+    return f"depth in {depth:.1f}, first width in {width:.1f} of {len(networks[0])} blocks"
+
+
+def certainty(row):
+    """Means of the largest probability of a kept layer's width, and of a block's depth."""
+    blocks = list(zip(row["probabilities"], row["blocks"]))
+    width = statistics.fmean(max(p) for found, block in blocks for p in found["width"][: len(block)])
+    return width, statistics.fmean(max(found["depth"]) for found, _ in blocks)
+
+
+for size, seeds in SIZES.items():
+    of_size = [row for row in rows if row["size"] == size]
+    costs = [row["macs_per_patch"] / 1e9 for row in of_size]
+    print(f"\n# {size}: {min(costs):.3f} to {max(costs):.3f} G\n")
+    for arm, seed in sorted({(row["arm"], row["seed"]) for row in of_size}, key=lambda key: (ARMS.index(key[0]), key[1])):
+        folds = [f"{mean(by_key[size, arm, seed, fold]):.4f}" if (size, arm, seed, fold) in by_key else "-" for fold in FOLDS]
+        total = f"{statistics.fmean(mean(by_key[size, arm, seed, fold]) for fold in FOLDS):.4f}" if complete(size, arm, seed) else ""
+        print(f"{arm:10} seed {seed}  {' '.join(folds)}  {total}")
+    for one, others in [("found", ["plain"]), ("found", RANDOM[:1]), ("found", RANDOM[1:]), ("found", RANDOM), ("plain", RANDOM)]:
+        by_seed = [difference(one, others, [(size, seed)]) for seed in seeds]
+        both = f"; together {difference(one, others, [(size, seed) for seed in seeds])}" if len(seeds) > 1 else ""
+        print(f"{one} - {' and '.join(others)}: {', '.join(by_seed)}{both}")
+    for one, others in [("found-warm", ["plain-long"]), ("found-warm", ["found"]), ("plain-long", ["plain"])]:
+        units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
+        if units:
+            print(f"{one} - {others[0]}, seeds {[seed for _, seed in units]}: {difference(one, others, units)}")
+    found = [row for row in of_size + [row for row in searches if row["size"] == size] if row["arm"] == "found"]
+    drawn = [row["blocks"] for row in of_size if row["arm"] in RANDOM]
+    print(f"{len(found)} searches agree on {agreement([row['blocks'] for row in found])}; random networks on {agreement(drawn)}")
+    widths, depths = zip(*map(certainty, found))
+    print(f"certainty: widths {min(widths):.2f} to {max(widths):.2f}, depths {min(depths):.2f} to {max(depths):.2f}")
+    gaps = sorted(100 * (row["pseudo_dice_mixture"] - row["pseudo_dice_found"]) for row in found)
+    print(f"mixture - cut out: {' '.join(f'{gap:.1f}' for gap in gaps)}; mean {statistics.fmean(gaps):.1f}")
+    pairs = [(by_key[size, RANDOM[0], seed, fold], by_key[size, RANDOM[1], seed, fold]) for seed in seeds for fold in FOLDS]
+    squares = [(100 * (mean(a) - mean(b))) ** 2 for a, b in pairs if a["blocks"] != b["blocks"]]
+    print(f"random networks of one fold differ by {statistics.fmean(squares) ** 0.5:.2f} points (root mean square of {len(squares)} pairs)")
+
+units = [(size, seed) for size, seeds in SIZES.items() for seed in seeds]
+print(f"\n# All sizes\n\nfound - plain: {difference('found', ['plain'], units)}\nfound - random: {difference('found', RANDOM, units)}")
+print(f"plain - random: {difference('plain', RANDOM, units)}")
+print("\n# Ablation\n")
+for arm in sorted({row["arm"] for row in searches}):
+    of_arm = [row for row in searches if row["arm"] == arm]
+    certain = f"{statistics.fmean(certainty(row)[0] for row in of_arm):.2f}" if arm in ("found", "pre-norm") else ""
+    for key in ("pseudo_dice_mixture", "pseudo_dice_found"):
+        print(f"{arm:10} {key:20} {' '.join(f'{row[key]:.3f}' for row in of_arm)} {certain}")
