@@ -47,6 +47,8 @@ pub(crate) struct Arm {
     /// Changes of values for the training alone.
     #[serde(default)]
     pub(crate) retrain_set: Vec<String>,
+    /// Arm whose found networks, of the same dataset, seed and fold, are trained, instead of searching for others.
+    pub(crate) search_of: Option<String>,
     /// Baselines: the options of the same names of `adw retrain`.
     pub(crate) uniform_width: Option<usize>,
     pub(crate) uniform_depth: Option<usize>,
@@ -126,6 +128,14 @@ impl SweepConfig {
         if let Some((key, _, _)) = config.difference(&trained, |key| !may_change(key)) {
             bad_input!("retrain_set: {key} is no setting of the training alone: put it in set");
         }
+        if let Some(other) = &arm.search_of {
+            let found = self.arms.iter().take_while(|before| before.name != arm.name).find(|arm| arm.name == *other);
+            if !found.is_some_and(Arm::searches) || !arm.baseline(None).is_empty() || !arm.set.is_empty() {
+                bad_input!(
+                    "search_of = {other:?}: expected the name of an arm before it that searches, for an arm with no set and no baseline"
+                );
+            }
+        }
         if let Some(other) = &arm.cost_of {
             let found = self.arms.iter().find(|arm| arm.name == *other);
             if !found.is_some_and(Arm::searches) || arm.random.is_none() || arm.cost.is_some() {
@@ -150,9 +160,19 @@ impl SweepConfig {
 }
 
 impl Arm {
-    /// Returns true if the arm's networks come from a search.
+    /// Returns true if the arm searches for its networks.
     pub(crate) fn searches(&self) -> bool {
+        self.trains_found() && self.search_of.is_none()
+    }
+
+    /// Returns true if the arm's networks come from a search, its own or that of another arm.
+    pub(crate) fn trains_found(&self) -> bool {
         self.baseline(None).is_empty()
+    }
+
+    /// Name of the arm's trainings in a run that is another arm's.
+    pub(crate) fn training_name(&self) -> Option<&str> {
+        self.search_of.as_ref().map(|_| self.name.as_str())
     }
 
     /// Options of `adw retrain` for a baseline; none for an arm that searches. `cost` is that of a random network that has none
@@ -215,6 +235,8 @@ mod tests {
             ("retrain_set = [\"search.clip=3.0\"]", "put it in set"),
             ("random = 1", "--cost"),
             ("random = 1\ncost_of = \"b\"", "cost_of"),
+            ("search_of = \"a\"", "search_of"),
+            ("[[arms]]\nname = \"b\"\nsearch_of = \"a\"\nset = [\"search.clip=3.0\"]", "no set"),
             ("plain = \"unet\"", "unet"),
             ("uniform_width = 4\nplain = \"nnunet\"", "cannot be used with"),
             ("uniform_width = 0", "above 0"),

@@ -168,10 +168,11 @@ impl Sweep {
         self.folder.join("data").join(format!("{}.json", self.datasets[dataset].name))
     }
 
-    /// Run of a network, which the folds of an arm share.
+    /// Run of a network, which the folds of an arm share, and arms that train its networks.
     pub(crate) fn run(&self, dataset: usize, cell: Cell) -> PathBuf {
         let of_dataset = self.folder.join("runs").join(&self.datasets[dataset].name);
-        of_dataset.join(&self.arm(cell).name).join(format!("seed_{}", cell.seed))
+        let arm = self.arm(cell);
+        of_dataset.join(arm.search_of.as_ref().unwrap_or(&arm.name)).join(format!("seed_{}", cell.seed))
     }
 
     /// Folder of a network's search.
@@ -181,7 +182,7 @@ impl Sweep {
 
     /// Folder of a network's training.
     pub(crate) fn retrain(&self, dataset: usize, cell: Cell) -> PathBuf {
-        trainings_path(&self.run(dataset, cell), None).join(format!("fold_{}", cell.fold))
+        trainings_path(&self.run(dataset, cell), self.arm(cell).training_name()).join(format!("fold_{}", cell.fold))
     }
 
     /// Last file that a task writes: it is done when that exists.
@@ -227,11 +228,16 @@ fn tasks(config: &SweepConfig, datasets: &[SweepDataset]) -> Vec<Task> {
         let name = name(Stage::Search, *dataset, cell);
         tasks.push(Task { name, stage: Stage::Search, dataset: *dataset, cell: Some(*cell), after: vec![*dataset] });
     }
+    let mut trainings = BTreeMap::new();
     for (dataset, cell) in &cells {
         let arm = &config.arms[cell.arm];
-        let of_arm = |arm: usize| searches.get(&(*dataset, arm, cell.seed, cell.fold)).copied();
-        let costs = arm.cost_of.as_ref().and_then(|name| config.arms.iter().position(|arm| arm.name == *name));
-        let after = of_arm(cell.arm).or_else(|| of_arm(costs?)).unwrap_or(*dataset);
+        let key = |arm: usize| (*dataset, arm, cell.seed, cell.fold);
+        let other = |name: &Option<String>| config.arms.iter().position(|arm| Some(&arm.name) == name.as_ref());
+        let of_arm = |arm: usize| searches.get(&key(arm)).copied();
+        // One training at a time works on a fold of a run.
+        let of_run = other(&arm.search_of).and_then(|arm| trainings.get(&key(arm)).copied());
+        let after = of_run.or_else(|| of_arm(cell.arm)).or_else(|| of_arm(other(&arm.cost_of)?)).unwrap_or(*dataset);
+        trainings.insert(key(cell.arm), tasks.len());
         let name = name(Stage::Retrain, *dataset, cell);
         tasks.push(Task { name, stage: Stage::Retrain, dataset: *dataset, cell: Some(*cell), after: vec![after] });
     }
@@ -252,12 +258,13 @@ mod tests {
     #[test]
     fn a_thousand_tasks_come_stage_by_stage_after_those_they_need() {
         let text = "datasets = []\nfolds = [0, 1, 2, 3, 4]\nseeds = [1, 2, 3, 4]\n[[arms]]\nname = \"found\"\n\
-                    [[arms]]\nname = \"plain\"\nuniform_width = 8\n[[arms]]\nname = \"random\"\nrandom = 1\ncost_of = \"found\"";
+                    [[arms]]\nname = \"plain\"\nuniform_width = 8\n[[arms]]\nname = \"random\"\nrandom = 1\ncost_of = \"found\"\n\
+                    [[arms]]\nname = \"warm\"\nsearch_of = \"found\"";
         let config: SweepConfig = toml::from_str(text).unwrap();
         let dataset = |i: usize| SweepDataset { name: format!("d{i}"), task: String::new(), folder: PathBuf::new() };
         let datasets: Vec<_> = (0..13).map(dataset).collect();
         let tasks = tasks(&config, &datasets);
-        assert_eq!(tasks.len(), 13 + 13 * 20 + 13 * 60);
+        assert_eq!(tasks.len(), 13 + 13 * 20 + 13 * 80);
         assert!(tasks.is_sorted_by_key(|task| task.stage));
         for (index, task) in tasks.iter().enumerate() {
             assert!(task.after.iter().all(|&needed| needed < index));
@@ -270,6 +277,7 @@ mod tests {
                 "retrain.d3.found.seed_2.fold_4" | "retrain.d3.random.seed_2.fold_4" => {
                     assert_eq!(needed, ["search.d3.found.seed_2.fold_4"]);
                 }
+                "retrain.d3.warm.seed_2.fold_4" => assert_eq!(needed, ["retrain.d3.found.seed_2.fold_4"]),
                 _ => assert!(needed.iter().all(|needed| needed.contains(".d")), "{needed:?}"),
             }
         }

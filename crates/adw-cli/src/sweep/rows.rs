@@ -73,7 +73,7 @@ impl Sweep {
         let batch = settings.retrain.batch_size.unwrap_or(plan.batch_size);
         let predict = &settings.predict;
         let scoring = json!([predict.step, predict.mirror, predict.precision, report.nsd_tolerance_mm]);
-        let searches = self.arm(cell).searches();
+        let searches = self.arm(cell).trains_found();
         let initial = if searches && settings.retrain.warm_start { "those of the search" } else { "random ones" };
         let conditions = vec![
             (Difference::Steps, steps.to_string()),

@@ -127,14 +127,14 @@ fn execute(sweep: &Sweep, task: &Task, args: &SweepWorkArgs) -> Result<()> {
             _ => unreachable!("the arguments are those of a search"),
         };
     }
-    if arm.searches() {
+    if arm.trains_found() {
         // The run has the others.
         settings = ConfigArgs { preset: None, set: vec![], ..settings };
     }
     settings.set.extend(arm.retrain_set.iter().cloned());
     let drawn = Arm { random: arm.random.map(|number| cell.draw(number)), ..arm.clone() };
     let baseline = drawn.baseline(cost_of_other(sweep, task.dataset, cell)?);
-    let line = arguments.config(&settings).option_list(baseline).line();
+    let line = arguments.config(&settings).option("--name", arm.training_name()).option_list(baseline).line();
     match Cli::try_parse_from(line).map(|cli| cli.command) {
         Ok(Command::Retrain(args)) => retrain::run(&args),
         _ => unreachable!("the arguments are those of a training"),
