@@ -42,8 +42,9 @@ def difference(one, others, units):
         for unit in draw.choices(units, k=len(units)):
             arms = draw.choices(others, k=len(others))
             for fold in draw.choices(FOLDS, k=len(FOLDS)):
-                cases = draw.choices(range(len(data[*unit, arms[0]][fold])), k=len(data[*unit, arms[0]][fold]))
-                means += [sum(data[*unit, arm][fold][case] for case in cases) / len(cases) for arm in arms]
+                cases = range(len(data[*unit, arms[0]][fold]))
+                drawn = draw.choices(cases, k=len(cases))
+                means += [sum(data[*unit, arm][fold][case] for case in drawn) / len(drawn) for arm in arms]
         values.append(sum(means) / len(means))
     values.sort()
     return f"{value:+.2f} ({values[249]:+.2f} to {values[9749]:+.2f})"

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     args::ConfigArgs,
-    dataset_folder, device, digest,
+    dataset_folder, digest,
     failure::bad_input,
     fold::Fold,
     interrupt,
@@ -84,13 +84,8 @@ impl Run {
             None => fingerprint(&dataset, request.memory)?,
         };
         let plan = plan(&fingerprint, &dataset, &config)?;
-        let facts = RunFacts {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            device: device::name(device),
-            processor: device::machine(device),
-            data: std::path::absolute(&dataset.root).context("the dataset's folder")?,
-            fold: if let Fold::Number(number) = fold { number } else { 0 },
-        };
+        let data = std::path::absolute(&dataset.root).context("the dataset's folder")?;
+        let facts = RunFacts::new(data, if let Fold::Number(number) = fold { number } else { 0 }, device);
         Ok(Self {
             facts,
             config,

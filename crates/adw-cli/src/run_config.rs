@@ -149,7 +149,8 @@ pub(crate) struct RunFacts {
     /// Version of the program that started the run.
     pub(crate) version: String,
     pub(crate) device: String,
-    /// Model of the CUDA device, if there is one, of the processor, number of threads and vector instructions. Empty in runs of earlier versions.
+    /// Model of the CUDA device, if there is one, of the processor, number of threads and vector instructions. Empty in
+    /// runs of earlier versions.
     #[serde(default)]
     pub(crate) processor: String,
     /// Folder of the dataset.
@@ -159,9 +160,9 @@ pub(crate) struct RunFacts {
 }
 
 impl RunFacts {
-    /// Facts of a training of `fold` that starts here and now in the run with these facts.
-    pub(crate) fn on_this_machine(&self, fold: usize, device: &Device) -> Self {
-        let (version, data) = (env!("CARGO_PKG_VERSION").to_owned(), self.data.clone());
+    /// Facts of a run or training that starts here and now.
+    pub(crate) fn new(data: PathBuf, fold: usize, device: &Device) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { version, device: device::name(device), processor: device::machine(device), data, fold }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         training,
     },
     run::{Run, RunRequest},
-    run_config::{self, RunConfig},
+    run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, check_new, config_path},
     runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
@@ -280,7 +280,7 @@ impl Training<'_> {
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
-        let facts = run.facts.on_this_machine(run.search_fold(), &self.device);
+        let facts = RunFacts::new(run.facts.data.clone(), run.search_fold(), &self.device);
         let config = run_config::render(&facts, &run.config)?;
         let path = config_path(directory);
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
