@@ -1,4 +1,4 @@
-"""Tables of ../study.md from rows.jsonl and searches.jsonl: python3 docs/study/study.py
+"""Tables of ../study.md from rows.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
 
 Intervals of 95 % from 10,000 draws: seeds; in each, random arms where both are compared; folds; cases of a fold, the same for all arms.
 """
@@ -12,6 +12,7 @@ import statistics
 HERE = pathlib.Path(__file__).resolve().parent
 rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitlines()]
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
+ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
@@ -69,6 +70,36 @@ def certainty(row):
     return width, statistics.fmean(max(found["depth"]) for found, _ in blocks)
 
 
+def kendall(size, arms):
+    """Kendall's tau of shared weights and training, within folds, and its interval: folds, the searches of each and networks are drawn.
+
+    The two trainings of a plain network count as one, by their mean.
+    """
+    folds = [[] for _ in FOLDS]
+    for ranked in (row for row in ranks if row["size"] == size):
+        points = {}
+        for network in (network for network in ranked["networks"] if network["arm"] in arms):
+            row = by_key[size, network["arm"], network["seed"], ranked["fold"]]
+            points.setdefault(str(row["blocks"]), []).append((network["pseudo_dice"], mean(row)))
+        folds[ranked["fold"]].append([tuple(map(statistics.fmean, zip(*of_one))) for of_one in points.values()])
+
+    def tau(searches):
+        pairs = [(a[0] - b[0]) * (a[1] - b[1]) for points in searches for a, b in itertools.combinations(points, 2)]
+        signs = [(pair > 0) - (pair < 0) for pair in pairs if pair]
+        return sum(signs) / len(signs)
+
+    draw, values = random.Random(1), []
+    for _ in range(10_000):
+        drawn = []
+        for of_fold in draw.choices(folds, k=len(folds)):
+            networks = draw.choices(range(len(of_fold[0])), k=len(of_fold[0]))
+            drawn += [[search[network] for network in networks] for search in draw.choices(of_fold, k=len(of_fold))]
+        values.append(tau(drawn))
+    values.sort()
+    every = [search for of_fold in folds for search in of_fold]
+    return f"{tau(every):+.2f} ({values[249]:+.2f} to {values[9749]:+.2f}), {len(every)} searches, {len(every[0])} networks in a fold"
+
+
 for size, seeds in SIZES.items():
     of_size = [row for row in rows if row["size"] == size]
     costs = [row["macs_per_patch"] / 1e9 for row in of_size]
@@ -105,3 +136,7 @@ for arm in sorted({row["arm"] for row in searches}):
     certain = f"{statistics.fmean(certainty(row)[0] for row in of_arm):.2f}" if arm in ("found", "pre-norm") else ""
     for key in ("pseudo_dice_mixture", "pseudo_dice_found"):
         print(f"{arm:10} {key:20} {' '.join(f'{row[key]:.3f}' for row in of_arm)} {certain}")
+print("\n# Kendall's tau of shared weights\n")
+for size in ("0.3G", "0.9G"):
+    for arms in (["found", "plain", *RANDOM], RANDOM):
+        print(f"{size}, {', '.join(arms)}: {kendall(size, arms)}")

@@ -183,6 +183,8 @@ fn configuration_that_means_nothing() {
     assert_search_refused(&["--set", "network.mask=behind"], &["mask", "behind", "post_norm"]);
     assert_search_refused(&["--set", "network.max_width=7"], &["7"]);
     assert_search_refused(&["--set", "search.epochs=0"], &["epochs"]);
+    let budget = "search.cost={unit=\"macs\",weight=1.0,budget={absolute=10.0}}";
+    assert_search_refused(&["--set", budget], &["cost.budget", "10, below", "smallest network"]);
     assert_search_refused(&["--set", "search.precision=half"], &["half", "`full` or `bf16`"]);
     assert_search_refused(&["--preset", "fast"], &["fast", "quick, standard, paper"]);
     assert_search_refused(&["--fold", "5"], &["fold", "5"]);

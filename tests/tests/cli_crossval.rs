@@ -124,6 +124,12 @@ fn a_baseline_and_one_search_for_all_folds_share_a_run() {
     assert_eq!(names(&run.join("search")), ["fold_0"]);
     let architecture = |fold: usize| fs::read(run.join(format!("retrain/fold_{fold}/architecture.json"))).unwrap();
     assert!(architecture(0) == architecture(4));
+    // All folds start from random weights, and are scored again when settings of prediction change.
+    let config = |fold: usize| fs::read_to_string(run.join(format!("retrain/fold_{fold}/config.toml"))).unwrap();
+    assert!(config(0).contains("warm_start = false") && !config(3).contains("step = 0.75"));
+    let again = |extra: &[&str]| crossval(&data, &run).args(["--search", "once"]).args(extra).succeed().stderr;
+    assert!(!again(&[]).contains("fold 3: training"));
+    assert!(again(&["--set=predict.step=0.75"]).contains("fold 3: training") && config(3).contains("step = 0.75"));
 
     let plain = |extra: &[&str]| {
         let plain = Adw::new(["crossval", "--name", "plain", "--uniform-width", "4", "--uniform-depth", "1"]);

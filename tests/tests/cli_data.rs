@@ -247,7 +247,10 @@ fn check_warns_of_implausible_cases_and_refuses_damaged_or_displaced_ones() {
     assert!(words.iter().all(|word| outcome.stdout.contains(word)), "{}", outcome.stdout);
     let plan = Adw::new(["plan"]).path("--data", &data);
     plan.run().assert_bad_input(&words);
-    plan.arg("--set=data.ignore_positions=true").succeed();
+    let ignored = "--set=data.ignore_positions=true";
+    plan.arg(ignored).succeed();
+    let run = dir.path().join("run");
+    Adw::new(["run", ignored]).path("--data", &data).path("--run", &run).args(TINY).succeed();
     patch_header(&data.join("labelsTr").join(&names[3]), &[(292, floats(&[0.0]))]);
 
     let image = data.join("imagesTr").join(&names[4]);

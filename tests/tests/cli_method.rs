@@ -181,9 +181,9 @@ fn windows_and_mirrored_axes_travel_with_the_model() {
     assert!(!agrees(&predict(&model, "plain", &["--mirror=false", "--step", "1"])));
 
     // Scored again in another way, the model changes with it.
-    fs::remove_dir_all(folder.join("validation")).unwrap();
-    fs::remove_file(folder.join("metrics.json")).unwrap();
     retrain("left-right").args(["--resume", "--set=predict.mirror=false"]).succeed();
+    assert!(validation(&folder.join("validation")) != scored);
+    assert!(fs::read_to_string(folder.join("config.toml")).unwrap().contains("mirror = false"));
     let scored = validation(&folder.join("validation"));
     let output = predict(&model, "again", &[]);
     assert!(validation(&output).iter().filter(|(name, _)| scored.contains_key(*name)).eq(scored.iter()));

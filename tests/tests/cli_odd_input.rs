@@ -135,10 +135,25 @@ fn check_refuses_cases_that_have_no_plan() {
         let labels = Array3::from_shape_fn([3; 3], |(z, y, x)| ((z + y + x) % 3) as u16);
         write_labels(data.join("labelsTr").join(&name), &labels.view(), &grid).unwrap();
     }
+    let search =
+        |data: &Path| Adw::new(["search"]).path("--data", data).path("--run", &dir.path().join("run")).args(TINY);
     let words = "the cases are too small: [3.0, 3.0, 3.0] voxels";
     let check = Adw::new(["check"]).path("--data", &data).run();
     assert!(check.code == Some(2) && check.stdout.contains(words), "{check:?}");
     Adw::new(["plan"]).path("--data", &data).run().assert_bad_input(&[words]);
+
+    // Nor has a dataset without a labelled voxel.
+    let data = dir.path().join("Task01_Empty");
+    copy_folder(&trained().data, &data);
+    for name in names(&data.join("labelsTr")) {
+        let file = data.join("labelsTr").join(&name);
+        let map = read_labels(&file).unwrap();
+        write_labels(&file, &Array3::zeros(map.data.dim()).view(), &map.geometry).unwrap();
+    }
+    let words = "no voxel of any label map is foreground";
+    let check = Adw::new(["check"]).path("--data", &data).run();
+    assert!(check.code == Some(2) && check.stdout.contains(words), "{check:?}");
+    search(&data).run().assert_bad_input(&[words]);
 }
 
 #[test]
@@ -309,6 +324,13 @@ fn voxel_sizes_places_and_contents_that_people_stumbled_over() {
     let evaluate = Adw::new(["evaluate", "--json", "--tolerance-mm", "0.8"]).path("--predictions", &p);
     let report: Value = serde_json::from_str(&evaluate.path("--references", &r).succeed().stdout).unwrap();
     assert_eq!(report["mean"]["1"]["NSD"], 1.0);
+
+    // A prediction without a place in the scanner.
+    let mut nowhere = plain(&p.join("a.nii.gz"));
+    nowhere[252..256].fill(0);
+    fs::write(p.join("a.nii.gz"), gzip(&nowhere)).unwrap();
+    let noted = Adw::new(["evaluate"]).path("--predictions", &p).path("--references", &r).succeed().stderr;
+    assert!(noted.contains("p/a.nii.gz: has neither sform nor qform"), "{noted}");
 
     // A channel elsewhere in space, in training and prediction.
     let data = here("Dataset001_Two");

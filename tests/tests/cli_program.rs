@@ -87,6 +87,13 @@ fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
     let forecast: Value = serde_json::from_str(&forecast).unwrap();
     assert!(forecast["seconds"].as_f64().unwrap() > 0.0 && forecast["epochs"] == 3, "{forecast}");
     assert_eq!(names(dir.path()), ["Task00_Phantom"]);
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    for (task, command) in [("phantom", "phantom"), ("hippocampus", "download hippocampus")] {
+        let search = Adw::new(["search", task, "--dry-run"]).in_folder(&empty);
+        search.run().assert_bad_input(&["is missing", &format!("adw {command}`")]);
+    }
+    assert!(names(&empty).is_empty());
 }
 
 #[test]

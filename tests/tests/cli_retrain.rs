@@ -51,12 +51,48 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
     };
     assert!(model("1") != model("2"));
 
+    // One whose cases are others is another one, even with their names.
+    let image = moved.join("imagesTr/phantom_000.nii.gz");
+    let (volume, bytes) = (read_image(&image).unwrap(), fs::read(&image).unwrap());
+    write_image(&image, &volume.data.mapv(|v| 1000.0 * v).view(), &volume.geometry).unwrap();
+    retrain("3").run().assert_bad_input(&["elsewhere the case phantom_000 is another"]);
+    fs::write(&image, bytes).unwrap();
+
     // A dataset with other cases is another one.
     let fewer = fs::read_to_string(moved.join("dataset.json")).unwrap();
     let mut fewer: serde_json::Value = serde_json::from_str(&fewer).unwrap();
     fewer["training"].as_array_mut().unwrap().pop();
     fs::write(moved.join("dataset.json"), fewer.to_string()).unwrap();
     retrain("3").run().assert_bad_input(&["has no case"]);
+}
+
+#[test]
+fn work_goes_on_with_the_cases_with_which_it_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 6);
+    let description = fs::read_to_string(data.join("dataset.json")).unwrap();
+    let mut fewer: serde_json::Value = serde_json::from_str(&description).unwrap();
+    fewer["training"].as_array_mut().unwrap().pop();
+    fs::write(data.join("dataset.json"), fewer.to_string()).unwrap();
+    let run = dir.path().join("run");
+    let search = Adw::new(["search"]).path("--data", &data).path("--run", &run).args(TINY);
+    search.succeed();
+
+    // A case that was added is left out, and named.
+    fs::write(data.join("dataset.json"), &description).unwrap();
+    let noted = Adw::new(["retrain", "--fold", "all"]).path("--run", &run).succeed().stderr;
+    assert!(noted.contains("1 cases of") && noted.contains("such as phantom_005"), "{noted}");
+
+    // The last step again, with other folds.
+    fs::remove_file(run.join("search/fold_0/architecture.json")).unwrap();
+    let splits = fs::read_to_string(run.join("splits.json")).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&splits).unwrap();
+    other["folds"].as_array_mut().unwrap().swap(0, 1);
+    fs::write(run.join("splits.json"), other.to_string()).unwrap();
+    let resume = search.arg("--resume");
+    resume.run().assert_bad_input_last(&["plan and cases"]);
+    fs::write(run.join("splits.json"), splits).unwrap();
+    resume.succeed();
 }
 
 #[test]

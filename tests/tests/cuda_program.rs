@@ -114,7 +114,7 @@ fn a_device_that_is_missing_or_full() {
         bench("cuda:0").args(precision).env("ADW_EMULATED_CUDA_CAPABILITY", 86).succeed();
     }
     let outcome = bench("auto").env(DEVICES, 0).succeed();
-    assert!(outcome.stderr.contains("device: cpu, for there is no other"), "{outcome:?}");
+    assert!(outcome.stderr.contains("device: cpu, since no GPU can be used"), "{outcome:?}");
     let outcome = bench("cuda:0").env(MEMORY, 1_000_000).run();
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let last = outcome.stderr.lines().last().unwrap();

@@ -16,6 +16,17 @@ pub(crate) struct Cases {
     folder: Option<PathBuf>,
 }
 
+/// Raises the limit of open files, of which every stored case is one, as far as the system allows.
+fn allow_open_files() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        // If it fails, opening too many files is the error.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    }
+}
+
 impl Cases {
     /// Chooses where the cases called `ids` are kept: in memory if `left` is enough, else in a folder on the scratch disk,
     /// or without one in `prepared/` of the run's folder, which is created if the run is new. A later training finds them there.
@@ -39,6 +50,7 @@ impl Cases {
                 need.prepared as f64 / 1e9,
                 folder.display()
             ));
+            allow_open_files();
             Some(folder)
         };
         Ok(Self {

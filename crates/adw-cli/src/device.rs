@@ -117,7 +117,7 @@ fn automatic() -> Device {
             device
         }
         Err(error) => {
-            note(&format!("device: cpu, for there is no other ({error})"));
+            note(&format!("device: cpu, since no GPU can be used ({error})"));
             Device::Cpu
         }
     }

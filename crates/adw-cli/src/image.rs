@@ -112,7 +112,8 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         if is_other_format(input) {
             bad_input!("--input {}: {CONVERT}", input.display());
         }
-        let image = one(input.to_owned());
+        let by_name = by_channel(&[input.to_owned()], num_channels).and_then(|images| images.into_iter().next());
+        let image = by_name.unwrap_or_else(|| one(input.to_owned()));
         if image.name.is_empty() {
             bad_input!("--input {}: the name must be UTF-8 and not begin with a dot", input.display());
         }
@@ -171,8 +172,12 @@ fn incomplete_case(files: &[PathBuf], num_channels: usize) -> Option<(String, Ve
     cases.into_iter().find(|(_, channels)| !channels.iter().copied().eq(0..num_channels))
 }
 
-/// Groups sorted files into images of one file per channel; none if the names or the number of files do not fit that.
+/// Groups sorted files into images of one file per channel; none if the names, the number of files or the channels in the first
+/// file do not fit that.
 fn by_channel(files: &[PathBuf], num_channels: usize) -> Option<Vec<Image>> {
+    if read_geometry(files.first()?).is_ok_and(|(_, in_file)| in_file > 1) {
+        return None;
+    }
     let mut cases = BTreeMap::<String, Vec<PathBuf>>::new();
     for file in files {
         let id = case_id(file)?;
@@ -243,5 +248,25 @@ mod tests {
         assert_eq!(names(1).len(), 4, "four images of one channel");
         fs::remove_file(dir.path().join("b_0000.nii")).expect("removed");
         assert_eq!(names(2).len(), 3, "no pairs");
+    }
+
+    #[test]
+    fn an_image_has_one_name_whether_it_is_given_alone_or_in_its_folder() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let grid = msd_data::Geometry::new([3; 3], [1.0; 3]);
+        let write = |name: &str, channels| {
+            let image = ndarray::Array4::zeros([channels, 3, 3, 3]);
+            msd_data::write_image(dir.path().join(name), &image.view(), &grid).expect("written");
+        };
+        write("a_0000.nii", 1);
+        for input in [dir.path(), &dir.path().join("a_0000.nii")] {
+            assert_eq!(nifti_images(input, 1).expect("an image")[0].name, "a");
+        }
+        // Files that hold all channels are images of their own, whatever their names.
+        for name in ["a_0000.nii", "a_0001.nii"] {
+            write(name, 2);
+        }
+        let names: Vec<_> = nifti_images(dir.path(), 2).expect("images").into_iter().map(|image| image.name).collect();
+        assert_eq!(names, ["a_0000", "a_0001"]);
     }
 }

@@ -13,7 +13,7 @@ use msd_data::Plan;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{failure::bad_input, fold::Fold, run_config::Settings};
+use crate::{failure::bad_input, fold::Fold, report::progress::note, run_config::Settings};
 
 /// Models of one plan, whose logits can be averaged.
 pub(crate) struct Models {
@@ -63,6 +63,9 @@ impl Models {
             );
         }
         let own = self.test_times[0];
+        if mirror == Some(true) && self.mirror_axes == [false; 3] {
+            note("warning: the models were trained without mirroring, so --mirror changes nothing");
+        }
         Ok(SlidingWindow {
             step: step.unwrap_or(own.step),
             mirror: if mirror.unwrap_or(own.mirror) { self.mirror_axes } else { [false; 3] },
@@ -71,7 +74,7 @@ impl Models {
     }
 }
 
-/// Writes the settings of the sliding window into a model file, unless they are those that it holds.
+/// Writes the settings of the sliding window into a model file, unless it holds them.
 ///
 /// # Errors
 /// A file that is no model, or a full or read-only disk.

@@ -19,14 +19,14 @@ pub(crate) fn set(table: &mut Table, assignment: &str) -> Result<()> {
     };
     let new = parse(text);
     *old = match (&*old, new) {
-        (old, new) if is_open(old) => new,
+        (old, new) if is_placeholder(old) => new,
         (Value::Float(_), Value::Integer(number)) => Value::Float(number as f64),
-        (Value::Table(section), new) if !new.is_table() && !is_open(&new) => {
+        (Value::Table(section), new) if !new.is_table() && !is_placeholder(&new) => {
             let keys: Vec<_> = section.keys().map(|name| format!("{key}.{name}")).collect();
             bad_input!("--set {assignment}: {key} is a section; its keys are {}", keys.join(", "));
         }
         (old, new) if !same_type(old, &new) => {
-            bad_input!("--set {assignment}: expected {}, such as {old}", article(old));
+            bad_input!("--set {assignment}: expected {}, such as {old}", type_name(old));
         }
         (_, new) => new,
     };
@@ -57,7 +57,7 @@ fn overlay_below(base: &mut Table, top: Table, prefix: &str, all: &Table, origin
             }
             (old @ Value::Float(_), Value::Integer(number)) => *old = Value::Float(number as f64),
             (old, new) if !same_type(old, &new) => {
-                bad_input!("{origin}: {key} = {new}: expected {}, such as {old}", article(old));
+                bad_input!("{origin}: {key} = {new}: expected {}, such as {old}", type_name(old));
             }
             (old, new) => *old = new,
         }
@@ -99,15 +99,15 @@ fn parse(text: &str) -> Value {
 /// Returns true if one value may replace the other. Words for an absent value go with every type; a value that replaces one
 /// is checked when the table is converted into settings.
 fn same_type(a: &Value, b: &Value) -> bool {
-    is_open(a) || is_open(b) || std::mem::discriminant(a) == std::mem::discriminant(b)
+    is_placeholder(a) || is_placeholder(b) || std::mem::discriminant(a) == std::mem::discriminant(b)
 }
 
 /// Returns true for the words of absent values: `"plan"` (the plan's value) and `"none"`.
-pub(crate) fn is_open(value: &Value) -> bool {
+pub(crate) fn is_placeholder(value: &Value) -> bool {
     matches!(value.as_str(), Some("plan" | "none"))
 }
 
-fn article(value: &Value) -> &'static str {
+fn type_name(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "text",
         Value::Integer(_) => "an integer",

@@ -1,7 +1,7 @@
 //! Run that a command works on: settings, dataset, plan and splits.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     failure::bad_input,
     fold::Fold,
     interrupt,
+    report::{progress::note, run_data::json as read_json},
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, check_new, config_path},
     splits::Splits,
@@ -121,6 +122,9 @@ impl Run {
         let plan = Plan::load(&request.root.join("plan.json"))?;
         let splits = Splits::load(&request.root.join("splits.json"))?;
         check_same(request.root, &plan, &splits, &dataset)?;
+        if data.canonicalize().ok() != facts.data.canonicalize().ok() {
+            check_moved(request.root, &plan, &dataset)?;
+        }
         let fold = request.fold.unwrap_or(Fold::Number(facts.fold));
         splits.fold(fold)?;
         let folder = RunFolder::open(request.root, fold)?;
@@ -171,14 +175,17 @@ impl Run {
         digest::hexadecimal(Md5::new_with_prefix(json!([root, self.plan]).to_string()))
     }
 
-    /// Facts that a search or training of this run depends on, beside its settings.
-    pub(crate) fn identity(&self) -> BTreeMap<String, String> {
+    /// Facts that a search or training of this run depends on, besides its settings.
+    pub(crate) fn identity(&self) -> Result<BTreeMap<String, String>> {
+        let fold = self.splits.fold(self.fold)?;
+        let cases = json!([self.plan, fold.train, fold.validation, fold.train_a, fold.train_b]).to_string();
         let dice = if self.plan.batch_dice { "of the batch" } else { "per sample" };
-        BTreeMap::from([
+        Ok(BTreeMap::from([
             ("task".into(), self.plan.dataset_name.clone()),
+            ("plan and cases".into(), digest::hexadecimal(Md5::new_with_prefix(cases))),
             ("fold".into(), self.fold.to_string()),
             ("loss".into(), format!("Dice {dice} + cross-entropy, targets at the centres of cells")),
-        ])
+        ]))
     }
 
     /// Takes the run that another process has created since this one was opened, if it is the same but for the fold.
@@ -243,8 +250,28 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
         );
     }
     let ids = dataset.training_ids();
-    if let Some(id) = splits.ids().find(|id| !ids.contains(id)) {
+    let known: BTreeSet<_> = splits.ids().collect();
+    if let Some(id) = known.iter().find(|id| !ids.contains(id)) {
         bad_input!("{run} was made for {}, {data} has no case {id}: choose another --run or --data", plan.dataset_name);
+    }
+    if let Some(new) = ids.iter().find(|id| !known.contains(id)) {
+        let n = ids.len() - known.len();
+        note(&format!("warning: {n} cases of {data}, such as {new}, are not in splits.json of {run} and are left out"));
+    }
+    Ok(())
+}
+
+/// Refuses a dataset in another place than the run's if cases of it are not what they were.
+fn check_moved(root: &Path, plan: &Plan, dataset: &Dataset) -> Result<()> {
+    let known: Option<Fingerprint> = read_json(&root.join("fingerprint.json"))?;
+    if let Some(known) = known
+        && let Some(id) = known.changed_case(dataset)?
+    {
+        let (run, data) = (root.display(), dataset.root.display());
+        bad_input!(
+            "{run} was made for {}, in {data} the case {id} is another: choose another --run or --data",
+            plan.dataset_name
+        );
     }
     Ok(())
 }

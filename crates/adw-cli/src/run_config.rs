@@ -286,7 +286,7 @@ fn complete(table: &mut Table, settings: impl Serialize) -> Result<()> {
 
 /// Removes the values `"plan"` and `"none"`, which stand for absent ones: TOML has no null.
 fn leave_out_words(table: &mut Table) {
-    table.retain(|_, value| !overrides::is_open(value));
+    table.retain(|_, value| !overrides::is_placeholder(value));
     for (_, value) in table.iter_mut() {
         if let Value::Table(section) = value {
             leave_out_words(section);

@@ -25,7 +25,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct RunFolder {
     root: PathBuf,
-    /// None in a process that rank 0 of a training, which holds the lock, has made a part of it.
+    /// `None` in the other processes of an `mpirun`, whose rank 0 holds the lock.
     _lock: Option<Lock>,
 }
 

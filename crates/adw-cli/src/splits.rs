@@ -116,6 +116,7 @@ impl Splits {
 fn read_groups(path: &Path, ids: &[String]) -> Result<BTreeMap<String, String>> {
     let text = adw_files::read_text(path).with_context(|| format!("data.groups: cannot read {}", path.display()))?;
     let mut group_of = BTreeMap::new();
+    let text = text.trim_start_matches('\u{feff}'); // of Excel's "CSV UTF-8"
     for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let cells: Vec<_> = line.split([',', '\t']).map(|cell| cell.trim().trim_matches('"')).collect();
         let [case, group] = cells[..] else {
@@ -183,7 +184,9 @@ mod tests {
         let splits = || Splits::new(&dataset, 3, Some(&file));
 
         // Every case alone, under its own name: nnU-Net's folds.
-        write(&ids.iter().map(|id| format!("{id},{id}")).collect::<Vec<_>>());
+        let mut alone: Vec<_> = ids.iter().map(|id| format!("{id},{id}")).collect();
+        alone[0].insert(0, '\u{feff}'); // Excel's mark at the beginning of a file
+        write(&alone);
         assert_eq!(splits().unwrap(), Splits::new(&dataset, 3, None).unwrap());
 
         let person = |id: &String| format!("person {}", ids.iter().position(|other| other == id).unwrap() / 2);

@@ -127,6 +127,23 @@ impl Task {
         matches!(self.origin, Origin::Present)
     }
 
+    /// Returns the folder of a dataset that exists.
+    ///
+    /// # Errors
+    /// The dataset is missing.
+    pub(crate) fn existing(&self) -> Result<&Path> {
+        let command = match &self.origin {
+            Origin::Present => return Ok(&self.folder),
+            Origin::Phantom => PHANTOM.to_owned(),
+            Origin::Download { manifest, .. } => format!("download {}", manifest.task),
+        };
+        bad_input!(
+            "{} is missing: get it with `{} {command}`, or name its folder with --data",
+            self.folder.display(),
+            program()
+        );
+    }
+
     /// Makes the dataset's folder exist, by a download or by generating a phantom, and returns it.
     ///
     /// # Errors
@@ -160,16 +177,7 @@ pub(crate) fn dataset_folder(args: &DatasetArgs) -> Result<PathBuf> {
     let Some(task) = Task::locate(args)? else {
         bad_input!("no dataset is named: give a TASK such as `hippocampus`, or --data DIR");
     };
-    let command = match &task.origin {
-        Origin::Present => return Ok(task.folder),
-        Origin::Phantom => PHANTOM.to_owned(),
-        Origin::Download { manifest, .. } => format!("download {}", manifest.task),
-    };
-    bad_input!(
-        "{} is missing: get it with `{} {command}`, or name its folder with --data",
-        task.folder.display(),
-        program()
-    );
+    task.existing().map(Path::to_owned)
 }
 
 /// Opens the dataset that the command line names.

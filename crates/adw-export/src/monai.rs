@@ -138,7 +138,8 @@ fn readme(inference: &Inference) -> String {
         "# {}\n\n3D U-Net, exported by adw. In the bundle's folder, with images in `images`:\n\n\
          ```sh\npip install 'monai[fire,ignite,nibabel]' safetensors scipy\n\
          python -m monai.bundle run inference --config_file configs/inference.json\n```\n\n\
-         Label maps go to `labels`; `--dataset_dir` and `--output_dir` name other folders.\n\n{}",
+         Label maps go to `labels`; `--dataset_dir` and `--output_dir` name other folders. Images must give their voxel sizes in \
+         millimetres and have an sform or a qform: MONAI reads no units, and takes an image without forms for LAS.\n\n{}",
         inference.dataset,
         labels.concat()
     )

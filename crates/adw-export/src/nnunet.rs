@@ -5,9 +5,10 @@
 //! `dataset` (JSON texts), `configuration`, `mirror_axes`, `fold`. The script gives networks of nnU-Net v1 and of AdwU-Net's authors
 //! the names and the plan of v2.
 //!
-//! Biases in front of an instance normalisation are without effect and left out. Those of transposed convolutions and of the logits
-//! stay with a residual encoder; a plain network has none here, so they become weights of an additional channel that is 1
-//! everywhere: the last layer of every block from the bottleneck on gets an output channel of zero weights, gamma 0 and beta 1.
+//! Biases before an instance normalisation are without effect and left out. Those of transposed convolutions and of the
+//! logits stay with a residual encoder; a plain network has none here, so they become weights of an additional channel
+//! that is 1 everywhere: the last layer of every block from the bottleneck on gets an output channel of zero weights,
+//! gamma 0 and beta 1.
 
 use std::collections::BTreeMap;
 

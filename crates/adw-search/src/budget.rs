@@ -27,7 +27,7 @@ pub struct CostPenalty {
 }
 
 impl CostPenalty {
-    /// Penalty, and its gradient by every parameter.
+    /// Penalty, and its gradient with respect to every parameter.
     ///
     /// # Errors
     /// If a tensor cannot be read from its device.

@@ -60,8 +60,8 @@ struct Progress {
 }
 
 impl Checkpoint {
-    /// First tensor with a value that no healthy training has, and that value.
-    pub(crate) fn ruined(&self) -> Result<Option<(&str, f64)>> {
+    /// First tensor that holds NaN or a number out of range, and that value.
+    pub(crate) fn diverged(&self) -> Result<Option<(&str, f64)>> {
         for (name, tensor) in &self.tensors {
             let group = name.split_once('/').map(|(group, _)| group);
             let limit = if group == Some(PARAMETER_GROUP) { MAX_PARAMETER } else { f64::MAX };
@@ -188,7 +188,7 @@ mod tests {
         let with = |name: &str, value: f32| {
             let mut checkpoint = example();
             checkpoint.tensors.insert(name.into(), Tensor::new(&[0.5, value], &Device::Cpu).unwrap());
-            checkpoint.ruined().unwrap().map(|(name, value)| (name.to_owned(), value.to_string()))
+            checkpoint.diverged().unwrap().map(|(name, value)| (name.to_owned(), value.to_string()))
         };
         for value in [0.0, -1e5, f32::MIN_POSITIVE] {
             assert_eq!(with("parameter/w", value), None);

@@ -1,6 +1,6 @@
 //! Settings of a search and of a training, as TOML or JSON files hold them. Unknown keys are errors.
 
-use adw_supernet::{CostUnit, Precision};
+use adw_supernet::{CostUnit, Precision, SupernetConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::optim::{AdamConfig, EmaConfig, OptimizerConfig, SgdConfig};
@@ -38,6 +38,16 @@ pub enum Budget {
     Fraction(f64),
 }
 
+impl Budget {
+    /// Budget in the unit of `largest`, the cost of the largest network of the search space.
+    pub fn of(self, largest: u64) -> f64 {
+        match self {
+            Self::Absolute(budget) => budget,
+            Self::Fraction(fraction) => fraction * largest as f64,
+        }
+    }
+}
+
 /// Cost term of a search; see [`crate::CostPenalty`] for its formula.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +62,23 @@ pub struct CostConfig {
     /// For comparisons of networks of equal cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_least: Option<f64>,
+}
+
+impl CostConfig {
+    /// Refuses a number as a budget that is below the cost of the smallest network of `space` for one `patch`, D H W.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for such a budget; a space without networks.
+    pub fn check_for(&self, space: &SupernetConfig, patch: [usize; 3]) -> Result<()> {
+        let smallest = space.smallest()?.cost(patch).get(self.unit);
+        match self.budget {
+            Budget::Absolute(budget) if budget < smallest as f64 => {
+                let expected = "at least the cost of the smallest network of the search space";
+                fail("cost.budget", &format!("{budget}, below {smallest}"), expected)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Settings of [`crate::search`].

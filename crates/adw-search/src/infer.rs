@@ -157,7 +157,7 @@ impl SlidingWindow {
     }
 }
 
-/// Logits of an image in parts, planes that follow each other along D: each part as soon as no window to come touches it.
+/// Logits of an image in parts, planes that follow each other along D: a part is returned when no later window touches it.
 pub struct LogitPlanes<'a> {
     window: &'a SlidingWindow,
     /// Padded image, and the voxels in front of the image itself.
@@ -329,7 +329,7 @@ impl WeightedSums {
         Ok(Tensor::from_vec(means, (1, self.logits.len(), d, h, w), &Device::Cpu)?)
     }
 
-    /// Moves the slab by `planes`, whose sums are lost.
+    /// Drops the first `planes` of the slab, and moves the others to its beginning.
     fn forget(&mut self, planes: usize) {
         let voxels = planes * self.shape[1] * self.shape[2];
         self.logits.par_iter_mut().chain([&mut self.weights]).for_each(|map| {

@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use crate::ranks::{GradientSum, Ranks, all_gather, gather_samples, own_samples};
 use crate::{Batch, Result};
 
-/// Loss of a supernet on a batch, and its gradients by the parameters of `role`; sample by sample if there are `ranks`.
+/// Loss of a supernet on a batch, and its gradients with respect to the parameters of `role`; sample by sample if there
+/// are `ranks`.
 pub(crate) fn supernet_loss_and_gradients(
     net: &Supernet,
     loss: &dyn Loss,
@@ -19,7 +20,8 @@ pub(crate) fn supernet_loss_and_gradients(
     passes.run(loss, batch, ranks)
 }
 
-/// Loss of a discrete network on a batch, and its gradients by the network's parameters; sample by sample if there are `ranks`.
+/// Loss of a discrete network on a batch, and its gradients with respect to the network's parameters; sample by sample
+/// if there are `ranks`.
 pub(crate) fn network_loss_and_gradients(
     net: &Unet,
     loss: &dyn Loss,
@@ -56,7 +58,7 @@ where
         Ok((loss.value()?, gradients))
     }
 
-    /// Every sample has a loss of its own: one is done with before the next begins.
+    /// Passes of a loss that is a mean over samples: one sample after the other, so that the trace of one is kept at a time.
     fn of_samples(&self, loss: &dyn Loss, batch: &Batch, ranks: &dyn Ranks) -> Result<(f64, Gradients)> {
         let batch_size = batch.x.dim(0)?;
         let (mut losses, mut sum) = (vec![], GradientSum::new(ranks));

@@ -80,7 +80,7 @@ pub(crate) fn own_samples(ranks: &dyn Ranks, batch_size: usize) -> Result<Range<
     Ok(part_of(batch_size, ranks, ranks.rank()))
 }
 
-/// Part of `n` things that falls to a rank.
+/// Contiguous part of `0..n` that is assigned to a rank.
 fn part_of(n: usize, ranks: &dyn Ranks, rank: usize) -> Range<usize> {
     n * rank / ranks.size()..n * (rank + 1) / ranks.size()
 }
@@ -102,7 +102,7 @@ pub(crate) fn agree(ranks: &dyn Ranks, own: ControlFlow<Stop>) -> Result<Control
     })
 }
 
-/// Whole batch of a tensor `[B, ...]`, of which this rank holds those of its own samples, each `[1, ...]`.
+/// Gathers a tensor `[B, ...]` from all ranks, of which each holds its own samples, `[1, ...]` each.
 pub(crate) fn gather_samples(ranks: &dyn Ranks, own: &[&Tensor]) -> Result<Tensor> {
     let joined = Tensor::cat(own, 0)?;
     if ranks.size() == 1 {

@@ -102,7 +102,7 @@ impl RunFiles {
         Some((self.damage.as_ref()?, &self.paths.as_ref()?.previous))
     }
 
-    /// Checkpoint that a run which fails now leaves.
+    /// Newest sound checkpoint, for messages of errors.
     pub(crate) fn kept(&self) -> Option<PathBuf> {
         let Paths { latest, previous, latest_is_sound, .. } = self.paths.as_ref()?;
         let newest = if latest_is_sound.get() { latest } else { previous };
@@ -135,7 +135,7 @@ impl RunFiles {
             return Ok(None);
         };
         let checkpoint = checkpoint()?;
-        if let Some((name, value)) = checkpoint.ruined()? {
+        if let Some((name, value)) = checkpoint.diverged()? {
             let Position { epoch, iteration } = checkpoint.position;
             return Err(Error::Diverged { what: name.to_owned(), value, epoch, iteration, kept: self.kept() });
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::bilevel::{BilevelOptimizers, BilevelSettings, HalfBatches, bilevel_step, weight_step};
 use crate::budget::CostPenalty;
 use crate::checkpoint::Position;
-use crate::config::{ArchBatches, Budget, Half, SearchConfig};
+use crate::config::{ArchBatches, Half, SearchConfig};
 use crate::dice::{self, DiceCounts};
 use crate::events::{IterationReport, OnEvent};
 use crate::loop_schedule::LoopSchedule;
@@ -141,7 +141,7 @@ struct SearchIdentity<'a> {
     config: SearchConfig,
 }
 
-/// Settings with a fixed value for those that change files alone, not the result.
+/// Settings without the intervals of checkpoints, which do not change the result.
 fn determining(config: &SearchConfig) -> SearchConfig {
     SearchConfig { checkpoint_every_epochs: 1, checkpoint_every_iterations: 0, ..config.clone() }
 }
@@ -169,10 +169,8 @@ fn penalty(net: &Supernet, patch: [usize; 3], config: &SearchConfig) -> Result<O
     let Some(cost) = &config.cost else {
         return Ok(None);
     };
-    let budget = match cost.budget {
-        Budget::Absolute(budget) => budget,
-        Budget::Fraction(f) => f * net.config().largest()?.cost(patch).get(cost.unit) as f64,
-    };
+    let budget = cost.budget.of(net.config().largest()?.cost(patch).get(cost.unit));
+    cost.check_for(net.config(), patch)?;
     Ok(Some(CostPenalty { unit: cost.unit, weight: cost.weight, budget, patch }))
 }
 
@@ -236,8 +234,8 @@ fn rounded(mut block: BlockProbabilities) -> BlockProbabilities {
     block
 }
 
-/// Mean entropy of distributions, each in units of its largest possible: 1 for uniform, 0 for decided; none where there
-/// is nothing to choose.
+/// Mean of `H(p) / ln n` over distributions of `n > 1` options: 1 for uniform, 0 for decided; none where there is nothing to
+/// choose.
 fn mean_entropy<'a>(distributions: impl Iterator<Item = &'a Vec<f64>>) -> Option<f64> {
     let entropy = |p: &Vec<f64>| {
         let terms = p.iter().filter(|p| **p > 0.0);

@@ -144,7 +144,7 @@ impl Choices {
         blocks
     }
 
-    /// Fills in the gradients by alpha and beta from those by gates and depth weights.
+    /// Fills in the gradients with respect to alpha and beta from those by gates and depth weights.
     ///
     /// # Errors
     /// If a gradient does not fit its softmax.

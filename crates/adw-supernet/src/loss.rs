@@ -25,7 +25,8 @@ use candle_core::{Tensor, Var};
 /// # Ok::<(), adw_supernet::Error>(())
 /// ```
 pub trait Loss {
-    /// Value of the loss, and its gradient by the logits of every scale; none for scales it does not depend on.
+    /// Value of the loss, and its gradient with respect to the logits of every scale; none for scales it does not
+    /// depend on.
     ///
     /// `logits`: fine to coarse, each `[B, K, D, H, W]`; `target`: class indices `[B, D, H, W]` on the finest grid.
     /// Gradients have the shapes of their logits.

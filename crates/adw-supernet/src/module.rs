@@ -41,7 +41,7 @@ fn forward(net: &Unet, xs: &Tensor) -> Result<Tensor> {
     Ok(logits.permute((0, 4, 1, 2, 3))?)
 }
 
-/// Gradients by the image, if candle tracks it, and by all parameters, joined in their order.
+/// Gradients with respect to the image, if candle tracks it, and by all parameters, joined in their order.
 fn backward(network: &Network, trace: Trace, xs: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
     let mut grad_logits = vec![None; network.num_scales()];
     grad_logits[0] = Some(grad.permute((0, 4, 1, 2, 3))?);

@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 /// Kind of a parameter. In a search, each kind has an optimiser of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Convolution weights, gamma, beta.
+    /// Convolution weights, scales and shifts of the normalisations.
     Weight,
-    /// Alpha and beta: the logits of the choices among widths and depths.
+    /// Logits of the choices among widths (alpha) and depths (beta).
     Architecture,
 }
 

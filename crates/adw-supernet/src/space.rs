@@ -113,6 +113,15 @@ impl SupernetConfig {
         self.network((0..self.num_blocks()).map(|i| vec![self.block_max_width(i); self.num_layers()]).collect())
     }
 
+    /// Smallest network of the space: the least depths and the narrowest widths.
+    ///
+    /// # Errors
+    /// If these values make no network.
+    pub fn smallest(&self) -> Result<Architecture> {
+        let (depth, width) = (self.space.searches_depth(), self.space.searches_width());
+        self.chosen(|_, layer| if layer.is_some() { width } else { depth }.then_some(0))
+    }
+
     /// Architecture of choices. `choose(block, None)` returns the index of a block's depth, `choose(block, Some(layer))` that of
     /// the width of a layer that the block has; none stands for the greatest.
     ///

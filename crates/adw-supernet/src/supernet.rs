@@ -117,9 +117,9 @@ impl Supernet {
         Ok((logits, SupernetTrace { network, relaxation, choices }))
     }
 
-    /// Gradients of a scalar by the parameters of `role`, from its gradients by the logits of [`Self::forward`]: one
-    /// per scale, fine to coarse, none for scales that do not enter the scalar; the finest is required. With
-    /// [`Role::Architecture`] no weight gradient is computed. Maps are freed on the way.
+    /// Gradients of a scalar with respect to the parameters of `role`, from its gradients with respect to the logits of
+    /// [`Self::forward`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
+    /// required. With [`Role::Architecture`] no weight gradient is computed. Maps are freed on the way.
     ///
     /// # Errors
     /// If `trace` or `grad_logits` do not fit the supernet.

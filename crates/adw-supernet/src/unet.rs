@@ -93,8 +93,9 @@ impl Unet {
         self.network.forward(x, None, self.precision)
     }
 
-    /// Gradients of a scalar by the parameters, from its gradients by the logits of [`Self::forward`]: one per scale,
-    /// fine to coarse, none for scales that do not enter the scalar; the finest is required. Maps are freed on the way.
+    /// Gradients of a scalar with respect to the parameters, from its gradients with respect to the logits of
+    /// [`Self::forward`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
+    /// required. Maps are freed on the way.
     ///
     /// # Errors
     /// If `trace` or `grad_logits` do not fit the network.

@@ -19,7 +19,7 @@ struct Choice {
     layer: Option<usize>,
     options: Vec<usize>,
     /// Per option: `ln(p_max / p)`.
-    departures: Vec<f64>,
+    penalties: Vec<f64>,
 }
 
 impl Supernet {
@@ -38,12 +38,12 @@ impl Supernet {
     ) -> Result<Option<Architecture>> {
         let choices = self.ranked_choices()?;
         let mut cheaper = None;
-        // Departures in sum, ranks of the chosen options, and the choice that was changed last, before which all stay: every
-        // combination is made once, from the one in which the option of that choice is one rank better. The bits of numbers
-        // that are not negative are ordered as the numbers are.
+        // Best first. An entry: bits of the summed penalty, which are ordered as the penalties are, since none is negative; ranks
+        // of the chosen options; the choice that was changed last. Only that one and later ones are changed, so that every
+        // combination is made once.
         let mut heap = BinaryHeap::from([Reverse((0f64.to_bits(), vec![0; choices.len()], 0))]);
         for _ in 0..NUM_TRIED {
-            let Some(Reverse((departure, ranks, last))) = heap.pop() else { break };
+            let Some(Reverse((penalty, ranks, last))) = heap.pop() else { break };
             let architecture = self.with_ranks(&choices, &ranks)?;
             let cost = architecture.cost_in(patch, unit);
             if costs.contains(&cost) {
@@ -55,8 +55,8 @@ impl Supernet {
                 if exists && rank + 1 < choice.options.len() {
                     let mut ranks = ranks.clone();
                     ranks[i] += 1;
-                    let step = choice.departures[rank + 1] - choice.departures[rank];
-                    heap.push(Reverse(((f64::from_bits(departure) + step).to_bits(), ranks, i)));
+                    let step = choice.penalties[rank + 1] - choice.penalties[rank];
+                    heap.push(Reverse(((f64::from_bits(penalty) + step).to_bits(), ranks, i)));
                 }
             }
             if cheaper.is_none() && cost <= *costs.end() {
@@ -71,8 +71,8 @@ impl Supernet {
         let ranked = |block, layer, p: &[f64]| {
             let mut options: Vec<usize> = (0..p.len()).collect();
             options.sort_by(|&a, &b| p[b].total_cmp(&p[a]).then(a.cmp(&b)));
-            let departures = options.iter().map(|&k| (p[options[0]] / p[k].max(f64::MIN_POSITIVE)).ln()).collect();
-            Choice { block, layer, options, departures }
+            let penalties = options.iter().map(|&k| (p[options[0]] / p[k].max(f64::MIN_POSITIVE)).ln()).collect();
+            Choice { block, layer, options, penalties }
         };
         let probabilities = self.probabilities()?;
         let blocks = || probabilities.iter().enumerate();

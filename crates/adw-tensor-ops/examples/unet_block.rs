@@ -1,6 +1,6 @@
 //! Trains a U-Net of one pooling to find bright cubes in noise: layers of `adw_tensor_ops::nn`, optimiser of candle-nn.
 //!
-//! `cargo run --release -p adw-tensor-ops --features nn --example unet_block`
+//! `cargo run --release -p adw-tensor-ops --example unet_block`
 
 use adw_tensor_ops::loss::{DiceCe, dice_ce};
 use adw_tensor_ops::nn::{

@@ -44,7 +44,8 @@ impl<F> Recorded<F> {
     }
 }
 
-/// `value`, a function of `x`, in candle's graph. `backward([x], gradient of value)` returns the gradient by `x`.
+/// `value`, a function of `x`, in candle's graph. `backward([x], gradient of value)` returns the gradient with respect
+/// to `x`.
 pub(crate) fn record1<F>(name: &'static str, x: &Tensor, value: Computed, backward: F) -> Result<Tensor>
 where
     F: Fn([&Tensor; 1], &Tensor) -> Result<[Tensor; 1]> + Send + Sync + 'static,
@@ -70,9 +71,9 @@ where
     Ok(x.apply_op3(y, z, Recorded::new(name, value, backward))?)
 }
 
-/// Records a tensor that has been computed from `x` and `y` outside candle's graph as an operation of the graph: a copy of
-/// `value` whose gradients by `x` and `y` are those of `backward([x, y], gradient of value)`, `None` for an argument that
-/// needs none. All tensors are on one device; the gradient of value is contiguous.
+/// Records a tensor that has been computed from `x` and `y` outside candle's graph as an operation of the graph: a copy
+/// of `value` whose gradients with respect to `x` and `y` are those of `backward([x, y], gradient of value)`, `None`
+/// for an argument that needs none. All tensors are on one device; the gradient of value is contiguous.
 ///
 /// # Errors
 /// If the device of `value` is not that of the arguments.

@@ -104,7 +104,7 @@ pub const F16_ROUNDED: Tolerance = Tolerance::elements(6e-8, 1.0 / 1024.0);
 pub const GOLDEN_F64: Tolerance = Tolerance::l2(1e-8);
 /// Whole networks in f32 beside PyTorch in f64.
 pub const GOLDEN_F32: Tolerance = Tolerance::l2(1e-4);
-/// Gradient of a width gate in front of the normalisation, in f32: it is what the normalisation's eps leaves over, and f32
+/// Gradient of a width gate before the normalisation, in f32: it is what the normalisation's eps leaves over, and f32
 /// itself loses 1 to 2 % of it.
 pub const GOLDEN_F32_PRE_NORM_ALPHA: Tolerance = Tolerance::l2(5e-2);
 /// Single layers in f32 beside PyTorch in f32, sums in another order.

@@ -12,7 +12,7 @@ use crate::dataset::{Case, Dataset, described, fault, reading_bytes, without_mar
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::geometry::Geometry;
-use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
+use crate::grid::{NEGLIGIBLE_MM, Positions, displacement_mm};
 use crate::memory::Memory;
 use crate::orientation::{AxisMap, Orientation};
 use crate::plan::{PlanOptions, plan};
@@ -22,7 +22,7 @@ use crate::split::NUM_FOLDS;
 mod plausibility;
 
 use plausibility::TypicalGrid;
-pub use plausibility::implausible;
+pub use plausibility::{implausible, implausible_header};
 
 /// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,14 +62,14 @@ impl fmt::Display for Problem {
 /// stopped ([`Memory::stopped_by`]).
 ///
 /// ```no_run
-/// use msd_data::{Memory, check_dataset};
-/// for problem in check_dataset("data/Task04_Hippocampus".as_ref(), Memory::bytes(8 << 30)) {
+/// use msd_data::{Memory, Positions, check_dataset};
+/// for problem in check_dataset("data/Task04_Hippocampus".as_ref(), Positions::Checked, Memory::bytes(8 << 30)) {
 ///     println!("{problem}");
 /// }
 /// ```
-pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
+pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Problem> {
     let dataset = match Dataset::parse(dir) {
-        Ok(dataset) => dataset,
+        Ok(dataset) => Dataset { positions, ..dataset },
         Err(e) => return vec![error(&e)],
     };
     let json = dir.join("dataset.json").display().to_string();
@@ -115,6 +115,9 @@ pub fn check_dataset(dir: &Path, memory: Memory) -> Vec<Problem> {
     if problems.iter().all(|p| p.severity == Severity::Warning) {
         for label in dataset.labels.iter().filter(|label| !seen.contains(&label.value)) {
             problems.push(warning(format!("{json}: label {} ({}) occurs in no case", label.value, label.name)));
+        }
+        if seen.iter().all(|&label| label == 0) {
+            problems.push(error(&Error::NoForeground { dataset: dataset.name.clone() }));
         }
         problems.extend(unplannable.as_ref().map(error));
     }
@@ -226,6 +229,7 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     };
     let file = &case.image[0];
     let mut warnings = plausibility::image(file, &image);
+    warnings.extend(headers(&image.geometry, case.image[1..].iter().chain([&case.label])));
     let seen: BTreeSet<u16> = labels.data.iter().copied().collect();
     let label = case.label.display();
     if seen.iter().all(|&label| label == 0) {
@@ -243,13 +247,26 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     CheckedCase { found, grid: Some((file.clone(), image.geometry)), content, labels: seen }
 }
 
+/// Describes what is implausible in the headers of files beside an image, as far as it is not so in the image's own.
+fn headers<'a>(image: &Geometry, beside: impl Iterator<Item = &'a PathBuf>) -> Vec<String> {
+    let own = plausibility::header(image);
+    let of_file = |file: &PathBuf| {
+        let problems = implausible_header(file).unwrap_or_default().into_iter();
+        let others = problems.filter(|problem| !own.contains(problem));
+        others.map(|problem| format!("{}: {problem}", file.display())).collect::<Vec<_>>()
+    };
+    beside.flat_map(of_file).collect()
+}
+
 fn check_image(dataset: &Dataset, files: &[PathBuf]) -> CheckedCase {
     if !files.iter().all(|file| file.is_file()) {
         return CheckedCase::default();
     }
     match dataset.load_image(files) {
         Ok(image) => {
-            let found = plausibility::image(&files[0], &image).into_iter().map(warning).collect();
+            let found =
+                plausibility::image(&files[0], &image).into_iter().chain(headers(&image.geometry, files[1..].iter()));
+            let found = found.map(warning).collect();
             CheckedCase { found, grid: Some((files[0].clone(), image.geometry)), ..CheckedCase::default() }
         }
         Err(e) => CheckedCase { found: vec![error(&e)], ..CheckedCase::default() },

@@ -147,6 +147,28 @@ impl Fingerprint {
         Ok(found)
     }
 
+    /// Reads the first, middle and last case of `dataset` again, and returns the id of one that is not what it was.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::load_case`]; [`Error::Invalid`] for a case that is gone.
+    pub fn changed_case(&self, dataset: &Dataset) -> Result<Option<&str>> {
+        let n = self.cases.len();
+        for known in [0, n / 2, n.saturating_sub(1)].into_iter().filter_map(|i| self.cases.get(i)) {
+            let own = CaseFacts::of(dataset, dataset.training_case(&known.id)?, self.orientation)?.own;
+            // Intensities were f32; numbers read from JSON may be off in their last bits.
+            let f32s = |of: &CaseFingerprint| -> Vec<f32> {
+                of.intensity.iter().flatten().flatten().chain(&of.spacing_mm).map(|&v| v as f32).collect()
+            };
+            let is_same = f32s(&own) == f32s(known)
+                && (own.shape, &own.label_voxels, own.orientation)
+                    == (known.shape, &known.label_voxels, known.orientation);
+            if !is_same {
+                return Ok(Some(&known.id));
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes the fingerprint as JSON, whole or not at all.
     ///
     /// # Errors

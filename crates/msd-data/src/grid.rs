@@ -19,11 +19,11 @@ pub enum Positions {
     Ignored,
 }
 
-/// Displacements below this are no matter of concern for any voxel size.
+/// Displacements below this are ignored, whatever the voxel size.
 pub(crate) const NEGLIGIBLE_MM: f64 = 0.1;
 
 impl Positions {
-    /// The choice of an option that ignores positions where it is given.
+    /// [`Self::Ignored`] if `ignored`, else [`Self::Checked`].
     pub fn ignored_if(ignored: bool) -> Self {
         if ignored { Self::Ignored } else { Self::Checked }
     }

@@ -109,7 +109,8 @@ impl Dataset {
 
 #[pyfunction]
 pub(crate) fn check(py: Python<'_>, path: PathBuf, memory_gb: Option<f64>) -> PyResult<Bound<'_, PyAny>> {
-    let problems = interruptible(py, memory(memory_gb)?, |memory| Ok(check_dataset(&path, memory)))?;
+    let problems =
+        interruptible(py, memory(memory_gb)?, |memory| Ok(check_dataset(&path, Positions::Checked, memory)))?;
     to_python(py, &problems)
 }
 

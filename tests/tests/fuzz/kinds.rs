@@ -200,7 +200,7 @@ fn dataset(examples: &Examples, random: &mut Random) -> Vec<u8> {
 fn read_dataset(examples: &Examples, bytes: &[u8]) -> Answer {
     let folder = examples.folder.join("Task01_Mutated");
     fs::write(folder.join("dataset.json"), bytes).map_err(|error| error.to_string())?;
-    for problem in check_dataset(&folder, Memory::bytes(CASE_MEMORY)) {
+    for problem in check_dataset(&folder, Positions::Checked, Memory::bytes(CASE_MEMORY)) {
         assert!(!problem.message.contains('\n'), "{problem}");
     }
     let dataset = Dataset::open(&folder).map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// `adw crossval`
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct CrossvalArgs {
     #[command(flatten)]
     pub(crate) dataset: DatasetArgs,

@@ -97,7 +97,7 @@ pub(crate) enum Command {
     /// Make the report of a run or a sweep: one HTML file with figures, tables and a slice viewer
     #[command(after_help = examples::REPORT)]
     Report(ReportArgs),
-    /// Make a model of a network that nnU-Net v2 trained
+    /// Make a model of a network that nnU-Net v2 or the authors' AdwU-Net trained
     #[command(after_help = examples::IMPORT)]
     Import(ImportArgs),
     /// Show the progress of a run, also of one that another machine works on

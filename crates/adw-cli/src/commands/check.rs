@@ -1,7 +1,7 @@
 //! `adw check`: list every problem of a dataset.
 
 use anyhow::Result;
-use msd_data::{Problem, Severity, check_dataset};
+use msd_data::{Positions, Problem, Severity, check_dataset};
 
 use crate::{
     args::CheckArgs,
@@ -18,7 +18,7 @@ use crate::{
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let folder = dataset_folder(&args.dataset)?;
-    let problems = check_dataset(&folder, memory::limit(args.memory));
+    let problems = check_dataset(&folder, Positions::Checked, memory::limit(args.memory));
     for problem in &problems {
         if args.process.json {
             emit("problem", problem);

@@ -36,7 +36,12 @@ use crate::{
 
 pub(crate) fn run(args: &CrossvalArgs) -> Result<()> {
     device::set_threads(&args.process)?;
-    let crossval = Crossval::new(args)?;
+    let mut args = args.clone();
+    if args.search == SearchPer::Once {
+        // The weights of the one search suit fold 0 alone, and scores of all folds are taken together.
+        args.config.set.insert(0, "retrain.warm_start=false".to_owned());
+    }
+    let crossval = Crossval::new(&args)?;
     let mut folds = 0..;
     let num_folds = loop {
         let fold = folds.next().unwrap_or_default();
@@ -146,7 +151,13 @@ impl<'a> Crossval<'a> {
             .architecture(&self.args.architecture)
             .path("--architecture", architecture);
         let directory = trainings_path(&self.root, self.name()).join(format!("fold_{number}"));
-        if !directory.join("metrics.json").is_file() {
+        let config = config_path(&directory);
+        // Settings of prediction may change: the fold is then scored again.
+        let as_asked = || -> Result<bool> {
+            let (_, stored) = run_config::load(&config)?;
+            Ok(stored.difference(&stored.changed_by(&self.args.config)?, |_| true).is_none())
+        };
+        if !directory.join("metrics.json").is_file() || (config.is_file() && !as_asked()?) {
             note(&format!("fold {number}: training"));
             return self.child(&arguments);
         }

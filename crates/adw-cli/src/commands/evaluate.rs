@@ -1,16 +1,42 @@
 //! `adw evaluate`: score label maps against references.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
-use msd_data::{EvaluationOptions, Positions, evaluate_folder};
+use msd_data::{EvaluationOptions, Positions, Report, check::implausible_header, evaluate_folder, metrics::CaseReport};
 
 use crate::{
     args::EvaluateArgs,
     device,
     failure::bad_input,
     memory,
-    report::{metrics, progress::say},
+    report::{
+        metrics,
+        progress::{note, say},
+    },
     run_folder::check_text_output,
 };
+
+/// Notes the first pair of files whose headers are implausible: metrics in millimetres and positions rely on them.
+fn note_headers(report: &Report) {
+    let of_case = |case: &CaseReport| {
+        let files = [&case.reference_file, &case.prediction_file];
+        let of_file = |file: &&PathBuf| {
+            let problems = implausible_header(file).unwrap_or_default().into_iter();
+            problems.map(|problem| format!("{}: {problem}", file.display())).collect::<Vec<_>>()
+        };
+        files.iter().flat_map(of_file).collect::<Vec<_>>()
+    };
+    let mut found = report.metric_per_case.iter().map(of_case).filter(|found| !found.is_empty());
+    let Some(first) = found.next() else { return };
+    let others = match found.count() {
+        0 => String::new(),
+        n => format!(" (and {n} other cases have such headers)"),
+    };
+    for line in first {
+        note(&format!("warning: {line}{others}"));
+    }
+}
 
 pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     device::set_threads(&args.process)?;
@@ -32,6 +58,9 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
         ..EvaluationOptions::default()
     };
     let report = evaluate_folder(&args.predictions, &args.references, &options)?;
+    if !args.ignore_positions {
+        note_headers(&report);
+    }
     if let Some(output) = &args.output {
         report.save(output)?;
     }

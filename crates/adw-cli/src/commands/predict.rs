@@ -103,18 +103,19 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
             image.dicom.is_some().then(|| read_labels(&target)).transpose()?.map(|map| map.data)
         } else {
             let (case, geometry) = prepare(image, &models.plan, positions)?;
+            let in_image = || image.path().display().to_string();
             let mut step = |window: usize, windows: usize| {
                 progress.step(done as u64, || format!("{name}: window {window} of {windows}"));
             };
             let mut labels = if args.probabilities {
                 let PreparedCase { image: voxels, properties, .. } = case;
-                let logits = segmenter.logits(voxels, &mut step)?;
+                let logits = segmenter.logits(voxels, &mut step).with_context(in_image)?;
                 let labels = properties.restore_logits(&logits.view())?;
                 let path = image.probabilities(&output);
                 write_probabilities(&path, &logits, &properties, labels.dim().into(), &comment)?;
                 labels
             } else {
-                segmenter.segment(case, &mut step)?
+                segmenter.segment(case, &mut step).with_context(in_image)?
             };
             postprocessing.apply(&mut labels);
             write_commented_labels(&target, &labels.view(), &geometry, Some(&comment))?;

@@ -1,6 +1,10 @@
 //! `adw retrain`: train an architecture, then segment and score the fold's validation cases.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
 
 use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
 use adw_supernet::{Architecture, Unet};
@@ -110,7 +114,8 @@ fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
 /// Run of the training, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
 fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     let named = Task::locate(&args.dataset)?;
-    let provide = |task: &Task| task.provide(&args.fetch).map(ToOwned::to_owned);
+    let provide =
+        |task: &Task| if args.dry_run { task.existing() } else { task.provide(&args.fetch) }.map(ToOwned::to_owned);
     let fold = args.fold.and_then(|fold| if let Fold::Number(number) = fold { Some(number) } else { None });
     if let Some(root) = &args.run {
         if !RunFolder::exists(root) {
@@ -186,9 +191,10 @@ impl Training<'_> {
         let mut settings = run.config.settings.clone();
         let split = run.splits.fold(run.fold)?;
         if let Some(folder) = run.existing_folder() {
-            let path = model_in(&folder.retrain(self.args.name.as_deref(), run.fold));
+            let directory = folder.retrain(self.args.name.as_deref(), run.fold);
+            let path = model_in(&directory);
             if path.is_file() {
-                // They may change when a finished training is scored again.
+                self.take_up_test_time(run, &directory)?;
                 model::update_test_time(&path, &settings)?;
                 return Ok(Some(path));
             }
@@ -202,10 +208,10 @@ impl Training<'_> {
         let all = [split.train.as_slice(), &split.validation].concat();
         let workload = training::Workload::of_training(&settings.retrain);
         if self.args.dry_run {
-            let cases_bytes = training_cases_bytes(&run.dataset, &all, &run.plan)?.prepared;
+            let cases = training_cases_bytes(&run.dataset, &all, &run.plan)?;
             let net = Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?;
             let architecture = &self.architecture;
-            let forecast = Forecast { run, workload, batch_size, architecture, need, left, cases_bytes };
+            let forecast = Forecast { run, workload, batch_size, architecture, need, left, cases };
             forecast.print(&self.device, self.args.process.json, |x| net.predict(x))?;
             return Ok(None);
         }
@@ -228,7 +234,7 @@ impl Training<'_> {
             self.write_beginning(run, &directory)?;
             ranks::lead(&run.root)?;
         }
-        let identity = run.identity();
+        let identity = run.identity()?;
         // The folder was seen to be new, or --resume was given.
         let options = RunOptions { ranks: ranks::shared(), directory: Some(directory.clone()), resume: true, identity };
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
@@ -284,6 +290,22 @@ impl Training<'_> {
         let config = run_config::render(&facts, &run.config)?;
         let path = config_path(directory);
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Removes the label maps and scores of a finished training if they were made with other settings of `[predict]`, and
+    /// keeps the new ones: after the removal, because maps beside settings are taken for theirs.
+    fn take_up_test_time(&self, run: &Run, directory: &Path) -> Result<()> {
+        let config = config_path(directory);
+        if !config.is_file() || run_config::load(&config)?.1.difference(&run.config, |_| true).is_none() {
+            return Ok(());
+        }
+        let gone = |removed: io::Result<()>| {
+            removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        };
+        gone(fs::remove_file(directory.join("metrics.json")))
+            .and_then(|()| gone(fs::remove_dir_all(directory.join("validation"))))
+            .with_context(|| format!("cannot remove the scores in {}", directory.display()))?;
+        self.write_beginning(run, directory)
     }
 
     /// Segments the validation cases like new images, one file each, and scores the files.

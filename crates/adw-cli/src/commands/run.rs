@@ -10,6 +10,8 @@ use crate::{
     failure::bad_input,
     memory,
     report::progress::note,
+    run_config::{self, RunConfig},
+    run_folder::{RunFolder, config_path},
     task::Task,
 };
 
@@ -56,7 +58,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 fn check(args: &RunArgs) -> Result<()> {
     let Some(task) = Task::locate(&args.dataset)? else { return Ok(()) };
     let folder = task.provide(&args.fetch)?;
-    let problems = check_dataset(folder, memory::limit(args.memory));
+    let config = match args.run.as_ref().filter(|root| RunFolder::exists(root)) {
+        Some(root) => run_config::load(&config_path(root))?.1,
+        None => RunConfig::from_args(&args.config)?,
+    };
+    let problems = check_dataset(folder, config.settings.data.positions(), memory::limit(args.memory));
     for problem in &problems {
         note(&problem.to_string());
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use adw_search::{Event, Part, RunOptions, SearchRow, search};
+use adw_search::{Event, Part, RunOptions, SearchRow, config::CostConfig, search};
 use adw_supernet::{Architecture, Supernet};
 use anyhow::Result;
 use candle_core::{DType, Device};
@@ -85,11 +85,13 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         args.run.as_deref().map(check_new).transpose()?;
     }
     let named = Task::locate(&args.dataset)?;
+    let provide =
+        |task: &Task| if args.dry_run { task.existing() } else { task.provide(&args.fetch) }.map(ToOwned::to_owned);
     let Some(root) = &args.run else {
         let task = named.map_or_else(phantom, Ok)?;
         let preset = args.config.preset.as_deref();
         let choice = choose_for_search(&task.name, &task_runs(&task.name), args.fold, preset, args.resume)?;
-        let data = if choice.resume && !task.has_place { None } else { Some(task.provide(&args.fetch)?.to_owned()) };
+        let data = if choice.resume && !task.has_place { None } else { Some(provide(&task)?) };
         return Ok((choice, data));
     };
     let task = match named {
@@ -97,7 +99,7 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         None => Some(phantom()?),
         named => named,
     };
-    let data = task.map(|task| task.provide(&args.fetch).map(ToOwned::to_owned)).transpose()?;
+    let data = task.as_ref().map(provide).transpose()?;
     Ok((RunChoice { root: root.clone(), fold: args.fold, resume: args.resume }, data))
 }
 
@@ -112,6 +114,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let network = search_space(&run.plan, &settings.network);
     network.check()?;
     let patch = run.plan.patch_size;
+    settings.search.cost.as_ref().map_or(Ok(()), |cost| cost.check_for(&network, patch))?;
     let split = run.splits.fold(run.fold)?;
     let largest = network.largest()?;
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
@@ -120,10 +123,10 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let left = memory::check(need, patch, batch_size, args.memory, device)?;
     let workload = training::Workload::of_search(&settings.search);
     if args.dry_run {
-        let cases_bytes = training_cases_bytes(&run.dataset, &split.train, &run.plan)?.prepared;
+        let cases = training_cases_bytes(&run.dataset, &split.train, &run.plan)?;
         let net = Supernet::new(network, settings.seed, DType::F32, device)?;
         let sample = net.no_noise(1.0);
-        let forecast = Forecast { run, workload, batch_size, architecture: &largest, need, left, cases_bytes };
+        let forecast = Forecast { run, workload, batch_size, architecture: &largest, need, left, cases };
         return forecast.print(device, args.process.json, |x| net.predict(x, &sample));
     }
 
@@ -138,7 +141,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let mut net = Supernet::new(network, settings.seed, DType::F32, device)?;
 
     let directory = run.folder()?.search(fold);
-    let identity = run.identity();
+    let identity = run.identity()?;
     let is_follower = ranks::is_follower();
     if !is_follower {
         ranks::lead(&run.root)?;
@@ -161,6 +164,9 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     if is_follower {
         return Ok(());
     }
+    if let Some(cost) = &settings.search.cost {
+        note_cost(&architecture, cost, cost.budget.of(largest.cost(patch).get(cost.unit)), patch);
+    }
     architecture.provenance.insert("fold".into(), fold.into());
     architecture.provenance.insert("dataset".into(), run.dataset_digest().into());
     architecture.provenance.insert("mask".into(), json!(settings.network.mask));
@@ -171,6 +177,21 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     report::html::write_at_end(&run.root);
     report_found(&architecture, run, &result, args.process.json);
     Ok(())
+}
+
+/// Notes a found network that costs more than the budget, or less than it must spend.
+fn note_cost(found: &Architecture, config: &CostConfig, budget: f64, patch: [usize; 3]) {
+    let spent = found.cost(patch).get(config.unit) as f64;
+    let least = config.at_least.unwrap_or(0.0) * budget;
+    if spent > budget || spent < least {
+        note(&format!(
+            "warning: the found network costs {} and should cost {} to {}: no such network is among the 20,000 most probable \
+             ones; try a larger search.cost.weight, or more epochs",
+            number(spent),
+            number(least),
+            number(budget)
+        ));
+    }
 }
 
 fn report_found(architecture: &Architecture, run: &Run, file: &Path, json: bool) {

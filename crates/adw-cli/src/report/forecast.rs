@@ -5,7 +5,7 @@ use std::time::Instant;
 use adw_supernet::Architecture;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use msd_data::Memory;
+use msd_data::{Memory, TrainingCasesBytes};
 use serde_json::json;
 
 use super::{
@@ -26,8 +26,7 @@ pub(crate) struct Forecast<'a> {
     pub(crate) need: Need,
     /// Memory that is left for prepared cases.
     pub(crate) left: Memory,
-    /// Bytes of the prepared cases.
-    pub(crate) cases_bytes: u64,
+    pub(crate) cases: TrainingCasesBytes,
 }
 
 impl Forecast<'_> {
@@ -52,14 +51,15 @@ impl Forecast<'_> {
         let seconds = started.elapsed().as_secs_f64() * workload.done(workload.epochs, 0) as f64;
         let cost = self.architecture.cost(plan.patch_size);
         // Weights and the optimiser's two moments, in the latest checkpoint, the one before and one that is being written.
-        let in_files = if self.left.holds(self.cases_bytes) { 0 } else { self.cases_bytes };
+        let TrainingCasesBytes { prepared, preparing_largest, .. } = self.cases;
+        let in_files = if self.left.holds(prepared.saturating_add(preparing_largest)) { 0 } else { prepared };
         let disk = cost.parameters * 4 * 3 * 3 + in_files;
         if json {
             let fields = json!({
                 "run": self.run.root, "patch_size": plan.patch_size, "batch_size": self.batch_size,
                 "epochs": workload.epochs, "iterations_per_epoch": workload.iterations_per_epoch,
                 "macs_per_patch": cost.macs, "parameters": cost.parameters,
-                "memory_bytes": self.need.total(), "cases_bytes": self.cases_bytes,
+                "memory_bytes": self.need.total(), "cases_bytes": prepared,
                 "disk_bytes": disk, "seconds": seconds,
             });
             emit("forecast", &fields);
@@ -80,7 +80,7 @@ impl Forecast<'_> {
             ),
         ]);
         table.row(["memory", &format!("{} for the network and its batches", size(self.need.total()))]);
-        table.row(["cases", &format!("{} {place}", size(self.cases_bytes))]);
+        table.row(["cases", &format!("{} {place}", size(prepared))]);
         table.row(["disk", &size(disk)]);
         table.row(["time", &format!("about {}, by two forward passes timed just now", duration(seconds))]);
         say(&table.render());

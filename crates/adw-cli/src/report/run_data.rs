@@ -218,7 +218,7 @@ pub(crate) fn history<T: DeserializeOwned>(folder: &Path) -> Result<Vec<T>> {
 }
 
 /// Content of a JSON file; none if there is no such file.
-fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+pub(crate) fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !path.is_file() {
         return Ok(None);
     }

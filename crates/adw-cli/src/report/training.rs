@@ -43,8 +43,8 @@ impl Workload {
         Self { epochs, iterations_per_epoch, warmup_epochs: 0, arch_steps: 0 }
     }
 
-    /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient by the maps and one by the
-    /// weights; an architecture step goes without the last.
+    /// Work done before `iteration` of `epoch`. A weight step is a forward pass, a gradient with respect to the maps
+    /// and one by the weights; an architecture step goes without the last.
     pub(crate) fn done(&self, epoch: usize, iteration: usize) -> u64 {
         let warmup = (epoch.min(self.warmup_epochs) * self.iterations_per_epoch) as u64;
         let all = (epoch * self.iterations_per_epoch + iteration) as u64;

@@ -21,6 +21,7 @@ use crate::{
     failure::{BadInput, bad_input, one_line},
     interrupt, memory,
     report::{html, progress::note},
+    run_config::RunConfig,
     task::Task as DatasetTask,
 };
 
@@ -162,7 +163,10 @@ fn prepare(sweep: &Sweep, dataset: usize, args: &SweepWorkArgs) -> Result<()> {
         Some(task) => task.provide(&FetchArgs::default())?.to_owned(),
         None => of_sweep.folder.clone(),
     };
-    let found = fingerprint(&dataset_folder::open(&folder)?, memory::limit(args.memory))?;
+    let mut opened = dataset_folder::open(&folder)?;
+    let settings = sweep.config.settings(&sweep.config.arms[0], 0);
+    opened.positions = RunConfig::from_args(&settings)?.settings.data.positions();
+    let found = fingerprint(&opened, memory::limit(args.memory))?;
     let path = sweep.fingerprint(dataset);
     adw_files::create_folders(&sweep.folder.join("data"))?;
     Ok(found.save(&path)?)

@@ -316,7 +316,7 @@ fn a_diverged_run_ends_and_the_last_good_checkpoint_stays() {
         drop(files);
         let (_, checkpoint) = RunFiles::open(&options(&dir, true), &json!({"lr": 0.05}), &Device::Cpu).unwrap();
         let checkpoint = checkpoint.unwrap();
-        assert_eq!(checkpoint.ruined().unwrap(), None);
+        assert_eq!(checkpoint.diverged().unwrap(), None);
         assert_eq!((checkpoint.position, saves), (Position { epoch: 1, iteration: 1 }, 3), "{message}");
     }
 }

@@ -59,7 +59,8 @@ pub(crate) trait Conv3dKernels {
         with_moments: bool,
     ) -> Result<(Computed, Option<Moments>)>;
 
-    /// Gradient by the input channels `channels` of an input of spatial size `size`, `[B, D, H, W, channels.len()]`.
+    /// Gradient with respect to the input channels `channels` of an input of spatial size `size`, `[B, D, H, W,
+    /// channels.len()]`.
     fn conv3d_grad_input(
         &self,
         grad_output: Input,
@@ -70,7 +71,7 @@ pub(crate) trait Conv3dKernels {
         channels: Range<usize>,
     ) -> Result<Computed>;
 
-    /// Gradient by the weight, `[Cout, Cin, kD, kH, kW]`.
+    /// Gradient with respect to the weight, `[Cout, Cin, kD, kH, kW]`.
     fn conv3d_grad_weight(
         &self,
         inputs: &[Input],

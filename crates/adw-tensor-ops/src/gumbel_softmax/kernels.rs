@@ -71,12 +71,12 @@ pub struct SoftmaxOutput {
     pub gate: Option<Tensor>,
 }
 
-/// Gradient by the value of a softmax.
+/// Gradient with respect to the value of a softmax.
 #[derive(Clone, Copy, Debug)]
 pub enum SoftmaxGradient<'a> {
-    /// Gradient by the gate of a width, `[channels]`.
+    /// Gradient with respect to the gate of a width, `[channels]`.
     Gate(&'a Tensor),
-    /// Per option of a depth: numbers whose sum is the gradient by the option's probability.
+    /// Per option of a depth: partial sums of the gradient with respect to the option's probability.
     Options(&'a [Tensor]),
 }
 
@@ -107,8 +107,8 @@ pub(crate) trait GumbelSoftmaxKernels {
     /// Value of every softmax.
     fn gumbel_softmaxes(&self, softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<Vec<SoftmaxOutput>>;
 
-    /// Gradient by the logits of every softmax, `[n]` each. `outputs` are the values for the same draw, `gradients` those by
-    /// each.
+    /// Gradient with respect to the logits of every softmax, `[n]` each. `outputs` are the values for the same draw,
+    /// `gradients` those by each.
     fn gumbel_softmaxes_backward(
         &self,
         softmaxes: &[SoftmaxSpec],

@@ -46,8 +46,8 @@ pub fn forward(softmaxes: &[SoftmaxSpec], draw: &GumbelDraw) -> Result<Vec<Softm
     }
 }
 
-/// Gradient by the logits of every softmax, `[n]` each: `outputs` are those of [`forward`] for the same draw, `gradients` the
-/// gradients by each.
+/// Gradient with respect to the logits of every softmax, `[n]` each: `outputs` are those of [`forward`] for the same
+/// draw, `gradients` the gradients by each.
 ///
 /// # Errors
 /// If a gradient or an output does not belong to its softmax, or lies elsewhere.

@@ -71,9 +71,9 @@ impl DiceCe {
         Ok(LossAndGradient { loss: losses.values()?[0], grad_logits: gradients.remove(0) })
     }
 
-    /// `sum_i w_i loss_i` over scales of deep supervision, and its gradient by every scale's logits. `scales`: logits
-    /// `[B, D, H, W, K]`, contiguous, and their weight above 0; `target`: `[B, D, H, W]` on a grid from which every
-    /// scale's comes by [`resize_target`].
+    /// `sum_i w_i loss_i` over scales of deep supervision, and its gradient with respect to every scale's logits.
+    /// `scales`: logits `[B, D, H, W, K]`, contiguous, and their weight above 0; `target`: `[B, D, H, W]` on a grid
+    /// from which every scale's comes by [`resize_target`].
     ///
     /// # Errors
     /// As [`Self::loss_and_gradient`], if there is no scale, or one is finer than the target. On a CUDA device an unknown

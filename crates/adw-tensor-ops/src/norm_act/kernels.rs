@@ -45,7 +45,7 @@ pub enum GatePosition {
     /// In front of the normalisation, as published. The normalisation undoes the gate but for its eps, see the head of
     /// this module.
     PreNorm,
-    /// Behind the normalisation: a gate of 0 makes the channel exactly zero, and the gate's gradient is of the size of
+    /// after the normalisation: a gate of 0 makes the channel exactly zero, and the gate's gradient is of the size of
     /// the other gradients.
     PostNorm,
 }
@@ -116,16 +116,16 @@ impl NormCoefficients {
 /// Gradients of one normalised map.
 #[derive(Debug)]
 pub struct NormGradients {
-    /// Gradient by the raw map, `[B, D, H, W, C]`.
+    /// Gradient with respect to the raw map, `[B, D, H, W, C]`.
     pub y: Tensor,
-    /// Gradient by gamma, `[C]`.
+    /// Gradient with respect to gamma, `[C]`.
     pub gamma: Tensor,
-    /// Gradient by beta, `[C]`.
+    /// Gradient with respect to beta, `[C]`.
     pub beta: Tensor,
-    /// Gradient by the gate, `[C]`, if there is one.
+    /// Gradient with respect to the gate, `[C]`, if there is one.
     pub gate: Option<Tensor>,
-    /// Numbers whose sum is the gradient by this map's weight in the weighted sum, `sum outer * z`: `[1]` on the CPU, one
-    /// per channel on a CUDA device.
+    /// Partial sums of the gradient with respect to this map's weight in the weighted sum, `sum outer * z`: `[1]` on the CPU,
+    /// one per channel on a CUDA device.
     pub weight: Tensor,
 }
 
@@ -134,7 +134,7 @@ pub struct NormGradients {
 pub struct Gate<'a> {
     /// Factor per channel, `[C]`.
     pub factor: &'a Tensor,
-    /// Position in front of or behind the normalisation.
+    /// Position in front of or after the normalisation.
     pub position: GatePosition,
 }
 

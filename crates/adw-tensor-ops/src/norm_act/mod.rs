@@ -2,7 +2,7 @@
 //!
 //! Per sample and channel, with mean `mu` and variance `var` over the voxels of `y`, and a gate `m` per channel:
 //! ```text
-//! pre_norm   v = gamma * m (y - mu) / sqrt(m^2 var + eps) + beta       the gate in front of the normalisation
+//! pre_norm   v = gamma * m (y - mu) / sqrt(m^2 var + eps) + beta       the gate before the normalisation
 //! post_norm  v = m * (gamma * (y - mu) / sqrt(var + eps) + beta)       the gate behind it
 //! z = v if v > 0 else slope * v
 //! ```
@@ -63,8 +63,8 @@ pub fn moments(y: &Tensor) -> Result<Moments> {
     backend::of(OP, y)?.moments(y)
 }
 
-/// `sum_l weights[l] * z_l` over maps of one shape: the depth sink, in one pass over the raw maps. `weights`: `[maps]`; 1
-/// each if there are none.
+/// `sum_l weights[l] * z_l` over normalised, activated maps `z_l` of one shape, which reads each raw map once. `weights`: `[maps]`;
+/// `None`: 1 each.
 ///
 /// # Errors
 /// If there is no map, or shapes or element types do not fit together.

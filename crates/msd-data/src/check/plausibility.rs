@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::error::rounded;
+use crate::error::{Result, rounded};
 use crate::fingerprint::percentile;
 use crate::geometry::Geometry;
 use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
-use crate::nifti::{LabelMap, Volume};
+use crate::nifti::{LabelMap, Volume, read_geometry};
 use crate::orientation::{AxisMap, Orientation};
 use crate::plan::Plan;
 
@@ -27,6 +27,14 @@ pub fn implausible(path: &Path, volume: &Volume<f32>, plan: &Plan) -> Vec<String
     let typical = [0, 1, 2].map(|a| plan.median_shape[a] * plan.spacing_mm[a]);
     found.extend(far_from(path, ("extent", own), typical, "the training"));
     found
+}
+
+/// Describes what is implausible in the header of a file: absent forms, forms that contradict each other or the voxel sizes.
+///
+/// # Errors
+/// Those of [`read_geometry`].
+pub fn implausible_header(path: &Path) -> Result<Vec<String>> {
+    Ok(header(&read_geometry(path)?.0))
 }
 
 /// Describes what is implausible in an image by itself.
@@ -53,7 +61,7 @@ fn intensities(path: &Path, image: &Volume<f32>) -> Vec<String> {
 }
 
 /// Describes contradictions between the voxel sizes, the sform and the qform of a header.
-fn header(geometry: &Geometry) -> Vec<String> {
+pub(super) fn header(geometry: &Geometry) -> Vec<String> {
     let mut found = Vec::new();
     let forms = [("sform", geometry.sform()), ("qform", geometry.qform())];
     if forms.iter().all(|(_, form)| form.is_none()) {

@@ -14,7 +14,7 @@ fn phantom(dir: &Path, num_cases: usize) {
 fn a_sound_dataset_has_no_problems() {
     let dir = tempfile::tempdir().unwrap();
     phantom(dir.path(), 5);
-    assert_eq!(check_dataset(dir.path(), Memory::unlimited()), []);
+    assert_eq!(check_dataset(dir.path(), Positions::Checked, Memory::unlimited()), []);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn all_problems_are_listed_at_once() {
     fs::write(file("labelsTr", 7), bytes).unwrap(); // the name says .gz, the content is believed
 
     let problems: Vec<String> =
-        check_dataset(dir.path(), Memory::unlimited()).iter().map(ToString::to_string).collect();
+        check_dataset(dir.path(), Positions::Checked, Memory::unlimited()).iter().map(ToString::to_string).collect();
     for (kind, words) in [
         ("error", "phantom_000.nii.gz, which does not exist"),
         ("error", "phantom_001.nii.gz: truncated"),
@@ -72,17 +72,19 @@ fn too_few_cases_and_wrong_counts_are_named() {
     let json = dir.path().join("dataset.json");
     let text = fs::read_to_string(&json).unwrap();
     fs::write(&json, text.replace("\"numTraining\": 4", "\"numTraining\": 7")).unwrap();
-    let problems = check_dataset(dir.path(), Memory::unlimited());
+    let problems = check_dataset(dir.path(), Positions::Checked, Memory::unlimited());
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[0].message.starts_with("4 training cases, but five-fold"));
     assert!(problems[1].message.contains("numTraining is 7, but 4 cases are listed"));
     let twice = text.replace("labelsTr/phantom_001", "labelsTr/phantom_000");
     fs::write(&json, twice).unwrap();
-    let found = check_dataset(dir.path(), Memory::unlimited());
+    let found = check_dataset(dir.path(), Positions::Checked, Memory::unlimited());
     let words = "labelsTr/phantom_000.nii.gz more than once";
     assert!(found.iter().any(|p| p.severity == Severity::Warning && p.message.contains(words)), "{found:?}");
     fs::write(&json, "{").unwrap();
-    assert!(check_dataset(dir.path(), Memory::unlimited())[0].message.contains("not the JSON expected"));
+    assert!(
+        check_dataset(dir.path(), Positions::Checked, Memory::unlimited())[0].message.contains("not the JSON expected")
+    );
 }
 
 /// Overwrites header bytes of an uncompressed copy under the same name.
@@ -124,7 +126,7 @@ fn implausible_values_are_named_with_their_case() {
     write_image(file("imagesTr", 6), &image.data.view(), &image.geometry).unwrap();
 
     let problems: Vec<String> =
-        check_dataset(dir.path(), Memory::unlimited()).iter().map(ToString::to_string).collect();
+        check_dataset(dir.path(), Positions::Checked, Memory::unlimited()).iter().map(ToString::to_string).collect();
     for (case, words) in [
         (0, "voxels measure [1.0, 1.0, 0.5] mm (z, y, x) by its sform, but [1.0, 1.0, 1.0] by its pixdim"),
         (0, "place voxels up to "),

@@ -148,7 +148,7 @@ fn nnunets_layout_is_read_as_well() {
     assert_eq!(image.data.shape(), [2, 4, 3, 2]);
     assert_eq!((image.data[[0, 3, 2, 1]], image.data[[1, 3, 2, 1]]), (1.0, 2.0));
     assert_eq!(labels.data[[0, 0, 0]], 1);
-    let problems = crate::check_dataset(dir.path(), crate::Memory::unlimited());
+    let problems = crate::check_dataset(dir.path(), crate::Positions::Checked, crate::Memory::unlimited());
     assert!(problems.iter().all(|p| !p.message.contains("does not list")), "{problems:?}");
 
     let geometry = Geometry::new([4, 3, 3], [2.0, 1.0, 1.0]);

@@ -59,7 +59,7 @@ impl<'a> NiftiFile<'a> {
             let said = "its size and its dimensions are in different byte orders";
             return Err(NiftiProblem::Header(said.to_owned()));
         }
-        let dim = header.dim().map_err(|e| NiftiProblem::Header(e.to_string()))?.to_vec();
+        let dim = header.dim[1..=usize::from(header.dim[0]).min(7)].to_vec();
         let signed = || dim.iter().map(|&n| n as i16).collect();
         let bad_dims = |expected| NiftiProblem::Dimensions { dim: signed(), expected };
         if dim.len() < 3 {

@@ -184,7 +184,7 @@ fn cut<T: Clone + Send + Sync, D: Dimension>(array: Array<T, D>, bounds: &[[usiz
     part.as_standard_layout().into_owned()
 }
 
-/// The same memory, read as another type.
+/// Casts labels, which are below 256.
 fn as_signed(labels: Array3<u16>) -> Array3<i16> {
     let shape = labels.dim();
     let (values, _) = labels.into_raw_vec_and_offset();

@@ -76,8 +76,7 @@ pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> R
     Ok(all)
 }
 
-/// Text that differs between cases prepared from other files (by name, size and time) or under another plan, as far as
-/// the plan bears on voxels.
+/// Key of a prepared case: its files' names, sizes and times of modification, and the plan's values that voxels depend on.
 fn key(dataset: &Dataset, case: &Case, plan: &Plan) -> Result<String> {
     let files = case.image.iter().chain([&case.label]).map(|path| {
         let data = fs::metadata(path).map_err(Error::io(path))?;

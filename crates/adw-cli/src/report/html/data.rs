@@ -161,7 +161,7 @@ fn check(run: &RunData) -> String {
     if bytes > MAX_CHECKED_BYTES {
         return "<p>The dataset is too large to be checked again here: run <code>adw check</code>.</p>\n".to_owned();
     }
-    let problems = check_dataset(&dataset.root, Memory::unlimited());
+    let problems = check_dataset(&dataset.root, dataset.positions, Memory::unlimited());
     if problems.is_empty() {
         return "<p>No error and no warning.</p>\n".to_owned();
     }

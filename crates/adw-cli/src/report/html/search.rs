@@ -1,6 +1,6 @@
 //! Search in a report: what was found, how sure each choice is, how the choices moved.
 
-use adw_search::{Phase, SearchRow, config::Budget};
+use adw_search::{Phase, SearchRow};
 use adw_supernet::{Architecture, CostUnit, SupernetConfig, width_options};
 
 use super::{
@@ -212,15 +212,11 @@ fn curves(run: &RunData, rows: &[SearchRow], largest: Option<&Architecture>) -> 
     ];
     let unit = rows.last().map_or(CostUnit::Macs, |row| row.cost_unit);
     let mut levels = Vec::new();
-    if let Some(largest) = largest.map(|largest| largest.cost(run.plan.patch_size).get(unit) as f64) {
+    if let Some(largest) = largest.map(|largest| largest.cost(run.plan.patch_size).get(unit)) {
         if let Some(cost) = &run.config.settings.search.cost {
-            let budget = match cost.budget {
-                Budget::Absolute(budget) => budget,
-                Budget::Fraction(fraction) => fraction * largest,
-            };
-            levels.push(("budget".to_owned(), budget));
+            levels.push(("budget".to_owned(), cost.budget.of(largest)));
         }
-        levels.push(("largest network".to_owned(), largest));
+        levels.push(("largest network".to_owned(), largest as f64));
     }
     let unit = match unit {
         CostUnit::Macs => "multiply-adds per patch",

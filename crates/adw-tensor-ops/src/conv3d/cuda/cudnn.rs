@@ -53,7 +53,7 @@ pub(super) unsafe fn forward(
     Ok(true)
 }
 
-/// Gradient by the input channels `wanted`. Returns false if cuDNN does not run the pass.
+/// Gradient with respect to the input channels `wanted`. Returns false if cuDNN does not run the pass.
 ///
 /// # Safety
 /// The addresses are those of a map `[batch, output size, Cout]`, of the weights, and of room for
@@ -79,7 +79,7 @@ pub(super) unsafe fn grad_input(
     Ok(true)
 }
 
-/// Gradient by the weight. Returns false if cuDNN does not run the pass.
+/// Gradient with respect to the weight. Returns false if cuDNN does not run the pass.
 ///
 /// # Safety
 /// The addresses are those of maps `[batch, size, C]`, of a map `[batch, output size, Cout]`, and of room for the result.

@@ -96,7 +96,7 @@ pub(super) unsafe fn forward<R: Runtime>(rt: &R, softmaxes: Address, num: usize,
     unsafe { rt.launch(&launch("gumbel_softmax", softmaxes, num, draw)) }
 }
 
-/// Gradients by the logits of every choice, from those of gates and depth weights.
+/// Gradients with respect to the logits of every choice, from those of gates and depth weights.
 ///
 /// # Safety
 /// As [`forward`], which has run.

@@ -78,7 +78,7 @@ params! {
     }
 }
 
-/// Gradients by gamma, beta and the gate, `[C]` f32 each.
+/// Gradients with respect to gamma, beta and the gate, `[C]` f32 each.
 pub(crate) struct AffineGradients<B> {
     /// `[C]`
     pub(crate) gamma: B,
