@@ -120,7 +120,10 @@ impl<T> Shared<T> {
         let result = made.unwrap_or_else(|panic| Err(Error::WorkerPanic { message: message(panic.as_ref()) }));
         let mut queue = self.lock();
         queue.ended |= result.is_err();
-        queue.ready.insert(index, result);
+        // A batch that was being made when the sequence ended with an error is dropped.
+        if index < queue.started {
+            queue.ready.insert(index, result);
+        }
         self.changed.notify_all();
         true
     }

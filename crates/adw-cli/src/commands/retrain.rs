@@ -296,7 +296,10 @@ impl Training<'_> {
     /// keeps the new ones: after the removal, because maps beside settings are taken for theirs.
     fn take_up_test_time(&self, run: &Run, directory: &Path) -> Result<()> {
         let config = config_path(directory);
-        if !config.is_file() || run_config::load(&config)?.1.difference(&run.config, |_| true).is_none() {
+        if ranks::is_follower()
+            || !config.is_file()
+            || run_config::load(&config)?.1.difference(&run.config, |_| true).is_none()
+        {
             return Ok(());
         }
         let gone = |removed: io::Result<()>| {
