@@ -59,9 +59,13 @@ def main(adw, data, folder, seed, fold):
     best = max(scores, key=scores.get)
     done = retrain(adw, whole, fold, "best", ["--random", str(best), "--cost", COST], schedule(24))
     network = json.loads((done / "architecture.json").read_text())
+    forecast = json.loads(subprocess.run(
+        [adw, "retrain", "--run", whole, "--fold", str(fold), "--name", "forecast", "--random", str(best), "--cost", COST, "--set", SETTINGS[0], "--dry-run", "--json"],
+        check=True, capture_output=True, text=True).stdout)  # fmt: skip
     cases = json.loads((done / "metrics.json").read_text())["metric_per_case"]
     print(json.dumps({
-        "size": "0.3G", "dataset": "hippocampus", "arm": "random-search", "seed": seed, "fold": fold, "steps": 2400, "processor": processor(done), "blocks": network["blocks"],
+        "size": "0.3G", "dataset": "hippocampus", "arm": "random-search", "seed": seed, "fold": fold, "macs_per_patch": forecast["macs_per_patch"], "parameters": forecast["parameters"],
+        "steps": 2400, "search_s": None, "retrain_s": None, "processor": processor(done), "blocks": network["blocks"],
         "dice": {pathlib.Path(case["prediction_file"]).name.split(".")[0]: [round(label["Dice"], 4) for label in case["metrics"].values()] for case in cases},
         "candidates": scores,
     }))  # fmt: skip
