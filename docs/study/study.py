@@ -17,7 +17,7 @@ by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in ro
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
 SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
-ARMS = ["found", "plain", *RANDOM, "found-warm", "plain-long"]
+ARMS = ["found", "plain", *RANDOM, "random-search", "found-warm", "plain-long"]
 
 
 def dice(row):
@@ -112,7 +112,7 @@ for size, seeds in SIZES.items():
         by_seed = [difference(one, others, [(size, seed)]) for seed in seeds]
         both = f"; together {difference(one, others, [(size, seed) for seed in seeds])}" if len(seeds) > 1 else ""
         print(f"{one} - {' and '.join(others)}: {', '.join(by_seed)}{both}")
-    for one, others in [("found-warm", ["plain-long"]), ("found-warm", ["found"]), ("plain-long", ["plain"])]:
+    for one, others in [("found", ["random-search"]), ("random-search", ["plain"]), ("found-warm", ["plain-long"]), ("found-warm", ["found"]), ("plain-long", ["plain"])]:
         units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
         if units:
             print(f"{one} - {others[0]}, seeds {[seed for _, seed in units]}: {difference(one, others, units)}")
