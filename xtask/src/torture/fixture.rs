@@ -204,7 +204,9 @@ impl Fixture {
             }
             Scenario::Retrain => command.args(["retrain", "--run"]).arg(&run).arg("--data").arg(data),
             Scenario::Crossval => {
-                command.args(["crossval", "--search", "once", "--run"]).arg(&run).arg("--data").arg(data).args(TINY)
+                // Goes on with the training of fold 0, which started from its search's weights.
+                command.args(["crossval", "--search", "once", "--run"]).arg(&run).arg("--data").arg(data).args(TINY);
+                command.arg("--set=retrain.warm_start=true")
             }
             Scenario::Predict => {
                 command.arg("predict").arg("--model").arg(model).arg("--input").arg(data.join("imagesTs"));
