@@ -144,6 +144,14 @@ impl Task {
         );
     }
 
+    /// Returns the dataset's folder; one that is missing is made by [`Self::provide`], or refused in a dry run.
+    ///
+    /// # Errors
+    /// Those of [`Self::existing`] and [`Self::provide`].
+    pub(crate) fn provide_unless(&self, dry_run: bool, args: &FetchArgs) -> Result<&Path> {
+        if dry_run { self.existing() } else { self.provide(args) }
+    }
+
     /// Makes the dataset's folder exist, by a download or by generating a phantom, and returns it.
     ///
     /// # Errors

@@ -114,8 +114,7 @@ fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
 /// Run of the training, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
 fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     let named = Task::locate(&args.dataset)?;
-    let provide =
-        |task: &Task| if args.dry_run { task.existing() } else { task.provide(&args.fetch) }.map(ToOwned::to_owned);
+    let provide = |task: &Task| task.provide_unless(args.dry_run, &args.fetch).map(ToOwned::to_owned);
     let fold = args.fold.and_then(|fold| if let Fold::Number(number) = fold { Some(number) } else { None });
     if let Some(root) = &args.run {
         if !RunFolder::exists(root) {

@@ -85,8 +85,7 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         args.run.as_deref().map(check_new).transpose()?;
     }
     let named = Task::locate(&args.dataset)?;
-    let provide =
-        |task: &Task| if args.dry_run { task.existing() } else { task.provide(&args.fetch) }.map(ToOwned::to_owned);
+    let provide = |task: &Task| task.provide_unless(args.dry_run, &args.fetch).map(ToOwned::to_owned);
     let Some(root) = &args.run else {
         let task = named.map_or_else(phantom, Ok)?;
         let preset = args.config.preset.as_deref();
