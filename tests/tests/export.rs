@@ -116,7 +116,11 @@ fn onnx_runtime_and_openvino_compute_the_same_logits_and_labels() {
         let first = fs::read_dir(data.join("imagesTs")).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
         run(&[text(&script), "variants".into(), text(&first), text(&images)]);
         let real = repository().join("../shared/data/Task04_Hippocampus/imagesTs");
-        let real_images = if real.is_dir() { names(&real) } else { vec![] };
+        let has_real = real.is_dir();
+        if !has_real {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not there: phantoms alone", real.display());
+        }
+        let real_images = if has_real { names(&real) } else { vec![] };
         for image in real_images.into_iter().filter(|name| !name.starts_with('.')).take(2) {
             fs::copy(real.join(&image), images.join(&image)).unwrap();
         }
@@ -125,7 +129,9 @@ fn onnx_runtime_and_openvino_compute_the_same_logits_and_labels() {
         fs::create_dir(&found).unwrap();
         let example = repository().join("examples/onnx_inference.py");
         run(&[text(&script), "segment".into(), text(&example), text(&onnx), text(&images), text(&found)]);
-        assert!(assert_same_labels(&found, &expected) > 100_000);
+        // The phantom's variants alone have 66,376.
+        let voxels = assert_same_labels(&found, &expected);
+        assert!(voxels > if has_real { 100_000 } else { 66_000 }, "{voxels} voxels");
     }
 }
 
