@@ -10,18 +10,18 @@ use std::{
     sync::OnceLock,
 };
 
-use cli_support::{Adw, Outcome, TINY, copy_folder, names, phantom};
+use cli_support::{Adw, Outcome, TINY, copy_folder, names, phantom, shared_dir};
 use msd_data::{read_image, read_labels, write_image, write_labels};
 
 /// A sound dataset, a finished search and a trained model, made once.
 struct Sound {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     data: PathBuf,
 }
 
 impl Sound {
     fn run(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.dir.join("run")
     }
 
     fn model(&self) -> PathBuf {
@@ -36,8 +36,8 @@ impl Sound {
 fn sound() -> &'static Sound {
     static SOUND: OnceLock<Sound> = OnceLock::new();
     SOUND.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let data = phantom(dir.path(), 5);
+        let dir = shared_dir("bad-input");
+        let data = phantom(&dir, 5);
         let sound = Sound { dir, data };
         Adw::new(["search"]).path("--data", &sound.data).path("--run", &sound.run()).args(TINY).succeed();
         Adw::new(["retrain"]).path("--run", &sound.run()).succeed();

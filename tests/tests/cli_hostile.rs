@@ -13,30 +13,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cli_support::{Adw, Outcome, TINY, adw, names, phantom};
+use cli_support::{Adw, Outcome, TINY, adw, names, phantom, shared_dir};
 use msd_data::{Geometry, read_labels, write_image, write_labels};
 use ndarray::{Array3, Array4};
 
 /// A phantom dataset and two models of it, made once.
 struct Trained {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     data: PathBuf,
 }
 
 impl Trained {
     fn model(&self, name: &str) -> PathBuf {
-        self.dir.path().join(format!("run/retrain/{name}/fold_0/model.safetensors"))
+        self.dir.join(format!("run/retrain/{name}/fold_0/model.safetensors"))
     }
 }
 
 fn trained() -> &'static Trained {
     static TRAINED: OnceLock<Trained> = OnceLock::new();
     TRAINED.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let data = phantom(dir.path(), 5);
+        let dir = shared_dir("hostile");
+        let data = phantom(&dir, 5);
         for (name, width) in [("a", "4"), ("b", "6")] {
             let train = Adw::new(["retrain", "--uniform-depth", "1", "--uniform-width", width, "--name", name]);
-            let train = train.path("--run", &dir.path().join("run"));
+            let train = train.path("--run", &dir.join("run"));
             if name == "a" { train.path("--data", &data).args(TINY) } else { train }.succeed();
         }
         Trained { dir, data }
@@ -140,7 +140,7 @@ fn pipes_and_devices_are_refused_at_once_wherever_a_file_is_expected() {
             Adw::new(["plan"]).path("--data", special),
             evaluate.clone().path("--output", special),
             Adw::new(["retrain"])
-                .path("--run", &trained().dir.path().join("run"))
+                .path("--run", &trained().dir.join("run"))
                 .path("--architecture", special)
                 .args(["--name", "c"]),
             Adw::new(["search"]).path("--data", data).path("--run", special).args(TINY),

@@ -14,18 +14,18 @@ use std::{
 };
 
 use adw_dicom::Series;
-use cli_support::{Adw, TINY, contents, names, phantom, python::python};
+use cli_support::{Adw, TINY, contents, names, phantom, python::python, shared_dir};
 use msd_data::{read_image, read_labels};
 
 /// Series in folders, the same volumes as NIfTI files, and a model for them.
 struct Made {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
     python: PathBuf,
 }
 
 impl Made {
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     #[track_caller]
@@ -47,12 +47,12 @@ fn made() -> Option<&'static Made> {
     let make = || {
         let packages = ["pydicom>=3,<4", "highdicom>=0.28", "nibabel", "SimpleITK"];
         let python = python("dicom-venv", &packages, "pydicom, highdicom, nibabel, SimpleITK")?;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = shared_dir("dicom");
         let made = Made { dir, python };
-        let data = phantom(made.dir.path(), 5);
+        let data = phantom(&made.dir, 5);
         let retrain = Adw::new(["retrain", "--uniform-width", "2", "--set=retrain.lr.peak=0.03"]).args(TINY);
         retrain.path("--data", &data).path("--run", &made.path("run")).succeed();
-        made.script(&["make".as_ref(), &data.join("imagesTs/phantom_005.nii.gz"), made.dir.path()]);
+        made.script(&["make".as_ref(), &data.join("imagesTs/phantom_005.nii.gz"), &made.dir]);
         Some(made)
     };
     MADE.get_or_init(make).as_ref()

@@ -17,6 +17,16 @@ pub fn adw() -> &'static Path {
     ADW.get_or_init(|| build("adw-cli", "adw"))
 }
 
+/// An empty folder of the build for what all tests of a file share: a temporary one in a static would never be removed.
+pub fn shared_dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
 /// Builds a binary of the workspace in the profile and with the features of the tests.
 pub fn build(package: &str, binary: &str) -> PathBuf {
     let features = match package {
