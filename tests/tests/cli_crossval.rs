@@ -130,6 +130,16 @@ fn a_baseline_and_one_search_for_all_folds_share_a_run() {
     let again = |extra: &[&str]| crossval(&data, &run).args(["--search", "once"]).args(extra).succeed().stderr;
     assert!(!again(&[]).contains("fold 3: training"));
     assert!(again(&["--set=predict.step=0.75"]).contains("fold 3: training") && config(3).contains("step = 0.75"));
+    // No mean is taken over folds that are scored, or whose networks are found, in different ways.
+    let once = crossval(&data, &run).args(["--search", "once"]);
+    once.run().assert_bad_input_last(&["was scored with predict.step = 0.75, the run has 0.5", "to score it again"]);
+    let per_fold = crossval(&data, &run).args(["--set=predict.step=0.75", "--set=retrain.warm_start=false"]);
+    per_fold.run().assert_bad_input(&[
+        "fold_1 trained another network than",
+        "search/fold_1/architecture.json",
+        "another --name",
+    ]);
+    assert_eq!(names(&run.join("search")), ["fold_0"]);
 
     let plain = |extra: &[&str]| {
         let plain = Adw::new(["crossval", "--name", "plain", "--uniform-width", "4", "--uniform-depth", "1"]);

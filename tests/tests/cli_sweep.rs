@@ -100,15 +100,16 @@ fn a_sweep_that_is_killed_at_random_ends_with_the_bits_of_one_worker() {
     let status = command("status", &broken).succeed().stdout;
     assert!(status.contains("2 of 2") && !status.contains("failed:"), "{status}");
 
-    // A changed file is planned again; what is done stays done.
+    // A changed file is planned again, once no result of other settings would count for the new ones.
     let text = fs::read_to_string(&broken).unwrap();
     fs::write(&broken, text.replace("name = \"plain\"", "name = \"plain\"\nretrain_set = [\"retrain.epochs=2\"]"))
         .unwrap();
     command("status", &broken).run().assert_bad_input(&["has changed", "sweep plan"]);
-    command("plan", &broken).succeed();
+    command("plan", &broken).run().assert_bad_input(&["arm plain has other settings than its results", "another name"]);
     for fold in [0, 1] {
         fs::remove_dir_all(folder.join(format!("runs/phantom/plain/seed_1/retrain/fold_{fold}"))).unwrap();
     }
+    command("plan", &broken).succeed();
     // Half the steps: the arms are not compared unless that is meant.
     command("run", &broken).run().assert_bad_input_last(&["differ in \"steps\", 9 and 6", "allow_difference"]);
     let text = fs::read_to_string(&broken).unwrap();

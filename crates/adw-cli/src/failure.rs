@@ -153,7 +153,7 @@ fn advice(error: &anyhow::Error) -> Option<&'static str> {
     let is_memory_limit = |cause: &msd_data::Error| matches!(cause, msd_data::Error::Memory { .. });
     let is_limit = error.chain().any(|cause| cause.downcast_ref().is_some_and(is_memory_limit));
     is_limit
-        .then_some("--memory GB sets the limit; for a training, --set data.spacing_mm=[D,H,W] sets the size of voxels")
+        .then_some("--memory GB sets the limit; for a training, --set data.spacing_mm=[Z,Y,X] sets the size of voxels")
 }
 
 /// Formats the error and its causes on one line that is fit to be shown ([`plain`]). A cause that an outer message already

@@ -63,12 +63,13 @@ impl Models {
             );
         }
         let own = self.test_times[0];
-        if mirror == Some(true) && self.mirror_axes == [false; 3] {
-            note("warning: the models were trained without mirroring, so --mirror changes nothing");
+        let mirror = mirror.unwrap_or(own.mirror);
+        if mirror && self.mirror_axes == [false; 3] {
+            note("warning: trained without mirroring, so --mirror and predict.mirror change nothing");
         }
         Ok(SlidingWindow {
             step: step.unwrap_or(own.step),
-            mirror: if mirror.unwrap_or(own.mirror) { self.mirror_axes } else { [false; 3] },
+            mirror: if mirror { self.mirror_axes } else { [false; 3] },
             ..SlidingWindow::new(self.plan.patch_size)
         })
     }

@@ -53,16 +53,20 @@ pub struct Description<'a> {
     pub algorithm: &'a str,
     /// Version of the algorithm.
     pub version: &'a str,
-    /// Digest of all that the label map was made from, such as model and settings. The file's identifiers come from it and from
-    /// the labels, so that the same label map is the same file.
+    /// Digest of what the label map was made with, such as model and settings. The file's identifiers come from it, from the
+    /// identifiers of the images and from the labels, so that the same label map is the same file.
     pub origin: &'a str,
 }
+
+/// Most bytes of the pixels of a file, whose length has 32 bits and is even.
+const MAX_VALUE_BYTES: usize = u32::MAX as usize - 1;
 
 /// Encodes a label map on the grid of a series as a file: a binary segment for each label, and a frame for each plane where it
 /// occurs.
 ///
 /// # Errors
-/// [`Error::Labels`] if the map has another shape than the series or a label without a segment.
+/// [`Error::Labels`] if the map has another shape than the series, a label without a segment, or more labelled planes than a file
+/// holds (4 GiB, a bit per pixel).
 pub fn encode(series: &Series, labels: &ArrayView3<u16>, description: &Description<'_>) -> Result<Vec<u8>> {
     if labels.shape() != series.shape() {
         let problem = format!("shape {:?}, but the series has {:?}", labels.shape(), series.shape());
@@ -74,12 +78,17 @@ pub fn encode(series: &Series, labels: &ArrayView3<u16>, description: &Descripti
         return Err(Error::Labels { problem: format!("label {largest}, but {num_segments} segments") });
     }
     let frames = frames(labels, num_segments);
+    let pixels = labels.len_of(Axis(1)) * labels.len_of(Axis(2));
+    if (frames.len() * pixels).div_ceil(8) > MAX_VALUE_BYTES {
+        return Err(Error::Labels { problem: format!("{} labelled planes, more than a file holds", frames.len()) });
+    }
     let mut bits = BitPacker::default();
     for &(segment, plane) in &frames {
         bits.push(&labels.index_axis(Axis(0), plane), segment);
     }
     let bytes = bits.bytes;
-    let uid = |purpose: &str, content: &[u8]| uid(&[purpose, &format!("{description:?}")], content);
+    let images = series.images.iter().map(|image| image.sop_instance.as_str()).collect::<Vec<_>>().join(" ");
+    let uid = |purpose: &str, content: &[u8]| uid(&[purpose, &format!("{description:?}"), &images], content);
     let instance = uid("instance", &bytes);
     let (algorithm, version) = (long_string(description.algorithm, false), long_string(description.version, false));
     let description = &Description { algorithm: &algorithm, version: &version, ..description.clone() };

@@ -185,11 +185,19 @@ fn choose(path: &Path, files: Headers, uid: Option<&str>) -> Result<Headers> {
     let count = series.len();
     let list = series.iter().map(|(uid, files)| {
         let text = |tag| files[0].1.data_set.text(tag).unwrap_or_default();
-        let tail = &uid[uid.len().saturating_sub(12)..];
-        format!("...{tail} ({} {:?}, files: {})", text(tags::MODALITY), text(tags::SERIES_DESCRIPTION), files.len())
+        // From its end, by characters: damaged files have identifiers of any.
+        let tail = uid.char_indices().rev().nth(11).map_or(0, |(at, _)| at);
+        format!(
+            "...{} ({} {:?}, files: {})",
+            &uid[tail..],
+            text(tags::MODALITY),
+            text(tags::SERIES_DESCRIPTION),
+            files.len()
+        )
     });
     let list = list.collect::<Vec<_>>().join(", ");
-    series.retain(|(found, _)| uid.is_none_or(|uid| found.ends_with(uid)));
+    let is_whole = series.iter().any(|(found, _)| uid == Some(found));
+    series.retain(|(found, _)| uid.is_none_or(|uid| if is_whole { found == uid } else { found.ends_with(uid) }));
     match (series.len(), series.pop()) {
         (1, Some((_, files))) => Ok(files),
         _ => Err(Error::SeveralSeries { folder: path.to_owned(), count, list }),
@@ -219,6 +227,8 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
     const TOLERANCE: f64 = 1e-3;
     /// Deviation of the distance of two planes from the others, relative to it.
     const GAP_TOLERANCE: f64 = 0.1;
+    /// Distance of a plane from its place on a grid of equal distances, relative to that distance.
+    const MAX_DRIFT: f64 = 0.5;
     let frame = |plane: (usize, usize)| &images[plane.0].frames[plane.1];
     let file = |plane: (usize, usize)| images[plane.0].path.as_path();
     let first = planes[0];
@@ -269,11 +279,24 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
             format!("lies {gap:.2} mm behind {}, but others {typical:.2} mm apart; add what is missing", a.display());
         return Err(Error::not_a_volume(b, problem));
     }
+    let bottom = height(planes[0]);
+    let spacing = (height(planes[planes.len() - 1]) - bottom) / (planes.len() - 1) as f64;
+    for (k, &plane) in planes.iter().enumerate() {
+        let away = (height(plane) - bottom - k as f64 * spacing).abs();
+        if away > MAX_DRIFT * spacing {
+            let problem = format!(
+                "lies {away:.2} mm from where planes at equal distances ({spacing:.3} mm) would have it; split the series where the \
+                 distance changes"
+            );
+            return Err(Error::not_a_volume(file(plane), problem));
+        }
+    }
     let (start, end) = (frame(planes[0]).position, frame(planes[planes.len() - 1]).position);
     for &plane in planes.iter() {
         let from_start = [0, 1, 2].map(|i| frame(plane).position[i] - start[i]);
         let aside = dot(from_start, row).hypot(dot(from_start, column));
-        if aside > 0.1 {
+        // Rounded directions lead further aside with every plane.
+        if aside > 0.1 + TOLERANCE * dot(from_start, normal) {
             let along = [0, 1, 2].map(|i| end[i] - start[i]);
             let degrees = dot(along, row).hypot(dot(along, column)).atan2(dot(along, normal)).to_degrees();
             let problem = format!(
@@ -282,7 +305,7 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
             return Err(Error::not_a_volume(file(plane), problem));
         }
     }
-    Ok((height(planes[planes.len() - 1]) - height(planes[0])) / (planes.len() - 1) as f64)
+    Ok(spacing)
 }
 
 /// Checks what all files of a volume have in common, and that all pixels are there.

@@ -7,6 +7,7 @@ import torch
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
+from scipy.ndimage import binary_fill_holes
 from torch import nn
 from torch.nn.functional import pad
 
@@ -79,7 +80,8 @@ class Normalize(MapTransform):
         data = dict(data)
         for key in self.keys:
             image = data[key].clone()
-            inside = (image != 0).any(0)
+            inside = binary_fill_holes(np.asarray((image != 0).any(0).cpu()))
+            inside = torch.from_numpy(inside).to(image.device)
             for channel, kind in zip(image, self.channels):
                 channel[:] = self.normalize(channel, kind, inside)
             data[key] = image

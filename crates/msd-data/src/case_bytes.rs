@@ -18,8 +18,8 @@ pub struct CaseBytes {
     pub prepared_shape: [usize; 3],
     /// Bytes once it is prepared: f32 voxels of each channel and i16 labels.
     pub prepared: u64,
-    /// Bytes while it is read and prepared: twice the larger of the volumes before and after (`examples/large_case.rs`
-    /// measures 1.7 to 2.1 times its image, labels included).
+    /// Bytes while it is read and prepared: twice the larger of the volumes before and after, labels included, so 12 per voxel of
+    /// one channel (`examples/large_case.rs` measures 7 to 8.5).
     pub preparing: u64,
 }
 

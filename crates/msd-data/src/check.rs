@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::dataset::{Case, Dataset, described, fault, reading_bytes, without_mark};
-use crate::error::Error;
+use crate::error::{Error, length};
 use crate::fingerprint::Fingerprint;
 use crate::geometry::Geometry;
-use crate::grid::{NEGLIGIBLE_MM, Positions, displacement_mm};
+use crate::grid::{Positions, displacement_mm, half_voxel_mm};
 use crate::memory::Memory;
 use crate::orientation::{AxisMap, Orientation};
 use crate::plan::{PlanOptions, plan};
@@ -23,6 +23,9 @@ mod plausibility;
 
 use plausibility::TypicalGrid;
 pub use plausibility::{implausible, implausible_header};
+
+/// Distance of labels from their image above which there is a warning, if not half a voxel is less.
+const NOTICEABLE_MM: f64 = 0.1;
 
 /// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -237,8 +240,9 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     }
     let placements = image.geometry.placement().zip(labels.geometry.placement());
     let apart = placements.map(|(a, b)| displacement_mm(image.geometry.shape, &a, &b));
-    if let Some(mm) = apart.filter(|&mm| mm > NEGLIGIBLE_MM) {
-        warnings.push(format!("{label}: lies up to {mm:.1} mm away from its image {} in the scanner", file.display()));
+    if let Some(mm) = apart.filter(|&mm| mm > NOTICEABLE_MM.min(half_voxel_mm(&image.geometry))) {
+        let (image, mm) = (file.display(), length(mm));
+        warnings.push(format!("{label}: lies up to {mm} mm away from its image {image} in the scanner"));
     }
     let bounds = nonzero_bounds(&image.data.view());
     warnings.extend(plausibility::labels_outside(&case.label, &labels, &bounds));

@@ -97,7 +97,7 @@ pub enum Error {
         mm: [f64; 3],
     },
     /// Two volumes that are used together lie at different places in the scanner.
-    #[error("{}: lies up to {mm:.1} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or ignore positions", .file.display(), .reference.display())]
+    #[error("{}: lies up to {} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or ignore positions", .file.display(), length(*.mm), .reference.display())]
     PositionMismatch {
         /// File of the volume that gives the grid.
         reference: PathBuf,
@@ -292,6 +292,11 @@ fn size(bytes: u64) -> String {
 
 fn and_more(others: usize) -> String {
     if others == 0 { String::new() } else { format!(" (and {others} more cannot be used)") }
+}
+
+/// A length for messages, in millimetres.
+pub(crate) fn length(mm: f64) -> String {
+    if mm < 0.1 { format!("{mm:.4}") } else { format!("{mm:.1}") }
 }
 
 /// Rounds to five digits for messages: headers are in single precision, whose 0.8 reads 0.800000012.

@@ -83,13 +83,18 @@ pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
     }
     // The image, its labels, and the values of one channel's foreground, at most all.
     let need = |case: &Case| reading_bytes(&case.image, dataset.modalities.len() + 1);
+    let samples = (MAX_POOLED / (dataset.training.len() * dataset.modalities.len()).max(1)).max(1000);
     // In order of the cases, so sums and the first error do not depend on threads.
     let orientation = dataset.orientation()?;
     let cases = memory.each(
         &dataset.training,
         |case| described(&case.image),
         need,
-        |case| CaseFacts::of(dataset, case, orientation),
+        |case| {
+            let mut facts = CaseFacts::of(dataset, case, orientation)?;
+            facts.foreground.iter_mut().for_each(|channel| thin(&mut channel.sorted, samples));
+            Ok(facts)
+        },
     )?;
     let intensity = (0..dataset.modalities.len())
         .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
@@ -200,9 +205,13 @@ struct Foreground {
     sorted: Vec<f32>,
 }
 
-/// Number of values kept per case and channel for the percentiles; organs with more voxels are thinned regularly. Bounds
-/// memory to some 100 MB for the largest task of the decathlon while moving a percentile by far less than noise.
+/// Number of values of a case and channel for its percentiles; organs with more voxels are thinned regularly, which moves a
+/// percentile by far less than noise.
 const MAX_SAMPLES: usize = 200_000;
+
+/// Number of values of all cases and channels for the percentiles of the dataset: 40 MB, and 16 bytes for each value of a channel
+/// while it is pooled.
+const MAX_POOLED: usize = 10_000_000;
 
 impl CaseFacts {
     fn of(dataset: &Dataset, case: &Case, orientation: Option<Orientation>) -> Result<Self> {
@@ -242,11 +251,7 @@ impl Foreground {
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
         let variance = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
         values.sort_unstable_by(f32::total_cmp);
-        if values.len() > MAX_SAMPLES {
-            // Of the sorted values, so the extremes and every percentile stay where they are.
-            let last = values.len() - 1;
-            values = (0..MAX_SAMPLES).map(|i| values[i * last / (MAX_SAMPLES - 1)]).collect();
-        }
+        thin(&mut values, MAX_SAMPLES);
         Self { mean, variance, sorted: values }
     }
 
@@ -254,6 +259,14 @@ impl Foreground {
     fn spread(&self) -> Option<[f64; 3]> {
         let last = self.sorted.len().checked_sub(1)?;
         Some([5, 50, 95].map(|q| f64::from(self.sorted[last * q / 100])))
+    }
+}
+
+/// Keeps `most` of the sorted values at regular distances, so the extremes and every percentile stay where they are.
+fn thin(sorted: &mut Vec<f32>, most: usize) {
+    if sorted.len() > most {
+        let last = sorted.len() - 1;
+        *sorted = (0..most).map(|i| sorted[i * last / (most - 1)]).collect();
     }
 }
 
@@ -311,6 +324,15 @@ mod tests {
         let mut values = [4.0, 1.0, 3.0, 2.0];
         assert_eq!([0.0, 50.0, 100.0].map(|q| percentile(&mut values, q)), [1.0, 2.5, 4.0]);
         assert!((percentile(&mut values, 10.0) - 1.3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn thinned_values_keep_extremes_and_percentiles() {
+        let mut values: Vec<f32> = (0..=100_000_u32).map(|v| v as f32).collect();
+        thin(&mut values, 1001);
+        assert_eq!((values.len(), values[0], values[50], values[1000]), (1001, 0.0, 5000.0, 100_000.0));
+        thin(&mut values, 2000);
+        assert_eq!(values.len(), 1001);
     }
 
     #[test]

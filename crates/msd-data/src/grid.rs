@@ -19,9 +19,6 @@ pub enum Positions {
     Ignored,
 }
 
-/// Displacements below this are ignored, whatever the voxel size.
-pub(crate) const NEGLIGIBLE_MM: f64 = 0.1;
-
 impl Positions {
     /// [`Self::Ignored`] if `ignored`, else [`Self::Checked`].
     pub fn ignored_if(ignored: bool) -> Self {
@@ -33,7 +30,7 @@ impl Positions {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`], [`Error::SpacingMismatch`], and with [`Self::Checked`] [`Error::PositionMismatch`] for grids
-    /// that are farther apart than half of their shortest voxel edge and 0.1 mm.
+    /// that are farther apart than half of their shortest voxel edge.
     pub(crate) fn compare(self, reference: (&Path, &Geometry), other: (&Path, &Geometry)) -> Result<AxisMap> {
         let ((reference, a), (file, b)) = (reference, other);
         let placed = match self {
@@ -44,7 +41,7 @@ impl Positions {
             check_sizes((reference, a), (file, b), AxisMap::IDENTITY)?;
             return Ok(AxisMap::IDENTITY);
         };
-        let tolerance = NEGLIGIBLE_MM.max(0.5 * a.spacing_mm.into_iter().fold(f64::MAX, f64::min));
+        let tolerance = half_voxel_mm(a);
         let apart = |map: AxisMap| displacement_mm(a.shape, &to, &moved_affine(&from, b.shape, map));
         let same_axes = check_sizes((reference, a), (file, b), AxisMap::IDENTITY);
         // First as stored: on oblique grids, rounding may decide for other axes.
@@ -143,6 +140,11 @@ pub(crate) fn moved_affine(affine: &[[f64; 4]; 3], shape: [usize; 3], map: AxisM
     })
 }
 
+/// Half of a grid's shortest voxel edge.
+pub(crate) fn half_voxel_mm(grid: &Geometry) -> f64 {
+    0.5 * grid.spacing_mm.into_iter().fold(f64::MAX, f64::min)
+}
+
 /// Largest distance between equal corners of two grids of one shape, `[z, y, x]`.
 pub(crate) fn displacement_mm(shape: [usize; 3], a: &[[f64; 4]; 3], b: &[[f64; 4]; 3]) -> f64 {
     let [z, y, x] = shape.map(|n| (n - 1) as f64);
@@ -224,7 +226,10 @@ mod tests {
             Geometry::from_affine([4, 5, 6], affine).in_micrometres()
         };
         assert_eq!(micro(0.0).spacing_mm, [0.05; 3]);
-        compare(&micro(0.0), &micro(30.0)).unwrap();
+        compare(&micro(0.0), &micro(20.0)).unwrap();
+        // The whole grid measures a quarter of a millimetre.
+        let message = compare(&micro(0.0), &micro(30.0)).unwrap_err().to_string();
+        assert!(message.contains("lies up to 0.0300 mm away"), "{message}");
         let message = compare(&micro(0.0), &micro(3000.0)).unwrap_err().to_string();
         assert!(message.contains("lies up to 3.0 mm away"), "{message}");
     }

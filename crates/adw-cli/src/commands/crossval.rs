@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use adw_supernet::Architecture;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
@@ -90,7 +91,7 @@ impl<'a> Crossval<'a> {
             );
         }
         if !is_new {
-            crossval.check_settings(&crossval.open()?)?;
+            crossval.check_earlier(&crossval.open()?)?;
         }
         interrupt::resumes(Some((&crossval.root, None)));
         Ok(crossval)
@@ -117,13 +118,24 @@ impl<'a> Crossval<'a> {
         Run::open(&request, &Device::Cpu, retrain::may_change)
     }
 
-    /// Refuses trainings of earlier calls with other settings: no mean should be taken over both.
-    fn check_settings(&self, run: &Run) -> Result<()> {
+    /// Refuses trainings of earlier calls with other networks or settings: no mean should be taken over both.
+    fn check_earlier(&self, run: &Run) -> Result<()> {
         for number in 0..run.splits.folds.len() {
             let directory = trainings_path(&self.root, self.name()).join(format!("fold_{number}"));
             let path = config_path(&directory);
             if !path.is_file() {
                 continue;
+            }
+            let found = self.found(number);
+            if self.searches()
+                && (!found.is_file()
+                    || Architecture::load(&found)?.blocks != Architecture::load(&architecture_in(&directory))?.blocks)
+            {
+                bad_input!(
+                    "{} trained another network than {}: give the options that it was started with, or another --name",
+                    directory.display(),
+                    found.display()
+                );
             }
             let (_, stored) = run_config::load(&path)?;
             if let Some((key, was, is)) = stored.difference(&run.config, |key| !key.starts_with("predict.")) {
@@ -132,14 +144,31 @@ impl<'a> Crossval<'a> {
                     directory.display()
                 );
             }
+            // The command line's value is that of all folds: those with another one are scored again.
+            let asked = stored.changed_by(&self.args.config)?;
+            if let Some((key, was, is)) = asked.difference(&run.config, |_| true) {
+                bad_input!(
+                    "{} was scored with {key} = {was}, the run has {is}: give --set {key}={was}, or --set {key}={is} to score it again",
+                    directory.display()
+                );
+            }
         }
         Ok(())
     }
 
+    /// File of the architecture that the search for a fold finds.
+    fn found(&self, number: usize) -> PathBuf {
+        architecture_in(&self.root.join(format!("search/fold_{}", self.search_fold(number))))
+    }
+
+    /// Fold whose search finds the architecture of a fold.
+    fn search_fold(&self, number: usize) -> usize {
+        if self.args.search == SearchPer::Once { 0 } else { number }
+    }
+
     /// Searches and trains a fold as far as that is not done.
     fn fold(&self, number: usize) -> Result<()> {
-        let search_fold = if self.args.search == SearchPer::Once { 0 } else { number };
-        let found = architecture_in(&self.root.join(format!("search/fold_{search_fold}")));
+        let (search_fold, found) = (self.search_fold(number), self.found(number));
         if self.searches() && !found.is_file() {
             note(&format!("fold {search_fold}: search"));
             self.child(&self.command("search", search_fold, self.is_new))?;
@@ -246,7 +275,9 @@ impl<'a> Crossval<'a> {
         } else {
             say(&metrics::table(&report, &run.plan.labels));
             for (name, scores) in &pooled.spread {
-                let Spread { mean, standard_deviation, interval_95: [low, high], .. } = scores["Dice"];
+                // A label that no case has and no network predicts has no Dice.
+                let Some(dice) = scores.get("Dice") else { continue };
+                let Spread { mean, standard_deviation, interval_95: [low, high], .. } = dice;
                 let label = run.plan.labels.iter().find(|label| label.value.to_string() == *name);
                 let name = label.map_or("mean", |label| &label.name);
                 say(&format!(

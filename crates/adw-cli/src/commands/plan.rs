@@ -39,6 +39,10 @@ fn render(plan: &Plan, num_training: usize, num_test: usize) -> String {
     table.row(["cases", &format!("{num_training} with labels, {num_test} without")]);
     table.row(["modalities", &names(&mut plan.modalities.iter().map(String::as_str))]);
     table.row(["labels", &names(&mut plan.labels.iter().map(|label| label.name.as_str()))]);
+    table.row([
+        "axes",
+        &format!("{} of the images", plan.transpose_forward.map(|axis| ["z", "y", "x"][axis]).join(", ")),
+    ]);
     table.row(["voxels", &format!("{} mm", times(&plan.spacing_mm.map(rounded)))]);
     table.row(["median case", &times(&plan.median_shape)]);
     table.row(["patch", &times(&plan.patch_size)]);

@@ -285,9 +285,14 @@ impl Training<'_> {
     fn write_beginning(&self, run: &Run, directory: &Path) -> Result<()> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
-        let facts = RunFacts::new(run.facts.data.clone(), run.search_fold(), &self.device);
-        let config = run_config::render(&facts, &run.config)?;
         let path = config_path(directory);
+        // Where it began, whoever goes on with it or scores it again.
+        let facts = if path.is_file() {
+            run_config::load(&path)?.0
+        } else {
+            RunFacts::new(run.facts.data.clone(), run.search_fold(), &self.device)
+        };
+        let config = run_config::render(&facts, &run.config)?;
         adw_files::write_bytes(&path, config.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 

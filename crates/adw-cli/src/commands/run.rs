@@ -8,6 +8,7 @@ use crate::{
     args::{ArchitectureArgs, DatasetArgs, ProcessArgs, RetrainArgs, RunArgs, ScratchArgs, SearchArgs},
     device,
     failure::bad_input,
+    fold::Fold,
     memory,
     report::progress::note,
     run_config::{self, RunConfig},
@@ -20,7 +21,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let process = ProcessArgs { threads: None, ..args.process.clone() };
     check(args)?;
-    let root = search::run(&SearchArgs {
+    let (root, fold) = search::run(&SearchArgs {
         dataset: args.dataset.clone(),
         fetch: args.fetch.clone(),
         run: args.run.clone(),
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         dataset: DatasetArgs::default(),
         fetch: args.fetch.clone(),
         config: args.config.clone(),
-        fold: None,
+        fold: Some(Fold::Number(fold)),
         architecture: ArchitectureArgs::default(),
         name: None,
         resume: args.resume,

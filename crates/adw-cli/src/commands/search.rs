@@ -33,8 +33,8 @@ use crate::{
     task::Task,
 };
 
-/// Searches, and returns the folder of the run.
-pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
+/// Searches, and returns the folder of the run and the fold.
+pub(crate) fn run(args: &SearchArgs) -> Result<(PathBuf, usize)> {
     let device = device::set_up(&args.device, &args.process)?;
     let mut args = args.clone();
     ranks::join("search", &mut args.config, &mut args.run, &mut args.resume)?;
@@ -49,14 +49,15 @@ pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
         memory: memory::limit(args.memory),
     };
     let mut run = Run::open(&request, &device, |_| false)?;
+    let fold = run.search_fold();
     if let Some(folder) = run.existing_folder() {
-        let directory = folder.search(run.search_fold());
+        let directory = folder.search(fold);
         let result = architecture_in(&directory);
         match (result.is_file(), directory.exists(), choice.resume) {
             (true, _, true) => {
                 let found = Architecture::load(&result)?;
                 report_found(&found, &run, &result, args.process.json);
-                return Ok(run.root);
+                return Ok((run.root, fold));
             }
             (true, _, false) => {
                 bad_input!(
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<PathBuf> {
         }
     }
     search_run(args, &mut run, choice.resume, &device)?;
-    Ok(run.root)
+    Ok((run.root, fold))
 }
 
 /// Run of the search, and its dataset's folder unless that is the run's; a missing dataset is downloaded.
@@ -116,6 +117,17 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     settings.search.cost.as_ref().map_or(Ok(()), |cost| cost.check_for(&network, patch))?;
     let split = run.splits.fold(run.fold)?;
     let largest = network.largest()?;
+    if let Some(cost) = &settings.search.cost {
+        let smallest = network.smallest()?.cost(patch).get(cost.unit) as f64;
+        let budget = cost.budget.of(largest.cost(patch).get(cost.unit));
+        if smallest > budget {
+            note(&format!(
+                "warning: the smallest network of the search space costs {}, more than the budget of {}: set a larger one in search.cost",
+                number(smallest),
+                number(budget)
+            ));
+        }
+    }
     let batch_size = *settings.search.batch_size.get_or_insert(run.plan.batch_size);
     ranks::check(batch_size)?;
     let need = memory::Need::new(&largest, &run.plan, batch_size, settings.search.precision, device);
@@ -185,7 +197,7 @@ fn note_cost(found: &Architecture, config: &CostConfig, budget: f64, patch: [usi
     if spent > budget || spent < least {
         note(&format!(
             "warning: the found network costs {} and should cost {} to {}: no such network is among the 20,000 most probable \
-             ones; try a larger search.cost.weight, or more epochs",
+             ones; try a larger budget or weight in search.cost, or more epochs",
             number(spent),
             number(least),
             number(budget)

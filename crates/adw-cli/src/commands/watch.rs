@@ -13,6 +13,7 @@ use crate::{
         run_data::RunData,
         training::{epoch_line, found},
     },
+    run_folder::RunFolder,
 };
 
 /// Time between two looks at the run's files. They are small, and may lie on a shared disk.
@@ -23,6 +24,7 @@ const FIRST_SHOWN: usize = 10;
 
 pub(crate) fn run(args: &WatchArgs) -> Result<()> {
     let mut shown = BTreeMap::new();
+    let mut was_done = false;
     loop {
         let stages = stages(&RunData::load(&args.run)?);
         for stage in &stages {
@@ -39,10 +41,13 @@ pub(crate) fn run(args: &WatchArgs) -> Result<()> {
                 say(&format!("{}  Dice {}{}\n", stage.name, spark(&stage.dice), stage.state()));
             }
         }
-        let is_done = !stages.is_empty() && stages.iter().all(|stage| stage.is_finished);
-        if args.once || is_done {
+        let is_finished = !stages.is_empty() && stages.iter().all(|stage| stage.is_finished);
+        let is_done = is_finished && !RunFolder::is_in_use(&args.run);
+        // Twice: between its stages, `adw run` holds no fold for a moment.
+        if args.once || (is_done && was_done) {
             return Ok(());
         }
+        was_done = is_done;
         thread::sleep(PAUSE);
     }
 }

@@ -69,6 +69,11 @@ impl CrossvalData {
     pub(crate) fn searches(&self) -> bool {
         self.scores.searches != "none"
     }
+
+    /// Returns true for a training of the cross-validation.
+    pub(crate) fn covers(&self, training: &TrainingData) -> bool {
+        training.name == self.name && training.fold != Fold::All
+    }
 }
 
 /// Search of one fold.
@@ -96,10 +101,22 @@ pub(crate) struct TrainingData {
 impl TrainingData {
     /// Name for people.
     pub(crate) fn title(&self) -> String {
-        let name = self.name.as_deref().unwrap_or("found architecture");
+        let network = self.network();
         match self.fold {
-            Fold::Number(fold) => format!("{name}, fold {fold}"),
-            Fold::All => format!("{name}, all cases"),
+            Fold::Number(fold) => format!("{network}, fold {fold}"),
+            Fold::All => format!("{network}, all cases"),
+        }
+    }
+
+    /// Name of the training, or the kind of its network.
+    pub(crate) fn network(&self) -> &str {
+        let is_from = |origin: &str| self.architecture.provenance.contains_key(origin);
+        match &self.name {
+            Some(name) => name,
+            None if is_from("uniform") => "plain network",
+            None if is_from("random") => "random architecture",
+            None if is_from("fold") => "found architecture",
+            None => "given architecture",
         }
     }
 

@@ -104,15 +104,41 @@ impl Sweep {
     /// Plans the sweep of a TOML file, and writes `plan.json`.
     ///
     /// # Errors
-    /// Those of [`Self::plan`]; a disk that cannot be written to.
+    /// Those of [`Self::plan`]; results of an earlier plan that the new one would give to arms with other settings; a disk that
+    /// cannot be written to.
     pub(crate) fn create(file: &Path) -> Result<Self> {
         let sweep = Self::plan(file)?;
         let path = sweep.plan_file();
+        // A plan that this version cannot read is replaced.
+        if let Ok(earlier) = Self::in_folder(&sweep.folder) {
+            sweep.check_results_of(&earlier)?;
+        }
         adw_files::create_folders(&sweep.folder.join("tasks"))
             .with_context(|| format!("cannot create {}", sweep.folder.display()))?;
         let text = serde_json::to_string(&sweep)?;
         adw_files::write_bytes(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(sweep)
+    }
+
+    /// Refuses results that were made with other settings than this plan has for the arm of that name.
+    fn check_results_of(&self, earlier: &Self) -> Result<()> {
+        let settings = |sweep: &Self, arm: &Arm| {
+            // What makes a comparison of results unfair changes none.
+            let arm = Arm { allow_difference: Vec::new(), ..arm.clone() };
+            (sweep.config.preset.clone(), sweep.config.set.clone(), arm)
+        };
+        for task in earlier.tasks.iter().filter(|task| earlier.is_done(task)) {
+            let Some(before) = task.cell.map(|cell| earlier.arm(cell)) else { continue };
+            let now = self.config.arms.iter().find(|arm| arm.name == before.name);
+            if now.is_some_and(|now| settings(self, now) != settings(earlier, before)) {
+                bad_input!(
+                    "arm {} has other settings than its results in {}: give it another name, or remove them",
+                    before.name,
+                    earlier.result(task).display()
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Opens a sweep that was planned before.

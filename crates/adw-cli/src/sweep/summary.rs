@@ -151,7 +151,8 @@ fn paired(arm: &[&Row], other: &[&Row]) -> Option<Spread> {
 /// Compares the arms in a dataset by the rows of its networks.
 fn compared(dataset: &str, rows: &[&Row], arms: &[Arm]) -> StudyDataset {
     let (mut scores, mut by_arm) = (Vec::new(), Vec::<(&String, Vec<&Row>)>::new());
-    for Arm { name, .. } in arms {
+    for arm in arms {
+        let name = &arm.name;
         let rows: Vec<&Row> = rows.iter().copied().filter(|row| row.arm == *name).collect();
         let all = by_network(&rows, |row| row.cases.keys().map(|case| dice(row, case)).collect());
         let Some(all) = all else { continue };
@@ -159,6 +160,7 @@ fn compared(dataset: &str, rows: &[&Row], arms: &[Arm]) -> StudyDataset {
         scores.push(ArmScores {
             name: name.clone(),
             num_networks: rows.len(),
+            num_searches: if arm.searches() { rows.len() } else { 0 },
             dice: all,
             macs_per_patch: of_networks(&|row| row.macs_per_patch as f64),
             steps: of_networks(&|row| row.steps as f64),

@@ -108,6 +108,40 @@ fn what_is_no_volume_is_refused() {
 }
 
 #[test]
+fn planes_stand_where_equal_distances_have_them() {
+    let stack = |upper_mm: f64, orientation: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        for k in 0..40 {
+            let z = k.min(20) as f64 + upper_mm * (k as f64 - 20.0).max(0.0);
+            let set = plane(k).with_decimals(tags::POSITION, &[0.0, 0.0, z]).with(tags::ORIENTATION, orientation);
+            write(&dir.path().join(k.to_string()), &set);
+        }
+        Series::open(dir.path(), None)
+    };
+    // Neighbours are a tenth apart at most, the plane between both halves would lie most of a millimetre off.
+    let message = stack(1.09, "1\\0\\0\\0\\1\\0").unwrap_err().to_string();
+    assert!(message.contains("mm from where planes at equal distances"), "{message}");
+    stack(1.01, "1\\0\\0\\0\\1\\0").unwrap();
+    // Directions rounded to three digits lean, a tilted gantry leans more.
+    stack(1.0, "1\\0\\0.0009\\0\\1\\0.0009").unwrap();
+    assert!(stack(1.0, "1\\0\\0.01\\0\\1\\0").unwrap_err().to_string().contains("tilted gantry"));
+}
+
+#[test]
+fn a_series_is_named_by_its_whole_identifier_or_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, uid) in ["1.2.34", "9.1.2.34", "9.é34567890123"].into_iter().enumerate() {
+        for k in 0..4 {
+            write(&dir.path().join(format!("{i}_{k}")), &plane(k).with(tags::SERIES_UID, uid));
+        }
+    }
+    let first = |uid| Series::open(dir.path(), Some(uid)).map(|series| series.files().swap_remove(0));
+    assert!(first("1.2.34").unwrap().ends_with("0_0") && first("9.1.2.34").unwrap().ends_with("1_0"));
+    assert!(first("123").unwrap().ends_with("2_0"));
+    assert!(first("34").unwrap_err().to_string().contains("3 series: ...1.2.34 ("));
+}
+
+#[test]
 fn a_segmentation_holds_what_it_should_and_is_read_again() {
     let series =
         open(|k, set| set.with(tags::SERIES_DESCRIPTION, "a secret").with_longs(tags::META_LENGTH, &[k as u32]))
@@ -136,13 +170,17 @@ fn a_segmentation_holds_what_it_should_and_is_read_again() {
     let source = &frame.items(tags::DERIVATION_IMAGES)[0].items(tags::SOURCE_IMAGES)[0];
     assert_eq!(source.text(tags::REFERENCED_SOP_INSTANCE).as_deref(), Some("1.2.2"));
     assert_eq!(frame.items(tags::PLANE_POSITION)[0].decimals(tags::POSITION), Some([10.0, -20.0, 0.0]));
-    // Another label map, or another origin, is another instance.
+    // Another label map, another origin, or that of other images is another instance.
     let other = labels.mapv(|label| label.min(1));
-    let others =
-        [encode(&series, &other.view(), &description("x")), encode(&series, &labels.view(), &description("y"))];
+    let of_others = open(|k, set| set.with(tags::SOP_INSTANCE, &format!("1.3.{k}"))).unwrap();
+    let others = [
+        encode(&series, &other.view(), &description("x")),
+        encode(&series, &labels.view(), &description("y")),
+        encode(&of_others, &labels.view(), &description("x")),
+    ];
     let instances: BTreeSet<_> =
         others.map(Result::unwrap).iter().chain([&bytes]).map(|bytes| read(bytes).text(tags::SOP_INSTANCE)).collect();
-    assert_eq!(instances.len(), 3);
+    assert_eq!(instances.len(), 4);
 
     let wrong = encode(&series, &labels.mapv(|label| 3 * label).view(), &description("x")).unwrap_err();
     assert_eq!(wrong.to_string(), "label map: label 6, but 2 segments");

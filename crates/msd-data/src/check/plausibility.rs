@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Result, rounded};
+use crate::error::{Result, length, rounded};
 use crate::fingerprint::percentile;
 use crate::geometry::Geometry;
-use crate::grid::{NEGLIGIBLE_MM, displacement_mm};
+use crate::grid::{displacement_mm, half_voxel_mm};
 use crate::nifti::{LabelMap, Volume, read_geometry};
 use crate::orientation::{AxisMap, Orientation};
 use crate::plan::Plan;
@@ -23,8 +23,10 @@ const UNUSUAL_RATIO: f64 = 10.0;
 pub fn implausible(path: &Path, volume: &Volume<f32>, plan: &Plan) -> Vec<String> {
     let grid = &volume.geometry;
     let mut found = if grid.orientation().is_some() { image(path, volume) } else { intensities(path, volume) };
-    let own = plan.axes_of(grid).triple(extent_mm(grid));
-    let typical = [0, 1, 2].map(|a| plan.median_shape[a] * plan.spacing_mm[a]);
+    // Along the plan's axes, but in the order of the images.
+    let in_order = |of_network: [f64; 3]| plan.transpose_backward.map(|i| of_network[i]);
+    let own = in_order(plan.axes_of(grid).triple(extent_mm(grid)));
+    let typical = in_order([0, 1, 2].map(|a| plan.median_shape[a] * plan.spacing_mm[a]));
     found.extend(far_from(path, ("extent", own), typical, "the training"));
     found
 }
@@ -86,9 +88,9 @@ pub(super) fn header(geometry: &Geometry) -> Vec<String> {
     }
     if let [sform, qform] = usable.as_slice() {
         let mm = displacement_mm(geometry.shape, sform, qform);
-        let half_voxel = 0.5 * geometry.spacing_mm.into_iter().fold(f64::MAX, f64::min);
-        if mm > NEGLIGIBLE_MM.max(half_voxel) {
-            found.push(format!("its sform and its qform place voxels up to {mm:.1} mm apart; the sform is used"));
+        if mm > half_voxel_mm(geometry) {
+            let mm = length(mm);
+            found.push(format!("its sform and its qform place voxels up to {mm} mm apart; the sform is used"));
         }
     }
     found

@@ -71,7 +71,7 @@ impl CaseProperties {
 /// interpolation of each label's indicator. Cases whose voxels are more than three times longer along one axis are
 /// resampled in-plane, and nearest-neighbour across.
 ///
-/// Takes its arguments by value, so that few copies of the largest cases exist at once: at most about three times the larger
+/// Takes its arguments by value, so that few copies of the largest cases exist at once: at most twice the larger
 /// of the volumes before and after, labels included.
 ///
 /// # Errors

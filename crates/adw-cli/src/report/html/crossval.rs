@@ -17,8 +17,7 @@ use crate::{
 /// Section about a cross-validation.
 pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
     let labels = &run.plan.labels;
-    let name = of.name.as_deref().unwrap_or("found architectures");
-    let trainings = || run.trainings.iter().filter(|training| training.name == of.name && training.metrics.is_some());
+    let trainings = || run.trainings.iter().filter(|training| of.covers(training) && training.metrics.is_some());
     let search = |fold: Fold| run.searches.iter().find(|search| Fold::Number(search.fold) == fold);
     let mut rows = Vec::new();
     if let Some(dice) = of.scores.spread.get("foreground_mean").and_then(|metrics| metrics.get("Dice")) {
@@ -63,7 +62,8 @@ pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
     });
     body += &table("Folds", &["fold", "cases", "Dice", "HD95 mm", "NSD", "search", "training"], folds);
     body += &score_tables(&of.report, labels);
-    Section { id: id(of), title: format!("Cross-validation: {name}"), body }
+    let network = trainings().next().map_or("", TrainingData::network);
+    Section { id: id(of), title: format!("Cross-validation: {network}"), body }
 }
 
 fn id(of: &CrossvalData) -> String {
@@ -86,12 +86,13 @@ fn postprocessing(of: &CrossvalData, labels: &[Label]) -> String {
 
 /// Command that repeats a cross-validation with the dataset `data`, a path for a shell.
 pub(super) fn command(run: &RunData, of: &CrossvalData, data: &str) -> String {
-    let mut command = format!("adw crossval --data {data} --preset config.toml --run REPEATED");
+    let first = run.trainings.iter().find(|training| of.covers(training));
+    let folder = first.map_or(".".to_owned(), |training| quoted(&training.folder));
+    // Settings of a training may differ from the run's.
+    let mut command = format!("adw crossval --data {data} --preset {folder}/config.toml --run REPEATED");
     if !of.searches() {
         // One architecture for all folds.
-        let first = run.trainings.iter().find(|training| training.name == of.name);
-        let file = first.map(|training| quoted(&training.folder.join("architecture.json")));
-        command += &file.map_or(String::new(), |file| format!(" --architecture {file}"));
+        command += &format!(" --architecture {folder}/architecture.json");
     } else if of.scores.searches.starts_with("one,") {
         command += " --search once";
     }

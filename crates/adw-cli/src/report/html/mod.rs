@@ -28,7 +28,7 @@ use crate::{
     report::{
         png::{self, Picture},
         progress::note,
-        run_data::{RunData, SearchData, TrainingData},
+        run_data::{CrossvalData, RunData, SearchData, TrainingData},
     },
 };
 
@@ -201,12 +201,12 @@ fn comparison(run: &RunData, first: &TrainingData) -> String {
 fn commands(run: &RunData) -> Vec<String> {
     let data = quoted(&run.facts.data);
     let mut commands: Vec<_> = run.crossvals.iter().map(|of| crossval::command(run, of, &data)).collect();
-    let searches = run
-        .searches
-        .iter()
-        .map(|search| format!("adw search --data {data} --preset config.toml --fold {} --run REPEATED", search.fold));
-    commands.extend(searches);
-    for training in &run.trainings {
+    // A cross-validation repeats its searches and trainings.
+    if !run.crossvals.iter().any(CrossvalData::searches) {
+        let search = |fold| format!("adw search --data {data} --preset config.toml --fold {fold} --run REPEATED");
+        commands.extend(run.searches.iter().map(|of| search(of.fold)));
+    }
+    for training in run.trainings.iter().filter(|training| !run.crossvals.iter().any(|of| of.covers(training))) {
         let folder = quoted(&training.folder);
         let name = training.name.as_ref().map_or(String::new(), |name| format!(" --name {}", quoted(Path::new(name))));
         commands.push(format!(

@@ -30,6 +30,8 @@ pub(crate) struct StudyDataset {
 pub(crate) struct ArmScores {
     pub(crate) name: String,
     pub(crate) num_networks: usize,
+    /// Searches of the arm's own: arms can train the networks of others' searches.
+    pub(crate) num_searches: usize,
     pub(crate) dice: Spread,
     pub(crate) macs_per_patch: f64,
     pub(crate) steps: f64,
@@ -104,7 +106,7 @@ fn overview(study: &Study) -> Section {
         .datasets
         .iter()
         .flat_map(|dataset| &dataset.arms)
-        .map(|arm| (arm.search_s + arm.retrain_s) * arm.num_networks as f64)
+        .map(|arm| arm.search_s * arm.num_searches as f64 + arm.retrain_s * arm.num_networks as f64)
         .sum();
     rows.push((
         "Time".to_owned(),
