@@ -66,9 +66,6 @@ if args.smoke:
 QUANTITIES = ["inference", "weight_pass", "arch_pass", "search_iteration", "peak_bytes"]
 
 
-shutil.rmtree(os.path.join(args.output, "adw-cache"), ignore_errors=True)
-
-
 def unpack(name):
     """The program of this name, unpacked beside its archive."""
     path = os.path.join(HERE, name)
@@ -101,8 +98,7 @@ FOLDERS = library_folders()
 CUDNN = has_cudnn(FOLDERS)
 # Of PyTorch.
 THEIR_ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=":".join(FOLDERS))
-# Of ours. Without cuDNN it starts with one that does nothing. Who is faster for which convolution is measured anew, and kept
-# with the results.
+# Of ours. Without cuDNN it starts with one that does nothing.
 ENVIRONMENT = dict(
     os.environ,
     LD_LIBRARY_PATH=":".join(FOLDERS + ([] if CUDNN else [os.path.join(HERE, "without-cudnn")])),

@@ -8,8 +8,8 @@ phantoms: a longer training takes the same time and memory to predict with. Wind
 """
 
 import argparse
+import os
 import pathlib
-import resource
 import subprocess
 import time
 
@@ -47,6 +47,10 @@ del volume, slab
 
 start = time.monotonic()
 model = folder / "run/retrain/fold_0/model.safetensors"
-adw("predict", "--model", model, "--input", folder / "volume.nii", "--output", folder / "labels", "--memory", arguments.memory, "--step", 1)
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+words = ["predict", "--model", model, "--input", folder / "volume.nii", "--output", folder / "labels", "--memory", arguments.memory, "--step", 1]
+process = subprocess.Popen([arguments.adw, *map(str, words)])
+# Of this process, not the largest of all.
+_, status, usage = os.wait4(process.pid, 0)
+assert status == 0, words
+peak = usage.ru_maxrss
 print(f"{time.monotonic() - start:.0f} s, {peak * 1024 / 1e9:.1f} GB")

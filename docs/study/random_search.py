@@ -45,13 +45,16 @@ def main(adw, data, folder, seed, fold):
     seed, fold, folder = int(seed), int(fold), pathlib.Path(folder)
     whole, halves = (folder / f"seed_{seed}_fold_{fold}" / name for name in ("whole", "halves"))
     make(adw, data, whole, fold, seed)
-    if not halves.exists():
-        make(adw, data, halves, fold, seed)
-        splits = json.loads((halves / "splits.json").read_text())
-        for of in splits["folds"]:
-            a, b = of["train_a"], of["train_b"]
-            of.update(train=a, validation=b, train_a=a[::2], train_b=a[1::2])
-        (halves / "splits.json").write_text(json.dumps(splits))
+    make(adw, data, halves, fold, seed)
+    # The folds of `whole`, each within its training cases: written whole, before the first candidate, whenever a call was killed.
+    splits = json.loads((whole / "splits.json").read_text())
+    for of in splits["folds"]:
+        a, b = of["train_a"], of["train_b"]
+        of.update(train=a, validation=b, train_a=a[::2], train_b=a[1::2])
+    if json.loads((halves / "splits.json").read_text()) != splits:
+        assert not any((halves / "retrain").glob("c*")), f"{halves}: candidates with the folds of the whole dataset; remove it"
+        (halves / "new.json").write_text(json.dumps(splits))
+        (halves / "new.json").replace(halves / "splits.json")
     scores = {}
     for drawn in range(1000 * seed + 10 * fold, 1000 * seed + 10 * fold + CANDIDATES):
         done = retrain(adw, halves, fold, f"c{drawn}", ["--random", str(drawn), "--cost", COST], schedule(4))

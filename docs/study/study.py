@@ -1,6 +1,6 @@
 """Tables of ../study.md from rows.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
 
-Intervals of 95 % from 10,000 draws: seeds; in each, random arms where both are compared; folds; cases of a fold, the same for all arms.
+Intervals of 95 % from 10,000 draws: folds and cases of a fold, the same for all arms and seeds, which share them; seeds; for each seed, random arms where both are compared.
 """
 
 import itertools
@@ -39,13 +39,12 @@ def difference(one, others, units):
     value = statistics.fmean(statistics.fmean(fold) for folds in data.values() for fold in folds)
     draw, values = random.Random(1), []
     for _ in range(10_000):
+        num_cases = [len(fold) for fold in data[*units[0], others[0]]]
+        folds = [(fold, draw.choices(range(num_cases[fold]), k=num_cases[fold])) for fold in draw.choices(FOLDS, k=len(FOLDS))]
         means = []
         for unit in draw.choices(units, k=len(units)):
-            arms = draw.choices(others, k=len(others))
-            for fold in draw.choices(FOLDS, k=len(FOLDS)):
-                cases = range(len(data[*unit, arms[0]][fold]))
-                drawn = draw.choices(cases, k=len(cases))
-                means += [sum(data[*unit, arm][fold][case] for case in drawn) / len(drawn) for arm in arms]
+            for arm in draw.choices(others, k=len(others)):
+                means += [sum(data[*unit, arm][fold][case] for case in drawn) / len(drawn) for fold, drawn in folds]
         values.append(sum(means) / len(means))
     values.sort()
     return f"{value:+.2f} ({values[249]:+.2f} to {values[9749]:+.2f})"

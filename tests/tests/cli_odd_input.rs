@@ -252,7 +252,14 @@ fn predictions_replace_no_file_of_another_origin() {
     predict(&images, &output).succeed();
     predict(&images, &output).succeed();
     fs::copy(references.join("phantom_001.nii.gz"), output.join("phantom_001.nii.gz")).unwrap();
-    predict(&images, &output).run().assert_bad_input(&["out/phantom_001.nii.gz", "exists and is not of"]);
+    for call in [predict(&images, &output), predict(&images, &output).arg("--skip-existing")] {
+        call.run().assert_bad_input(&["out/phantom_001.nii.gz", "exists and is not of"]);
+    }
+    fs::write(output.join("phantom_001.nii.gz"), "cut off").unwrap();
+    predict(&images, &output).arg("--resume").succeed();
+    fs::write(output.join("phantom_001.npz"), "of another program").unwrap();
+    let call = predict(&images, &output).args(["--resume", "--probabilities"]);
+    call.run().assert_bad_input(&["out/phantom_001.npz", "exists and is not of"]);
 
     // Nor do texts.
     let (map, json) = (references.join("phantom_000.nii.gz"), data.join("dataset.json"));

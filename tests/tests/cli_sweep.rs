@@ -213,7 +213,18 @@ fn job_files_ask_for_what_the_networks_need() {
     let wide = dry("--slurm", &["--memory", "64", "--hours", "30"]);
     assert!(wide.contains("--mem=64000M") && wide.contains("--time=1800"), "{wide}");
     assert!(dry("--lsf", &[]).contains("#BSUB -w ended(study-phantom-search)"));
-    assert!(dry("--pbs", &[]).contains("#PBS -J 1-6%16"));
+    assert!(dry("--pbs", &[]).contains("#PBS -J 1-6%16") && !slurm.contains("--wait"));
+    // No search to wait for; and trainings that wait for others of their array.
+    let others = dir.path().join("others.toml");
+    let of = |arms: &str| format!("datasets = [{:?}]\n[[arms]]\n{arms}", data.display().to_string());
+    fs::write(&others, of("name = \"plain\"\nuniform_width = 4\n")).unwrap();
+    let lsf = command("submit", &others).args(["--lsf", "--dry-run"]).succeed().stdout;
+    assert!(lsf.contains("#BSUB -w ended(others-phantom-prepare)") && !lsf.contains("phantom-search"), "{lsf}");
+    fs::write(&others, of("name = \"found\"\n[[arms]]\nname = \"warm\"\nsearch_of = \"found\"\n")).unwrap();
+    let slurm = command("submit", &others).args(["--slurm", "--dry-run"]).succeed().stdout;
+    let waits =
+        |stage: &str| slurm.lines().any(|line| line.contains(&format!("--stage {stage}")) && line.contains(" --wait"));
+    assert!(waits("retrain") && !waits("search"), "{slurm}");
     let kubernetes = dry("--kubernetes", &["--image", "registry/adw:1"]);
     for line in ["completionMode: Indexed", "completions: 9", "image: \"registry/adw:1\"", "values: [138, 143]"] {
         assert!(kubernetes.contains(line), "{line} is not in {kubernetes}");

@@ -137,7 +137,8 @@ fn an_archive_that_a_manifest_describes_is_downloaded_and_checked() {
 
     // Leftovers of a download that was killed at its very end are removed by the next call.
     fs::write(here.join("data/.Task00_Phantom.tar.part"), "x").unwrap();
-    fs::create_dir(here.join("data/.Task00_Phantom.1-0.adw-tmp")).unwrap();
+    fs::create_dir(here.join("data/.Task00_Phantom.1-0.adw-tmp.d")).unwrap();
+    fs::write(here.join("data/.Task00_Phantom.1-0.adw-tmp"), "").unwrap();
     assert!(download.succeed().stderr.contains("is there already"));
     assert_eq!(names(&here.join("data")), ["Task00_Phantom"]);
 

@@ -61,8 +61,8 @@ impl DicomCase {
     /// Checks that a segmentation can be written to `path`.
     ///
     /// # Errors
-    /// Those of [`run_folder::check_output`]; a file of another program, unless `resume` replaces it.
-    pub(crate) fn check_output(&self, path: &Path, resume: bool) -> Result<()> {
+    /// Those of [`run_folder::check_output`]; a file of another program.
+    pub(crate) fn check_output(&self, path: &Path) -> Result<()> {
         run_folder::check_output(path)?;
         let start = || {
             let mut start = Vec::new();
@@ -71,7 +71,7 @@ impl DicomCase {
         };
         match start() {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            start if resume || start.as_ref().is_ok_and(|start| is_own(start)) => Ok(()),
+            start if start.as_ref().is_ok_and(|start| is_own(start)) => Ok(()),
             _ => bad_input!(
                 "{}: exists and is not of `{} predict`, which would write the segmentation of {} there; choose another --output, \
                  or remove it",

@@ -127,6 +127,14 @@ fn le64(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
+/// Returns true if the file `path` begins as an archive of the array `name` that this program has written.
+pub(crate) fn is_own(path: &Path, name: &str) -> bool {
+    let expected = head(&format!("{name}.npy"));
+    let mut begin = expected.clone();
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_ok() && begin == expected
+}
+
 /// Returns true if the file `path` is whole and an archive of the array `name` that was finished with `comment`.
 pub(crate) fn is_whole(path: &Path, name: &str, comment: &str) -> bool {
     let member = format!("{name}.npy");

@@ -170,6 +170,11 @@ pub(crate) fn join(section: &str, config: &mut ConfigArgs, run: &mut Option<Path
     Ok(())
 }
 
+/// Remedy for a setting `key` of the command line that differs from that of the work that goes on.
+pub(crate) fn remedy(key: &str) -> &'static str {
+    if key.ends_with(".per_sample") { "start it with or without mpirun, as before" } else { "leave that out" }
+}
+
 /// Makes the run in `root`, whose files are complete, that of the followers.
 ///
 /// # Errors

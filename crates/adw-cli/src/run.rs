@@ -17,7 +17,7 @@ use crate::{
     dataset_folder, digest,
     failure::bad_input,
     fold::Fold,
-    interrupt,
+    interrupt, ranks,
     report::{progress::note, run_data::json as read_json},
     run_config::{self, RunConfig, RunFacts},
     run_folder::{RunFolder, check_new, config_path},
@@ -105,8 +105,9 @@ impl Run {
         let config = stored.changed_by(request.config)?;
         if let Some((key, was, is)) = stored.difference(&config, |key| !may_change(key)) {
             bad_input!(
-                "{} was made with {key} = {was}, not {is}: leave that out, or choose another --run",
-                request.root.display()
+                "{} was made with {key} = {was}, not {is}: {}, or choose another --run",
+                request.root.display(),
+                ranks::remedy(&key)
             );
         }
         let data = request.data.unwrap_or(&facts.data);

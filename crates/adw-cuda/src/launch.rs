@@ -17,7 +17,7 @@ pub struct Module {
 /// [`params!`](crate::params).
 ///
 /// # Safety
-/// `#[repr(C)]`, without padding bytes, which would not be initialised.
+/// `#[repr(C)]`, without padding bytes, which would not be initialised, and of fields for which every bit pattern is a value.
 pub unsafe trait Params: Copy {}
 
 macro_rules! numbers {

@@ -24,7 +24,8 @@ impl Lock {
     }
 }
 
-/// Locks `path` for one process: an existing folder (on Unix), or a file, created empty if absent.
+/// Locks `path` for one process: an existing folder (on Unix), or a file, created empty if absent. Between machines, on a network
+/// file system, lock files: the system locks folders there on each machine for itself.
 ///
 /// A `timeout` above zero matters even where no other process is expected: the system takes a moment to release the locks
 /// of a killed process, and a run that is resumed at once would meet those of its predecessor.

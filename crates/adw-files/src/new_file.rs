@@ -1,6 +1,6 @@
 //! Files that are either complete or absent: written aside, synced, renamed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -33,9 +33,8 @@ impl NewFile {
     /// `InvalidInput` if `target` exists and is no regular file, or is no name of a file; the system's error.
     pub fn create(target: &Path) -> io::Result<Self> {
         check_replaceable(target)?;
-        let (temporary, file) =
-            create_beside(target, |path| OpenOptions::new().write(true).create_new(true).open(path).map(Some))?;
-        let out = BufWriter::with_capacity(1 << 16, file.expect("a file is created with its handle"));
+        let (temporary, file) = create_beside(target)?;
+        let out = BufWriter::with_capacity(1 << 16, file);
         Ok(Self { out, temporary, target: target.to_path_buf(), committed: false })
     }
 
@@ -54,13 +53,19 @@ impl NewFile {
     /// Those of [`Self::commit`]; `InvalidInput` if `previous` exists and is no regular file.
     pub fn commit_keeping(self, previous: &Path) -> io::Result<()> {
         let target = self.target.clone();
-        self.commit_after(|| {
+        let mut is_moved = false;
+        let outcome = self.commit_after(|| {
             check_replaceable(previous)?;
-            match fs::rename(target, previous) {
+            match fs::rename(&target, previous) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                outcome => outcome,
+                outcome => outcome.map(|()| is_moved = true),
             }
-        })
+        });
+        if outcome.is_err() && is_moved && !target.exists() {
+            // The error of the commit is the one to report.
+            let _ = fs::rename(previous, &target);
+        }
+        outcome
     }
 
     fn commit_after(mut self, prepare: impl FnOnce() -> io::Result<()>) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::file_kind::existing;
-use crate::temporary::{create_beside, is_done, sync_folder, sync_parent, take_name};
+use crate::temporary::{create_beside, create_folder_of, is_done, sync_folder, sync_parent, take_name};
 
 /// A folder under construction, which takes its name in [`Self::commit`]. Dropped before that, it is removed with its
 /// content.
@@ -23,8 +23,8 @@ use crate::temporary::{create_beside, is_done, sync_folder, sync_parent, take_na
 pub struct NewFolder {
     temporary: PathBuf,
     target: PathBuf,
-    /// Marks the folder as held by this process. None on systems that do not open folders.
-    _lock: Option<File>,
+    /// File beside the folder that marks it as held by this process, and its handle, which is locked.
+    lock: (PathBuf, File),
     committed: bool,
 }
 
@@ -36,11 +36,9 @@ impl NewFolder {
     /// the system's error.
     pub fn create(target: &Path) -> io::Result<Self> {
         check_absent_or_empty(target)?;
-        let (temporary, lock) = create_beside(target, |path| {
-            fs::create_dir(path)?;
-            Ok(File::open(path).ok())
-        })?;
-        Ok(Self { temporary, target: target.to_path_buf(), _lock: lock, committed: false })
+        let lock = create_beside(target)?;
+        let temporary = create_folder_of(&lock.0).inspect_err(|_| remove_lock(&lock.0))?;
+        Ok(Self { temporary, target: target.to_path_buf(), lock, committed: false })
     }
 
     /// Path of the folder before [`Self::commit`].
@@ -81,6 +79,12 @@ fn check_absent_or_empty(target: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not an empty folder"))
 }
 
+/// Removes the file of a folder's lock. One that stays is removed by `remove_stale`.
+fn remove_lock(path: &Path) {
+    let _ = fs::remove_file(path);
+    is_done(path);
+}
+
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.committed {
@@ -88,5 +92,6 @@ impl Drop for NewFolder {
             let _ = fs::remove_dir_all(&self.temporary);
             is_done(&self.temporary);
         }
+        remove_lock(&self.lock.0);
     }
 }

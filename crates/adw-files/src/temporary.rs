@@ -1,8 +1,9 @@
-//! Names and locks of files and folders under construction: `.NAME.PID-N.adw-tmp`.
+//! Names and locks of files and folders under construction: `.NAME.PID-N.adw-tmp`, for a folder a file that is locked beside
+//! `.NAME.PID-N.adw-tmp.d`, since network file systems lock files alone between machines.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,13 +62,9 @@ pub(crate) fn is_done(path: &Path) {
     under_construction().remove(path);
 }
 
-/// Creates a temporary file or folder beside `target` by `create`, which must fail with `AlreadyExists` for a name that is
-/// taken and may return no handle where the system opens no folders. Returns its path and the handle, locked where the file
-/// system has locks. Removes what killed processes left of the same target.
-pub(crate) fn create_beside(
-    target: &Path,
-    create: impl Fn(&Path) -> io::Result<Option<File>>,
-) -> io::Result<(PathBuf, Option<File>)> {
+/// Creates a temporary file beside `target`. Returns its path and the handle, locked where the file system has locks. Removes what
+/// killed processes left of the same target.
+pub(crate) fn create_beside(target: &Path) -> io::Result<(PathBuf, File)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "is not the name of a file");
     let name = target.file_name().ok_or_else(invalid)?;
@@ -77,19 +74,35 @@ pub(crate) fn create_beside(
     for _ in 0..MAX_ATTEMPTS {
         let path = target.with_file_name(temporary_name(&prefix, COUNTER.fetch_add(1, Ordering::Relaxed)));
         let mut own = under_construction();
-        let handle = match create(&path) {
+        let handle = match OpenOptions::new().write(true).create_new(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             created => created?,
         };
         // Between creation and lock, `remove_stale` of another process may take it for a leftover. An error other than
         // `WouldBlock` comes from a file system without locks, where `remove_stale` removes nothing.
-        let lost = handle.as_ref().is_some_and(|handle| matches!(handle.try_lock(), Err(TryLockError::WouldBlock)));
+        let lost = matches!(handle.try_lock(), Err(TryLockError::WouldBlock));
         if !lost && path.exists() {
             own.insert(path.clone());
             return Ok((path, handle));
         }
     }
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "has too many temporary files beside it"))
+}
+
+/// Creates the folder whose lock is the temporary file `lock`.
+pub(crate) fn create_folder_of(lock: &Path) -> io::Result<PathBuf> {
+    let folder = folder_of(lock);
+    let mut own = under_construction();
+    fs::create_dir(&folder)?;
+    own.insert(folder.clone());
+    Ok(folder)
+}
+
+/// Folder under construction whose lock is the temporary file `lock`.
+fn folder_of(lock: &Path) -> PathBuf {
+    let mut name = lock.as_os_str().to_owned();
+    name.push(".d");
+    name.into()
 }
 
 /// Beginning of all temporary names of a target: `.NAME.`, shortened where file systems would refuse it.
@@ -142,20 +155,22 @@ fn remove_stale_names(folder: &Path, wanted: impl Fn(&OsStr) -> bool) -> io::Res
         let entry = entry?;
         let kind = entry.file_type()?;
         let name = entry.file_name();
-        if !is_temporary_name(&name) || !wanted(&name) || !(kind.is_file() || kind.is_dir()) {
+        if !is_temporary_name(&name) || !wanted(&name) || !kind.is_file() {
             continue;
         }
         let path = entry.path();
-        // Gone or renamed meanwhile, or on a system that opens no folders.
-        let Ok(handle) = File::open(&path) else { continue };
+        // Gone or renamed meanwhile. For writing: NFS locks no other handles.
+        let Ok(handle) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
         if handle.try_lock().is_err() {
             continue;
         }
-        let result = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match result {
-            Ok(()) => removed += 1,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        // The folder first: without its lock it would stay.
+        for (result, count) in [(fs::remove_dir_all(folder_of(&path)), 0), (fs::remove_file(&path), 1)] {
+            match result {
+                Ok(()) => removed += count,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(removed)

@@ -104,7 +104,7 @@ fn a_kill_leaves_the_old_content_and_what_it_left_is_removed_once_it_is_dead() {
     write_bytes(&path, b"old").unwrap();
     let mut child = start("write and wait", dir.path());
     assert_eq!(remove_stale(dir.path()).unwrap(), 0, "its files are in use");
-    assert_eq!(names(dir.path()).len(), 3);
+    assert_eq!(names(dir.path()).len(), 4, "the old file, the new one, the folder and its lock");
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"old");

@@ -40,7 +40,8 @@ impl World {
     }
 
     /// Sends bytes to a rank and receives as many as `receive` has from a rank, at the same time, where each is given. Calls
-    /// `waiting` again and again until both are done. Errors of MPI end all processes.
+    /// `waiting` again and again until both are done; it must not panic, which would end the process, or call this. Errors of MPI,
+    /// and a message of another length than `receive`, end all processes.
     ///
     /// # Panics
     /// If a rank is not below [`Self::size`].

@@ -150,7 +150,7 @@ impl RunFiles {
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Locks the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be
-/// locked (Windows, some network file systems) there is no such protection.
+/// locked (Windows, some network file systems), or on one machine alone (NFS), there is no such protection.
 fn lock(folder: &Path) -> Result<Option<Lock>> {
     match adw_files::lock_with_timeout(folder, LOCK_TIMEOUT) {
         Ok(lock) => Ok(Some(lock)),

@@ -21,7 +21,10 @@ pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
         return Err(Error::Shape { op, what: "x", got: x.shape().clone(), expected: "[B, C, D, H, W]".into() });
     }
     num_elements(op, "x", x.dims())?;
-    Ok(x.permute((0, 2, 3, 4, 1))?.contiguous()?)
+    let map = x.permute((0, 2, 3, 4, 1))?;
+    // `contiguous` keeps a view that begins inside another tensor, which kernels of a device refuse if it is not aligned.
+    let begins_inside = map.device().is_cuda() && map.layout().start_offset() > 0;
+    Ok(if begins_inside { map.force_contiguous()? } else { map.contiguous()? })
 }
 
 /// View of `[B, D, H, W, C]` as `[B, C, D, H, W]`.

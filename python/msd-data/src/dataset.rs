@@ -108,9 +108,14 @@ impl Dataset {
 }
 
 #[pyfunction]
-pub(crate) fn check(py: Python<'_>, path: PathBuf, memory_gb: Option<f64>) -> PyResult<Bound<'_, PyAny>> {
-    let problems =
-        interruptible(py, memory(memory_gb)?, |memory| Ok(check_dataset(&path, Positions::Checked, memory)))?;
+pub(crate) fn check(
+    py: Python<'_>,
+    path: PathBuf,
+    ignore_positions: bool,
+    memory_gb: Option<f64>,
+) -> PyResult<Bound<'_, PyAny>> {
+    let positions = Positions::ignored_if(ignore_positions);
+    let problems = interruptible(py, memory(memory_gb)?, |memory| Ok(check_dataset(&path, positions, memory)))?;
     to_python(py, &problems)
 }
 

@@ -90,6 +90,9 @@ pub(crate) struct PhantomArgs {
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) dataset: DatasetArgs,
+    /// Use labels and channels voxel by voxel, wherever their headers place them in the scanner
+    #[arg(long)]
+    pub(crate) ignore_positions: bool,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     #[command(flatten)]

@@ -18,7 +18,7 @@ use crate::{
 pub(crate) fn run(args: &CheckArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let folder = dataset_folder(&args.dataset)?;
-    let problems = check_dataset(&folder, Positions::Checked, memory::limit(args.memory));
+    let problems = check_dataset(&folder, Positions::ignored_if(args.ignore_positions), memory::limit(args.memory));
     for problem in &problems {
         if args.process.json {
             emit("problem", problem);

@@ -31,7 +31,7 @@ use crate::{
     run_folder::{RunFolder, check_new, config_path, trainings_path},
     runs::task_runs,
     splits::Splits,
-    statistics::{Sample, Spread, mean, mean_over_labels},
+    statistics::{Sample, Spread, mean},
     task::Task,
 };
 
@@ -315,18 +315,17 @@ type Metric = fn(&LabelMetrics) -> f64;
 const METRICS: [(&str, Metric); 4] =
     [("Dice", |m| m.dice), ("IoU", |m| m.iou), ("HD95", |m| m.hd95_mm), ("NSD", |m| m.nsd)];
 
-/// Spread of each metric of each label over the cases of all folds. `foreground_mean` is that of the cases' means over labels.
+/// Spread of each metric over the cases of all folds: of each label, and of `foreground_mean`, their mean.
 fn spreads(folds: &[Report]) -> BTreeMap<String, BTreeMap<&'static str, Spread>> {
     let of_metrics = |label: Option<u16>| {
-        let score = |case: &BTreeMap<u16, LabelMetrics>, metric: Metric| match label {
-            Some(label) => metric(&case[&label]),
-            None => mean_over_labels(case, metric),
+        let scores = |case: &BTreeMap<u16, LabelMetrics>, metric: Metric| match label {
+            Some(label) => vec![metric(&case[&label])],
+            None => case.values().map(metric).collect(),
         };
         let spread = |(name, metric): &(&'static str, Metric)| {
-            let fold = |report: &Report| {
-                Sample::of_scores(report.metric_per_case.iter().map(|case| score(&case.metrics, *metric)))
-            };
-            Some((*name, Sample::Group(folds.iter().map(fold).collect()).spread()?))
+            let fold =
+                |report: &Report| report.metric_per_case.iter().map(|case| scores(&case.metrics, *metric)).collect();
+            Some((*name, Sample { seeds: vec![folds.iter().map(fold).collect()] }.spread()?))
         };
         METRICS.iter().filter_map(spread).collect()
     };

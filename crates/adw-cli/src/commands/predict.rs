@@ -66,10 +66,12 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     for image in &images {
         check_target(&image.target(&output), args.resume)?;
         if args.probabilities {
-            check_output(&image.probabilities(&output))?;
+            let target = image.probabilities(&output);
+            check_output(&target)?;
+            check_origin(&target, |path| npz::is_own(path, PROBABILITIES))?;
         }
         if let Some(dicom) = &image.dicom {
-            dicom.check_output(&image.segmentation(&output), args.resume)?;
+            dicom.check_output(&image.segmentation(&output))?;
         }
         let grid = (image.path(), &image.geometry()?);
         memory::check_segmentation(limit, grid, &models.plan, &architectures, &device, args.probabilities)?;
@@ -168,7 +170,8 @@ fn write_probabilities(
 ///
 /// # Errors
 /// A name that is too long for a file system, or that belongs to a folder, a link, a device, a pipe or a socket, or to a file of
-/// another program: perhaps a reference. With `resume` such a file is replaced, but not where it is part of a dataset.
+/// another program: perhaps a reference, or a map that a person has corrected. With `resume` one that cannot be read is replaced, but
+/// not where it is part of a dataset.
 fn check_target(target: &Path, resume: bool) -> Result<()> {
     /// Longest name of a file on the file systems in use, in bytes.
     const MAX_NAME_BYTES: usize = 255;
@@ -180,8 +183,13 @@ fn check_target(target: &Path, resume: bool) -> Result<()> {
         );
     }
     check_output(target)?;
-    let is_replaced = resume && !is_dataset(&parent(target).join(".."));
-    if !is_replaced && target.exists() && !provenance::is_own(target) {
+    let is_damaged = |path: &Path| resume && !is_dataset(&parent(path).join("..")) && read_labels(path).is_err();
+    check_origin(target, |path| provenance::is_own(path) || is_damaged(path))
+}
+
+/// Refuses a file that exists unless `may_replace` returns true for it.
+fn check_origin(target: &Path, may_replace: impl Fn(&Path) -> bool) -> Result<()> {
+    if target.exists() && !may_replace(target) {
         bad_input!(
             "{}: exists and is not of `{} predict`; choose another --output, or remove it",
             target.display(),

@@ -146,8 +146,9 @@ fn keep_settings(run: &mut Run, directory: &Path, args: &RetrainArgs) -> Result<
     let asked: RunConfig = stored.changed_by(&args.config)?;
     if let Some((key, was, is)) = stored.difference(&asked, |key| !key.starts_with("predict.")) {
         bad_input!(
-            "{} was started with {key} = {was}, not {is}: leave that out, or give another --name",
-            directory.display()
+            "{} was started with {key} = {was}, not {is}: {}, or give another --name",
+            directory.display(),
+            ranks::remedy(&key)
         );
     }
     run.config = asked;

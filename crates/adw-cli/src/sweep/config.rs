@@ -4,13 +4,16 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use md5::{Digest as _, Md5};
 use msd_data::NUM_FOLDS;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
     args::{Cli, ConfigArgs},
     child::Arguments,
     commands::retrain::may_change,
+    digest,
     failure::{bad_input, toml_problem},
     run_config::RunConfig,
 };
@@ -119,6 +122,26 @@ impl SweepConfig {
         unique("seeds", self.seeds.iter().map(ToString::to_string))?;
         unique("arms", arms)?;
         self.arms.iter().try_for_each(|arm| self.check_arm(arm).with_context(|| format!("arm {}", arm.name)))
+    }
+
+    /// Digest of all that an arm's networks depend on beside dataset, fold and seed, also of the files that it names.
+    pub(crate) fn digest(&self, arm: &Arm) -> Result<String> {
+        let text = |file: Option<&String>| -> Result<String> {
+            let Some(file) = file.filter(|file| Path::new(file).is_file()) else { return Ok(String::new()) };
+            adw_files::read_text(Path::new(file)).with_context(|| format!("arm {}: cannot read {file}", arm.name))
+        };
+        let mut own = json!(arm);
+        if let Value::Object(keys) = &mut own {
+            // What makes a comparison of results unfair changes none. A key of a later version changes no plan without it.
+            keys.retain(|key, value| key != "allow_difference" && !value.is_null() && *value != json!([]));
+        }
+        let shared = json!([self.preset, self.set, own]).to_string();
+        let mut digest = Md5::new();
+        for part in [shared, text(self.preset.as_ref())?, text(arm.architecture.as_ref())?] {
+            digest.update((part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        Ok(digest::hexadecimal(digest))
     }
 
     fn check_arm(&self, arm: &Arm) -> Result<()> {

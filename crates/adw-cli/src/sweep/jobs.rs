@@ -32,6 +32,8 @@ struct Job<'a> {
     dataset: &'a str,
     stage: Stage,
     num_tasks: usize,
+    /// True if a task needs another one of the stage.
+    waits: bool,
     resources: Resources,
     args: &'a SweepSubmitArgs,
     /// Folder of logs and job files.
@@ -66,6 +68,7 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
                 dataset: &dataset.name,
                 stage,
                 num_tasks: of_stage.len(),
+                waits: of_stage.iter().any(|task| task.after.iter().any(|&needed| sweep.tasks[needed].stage == stage)),
                 resources: resources(&sweep, &of_stage, args)?,
                 args,
                 folder: here.join(&sweep.folder).join("jobs"),
@@ -89,7 +92,7 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
         let (text, command): (String, Vec<String>) = if slurm {
             (job.slurm(&here), slurm_command(previous.as_deref()))
         } else if lsf {
-            (job.lsf(&here), vec!["bsub".into()])
+            (job.lsf(&here, previous.is_some().then(|| &jobs[index - 1])), vec!["bsub".into()])
         } else {
             (job.pbs(&here), pbs_command(previous.as_deref()))
         };
@@ -207,8 +210,9 @@ impl Job<'_> {
 
     fn command(&self) -> String {
         let Self { work, dataset, .. } = self;
+        let wait = if self.waits { " --wait" } else { "" };
         let scratch = scratch_option(self.args);
-        format!("{work} --dataset {dataset} --stage {} --threads {}{scratch}", self.stage.name(), self.args.cores)
+        format!("{work} --dataset {dataset} --stage {} --threads {}{wait}{scratch}", self.stage.name(), self.args.cores)
     }
 
     /// Lines of a job file: head, directives of the command line, body.
@@ -242,7 +246,7 @@ impl Job<'_> {
         self.file(&head, &body)
     }
 
-    fn lsf(&self, here: &Path) -> String {
+    fn lsf(&self, here: &Path, previous: Option<&Self>) -> String {
         let log = self.folder.join(format!("{}-%I.log", self.file_stem()));
         let mut head = format!(
             "#BSUB -J {}[1-{}]%{}\n#BSUB -n {}\n#BSUB -R span[hosts=1]\n#BSUB -M {}MB\n#BSUB -R rusage[mem={}MB]\n\
@@ -257,8 +261,8 @@ impl Job<'_> {
             log.display(),
             here.display()
         );
-        if let Some(previous) = Stage::ALL.into_iter().rfind(|stage| *stage < self.stage) {
-            let _ = writeln!(head, "#BSUB -w ended({}-{})", self.of_dataset, previous.name());
+        if let Some(previous) = previous {
+            let _ = writeln!(head, "#BSUB -w ended({})", previous.name());
         }
         self.file(&head, &format!("exec {}\n", self.command()))
     }

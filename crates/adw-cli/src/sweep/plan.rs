@@ -14,7 +14,7 @@ use crate::{
     architecture_choice::architecture_in,
     args::{DatasetArgs, Stage},
     failure::{bad_input, program},
-    run_folder::{parent, trainings_path},
+    run_folder::{is_same, parent, trainings_path},
     task::Task as DatasetTask,
 };
 
@@ -26,6 +26,9 @@ pub(crate) struct Sweep {
     pub(crate) folder: PathBuf,
     pub(crate) config: SweepConfig,
     pub(crate) datasets: Vec<SweepDataset>,
+    /// Digest of the settings and of the architecture file of each arm, by its name. Absent in plans of earlier versions.
+    #[serde(default)]
+    pub(crate) arms: BTreeMap<String, String>,
     pub(crate) tasks: Vec<Task>,
 }
 
@@ -98,7 +101,8 @@ impl Sweep {
         let datasets = config.datasets.iter().map(dataset).collect::<Result<Vec<_>>>()?;
         unique("datasets", datasets.iter().map(|dataset| dataset.name.clone()))?;
         let tasks = tasks(&config, &datasets);
-        Ok(Self { folder: output, config, datasets, tasks })
+        let arms = config.arms.iter().map(|arm| Ok((arm.name.clone(), config.digest(arm)?))).collect::<Result<_>>()?;
+        Ok(Self { folder: output, config, datasets, arms, tasks })
     }
 
     /// Plans the sweep of a TOML file, and writes `plan.json`.
@@ -120,21 +124,26 @@ impl Sweep {
         Ok(sweep)
     }
 
-    /// Refuses results that were made with other settings than this plan has for the arm of that name.
+    /// Refuses results that were made with another dataset, or with other settings than this plan has for the arm of that name.
     fn check_results_of(&self, earlier: &Self) -> Result<()> {
-        let settings = |sweep: &Self, arm: &Arm| {
-            // What makes a comparison of results unfair changes none.
-            let arm = Arm { allow_difference: Vec::new(), ..arm.clone() };
-            (sweep.config.preset.clone(), sweep.config.set.clone(), arm)
-        };
         for task in earlier.tasks.iter().filter(|task| earlier.is_done(task)) {
-            let Some(before) = task.cell.map(|cell| earlier.arm(cell)) else { continue };
-            let now = self.config.arms.iter().find(|arm| arm.name == before.name);
-            if now.is_some_and(|now| settings(self, now) != settings(earlier, before)) {
+            let result = earlier.result(task);
+            let before = &earlier.datasets[task.dataset];
+            let now = self.datasets.iter().find(|dataset| dataset.name == before.name);
+            if now.is_some_and(|now| now.folder != before.folder && !is_same(&now.folder, &before.folder)) {
                 bad_input!(
-                    "arm {} has other settings than its results in {}: give it another name, or remove them",
+                    "dataset {} is in another folder than that of {}: write to another output, or remove the results",
                     before.name,
-                    earlier.result(task).display()
+                    result.display()
+                );
+            }
+            let Some(arm) = task.cell.map(|cell| &earlier.arm(cell).name) else { continue };
+            if let (Some(before), Some(now)) = (earlier.arms.get(arm), self.arms.get(arm))
+                && before != now
+            {
+                bad_input!(
+                    "arm {arm} has other settings than its results in {}: give it another name, or remove them",
+                    result.display()
                 );
             }
         }

@@ -22,7 +22,7 @@ use crate::{
         progress::{emit, say},
         table::Table,
     },
-    statistics::{Sample, Spread, mean, mean_over_labels},
+    statistics::{CaseScores, Sample, Spread, dice_differences, mean, mean_over_labels},
 };
 
 /// Writes `rows.jsonl`, `summary.md`, a chart of each kind per dataset in `plots/` and `report.html`, and prints the tables.
@@ -130,21 +130,30 @@ fn dice(row: &Row, case: &str) -> f64 {
     row.cases.get(case).map_or(f64::NAN, |case| mean_over_labels(case, |metrics| metrics.dice))
 }
 
-/// Groups scores of cases by seed and fold. `scores` returns those of a network.
-fn by_network<'a>(rows: &[&'a Row], scores: impl Fn(&'a Row) -> Vec<f64>) -> Option<Spread> {
-    let mut seeds = BTreeMap::<u64, Vec<Sample>>::new();
-    for row in rows {
-        seeds.entry(row.seed).or_default().push(Sample::of_scores(scores(row)));
+/// Spread of scores of networks, which `scores` returns by case.
+fn by_network<'a>(rows: &[&'a Row], scores: impl Fn(&'a Row) -> BTreeMap<&'a String, CaseScores>) -> Option<Spread> {
+    let of_rows: Vec<_> = rows.iter().map(|row| ((row.seed, row.fold), scores(row))).collect();
+    // Cases of each fold, in the same order for all seeds.
+    let mut folds = BTreeMap::<usize, BTreeSet<&String>>::new();
+    for ((_, fold), cases) in &of_rows {
+        folds.entry(*fold).or_default().extend(cases.keys());
     }
-    Sample::Group(seeds.into_values().map(Sample::Group).collect()).spread()
+    let seeds: BTreeSet<u64> = rows.iter().map(|row| row.seed).collect();
+    let of_fold = |seed: u64, fold: usize, cases: &BTreeSet<&String>| {
+        let network = of_rows.iter().find(|(network, _)| *network == (seed, fold));
+        let of_case = |case| network.and_then(|(_, scores)| scores.get(case)).cloned().unwrap_or_default();
+        cases.iter().map(of_case).collect()
+    };
+    let of_seed = |seed| folds.iter().map(|(fold, cases)| of_fold(seed, *fold, cases)).collect();
+    Sample { seeds: seeds.into_iter().map(of_seed).collect() }.spread()
 }
 
-/// Differences of Dice between two arms over the cases that both have scored, by seed and fold.
+/// Differences of Dice between two arms over the cases that both have, by seed and fold.
 fn paired(arm: &[&Row], other: &[&Row]) -> Option<Spread> {
     by_network(arm, |row| {
         let partner = other.iter().find(|other| (other.seed, other.fold) == (row.seed, row.fold));
-        let differences = |partner: &&Row| row.cases.keys().map(|case| dice(row, case) - dice(partner, case)).collect();
-        partner.map(differences).unwrap_or_default()
+        let difference = |(case, of)| Some((case, dice_differences(of, partner?.cases.get(case)?)));
+        row.cases.iter().filter_map(difference).collect()
     })
 }
 
@@ -154,7 +163,10 @@ fn compared(dataset: &str, rows: &[&Row], arms: &[Arm]) -> StudyDataset {
     for arm in arms {
         let name = &arm.name;
         let rows: Vec<&Row> = rows.iter().copied().filter(|row| row.arm == *name).collect();
-        let all = by_network(&rows, |row| row.cases.keys().map(|case| dice(row, case)).collect());
+        let all = by_network(&rows, |row| {
+            let labels = row.cases.iter().map(|(case, of)| (case, of.values().map(|metrics| metrics.dice).collect()));
+            labels.collect()
+        });
         let Some(all) = all else { continue };
         let of_networks = |value: &dyn Fn(&Row) -> f64| mean(rows.iter().map(|row| value(row)));
         scores.push(ArmScores {
@@ -233,7 +245,7 @@ fn tables(dataset: &StudyDataset) -> String {
         ]);
     }
     format!(
-        "```\n{}```\n\n```\n{}```\n\nMean over the foreground labels of a case; intervals of a bootstrap over seeds, folds and cases.\n\n",
+        "```\n{}```\n\n```\n{}```\n\nMeans over the foreground labels of their means over cases; intervals of a bootstrap over seeds, and over folds and cases, which seeds share.\n\n",
         scores.render(),
         differences.render()
     )

@@ -31,6 +31,21 @@ pub(crate) fn address(op: &'static str, rt: &CudaRuntime, t: &Tensor) -> Result<
     })
 }
 
+/// Most voxels of a sample: kernels count them with 31 bits, up to the end of a block behind the last.
+const MAX_VOXELS: usize = i32::MAX as usize - (1 << 20);
+
+/// Checks that kernels can count the voxels of a sample of this spatial size.
+///
+/// # Errors
+/// [`Error::Argument`] for more than 2,146,435,071.
+pub(crate) fn check_voxels(op: &'static str, size: [usize; 3]) -> Result<()> {
+    if size.iter().product::<usize>() <= MAX_VOXELS {
+        return Ok(());
+    }
+    let what = format!("{size:?} voxels, expected at most {MAX_VOXELS} in all on a CUDA device: use smaller patches");
+    Err(Error::Argument { op, what })
+}
+
 /// [`address`] of a map, of which kernels move 16 bytes at a time.
 ///
 /// # Errors
@@ -40,7 +55,8 @@ pub(crate) fn map_address(op: &'static str, rt: &CudaRuntime, map: &Tensor) -> R
     if address.0.is_multiple_of(16) {
         return Ok(address);
     }
-    let what = "a map that begins inside another tensor, expected one aligned to 16 bytes: copy it";
+    let what =
+        "a map that begins inside another tensor, expected one aligned to 16 bytes: copy it with `force_contiguous`";
     Err(Error::Argument { op, what: what.into() })
 }
 

@@ -132,9 +132,15 @@ class PreparedCase(NamedTuple):
     """Cropping and resampling, for :func:`restore`."""
 
 
-def check(path: PathLike, *, memory_gb: Optional[float] = None) -> List[Problem]:
-    """Read a whole dataset and return its problems, each in one line; none if it is sound."""
-    return _native.check(path, memory_gb)
+def check(path: PathLike, *, ignore_positions: bool = False, memory_gb: Optional[float] = None) -> List[Problem]:
+    """Read a whole dataset and return its problems, each in one line; none if it is sound.
+
+    Args:
+        path: Folder of the dataset.
+        ignore_positions: Use labels and channels voxel by voxel, wherever their headers place them in the scanner.
+        memory_gb: Most memory for reading, GB; by default what is available.
+    """
+    return _native.check(path, ignore_positions, memory_gb)
 
 
 def plan(

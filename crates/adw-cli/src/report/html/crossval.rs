@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Section about a cross-validation.
-pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
+pub(super) fn section(run: &RunData, of: &CrossvalData, id: &str) -> Section {
     let labels = &run.plan.labels;
     let trainings = || run.trainings.iter().filter(|training| of.covers(training) && training.metrics.is_some());
     let search = |fold: Fold| run.searches.iter().find(|search| Fold::Number(search.fold) == fold);
@@ -63,11 +63,7 @@ pub(super) fn section(run: &RunData, of: &CrossvalData) -> Section {
     body += &table("Folds", &["fold", "cases", "Dice", "HD95 mm", "NSD", "search", "training"], folds);
     body += &score_tables(&of.report, labels);
     let network = trainings().next().map_or("", TrainingData::network);
-    Section { id: id(of), title: format!("Cross-validation: {network}"), body }
-}
-
-fn id(of: &CrossvalData) -> String {
-    of.name.as_ref().map_or("crossval".to_owned(), |name| format!("crossval-{name}"))
+    Section { id: id.to_owned(), title: format!("Cross-validation: {network}"), body }
 }
 
 fn postprocessing(of: &CrossvalData, labels: &[Label]) -> String {

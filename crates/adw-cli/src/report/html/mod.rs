@@ -77,7 +77,8 @@ pub(crate) fn overlays(report: &Report, dataset: &Dataset, folder: &Path) -> Vec
 
 fn render(run: &RunData) -> String {
     let mut sections = vec![overview(run)];
-    sections.extend(run.crossvals.iter().map(|crossval| crossval::section(run, crossval)));
+    let crossvals = run.crossvals.iter().enumerate();
+    sections.extend(crossvals.map(|(i, crossval)| crossval::section(run, crossval, &format!("crossval-{i}"))));
     sections.extend(run.searches.iter().map(|search| search::section(run, search)));
     let with_scores = run.trainings.iter().filter(|training| training.metrics.is_some()).count();
     let voxels = VIEWER_VOXELS / 3 / with_scores.clamp(1, MAX_VIEWERS);

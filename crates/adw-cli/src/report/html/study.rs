@@ -167,7 +167,7 @@ fn section(index: usize, dataset: &StudyDataset) -> Section {
     });
     let caption = format!("Worst of {}: Dice, mean over labels and networks", count(dataset.cases.len(), "case"));
     body += &format!("<details><summary>Worst cases</summary>\n{}</details>\n", table(&caption, &header, rows));
-    body += "<p>Dice is the mean over a case's foreground labels. Intervals are of a bootstrap over seeds, folds and cases.</p>\n";
+    body += "<p>Dice is the mean over the foreground labels of their means over cases. Intervals are of a bootstrap over seeds, and over folds and cases, which seeds share.</p>\n";
     Section { id: format!("dataset-{index}"), title: dataset.name.clone(), body }
 }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     fold::Fold,
     report::run_data::{RunData, TrainingData},
-    statistics::mean,
+    statistics::{dice_differences, mean},
 };
 
 /// Most cases in a table: the worst ones.
@@ -219,12 +219,12 @@ pub(super) fn comparison(run: &RunData) -> String {
 /// Mean difference of the cases' Dice, and the number of cases where `training` is better.
 pub(super) fn difference(training: &TrainingData, other: &TrainingData) -> String {
     let (Some(a), Some(b)) = (&training.metrics, &other.metrics) else { return "–".to_owned() };
-    let others = scored(b);
-    let cases = scored(a);
-    let pairs: Vec<f64> = cases
-        .iter()
-        .filter_map(|case| Some(case.dice - others.iter().find(|other| other.id == case.id)?.dice))
-        .collect();
+    let of_other = |id: &str| b.metric_per_case.iter().find(|other| case_id(&other.prediction_file) == id);
+    let difference = |case: &CaseReport| {
+        let other = of_other(case_id(&case.prediction_file))?;
+        Some(mean(dice_differences(&case.metrics, &other.metrics))).filter(|difference| difference.is_finite())
+    };
+    let pairs: Vec<f64> = a.metric_per_case.iter().filter_map(difference).collect();
     if pairs.is_empty() {
         return "–".to_owned();
     }

@@ -28,7 +28,8 @@ pub(super) fn driver_message(error: DriverError) -> String {
 pub struct CudaRuntime {
     device: CudaDevice,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    /// By names of module and kernel.
+    functions: Mutex<HashMap<[&'static str; 2], Function>>,
     recorder: Mutex<Option<Recorder>>,
     /// `None` unless [`ConvolutionBackend::Cudnn`] was chosen.
     cudnn: Mutex<Option<Cudnn>>,
@@ -170,11 +171,12 @@ impl CudaRuntime {
 
     fn function(&self, module: Module, kernel: &'static str, shared: u32) -> std::result::Result<CudaFunction, String> {
         let mut functions = locked(&self.functions);
-        let found = if let Some(found) = functions.get_mut(kernel) {
+        let key = [module.name, kernel];
+        let found = if let Some(found) = functions.get_mut(&key) {
             found
         } else {
             let function = self.module(module)?.load_function(kernel).map_err(driver_message)?;
-            functions.entry(kernel).or_insert(Function { function, shared: FREE_SHARED })
+            functions.entry(key).or_insert(Function { function, shared: FREE_SHARED })
         };
         if shared > found.shared {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

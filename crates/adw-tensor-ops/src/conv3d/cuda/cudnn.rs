@@ -11,8 +11,9 @@ use adw_cuda::device::{ConvPass, Convolution, CudaRuntime};
 use adw_cuda::{Address, Buffer, Result, Runtime};
 use std::ops::Range;
 
-fn convolution(shape: &ConvShape, channels_in: usize, channels_out: usize) -> Convolution {
-    Convolution {
+/// Description of the convolution; none for a dilated one, which cuDNN is not asked for.
+fn convolution(shape: &ConvShape, channels_in: usize, channels_out: usize) -> Option<Convolution> {
+    (shape.geometry.dilation == [1; 3]).then(|| Convolution {
         bf16: shape.precision == Precision::Bf16,
         batch: shape.batch,
         channels_in,
@@ -22,7 +23,7 @@ fn convolution(shape: &ConvShape, channels_in: usize, channels_out: usize) -> Co
         kernel: shape.geometry.kernel,
         stride: shape.geometry.stride,
         padding: shape.geometry.padding,
-    }
+    })
 }
 
 fn product(v: [usize; 3]) -> usize {
@@ -40,7 +41,8 @@ pub(super) unsafe fn forward(
     weights: &Weights,
     out: Address,
 ) -> Result<bool> {
-    let (c, precision) = (convolution(shape, weights.ci, weights.co), shape.precision);
+    let Some(c) = convolution(shape, weights.ci, weights.co) else { return Ok(false) };
+    let precision = shape.precision;
     let Some(pass) = rt.cudnn_pass(ConvPass::Forward, &c)?.filter(|_| supports(maps, precision)) else {
         return Ok(false);
     };
@@ -66,7 +68,8 @@ pub(super) unsafe fn grad_input(
     wanted: &Range<usize>,
     out: Address,
 ) -> Result<bool> {
-    let (c, precision) = (convolution(shape, wanted.len(), weights.co), shape.precision);
+    let Some(c) = convolution(shape, wanted.len(), weights.co) else { return Ok(false) };
+    let precision = shape.precision;
     let Some(pass) = rt.cudnn_pass(ConvPass::GradInput, &c)?.filter(|_| supports(&[grad_output], precision)) else {
         return Ok(false);
     };
@@ -91,7 +94,8 @@ pub(super) unsafe fn grad_weight(
     out: Address,
 ) -> Result<bool> {
     let ci = maps.iter().map(|m| m.channels).sum();
-    let (c, precision) = (convolution(shape, ci, grad_output.channels), shape.precision);
+    let Some(c) = convolution(shape, ci, grad_output.channels) else { return Ok(false) };
+    let precision = shape.precision;
     let is_supported = supports(maps, precision) && supports(&[grad_output], precision);
     let Some(pass) = rt.cudnn_pass(ConvPass::GradWeight, &c)?.filter(|_| is_supported) else {
         return Ok(false);

@@ -16,7 +16,7 @@ mod tests;
 
 use super::kernels::{Conv3dKernels, Input, input_dims};
 use crate::cuda::MapShape;
-use crate::cuda::tensors::{empty, f32_address, map_address, precision_of};
+use crate::cuda::tensors::{check_voxels, empty, f32_address, map_address, precision_of};
 use crate::error::{Error, Result};
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
@@ -45,7 +45,7 @@ fn conv_shape(
     if !supports(&geometry) {
         return refuse(format!(
             "kernel {:?}, stride {:?} and dilation {:?}, expected on a CUDA device a kernel of at most 8 along an axis and 27 \
-             in all, and dilation only with stride 1 and a dilated kernel of at most 5 along an axis",
+             in all, strides of at most 32, and dilation only with stride 1 and a dilated kernel of at most 5 along an axis",
             geometry.kernel, geometry.stride, geometry.dilation
         ));
     }
@@ -55,6 +55,8 @@ fn conv_shape(
     if num_maps > 2 {
         return refuse(format!("{num_maps} inputs, expected one or two on a CUDA device"));
     }
+    check_voxels(op, size)?;
+    check_voxels(op, geometry.output_size(op, size)?)?;
     Ok(ConvShape { batch, size, geometry, precision: precision_of(op, map)? })
 }
 

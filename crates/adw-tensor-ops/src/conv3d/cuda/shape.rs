@@ -11,6 +11,8 @@ pub(super) const MODULE: Module = adw_cuda::module!("conv3d");
 pub(super) const BOX: usize = 128;
 /// Most taps along an axis.
 pub(super) const MAX_AXIS_TAPS: usize = 8;
+/// Largest stride along an axis.
+const MAX_STRIDE: usize = 32;
 /// Most taps of all axes together: as many as one block of the weight gradient keeps in registers.
 pub(super) const MAX_TAPS: usize = 27;
 /// Bytes of shared memory that a block may have on every device since compute capability 8.0.
@@ -24,7 +26,8 @@ pub(super) fn supports(geometry: &Conv3dGeometry) -> bool {
     let num_taps = geometry.kernel.iter().product::<usize>();
     let is_dense = geometry.dilation == [1; 3];
     let is_small = geometry.stride == [1; 3] && (0..3).all(|i| geometry.reach(i) <= MAX_DILATED_REACH);
-    num_taps <= MAX_TAPS && geometry.kernel.iter().all(|&k| k <= MAX_AXIS_TAPS) && (is_dense || is_small)
+    let is_near = geometry.stride.iter().all(|&stride| stride <= MAX_STRIDE);
+    num_taps <= MAX_TAPS && geometry.kernel.iter().all(|&k| k <= MAX_AXIS_TAPS) && is_near && (is_dense || is_small)
 }
 
 /// Shape of a convolution, the same for its three passes.

@@ -43,23 +43,21 @@ impl Tiling {
         shared: impl Fn(usize) -> usize,
     ) -> Self {
         const LOG: usize = BOX.ilog2() as usize;
+        /// A place in the region has ten bits per axis.
+        const MAX_REGION: usize = 1024;
         let region = |log: [usize; 3]| [0, 1, 2].map(|i| ((1usize << log[i]) - 1) * step[i] + reach[i]);
         let boxes = |all: usize| (0..=all).flat_map(move |d| (0..=all - d).map(move |h| [d, h, all - d - h]));
         let best = (LOG - 2..=LOG)
             .flat_map(boxes)
+            .filter(|&log| region(log).iter().all(|&r| r < MAX_REGION))
             .min_by_key(|&log| {
                 let tiles: usize = (0..3).map(|i| count[i].div_ceil(1 << log[i])).product();
                 let voxels: usize = region(log).iter().product();
                 let smaller = LOG - log.iter().sum::<usize>();
                 (shared(voxels).saturating_sub(MAX_SHARED), smaller, tiles * (voxels + 4 * BOX))
             })
-            .expect("there are boxes");
+            .expect("strides of at most `MAX_STRIDE` leave boxes");
         let int = |v: [usize; 3]| v.map(|v| v as i32);
-        assert!(
-            region(best).iter().all(|&r| r < 1024),
-            "a place in the region has ten bits per axis: {:?}",
-            region(best)
-        );
         Self {
             log_size: int(best),
             tiles: int([0, 1, 2].map(|i| count[i].div_ceil(1 << best[i]))),

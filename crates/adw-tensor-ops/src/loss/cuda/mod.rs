@@ -7,7 +7,7 @@ mod tests;
 
 use super::kernels::{DiceCe, DiceCeKernels, OP, ScaleLosses};
 use super::target::{check_classes, labels, unknown_label};
-use crate::cuda::tensors::{address, empty, precision_of};
+use crate::cuda::tensors::{address, check_voxels, empty, precision_of};
 use crate::error::{Error, Result};
 use crate::map::map_dims;
 use adw_cuda::device::CudaRuntime;
@@ -36,6 +36,7 @@ impl DiceCeKernels for CudaRuntime {
         let (mut list, mut gradients) = (Vec::new(), Vec::new());
         for &(logits, weight) in scales {
             let (n, size, k) = map_dims(OP, "logits", logits)?;
+            check_voxels(OP, size)?;
             if (n, k, logits.dtype()) != (batch, classes, first.dtype()) {
                 let expected = format!("batch {batch}, {classes} classes and {:?}, as the rest", first.dtype());
                 return Err(Error::Shape { op: OP, what: "logits", got: logits.shape().clone(), expected });
@@ -45,6 +46,7 @@ impl DiceCeKernels for CudaRuntime {
             gradients.push(gradient.into_tensor());
         }
         let target = labels(target, classes)?.to_device(&Device::Cuda(self.device().clone()))?;
+        check_voxels(OP, [d, h, w])?;
         let finest = Target { data: address(OP, self, &target)?, size: [d, h, w] };
         // SAFETY: the addresses are those of tensors of these shapes.
         let losses = unsafe { loss_and_gradients(self, config, &list, finest, batch, classes, precision)? };

@@ -12,7 +12,7 @@ use super::kernels::{
     Affine, MapGradient, Moments, MomentsData, NormAct, NormActKernels, NormCoefficients, NormGradients, OP,
 };
 use crate::cuda::MapShape;
-use crate::cuda::tensors::{address, empty, f32_address, f32_tensor, map_address, precision_of};
+use crate::cuda::tensors::{address, check_voxels, empty, f32_address, f32_tensor, map_address, precision_of};
 use crate::error::{Error, Result};
 use crate::map::{check_vector, map_dims};
 use crate::storage::Computed;
@@ -24,6 +24,7 @@ use operands::{AffineAddresses, PartialMoments, max_channels};
 
 fn map_shape(y: &Tensor) -> Result<MapShape> {
     let (batch, size, channels) = map_dims(OP, "y", y)?;
+    check_voxels(OP, size)?;
     let shape = MapShape { batch, voxels: size.iter().product(), channels, precision: precision_of(OP, y)? };
     let max = max_channels(&shape);
     if channels > max {
