@@ -100,7 +100,7 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
         assert_eq!(labels, read_labels(submitted.join(&name)).unwrap().data);
     }
 
-    // An interrupted call goes on: what is there is kept, what is missing is made, and so is what another program wrote.
+    // An interrupted call goes on: what is there is kept, what is missing is made, and what another program wrote stays.
     let [first, second] = names(&plain).try_into().unwrap();
     let written = || plain.join(&first).metadata().unwrap().modified().unwrap();
     let (whole, before) = (read_labels(plain.join(&first)).unwrap(), written());
@@ -109,8 +109,8 @@ fn nnunets_layout_goes_all_the_way_to_a_submission() {
     assert_eq!(written(), before);
     assert!(plain.join(&second).is_file());
     write_labels(plain.join(&first), &whole.data.mapv(|_| 1).view(), &whole.geometry).unwrap();
-    predict.clone().arg("--resume").succeed();
-    assert_eq!(read_labels(plain.join(&first)).unwrap(), whole);
+    predict.clone().arg("--resume").run().assert_bad_input(&[&first, "exists and is not of"]);
+    assert_ne!(read_labels(plain.join(&first)).unwrap(), whole);
 
     let other = phantom(&dir.path().join("other"), 5);
     Adw::new(["submit"])

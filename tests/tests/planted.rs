@@ -27,6 +27,8 @@ fn search(dir: &Path) -> f64 {
     Adw::new([
         "search",
         "--set=network.max_width=6",
+        "--set=search.iterations_per_epoch=12",
+        "--set=search.warmup_epochs=12",
         "--set=data.augmentation.rotation=0",
         "--set=data.augmentation.scaling=0",
     ])
