@@ -195,10 +195,11 @@ fn sweeps_and_cross_validations_have_reports_too() {
 
     let run = dir.path().join("run");
     let crossval = Adw::new(["crossval", "--uniform-width=4"]).path("--data", &data).path("--run", &run);
-    crossval.args(TINY).arg("--set=retrain.epochs=1").succeed();
+    crossval.args(TINY).args(["--set=retrain.epochs=1", "--name=\"><i>plain"]).succeed();
     let of_crossval = run.join("report.html");
     let html = fs::read_to_string(&of_crossval).unwrap();
-    let section = html.split("<section id=\"crossval\"").nth(1).expect("a section").split("</section>").next().unwrap();
+    let section =
+        html.split("<section id=\"crossval-0\"").nth(1).expect("a section").split("</section>").next().unwrap();
     for part in [
         "95 % interval",
         "over 5 cases",
@@ -209,6 +210,7 @@ fn sweeps_and_cross_validations_have_reports_too() {
     ] {
         assert!(section.contains(part), "{part} is not in {section}");
     }
+    assert!(!html.contains("\"><i>plain"), "a name is no element");
     assert!(html.contains("adw crossval --data ") && html.contains("--architecture "), "the command that repeats it");
 
     for (page, width) in [(&of_sweep, 1280), (&of_sweep, 500), (&of_crossval, 1280), (&of_crossval, 500)] {

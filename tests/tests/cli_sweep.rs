@@ -220,6 +220,7 @@ fn job_files_ask_for_what_the_networks_need() {
     fs::write(&others, of("name = \"plain\"\nuniform_width = 4\n")).unwrap();
     let lsf = command("submit", &others).args(["--lsf", "--dry-run"]).succeed().stdout;
     assert!(lsf.contains("#BSUB -w ended(others-phantom-prepare)") && !lsf.contains("phantom-search"), "{lsf}");
+    let others = dir.path().join("warm.toml");
     fs::write(&others, of("name = \"found\"\n[[arms]]\nname = \"warm\"\nsearch_of = \"found\"\n")).unwrap();
     let slurm = command("submit", &others).args(["--slurm", "--dry-run"]).succeed().stdout;
     let waits =

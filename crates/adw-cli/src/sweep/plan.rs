@@ -130,7 +130,8 @@ impl Sweep {
             let result = earlier.result(task);
             let before = &earlier.datasets[task.dataset];
             let now = self.datasets.iter().find(|dataset| dataset.name == before.name);
-            if now.is_some_and(|now| now.folder != before.folder && !is_same(&now.folder, &before.folder)) {
+            // A dataset that has moved is another one only if its cases are, which searches and trainings look at.
+            if now.is_some_and(|now| before.folder.exists() && !is_same(&now.folder, &before.folder)) {
                 bad_input!(
                     "dataset {} is in another folder than that of {}: write to another output, or remove the results",
                     before.name,
