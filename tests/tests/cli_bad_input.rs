@@ -186,6 +186,7 @@ fn configuration_that_means_nothing() {
     let budget = "search.cost={unit=\"macs\",weight=1.0,budget={absolute=10.0}}";
     assert_search_refused(&["--set", budget], &["cost.budget", "10, below", "smallest network"]);
     assert_search_refused(&["--set", "search.precision=half"], &["half", "`full` or `bf16`"]);
+    assert_search_refused(&["--set=search.epochs=1"], &["search.warmup_epochs = 1", "fewer than search.epochs = 1"]);
     assert_search_refused(&["--preset", "fast"], &["fast", "quick, standard, paper"]);
     assert_search_refused(&["--fold", "5"], &["fold", "5"]);
     assert_search_refused(&["--device", "cuda:0"], &["cuda:0", "built without CUDA"]);

@@ -230,12 +230,8 @@ impl SearchConfig {
         at_least_one("epochs", self.epochs)?;
         at_least_one("iterations_per_epoch", self.iterations_per_epoch)?;
         self.batch_size.map_or(Ok(()), |n| at_least_one("batch_size", n))?;
-        if self.warmup_epochs >= self.epochs {
-            return fail(
-                "warmup_epochs",
-                &self.warmup_epochs,
-                "fewer than the epochs: the search decides in the others",
-            );
+        if self.warmup_epochs > self.epochs {
+            return fail("warmup_epochs", &self.warmup_epochs, "at most the epochs");
         }
         above_zero("arch_lr", self.arch_lr)?;
         check_adam("arch_optimizer", &self.arch_optimizer)?;
@@ -373,10 +369,7 @@ mod tests {
             edit(&mut config);
             config.check().unwrap_err().to_string()
         };
-        assert_eq!(
-            message(&|c| c.warmup_epochs = 250),
-            "warmup_epochs = 250: expected fewer than the epochs: the search decides in the others"
-        );
+        assert_eq!(message(&|c| c.warmup_epochs = 251), "warmup_epochs = 251: expected at most the epochs");
         assert_eq!(message(&|c| c.tau.decay = 0.0), "tau.decay = 0: expected a number above 0, at most 1");
         assert_eq!(message(&|c| c.lr.peak = f64::NAN), "lr.peak = NaN: expected a number above 0");
         assert_eq!(message(&|c| c.iterations_per_epoch = 0), "iterations_per_epoch = 0: expected at least 1");

@@ -111,6 +111,10 @@ fn phantom() -> Result<Task> {
 /// Searches from the start or from the last checkpoint, and writes the architecture.
 fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -> Result<()> {
     let (fold, mut settings) = (run.search_fold(), run.config.settings.clone());
+    let (warmup, epochs) = (settings.search.warmup_epochs, settings.search.epochs);
+    if warmup >= epochs {
+        bad_input!("search.warmup_epochs = {warmup}: expected fewer than search.epochs = {epochs}: the others decide");
+    }
     let network = search_space(&run.plan, &settings.network);
     network.check()?;
     let patch = run.plan.patch_size;
