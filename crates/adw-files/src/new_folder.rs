@@ -79,9 +79,10 @@ fn check_absent_or_empty(target: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "exists and is not an empty folder"))
 }
 
-/// Removes the file of a folder's lock. One that stays is removed by `remove_stale`.
+/// Removes the file of a folder's lock. The folder has its name by then, so a failure is no error: one is tried again, and a file
+/// that stays is removed by `remove_stale`.
 fn remove_lock(path: &Path) {
-    let _ = fs::remove_file(path);
+    let _ = fs::remove_file(path).or_else(|_| fs::remove_file(path));
     is_done(path);
 }
 
