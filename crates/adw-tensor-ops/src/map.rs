@@ -22,9 +22,10 @@ pub(crate) fn channels_last(op: &'static str, x: &Tensor) -> Result<Tensor> {
     }
     num_elements(op, "x", x.dims())?;
     let map = x.permute((0, 2, 3, 4, 1))?;
-    // `contiguous` keeps a view that begins inside another tensor, which kernels of a device refuse if it is not aligned.
-    let begins_inside = map.device().is_cuda() && map.layout().start_offset() > 0;
-    Ok(if begins_inside { map.force_contiguous()? } else { map.contiguous()? })
+    // `contiguous` keeps a view that begins inside another tensor; kernels of a device refuse one that is not aligned to 16 bytes.
+    let begins_at = map.layout().start_offset() * map.dtype().size_in_bytes();
+    let is_aligned = !map.device().is_cuda() || begins_at.is_multiple_of(16);
+    Ok(if is_aligned { map.contiguous()? } else { map.force_contiguous()? })
 }
 
 /// View of `[B, D, H, W, C]` as `[B, C, D, H, W]`.

@@ -287,7 +287,7 @@ impl Training<'_> {
         drawing::save(&self.architecture, run.plan.patch_size, &directory.join("architecture.svg"))?;
         self.architecture.save(&architecture_in(directory))?;
         let path = config_path(directory);
-        // Where it began, whoever goes on with it or scores it again.
+        // The version and processor that the training began with: resuming or scoring it elsewhere changes neither.
         let facts = if path.is_file() {
             run_config::load(&path)?.0
         } else {
