@@ -54,12 +54,12 @@ def complete(size, arm, seed):
     return all((size, arm, seed, fold) in by_key for fold in FOLDS)
 
 
-def agreement(networks):
-    """Mean number of blocks of equal depth, and of equal first width, over all pairs."""
-    pairs = list(itertools.combinations(networks, 2))
+def agreement(networks, is_pair=lambda a, b: True):
+    """Mean number of blocks of equal depth, and of equal first width, over all pairs of (seed, blocks) that `is_pair` takes."""
+    pairs = [(a[1], b[1]) for a, b in itertools.combinations(networks, 2) if is_pair(a, b)]
     depth = statistics.fmean(sum(len(a) == len(b) for a, b in zip(*pair)) for pair in pairs)
     width = statistics.fmean(sum(a[0] == b[0] for a, b in zip(*pair)) for pair in pairs)
-    return f"depth in {depth:.1f}, first width in {width:.1f} of {len(networks[0])} blocks"
+    return f"depth in {depth:.1f}, first width in {width:.1f} of {len(networks[0][1])} blocks ({len(pairs)} pairs)"
 
 
 def certainty(row):
@@ -69,15 +69,17 @@ def certainty(row):
     return width, statistics.fmean(max(found["depth"]) for found, _ in blocks)
 
 
-def kendall(size, arms):
+def kendall(size, arms, with_own=True):
     """Kendall's tau of shared weights and training, within folds, and its interval: folds, the searches of each and networks are drawn.
 
-    The two trainings of a plain network count as one, by their mean.
+    The two trainings of a plain network count as one, by their mean. Without the own ones, the found network of the search's seed is left out.
     """
     folds = [[] for _ in FOLDS]
     for ranked in (row for row in ranks if row["size"] == size):
         points = {}
         for network in (network for network in ranked["networks"] if network["arm"] in arms):
+            if not with_own and (network["arm"], network["seed"]) == ("found", ranked["search_seed"]):
+                continue
             row = by_key[size, network["arm"], network["seed"], ranked["fold"]]
             points.setdefault(str(row["blocks"]), []).append((network["pseudo_dice"], mean(row)))
         folds[ranked["fold"]].append([tuple(map(statistics.fmean, zip(*of_one))) for of_one in points.values()])
@@ -116,8 +118,10 @@ for size, seeds in SIZES.items():
         if units:
             print(f"{one} - {others[0]}, seeds {[seed for _, seed in units]}: {difference(one, others, units)}")
     found = [row for row in of_size + [row for row in searches if row["size"] == size] if row["arm"] == "found"]
-    drawn = [row["blocks"] for row in of_size if row["arm"] in RANDOM]
-    print(f"{len(found)} searches agree on {agreement([row['blocks'] for row in found])}; random networks on {agreement(drawn)}")
+    networks = [(row["seed"], row["blocks"]) for row in found]
+    drawn = {str(row["blocks"]): (row["seed"], row["blocks"]) for row in of_size if row["arm"] in RANDOM}
+    print(f"{len(found)} searches agree, seeds alike, on {agreement(networks, lambda a, b: a[0] == b[0])}")
+    print(f"another seed: {agreement(networks, lambda a, b: a[0] != b[0])}; {len(drawn)} random networks: {agreement(list(drawn.values()))}")
     widths, depths = zip(*map(certainty, found))
     print(f"certainty: widths {min(widths):.2f} to {max(widths):.2f}, depths {min(depths):.2f} to {max(depths):.2f}")
     gaps = sorted(100 * (row["pseudo_dice_mixture"] - row["pseudo_dice_found"]) for row in found)
@@ -139,3 +143,4 @@ print("\n# Kendall's tau of shared weights\n")
 for size in ("0.3G", "0.9G"):
     for arms in (["found", "plain", *RANDOM], RANDOM):
         print(f"{size}, {', '.join(arms)}: {kendall(size, arms)}")
+    print(f"{size}, without the search's own network: {kendall(size, ['found', 'plain', *RANDOM], with_own=False)}")
