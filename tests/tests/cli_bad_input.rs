@@ -129,14 +129,22 @@ fn a_label_value_that_dataset_json_does_not_name() {
     );
 }
 
+/// Makes a voxel of an image NaN, which `write_image` refuses.
+fn put_nan(image: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, plain) = (read_image(image).unwrap(), dir.path().join("plain.nii"));
+    write_image(&plain, &volume.data.view(), &volume.geometry).unwrap();
+    let mut bytes = fs::read(&plain).unwrap();
+    bytes[352..356].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(image, bytes).unwrap();
+}
+
 #[test]
 fn voxels_that_are_not_numbers() {
     assert_dataset_refused(
         |data| {
             let (image, _) = first_case(data);
-            let mut volume = read_image(&image).unwrap();
-            volume.data[[0, 3, 3, 3]] = f32::NAN;
-            write_image(&image, &volume.data.view(), &volume.geometry).unwrap();
+            put_nan(&image);
         },
         &["imagesTr", "1 of ", " voxels are NaN"],
     );
@@ -286,9 +294,8 @@ fn images_a_model_cannot_read() {
     let two = ndarray::concatenate![ndarray::Axis(0), volume.data, volume.data];
     write_image(&second, &two.view(), &volume.geometry).unwrap();
     predict(&mixed).run().assert_bad_input(&[&file_name(&second), "2 channels"]);
-    let mut nan = volume.data.clone();
-    nan[[0, 1, 1, 1]] = f32::NAN;
-    write_image(&second, &nan.view(), &volume.geometry).unwrap();
+    fs::write(&second, &bytes).unwrap();
+    put_nan(&second);
     predict(&mixed).run().assert_bad_input(&[&file_name(&second), "NaN"]);
     assert!(!output.exists());
 

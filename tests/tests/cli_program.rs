@@ -111,7 +111,7 @@ fn the_program_describes_itself_and_the_machine() {
     assert!(findings["threads"].as_str().unwrap().starts_with("1 of 1 cores (SLURM_CPUS_PER_TASK)"), "{findings}");
     assert!(findings["memory limit"].as_str().unwrap().ends_with("what SLURM_MEM_PER_NODE leaves"), "{findings}");
     let run = Adw::new(["run", "phantom", "--data"]).arg(dir.path().join("data").display());
-    let run = run.path("--run", &dir.path().join("run")).env("SLURM_CPUS_PER_TASK", 1).env("SLURM_MEM_PER_NODE", 60);
+    let run = run.path("--run", &dir.path().join("run")).env("SLURM_CPUS_PER_TASK", 1).env("SLURM_MEM_PER_NODE", 40);
     run.run().assert_bad_input_last(&["GB are available"]);
     for shell in ["bash", "zsh", "fish"] {
         let script = Adw::new(["completions", shell]).succeed().stdout;

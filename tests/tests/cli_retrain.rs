@@ -52,10 +52,10 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
     assert!(model("1") != model("2"));
 
     // One whose cases are others is another one, even with their names.
-    let image = moved.join("imagesTr/phantom_000.nii.gz");
+    let image = moved.join("imagesTr/phantom_001.nii.gz");
     let (volume, bytes) = (read_image(&image).unwrap(), fs::read(&image).unwrap());
     write_image(&image, &volume.data.mapv(|v| 1000.0 * v).view(), &volume.geometry).unwrap();
-    retrain("3").run().assert_bad_input(&["elsewhere the case phantom_000 is another"]);
+    retrain("3").run().assert_bad_input(&["elsewhere the case phantom_001 is another"]);
     fs::write(&image, bytes).unwrap();
 
     // A dataset with other cases is another one.

@@ -124,7 +124,7 @@ fn loss_and_gradients(
     sample: &GumbelSample,
     role: Role,
 ) -> (f64, Gradients) {
-    let (logits, trace) = net.forward(x, sample).unwrap();
+    let (logits, trace) = net.forward_with_trace(x, sample).unwrap();
     let (loss, grad_logits) = loss.value_and_gradients(&logits, target).unwrap();
     (loss.value().unwrap(), net.backward(trace, grad_logits, role).unwrap())
 }
@@ -174,7 +174,7 @@ fn check_forward(golden: &Golden, dtype: DType, report: &mut Report) {
     let net = golden.supernet("param", dtype);
     let sample = golden.sample("noise", net.config(), dtype);
     let (x, target) = (golden.tensor("x", dtype), golden.tensor("target", DType::U8));
-    let (logits, _) = net.forward(&x, &sample).unwrap();
+    let (logits, _) = net.forward_with_trace(&x, &sample).unwrap();
     for (k, l) in logits.iter().enumerate() {
         report.compare(&format!("logits.{k}"), &flat(l), &golden.vector(&format!("logits.{k}")));
     }

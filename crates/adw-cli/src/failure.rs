@@ -118,18 +118,6 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
     match error {
         // Not in the chain of causes, because the outer error is transparent.
         E::Supernet(error) => network_is_bad(error),
-        E::Io { .. }
-        | E::File { .. }
-        | E::OtherRun { .. }
-        | E::CheckpointsLost { .. }
-        | E::AlreadyStarted { .. }
-        | E::Config { .. }
-        | E::NotFinite { .. }
-        | E::Diverged { .. }
-        | E::LogitsNotFinite
-        | E::TooManyRanks { .. }
-        | E::OtherCheckpoint { .. }
-        | E::Stopped { .. } => true,
         E::Tensor(_)
         | E::Op(_)
         | E::Cuda(_)
@@ -137,6 +125,7 @@ fn training_input_is_bad(error: &adw_search::Error) -> bool {
         | E::Batch { .. }
         | E::Shape { .. }
         | E::UnknownClass { .. } => false,
+        _ => true,
     }
 }
 

@@ -92,8 +92,14 @@ pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
 }
 
 /// Remedy for a file of [another format](is_other_format).
-const CONVERT: &str = "MetaImage and NRRD are not read; convert to NIfTI, in Python: SimpleITK.WriteImage(SimpleITK.ReadImage(\"a.mha\"), \
-    \"a.nii.gz\")";
+fn convert(path: &Path) -> String {
+    let (from, to) = (path.display(), path.with_extension("nii.gz"));
+    format!(
+        "MetaImage and NRRD are not read; convert to NIfTI, in Python: SimpleITK.WriteImage(SimpleITK.ReadImage(\"{from}\"), \
+         \"{}\")",
+        to.display()
+    )
+}
 
 /// Returns true if the name is that of a file of `MetaImage` or NRRD.
 fn is_other_format(path: &Path) -> bool {
@@ -110,7 +116,7 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
             bad_input!("--input {}: no such file or folder", input.display());
         }
         if is_other_format(input) {
-            bad_input!("--input {}: {CONVERT}", input.display());
+            bad_input!("--input {}: {}", input.display(), convert(input));
         }
         let by_name = by_channel(&[input.to_owned()], num_channels).and_then(|images| images.into_iter().next());
         let image = by_name.unwrap_or_else(|| one(input.to_owned()));
@@ -123,8 +129,10 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     let entries = fs::read_dir(input).with_context(|| format!("cannot read {}", input.display()))?;
     let other = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| is_other_format(path)).min();
     match other {
-        Some(path) if files.is_empty() => bad_input!("{}: {CONVERT}", path.display()),
-        Some(path) => note(&format!("warning: {}: left out, as are others like it: {CONVERT}", path.display())),
+        Some(path) if files.is_empty() => bad_input!("{}: {}", path.display(), convert(&path)),
+        Some(path) => {
+            note(&format!("warning: {}: left out, as are others like it: {}", path.display(), convert(&path)));
+        }
         None if files.is_empty() => bad_input!("--input {}: no .nii, .nii.gz or DICOM there", input.display()),
         None => {}
     }
@@ -142,6 +150,17 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
             "warning: --input {}: the models take one channel, so {} and the channels beside it are images of their own",
             input.display(),
             image.files[0].display()
+        ));
+    }
+    let has_channel = |file: &&PathBuf| case_id(file).is_some_and(|id| channel_of(&id).is_some());
+    if let (Some(with), Some(without)) = (files.iter().find(has_channel), files.iter().find(|file| !has_channel(file)))
+    {
+        note(&format!(
+            "warning: --input {}: {} is named after a channel, {} is not, so every file is an image of its own, and label maps \
+             have their whole names",
+            input.display(),
+            with.display(),
+            without.display()
         ));
     }
     let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());

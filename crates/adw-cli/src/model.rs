@@ -9,7 +9,7 @@ use adw_search::{ModelFile, infer::SlidingWindow};
 use adw_supernet::{Precision, Unet};
 use anyhow::Result;
 use candle_core::{DType, Device};
-use msd_data::Plan;
+use msd_data::{Plan, Postprocessing, postprocess::Structure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -23,6 +23,26 @@ pub(crate) struct Models {
     mirror_axes: [bool; 3],
     /// Settings that each model was scored with.
     test_times: Vec<TestTime>,
+}
+
+impl Models {
+    /// Reads the steps of postprocessing in `file`.
+    ///
+    /// # Errors
+    /// No such file; steps for labels that the models do not have.
+    pub(crate) fn postprocessing(&self, file: &Path) -> Result<Postprocessing> {
+        let steps = Postprocessing::load(file)?;
+        let labels = 1..self.plan.labels.len();
+        let unknown = steps.keep_largest.iter().find_map(|structure| match structure {
+            Structure::Label(label) if !labels.contains(&usize::from(*label)) => Some(label),
+            _ => None,
+        });
+        if let Some(label) = unknown {
+            let last = self.plan.labels.len() - 1;
+            bad_input!("{}: has label {label}, the models have 1 to {last}: it is another dataset's", file.display());
+        }
+        Ok(steps)
+    }
 }
 
 /// Settings of the sliding window that a model is applied with unless others are requested.

@@ -123,9 +123,7 @@ impl Run {
         let plan = Plan::load(&request.root.join("plan.json"))?;
         let splits = Splits::load(&request.root.join("splits.json"))?;
         check_same(request.root, &plan, &splits, &dataset)?;
-        if data.canonicalize().ok() != facts.data.canonicalize().ok() {
-            check_moved(request.root, &plan, &dataset)?;
-        }
+        check_unchanged(request.root, &plan, &dataset)?;
         let fold = request.fold.unwrap_or(Fold::Number(facts.fold));
         splits.fold(fold)?;
         let folder = RunFolder::open(request.root, fold)?;
@@ -262,15 +260,16 @@ fn check_same(root: &Path, plan: &Plan, splits: &Splits, dataset: &Dataset) -> R
     Ok(())
 }
 
-/// Refuses a dataset in another place than the run's if cases of it are not what they were.
-fn check_moved(root: &Path, plan: &Plan, dataset: &Dataset) -> Result<()> {
+/// Refuses a dataset if cases of it are not what they were when the run was made: scores would mix old and new data.
+fn check_unchanged(root: &Path, plan: &Plan, dataset: &Dataset) -> Result<()> {
     let known: Option<Fingerprint> = read_json(&root.join("fingerprint.json"))?;
     if let Some(known) = known
         && let Some(id) = known.changed_case(dataset)?
     {
         let (run, data) = (root.display(), dataset.root.display());
         bad_input!(
-            "{run} was made for {}, in {data} the case {id} is another: choose another --run or --data",
+            "{run} was made for {}, in {data} the case {id} is another now: choose another --run (`retrain --architecture FILE` \
+             trains the network of this one there) or --data",
             plan.dataset_name
         );
     }

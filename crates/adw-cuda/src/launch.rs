@@ -100,6 +100,7 @@ pub struct Launch<P> {
 
 /// Errors of a device.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// There is no such device, no compiler that stands in for one, or no such element type on it.
     #[error("{0}")]

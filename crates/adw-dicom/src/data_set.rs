@@ -128,7 +128,7 @@ impl DataSet {
     /// Adds the encoded attributes.
     ///
     /// # Panics
-    /// If a value has more bytes than its representation can count.
+    /// If a value has 4 GiB.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         for &(id, ref value) in &self.0 {
             let vr = tags::find(id).map_or(*b"UN", |tag| tag.vr);
@@ -141,6 +141,8 @@ impl DataSet {
             let length_at = out.len();
             out.extend(if is_long { &[0; 4][..] } else { &[0; 2] });
             match value {
+                // Files with lengths of 32 bits have longer ones than others can.
+                Value::Bytes(bytes) if !is_long => out.extend(&bytes[..bytes.len().min(65_534)]),
                 Value::Bytes(bytes) => out.extend(bytes),
                 Value::Items(items) => items.iter().for_each(|item| {
                     out.extend([(ITEM >> 16) as u16, ITEM as u16, 0, 0].map(u16::to_le_bytes).concat());

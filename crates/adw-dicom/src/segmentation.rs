@@ -378,6 +378,13 @@ mod tests {
     }
 
     #[test]
+    fn values_of_a_source_that_are_longer_than_their_length_can_say_are_cut() {
+        let mut bytes = Vec::new();
+        DataSet::default().with(tags::PATIENT_NAME, &"x".repeat(70_000)).write(&mut bytes);
+        assert_eq!((bytes.len(), &bytes[6..8]), (8 + 65_534, &65_534u16.to_le_bytes()[..]));
+    }
+
+    #[test]
     fn names_of_segments_fit_into_their_attribute() {
         assert_eq!(long_string("Tumör\\a\n", true), "Tumör_a_");
         assert_eq!(long_string("Tumör", false), "Tum_r");

@@ -326,7 +326,14 @@ fn check_same(images: &[Image], sets: &[DataSet]) -> Result<()> {
         }
         Pixels::open(&image.path, image.pixels, image.format, image.frames.len())?;
     }
-    Ok(())
+    let has_scale = |image: &Image| image.frames.iter().all(|frame| frame.scale.is_some());
+    let has_none = |image: &Image| image.frames.iter().all(|frame| frame.scale.is_none());
+    match images.iter().find(|image| !has_scale(image)) {
+        Some(image) if !images.iter().all(has_none) => {
+            Err(Error::attribute(&image.path, tags::SLOPE, "is missing, but other images of the series have one"))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

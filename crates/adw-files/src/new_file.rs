@@ -104,7 +104,8 @@ impl Drop for NewFile {
     }
 }
 
-/// Writes `path` through `write`. What carries that name stays until the new content is complete on the disk.
+/// Writes `path` through `write`. What carries that name stays until the new content is complete on the disk. The file has the
+/// permissions of a new one, also where it replaces another.
 ///
 /// # Errors
 /// Those of [`NewFile::create`] and [`NewFile::commit`]; the error of `write`.

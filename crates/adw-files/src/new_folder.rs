@@ -89,8 +89,10 @@ fn remove_lock(path: &Path) {
 impl Drop for NewFolder {
     fn drop(&mut self) {
         if !self.committed {
-            // The caller has a more important error to report, and `remove_stale` removes what stays.
-            let _ = fs::remove_dir_all(&self.temporary);
+            // The caller has a more important error to report, and `remove_stale` removes what stays, by its lock.
+            if fs::remove_dir_all(&self.temporary).is_err() && self.temporary.exists() {
+                return;
+            }
             is_done(&self.temporary);
         }
         remove_lock(&self.lock.0);

@@ -35,7 +35,8 @@ pub struct OwnRemoved {
 /// wait where they would start, commit or drop a file or folder.
 pub fn remove_own() -> OwnRemoved {
     let guard = under_construction();
-    for path in guard.iter() {
+    // A folder comes behind its lock in this order, and without it would stay.
+    for path in guard.iter().rev().filter(|path| !folder_of(path).exists()) {
         // A thread that still writes into a folder can make one attempt fail; `remove_stale` removes what stays.
         let remove = || fs::remove_file(path).is_ok() || fs::remove_dir_all(path).is_ok() || !path.exists();
         let _ = (0..3).any(|_| remove());

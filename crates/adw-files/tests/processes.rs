@@ -127,6 +127,16 @@ fn a_failed_write_leaves_the_old_content_and_nothing_else() {
     drop(NewFile::create(&path).unwrap());
     drop(NewFolder::create(&dir.path().join("run")).unwrap());
     assert_eq!(names(dir.path()), ["a.txt"]);
+    // A folder that could not be removed keeps its lock, by which it is found.
+    let folder = NewFolder::create(&dir.path().join("run")).unwrap();
+    let temporary = folder.path().to_owned();
+    fs::remove_dir(&temporary).unwrap();
+    fs::write(&temporary, "").unwrap();
+    drop(folder);
+    fs::remove_file(&temporary).unwrap();
+    fs::create_dir(&temporary).unwrap();
+    assert_eq!(remove_stale(dir.path()).unwrap(), 1);
+    assert_eq!(names(dir.path()), ["a.txt"]);
     assert_eq!(fs::read(&path).unwrap(), b"old");
 }
 

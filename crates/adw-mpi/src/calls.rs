@@ -48,7 +48,7 @@ pub(crate) fn transfer(send: Option<(usize, &[u8])>, receive: Option<(usize, &mu
         );
     }
     let unfinished = Unfinished;
-    // SAFETY: MPI is started, or there would be no one to call this.
+    // SAFETY: a `World` calls this, which exists while MPI is started and keeps track of its end.
     while unsafe { adw_mpi_is_done() } == 0 {
         waiting();
     }
@@ -57,6 +57,6 @@ pub(crate) fn transfer(send: Option<(usize, &[u8])>, receive: Option<(usize, &mu
 
 /// Ends MPI.
 pub(crate) fn finish() {
-    // SAFETY: no transfer is under way, for the caller holds the lock.
+    // SAFETY: no transfer is under way and MPI has not ended: the calling `World` holds its lock.
     unsafe { adw_mpi_finish() }
 }

@@ -6,6 +6,10 @@
 int adw_mpi_start(int *rank, int *size) {
     int started, threads;
     if (MPI_Initialized(&started) || started || MPI_Init_thread(0, 0, MPI_THREAD_SERIALIZED, &threads)) return 1;
+    if (threads < MPI_THREAD_SERIALIZED) {
+        MPI_Finalize();
+        return 1;
+    }
     return MPI_Comm_rank(MPI_COMM_WORLD, rank) || MPI_Comm_size(MPI_COMM_WORLD, size);
 }
 

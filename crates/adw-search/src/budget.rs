@@ -13,7 +13,7 @@ use crate::Result;
 /// The value comes from the argmax, the gradient from its relaxation (straight-through): in short searches the softmax
 /// stays nearly uniform, so that E says little about the network that will be derived; C is that network's cost. The
 /// penalty alone does not guarantee the budget: the last steps may carry C a little over B. The network that
-/// [`crate::search`] returns is the most probable one that does not cost more.
+/// [`crate::search`] returns is the most probable one that does not cost more, if any likely one does not.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CostPenalty {
     /// Unit of the costs.

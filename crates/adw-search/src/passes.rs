@@ -16,7 +16,8 @@ pub(crate) fn supernet_loss_and_gradients(
     role: Role,
     ranks: Option<&dyn Ranks>,
 ) -> Result<(f64, Gradients)> {
-    let passes = Passes { forward: |x: &Tensor| net.forward(x, sample), backward: |t, g| net.backward(t, g, role) };
+    let passes =
+        Passes { forward: |x: &Tensor| net.forward_with_trace(x, sample), backward: |t, g| net.backward(t, g, role) };
     passes.run(loss, batch, ranks)
 }
 
@@ -28,7 +29,8 @@ pub(crate) fn network_loss_and_gradients(
     batch: &Batch,
     ranks: Option<&dyn Ranks>,
 ) -> Result<(f64, Gradients)> {
-    Passes { forward: |x: &Tensor| net.forward(x), backward: |t, g| net.backward(t, g) }.run(loss, batch, ranks)
+    Passes { forward: |x: &Tensor| net.forward_with_trace(x), backward: |t, g| net.backward(t, g) }
+        .run(loss, batch, ranks)
 }
 
 /// Forward pass, which returns logits and a trace, and backward pass from the trace.

@@ -149,10 +149,10 @@ impl RunFiles {
 /// at once would meet that of its predecessor.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Locks the folder for this run: two processes that write the same files would ruin both runs. Where folders cannot be
-/// locked (Windows, some network file systems), or on one machine alone (NFS), there is no such protection.
+/// Locks a file in the folder for this run: two processes that write the same files would ruin both runs. Where a file system has
+/// no locks, there is no such protection.
 fn lock(folder: &Path) -> Result<Option<Lock>> {
-    match adw_files::lock_with_timeout(folder, LOCK_TIMEOUT) {
+    match adw_files::lock_with_timeout(&folder.join(".lock"), LOCK_TIMEOUT) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             Err(Error::file(folder, "another process is running this search or training"))

@@ -96,15 +96,16 @@ pub struct Temperature {
 }
 
 impl Temperature {
-    /// `start * decay^(epoch - warmup_epochs)`, `start` before.
+    /// `start * decay^(epoch - warmup_epochs)`, `start` before; at least 1e-6, below which logits divided by it overflow.
     ///
     /// ```
     /// let tau = adw_search::schedule::Temperature { start: 5.0, decay: 0.97 };
     /// assert_eq!(tau.at(99, 100), 5.0);
     /// assert_eq!(tau.at(102, 100), 5.0 * 0.97 * 0.97);
+    /// assert_eq!(tau.at(5000, 100), 1e-6);
     /// ```
     pub fn at(&self, epoch: usize, warmup_epochs: usize) -> f64 {
-        self.start * self.decay.powi(epoch.saturating_sub(warmup_epochs) as i32)
+        (self.start * self.decay.powi(epoch.saturating_sub(warmup_epochs) as i32)).max(1e-6)
     }
 }
 

@@ -76,7 +76,8 @@ pub struct SearchRow {
 }
 
 /// Searches the depths and widths of a U-Net: trains `net` in place on `loss` and returns its most probable architecture, with a
-/// budget the most probable one within it ([`Supernet::architecture_within`]).
+/// budget the most probable one within it ([`Supernet::architecture_within`]), if there is one among the likely ones: compare
+/// [`Architecture::cost`] with the budget.
 ///
 /// Epochs below `warmup_epochs` train the weights alone; then each iteration does one [`bilevel_step`]. Temperature,
 /// learning rate, batches and noise are functions of (seed, epoch, iteration), and everything else is in the
@@ -211,8 +212,9 @@ impl SearchTask<'_> {
     fn found(&self) -> Result<Architecture> {
         let within = self.penalty.as_ref().zip(self.config.cost.as_ref()).map(|(penalty, config)| {
             let CostPenalty { unit, budget, patch, .. } = *penalty;
-            let least = config.at_least.unwrap_or(0.0) * budget;
-            self.net.architecture_within(patch, unit, least.ceil() as u64..=budget.floor() as u64)
+            let most = budget.floor() as u64;
+            let least = (config.at_least.unwrap_or(0.0) * budget).ceil() as u64;
+            self.net.architecture_within(patch, unit, least.min(most)..=most)
         });
         match within.transpose()?.flatten() {
             Some(architecture) => Ok(architecture),

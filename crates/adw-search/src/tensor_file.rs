@@ -47,6 +47,9 @@ pub(crate) fn create(path: &Path, kind: FileKind, tensors: &NamedTensors, metada
     metadata.insert("format".into(), kind.format.into());
     metadata.insert("checksum".into(), "0".repeat(CHECKSUM_DIGITS));
     let mut header = Map::new();
+    if tensors.contains_key("__metadata__") {
+        return Err(Error::file(path, "not written: no tensor of a safetensors file may be called __metadata__"));
+    }
     header.insert("__metadata__".into(), json!(metadata));
     let mut offset = 0;
     for (name, tensor) in tensors {
@@ -215,7 +218,7 @@ fn tensors(bytes: &[u8], device: &Device, bad: impl Fn(String) -> Error) -> Resu
             Dtype::I64 => DType::I64,
             Dtype::U32 => DType::U32,
             Dtype::U8 => DType::U8,
-            other => return Err(bad(format!("tensor {name} is {other:?}"))),
+            other => return Err(bad(format!("tensor {name} is {other:?}; convert it to F32"))),
         };
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?;
         tensors.insert(name.to_owned(), tensor);
@@ -252,6 +255,8 @@ mod tests {
         let (tensors, metadata) = example();
         write(&one, &tensors, &metadata);
         write(&two, &example().0, &metadata);
+        let reserved = NamedTensors::from([("__metadata__".into(), tensors["a"].clone())]);
+        assert!(save_tensors(&dir.path().join("three"), &reserved, &metadata).is_err());
         assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
         let (read_tensors, read_metadata) = read(&one, KIND, &Device::Cpu).unwrap();
         assert_eq!(read_metadata, metadata);

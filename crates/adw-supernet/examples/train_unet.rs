@@ -52,7 +52,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let net = Unet::new(&architecture, 1, DType::F32, &Device::Cpu)?;
     for step in 0..STEPS {
         let (image, target) = batch()?;
-        let (logits, trace) = net.forward(&image)?;
+        let (logits, trace) = net.forward_with_trace(&image)?;
         let (loss, grad_logits) = tversky.value_and_gradients(&logits, &target)?;
         let gradients = net.backward(trace, grad_logits)?;
         for (parameter, gradient) in net.parameters().iter().zip(&gradients) {

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 /// Errors of building, running or describing a network.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A configuration value makes no network.
     #[error("{0}")]

@@ -21,7 +21,7 @@ mod within_budget;
 #[cfg(test)]
 mod tests;
 
-pub use adw_tensor_ops::conv3d::Precision;
+pub use adw_tensor_ops::Precision;
 pub use adw_tensor_ops::loss::{DiceCe, PendingLoss};
 pub use adw_tensor_ops::norm_act::GatePosition;
 pub use architecture::{Architecture, Encoder, FORMAT, Shortcut, widths_line};

@@ -20,7 +20,7 @@ impl Module for Unet {
 
 fn forward(net: &Unet, xs: &Tensor) -> Result<Tensor> {
     let xs = xs.to_device(net.network.device())?;
-    let (mut logits, trace) = net.forward(&xs)?;
+    let (mut logits, trace) = net.forward_with_trace(&xs)?;
     // Channels last is how the logits lie in memory: the operation's result is contiguous.
     let logits = logits.swap_remove(0).permute((0, 2, 3, 4, 1))?.contiguous()?;
     // One tensor of all parameters: candle's operations take at most three arguments.

@@ -12,7 +12,7 @@ use crate::network::{BackwardRequest, Network, NetworkShape, Relaxation, Trace};
 use crate::noise::{BlockNoise, GumbelNoise, GumbelSample, NoiseKey};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use crate::space::SupernetConfig;
-use adw_tensor_ops::conv3d::Precision;
+use adw_tensor_ops::Precision;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub struct Supernet {
     pub(crate) dtype: DType,
 }
 
-/// Maps and choices that [`Supernet::forward`] leaves for [`Supernet::backward`].
+/// Maps and choices that [`Supernet::forward_with_trace`] leaves for [`Supernet::backward`].
 pub struct SupernetTrace {
     network: Trace,
     relaxation: Relaxation,
@@ -111,14 +111,14 @@ impl Supernet {
     ///
     /// # Errors
     /// If `x` does not have the right channels, or its size is not a multiple of the product of the strides.
-    pub fn forward(&self, x: &Tensor, sample: &GumbelSample) -> Result<(Vec<Tensor>, SupernetTrace)> {
+    pub fn forward_with_trace(&self, x: &Tensor, sample: &GumbelSample) -> Result<(Vec<Tensor>, SupernetTrace)> {
         let (relaxation, choices) = self.relaxation(sample)?;
         let (logits, network) = self.network.forward(x, Some(&relaxation), self.precision)?;
         Ok((logits, SupernetTrace { network, relaxation, choices }))
     }
 
     /// Gradients of a scalar with respect to the parameters of `role`, from its gradients with respect to the logits of
-    /// [`Self::forward`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
+    /// [`Self::forward_with_trace`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
     /// required. With [`Role::Architecture`] no weight gradient is computed. Maps are freed on the way.
     ///
     /// # Errors
@@ -137,7 +137,7 @@ impl Supernet {
     /// Finest logits, `[B, K, D, H, W]`, without a trace.
     ///
     /// # Errors
-    /// As [`Self::forward`].
+    /// As [`Self::forward_with_trace`].
     pub fn predict(&self, x: &Tensor, sample: &GumbelSample) -> Result<Tensor> {
         let (relaxation, _) = self.relaxation(sample)?;
         self.network.predict(x, Some(&relaxation), self.precision)

@@ -41,13 +41,13 @@ fn shake(parameters: &[Parameter]) {
 }
 
 fn supernet_loss(net: &Supernet, x: &Tensor, target: &Tensor, sample: &GumbelSample, role: Role) -> (f64, Gradients) {
-    let (logits, trace) = net.forward(x, sample).unwrap();
+    let (logits, trace) = net.forward_with_trace(x, sample).unwrap();
     let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, target).unwrap();
     (loss.value().unwrap(), net.backward(trace, grad_logits, role).unwrap())
 }
 
 fn unet_loss(net: &Unet, x: &Tensor, target: &Tensor) -> (f64, Gradients) {
-    let (logits, trace) = net.forward(x).unwrap();
+    let (logits, trace) = net.forward_with_trace(x).unwrap();
     let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, target).unwrap();
     (loss.value().unwrap(), net.backward(trace, grad_logits).unwrap())
 }
@@ -121,7 +121,7 @@ fn both_forward_passes_agree() {
     let net = Supernet::new(config(SearchSpace::Joint), 1, DType::F64, &Device::Cpu).unwrap();
     let (x, target) = batch();
     let sample = net.no_noise(1.0);
-    let (outputs, _) = net.forward(&x, &sample).unwrap();
+    let (outputs, _) = net.forward_with_trace(&x, &sample).unwrap();
     assert_eq!(outputs.iter().map(|o| o.dims().to_vec()).collect::<Vec<_>>(), [[2, 3, 4, 8, 4], [2, 3, 4, 4, 2]]);
     let loss = adw_tensor_ops::loss::deep_supervision_loss(&outputs, &target, DiceCe::default()).unwrap();
     let traced = supernet_loss(&net, &x, &target, &sample, Role::Weight).0;
@@ -210,7 +210,7 @@ fn gradients_of_the_module() {
     assert_eq!(check_gradients(&[image], &vec![store.get(&x).cloned()], value), 3);
 
     // The same bits as by hand; zero where the finest logits do not depend on a parameter.
-    let (logits, trace) = net.forward(&x).unwrap();
+    let (logits, trace) = net.forward_with_trace(&x).unwrap();
     let finest = Var::from_tensor(&logits[0]).unwrap();
     let grad_logits = vec![loss(&finest).backward().unwrap().get(&finest).cloned(), None];
     let by_hand = net.backward(trace, grad_logits).unwrap();
@@ -234,7 +234,7 @@ fn a_loss_of_candle_ops() {
     let own = |logits: &[Tensor], target: &Tensor| {
         adw_tensor_ops::loss::deep_supervision_loss(logits, target, DiceCe::default()).map_err(Into::into)
     };
-    let (logits, trace) = net.forward(&x, &sample).unwrap();
+    let (logits, trace) = net.forward_with_trace(&x, &sample).unwrap();
     let (loss, grad_logits) = own.value_and_gradients(&logits, &target).unwrap();
     let gradients = net.backward(trace, grad_logits, Role::Weight).unwrap();
     let (expected_loss, expected) = supernet_loss(&net, &x, &target, &sample, Role::Weight);
@@ -256,13 +256,13 @@ fn gradients_that_do_not_fit_the_logits_are_refused() {
             .unwrap();
     let net = Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap();
     let (x, _) = batch();
-    let (logits, _) = net.forward(&x).unwrap();
+    let (logits, _) = net.forward_with_trace(&x).unwrap();
     for (grad_logits, word) in [
         (vec![Some(logits[0].clone())], "1 logit gradients, expected one per scale: 2"),
         (vec![None, Some(logits[1].clone())], "no gradient of the finest"),
         (vec![Some(logits[1].clone()), None], "expected [2, 3, 4, 8, 4]"),
     ] {
-        let (_, trace) = net.forward(&x).unwrap();
+        let (_, trace) = net.forward_with_trace(&x).unwrap();
         let message = net.backward(trace, grad_logits).unwrap_err().to_string();
         assert!(message.contains(word), "{message}");
     }
@@ -304,7 +304,7 @@ fn a_residual_encoder_has_shortcuts_and_is_not_trained() {
     let (x, _) = batch();
     let x = x.to_dtype(DType::F32).unwrap();
     assert_eq!(net.predict(&x).unwrap().dims(), [2, 3, 4, 8, 4]);
-    assert!(net.forward(&x).err().unwrap().to_string().contains("cannot be trained"));
+    assert!(net.forward_with_trace(&x).err().unwrap().to_string().contains("cannot be trained"));
     for block in [0, 1] {
         let mut wrong = plain.clone();
         wrong.blocks[block].pop();
@@ -395,7 +395,7 @@ fn wrong_inputs_are_named() {
         (x((1, 2, 3, 8, 4)), "multiple of 2 on axis 0"),
         (x((1, 2, 4, 6, 4)), "multiple of 4 on axis 1"),
     ] {
-        let message = net.forward(&x, &sample).err().unwrap().to_string();
+        let message = net.forward_with_trace(&x, &sample).err().unwrap().to_string();
         assert!(message.contains(word), "{message}");
     }
     let message = SupernetConfig { max_width: 10, ..config(SearchSpace::Joint) }.check().unwrap_err().to_string();

@@ -4,7 +4,7 @@ use crate::architecture::Architecture;
 use crate::error::Result;
 use crate::network::{BackwardRequest, Network, NetworkShape, Trace};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
-use adw_tensor_ops::conv3d::Precision;
+use adw_tensor_ops::Precision;
 use candle_core::{DType, Device, Tensor};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// `up.{u}.weight`, `head.{u}.weight`; with a residual encoder also `block.{i}.shortcut.{l}.weight|gamma|beta`, `up.{u}.bias`,
 /// `head.{u}.bias`.
 ///
-/// There are two ways to train it. [`forward`](Self::forward) and [`backward`](Self::backward) free every map as soon
+/// There are two ways to train it. [`forward_with_trace`](Self::forward_with_trace) and [`backward`](Self::backward) free every map as soon
 /// as its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
 /// network is part of candle's graph, with the same gradients.
 ///
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// let x = Tensor::randn(0f32, 1., (1, 1, 8, 12, 8), &Device::Cpu)?;
 /// let target = Tensor::zeros((1, 8, 12, 8), DType::U8, &Device::Cpu)?;
 ///
-/// let (logits, trace) = net.forward(&x)?;
+/// let (logits, trace) = net.forward_with_trace(&x)?;
 /// assert_eq!(logits[0].dims(), [1, 3, 8, 12, 8]);
 /// let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &target)?;
 /// let gradients = net.backward(trace, grad_logits)?;
@@ -88,13 +88,13 @@ impl Unet {
     /// # Errors
     /// If `x` does not have the right channels, its size is not a multiple of the product of the strides, or the
     /// [encoder](crate::Encoder) is residual.
-    pub fn forward(&self, x: &Tensor) -> Result<(Vec<Tensor>, Trace)> {
+    pub fn forward_with_trace(&self, x: &Tensor) -> Result<(Vec<Tensor>, Trace)> {
         self.architecture.check_trainable()?;
         self.network.forward(x, None, self.precision)
     }
 
     /// Gradients of a scalar with respect to the parameters, from its gradients with respect to the logits of
-    /// [`Self::forward`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
+    /// [`Self::forward_with_trace`]: one per scale, fine to coarse, none for scales that do not enter the scalar; the finest is
     /// required. Maps are freed on the way.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The layers of a 3D U-Net at the hippocampus patch, all three passes, with their share of the machine's measured
 //! multiply-add peak: `cargo bench -p adw-tensor-ops`.
 
-use adw_tensor_ops::conv3d::{self, Input, Precision};
+use adw_tensor_ops::Precision;
+use adw_tensor_ops::conv3d::{self, Input};
 use adw_tensor_ops::norm_act::{self, NormAct};
 use adw_tensor_ops::{Conv3dGeometry, InstructionSet, allocation, conv_transpose3d, peak};
 use candle_core::{DType, Device, Tensor};

@@ -54,10 +54,10 @@ where
 }
 
 /// `value`, a function of `x` and `y`, in candle's graph. `backward([x, y], gradient of value)` returns the gradients by
-/// both.
+/// both, `None` for one that needs none.
 pub(crate) fn record2<F>(name: &'static str, [x, y]: [&Tensor; 2], value: Computed, backward: F) -> Result<Tensor>
 where
-    F: Fn([&Tensor; 2], &Tensor) -> Result<[Tensor; 2]> + Send + Sync + 'static,
+    F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
 {
     Ok(x.apply_op2(y, Recorded::new(name, value, backward))?)
 }

@@ -2,6 +2,7 @@ use candle_core::{DType, Shape};
 
 /// Errors of the ops: mistakes in arguments, found before any work is done, and errors of candle or of a device.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A tensor has a shape that the op does not support.
     #[error("{op}: {what} has shape {got:?}, expected {expected}")]

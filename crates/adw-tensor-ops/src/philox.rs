@@ -48,16 +48,25 @@ impl Stream {
     }
 
     /// Numbers in the open interval (0, 1): `(word + 1/2) / 2^32`.
+    ///
+    /// # Panics
+    /// While drawing, if the index is not below [`Stream::INDICES`].
     pub fn uniform(self) -> impl Iterator<Item = f64> {
         (0u32..).flat_map(move |p| self.words(p)).map(|w| (f64::from(w) + 0.5) / 4_294_967_296.0)
     }
 
     /// Standard Gumbel numbers: `-ln(-ln u)`.
+    ///
+    /// # Panics
+    /// While drawing, if the index is not below [`Stream::INDICES`].
     pub fn gumbel(self) -> impl Iterator<Item = f64> {
         self.uniform().map(|u| -(-u.ln()).ln())
     }
 
     /// Standard normal numbers (Box and Muller).
+    ///
+    /// # Panics
+    /// While drawing, if the index is not below [`Stream::INDICES`].
     pub fn normal(self) -> impl Iterator<Item = f64> {
         let mut uniform = self.uniform();
         std::iter::from_fn(move || {

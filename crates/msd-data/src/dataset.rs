@@ -144,7 +144,7 @@ impl Dataset {
     }
 
     /// Reads a training case and checks that image and labels fit each other and `dataset.json`. Labels stored along other axes
-    /// than their image are brought to its axes.
+    /// than their image are brought to its axes. Where positions are ignored, labels have the geometry of their image.
     ///
     /// # Errors
     /// Those of [`Self::load_image`] and [`read_labels`]; [`Error::ShapeMismatch`], [`Error::SpacingMismatch`],
@@ -155,7 +155,10 @@ impl Dataset {
         self.positions.compare((image, &read_geometry(image)?.0), (labels, &read_geometry(labels)?.0))?;
         let image = self.load_image(&case.image)?;
         let labels = read_labels(&case.label)?;
-        let labels = labels.onto(&case.label, (&case.image[0], &image.geometry), self.positions)?;
+        let mut labels = labels.onto(&case.label, (&case.image[0], &image.geometry), self.positions)?;
+        if self.positions == Positions::Ignored {
+            labels.geometry = image.geometry.clone();
+        }
         self.check_label_values(&labels.data.view(), &case.label)?;
         Ok((image, labels))
     }

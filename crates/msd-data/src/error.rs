@@ -97,7 +97,7 @@ pub enum Error {
         mm: [f64; 3],
     },
     /// Two volumes that are used together lie at different places in the scanner.
-    #[error("{}: lies up to {} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or ignore positions", .file.display(), length(*.mm), .reference.display())]
+    #[error("{}: lies up to {} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or set ignore_positions", .file.display(), length(*.mm), .reference.display())]
     PositionMismatch {
         /// File of the volume that gives the grid.
         reference: PathBuf,
@@ -129,7 +129,7 @@ pub enum Error {
         known: String,
     },
     /// Cross-validation needs more cases.
-    #[error("{found} training cases, but five-fold cross-validation needs at least 5")]
+    #[error("{found} training cases, but five-fold cross-validation needs at least 5: add labelled cases")]
     TooFewCases {
         /// Number of cases given.
         found: usize,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checksum;
 use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::{Error, Result};
 use crate::json_file;
@@ -47,6 +48,9 @@ pub struct CaseFingerprint {
     pub label_voxels: BTreeMap<u16, u64>,
     /// 5, 50 and 95 percentile of the foreground's intensities in each channel; none for a case without foreground.
     pub intensity: Vec<Option<[f64; 3]>>,
+    /// Checksum of the files' contents: those that gzip files hold, of others the sizes and pieces. None in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<u32>,
 }
 
 /// Statistics of the voxels of one channel whose label is not background; every case weighs the same.
@@ -139,7 +143,7 @@ impl Fingerprint {
     /// Reads the fingerprint of `dataset` from a file that [`Self::save`] wrote.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Json`]; [`Error::Invalid`] for another number of cases or channels.
+    /// [`Error::Io`], [`Error::Json`]; [`Error::Invalid`] for another number of cases or channels, or other cases.
     pub fn load(path: &Path, dataset: &Dataset) -> Result<Self> {
         let found: Self = json_file::load(path)?;
         let of_file = (found.spacings.len(), found.intensity.len());
@@ -149,14 +153,31 @@ impl Fingerprint {
             let problem = format!("is of {of_file:?} cases and channels, {root} has {expected:?}; remove it");
             return Err(Error::Invalid(format!("{}: {problem}", path.display())));
         }
+        // Files of earlier versions name no case.
+        let mut cases = found.cases.iter().zip(&dataset.training);
+        if let Some((known, case)) = cases.find(|(known, case)| known.id != case.id) {
+            let (file, root) = (path.display(), dataset.root.display());
+            let problem = format!("{file}: is of case {}, {root} has {}; remove it", known.id, case.id);
+            return Err(Error::Invalid(problem));
+        }
         Ok(found)
     }
 
-    /// Reads the first, middle and last case of `dataset` again, and returns the id of one that is not what it was.
+    /// Returns the id of a case of `dataset` whose files are not what they were, by [`CaseFingerprint::checksum`]. Without those,
+    /// reads the first, middle and last case again.
     ///
     /// # Errors
-    /// Those of [`Dataset::load_case`]; [`Error::Invalid`] for a case that is gone.
+    /// Those of [`Dataset::load_case`]; [`Error::Io`]; [`Error::Invalid`] for a case that is gone.
     pub fn changed_case(&self, dataset: &Dataset) -> Result<Option<&str>> {
+        for known in &self.cases {
+            let Some(checksum) = known.checksum else { continue };
+            if checksum::of_case(dataset.training_case(&known.id)?)? != checksum {
+                return Ok(Some(&known.id));
+            }
+        }
+        if self.cases.iter().all(|known| known.checksum.is_some()) {
+            return Ok(None);
+        }
         let n = self.cases.len();
         for known in [0, n / 2, n.saturating_sub(1)].into_iter().filter_map(|i| self.cases.get(i)) {
             let own = CaseFacts::of(dataset, dataset.training_case(&known.id)?, self.orientation)?.own;
@@ -238,6 +259,7 @@ impl CaseFacts {
             spacing_mm: image.geometry.spacing_mm,
             label_voxels,
             intensity: foreground.iter().map(Foreground::spread).collect(),
+            checksum: Some(checksum::of_case(case)?),
         };
         let axes = AxisMap::between_known(image.geometry.orientation(), orientation);
         let (spacing_mm, shape_after_crop) = (axes.triple(image.geometry.spacing_mm), axes.triple(shape));
@@ -333,6 +355,20 @@ mod tests {
         assert_eq!((values.len(), values[0], values[50], values[1000]), (1001, 0.0, 5000.0, 100_000.0));
         thin(&mut values, 2000);
         assert_eq!(values.len(), 1001);
+    }
+
+    #[test]
+    fn a_file_of_other_cases_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = crate::PhantomOptions { num_cases: 2, num_test: 0, shape: [10, 12, 14], ..Default::default() };
+        crate::write_phantom(dir.path(), &options).unwrap();
+        let mut dataset = Dataset::open(dir.path()).unwrap();
+        let file = dir.path().join("fingerprint.json");
+        fingerprint(&dataset, Memory::unlimited()).unwrap().save(&file).unwrap();
+        Fingerprint::load(&file, &dataset).unwrap();
+        dataset.training[1].id = "other".to_owned();
+        let message = Fingerprint::load(&file, &dataset).unwrap_err().to_string();
+        assert!(message.contains("is of case phantom_001, ") && message.ends_with("has other; remove it"), "{message}");
     }
 
     #[test]

@@ -12,7 +12,8 @@ use crate::orientation::AxisMap;
 /// Handling of volumes whose headers place them elsewhere in the scanner than the volumes they are used with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Positions {
-    /// Refuse them. Volumes that lie at the same place along other axes are brought to the same axes.
+    /// Refuse them. Volumes that lie at the same place along other axes are brought to the same axes. Nothing is known of a
+    /// volume whose header has neither a usable qform nor sform: with it, only shapes and voxel sizes are compared.
     #[default]
     Checked,
     /// Ignore positions and orientations: volumes of one shape and voxel size are used voxel by voxel, as stored.

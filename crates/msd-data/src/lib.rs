@@ -6,6 +6,7 @@ pub mod archive;
 mod augment;
 mod case_bytes;
 pub mod check;
+mod checksum;
 pub mod dataset;
 mod error;
 mod fingerprint;

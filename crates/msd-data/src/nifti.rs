@@ -144,7 +144,7 @@ pub fn read_comment(path: impl AsRef<Path>) -> Result<Option<String>> {
     let path = path.as_ref();
     let file = adw_files::open_regular(path).map_err(Error::io(path))?;
     // A header is read as the decoder is made, comments of any length included.
-    let decoder = GzDecoder::new(BufReader::new(file.take(1 << 16)));
+    let decoder = GzDecoder::new(BufReader::new(file.take(1 << 17)));
     let comment = decoder.header().and_then(|header| header.comment());
     Ok(comment.map(|comment| String::from_utf8_lossy(comment).into_owned()))
 }
@@ -172,12 +172,16 @@ pub fn write_commented_labels(
     if comment.is_some_and(|comment| comment.contains('\0')) {
         return Err(Error::Invalid("a comment with a NUL, which gzip cannot hold".to_owned()));
     }
+    // More cannot be read: flate2 refuses the file.
+    if let Some(bytes) = comment.map(str::len).filter(|&bytes| bytes > 65_535) {
+        return Err(Error::Invalid(format!("a comment of {bytes} bytes; shorten it to 65535")));
+    }
     let wide = labels.iter().any(|&v| v > 255);
     let (code, bits) = if wide { (512, 16) } else { (2, 8) };
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(1, code, bits);
     let gzip = GzipOptions { level: Compression::default(), comment };
-    write_file(path.as_ref(), &header, gzip, labels.iter().copied(), |v, out| match (wide, big) {
+    write_file(path.as_ref(), &header, gzip, (labels.iter().copied(), bits), |v, out| match (wide, big) {
         (false, _) => out.push(v as u8),
         (true, false) => out.extend(v.to_le_bytes()),
         (true, true) => out.extend(v.to_be_bytes()),
@@ -187,21 +191,29 @@ pub fn write_commented_labels(
 /// Writes an image as f32, 3D for one channel, else 4D. The file appears whole or not at all.
 ///
 /// # Errors
-/// Those of [`write_labels`].
+/// Those of [`write_labels`]; [`Error::NotFinite`] for voxels that [`read_image`] refuses.
 pub fn write_image(path: impl AsRef<Path>, image: &ArrayView4<f32>, geometry: &Geometry) -> Result<()> {
     let (channels, shape) = (image.shape()[0], &image.shape()[1..]);
     check(path.as_ref(), "image", (shape, channels), geometry)?;
+    let count = image.iter().filter(|v| !v.is_finite()).count();
+    if count > 0 {
+        return Err(Error::NotFinite { path: path.as_ref().to_path_buf(), count, total: image.len() });
+    }
     let big = geometry.endianness == Endianness::Big;
     let header = geometry.header_bytes(channels, 16, 32);
     // Noise does not compress: more effort costs seconds per volume and saves a few percent.
     let gzip = GzipOptions { level: Compression::fast(), comment: None };
-    write_file(path.as_ref(), &header, gzip, image.iter().copied(), |v, out| {
+    write_file(path.as_ref(), &header, gzip, (image.iter().copied(), 32), |v, out| {
         out.extend(if big { v.to_be_bytes() } else { v.to_le_bytes() });
     })
 }
 
-/// Checks that an array of a shape and channels can be written on a grid.
+/// Checks the name of a file, and that an array of a shape and channels can be written on a grid.
 fn check(path: &Path, what: &'static str, (found, channels): (&[usize], usize), geometry: &Geometry) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if !name.ends_with(".nii.gz") && !name.ends_with(".nii") {
+        return Err(Error::nifti(path, NiftiProblem::Extension));
+    }
     if found != geometry.shape {
         return Err(Error::Shape { what, found: found.to_vec(), expected: geometry.shape.to_vec() });
     }
@@ -209,8 +221,12 @@ fn check(path: &Path, what: &'static str, (found, channels): (&[usize], usize), 
     if found.iter().chain([&channels]).any(|n| !(1..=i16::MAX as usize).contains(n)) {
         return problem(format!("{channels} channels of {found:?} voxels; NIfTI-1 holds 1 to 32767 of each"));
     }
+    let mm = geometry.spacing_mm;
+    if mm.iter().any(|mm| !mm.is_finite() || *mm <= 0.0) {
+        return Err(Error::nifti(path, NiftiProblem::Spacing { mm }));
+    }
     if !geometry.has_spacing_of_header() {
-        return problem(format!("voxel size {:?} mm differs from the header's", geometry.spacing_mm));
+        return problem(format!("voxel size {mm:?} mm differs from the header's"));
     }
     Ok(())
 }
@@ -222,30 +238,29 @@ struct GzipOptions<'a> {
     comment: Option<&'a str>,
 }
 
+/// Writes voxels, of so many bits each, behind a header, to a file whose name was [checked](check).
 fn write_file<T>(
     path: &Path,
     header: &[u8; HEADER_BYTES],
     gzip: GzipOptions<'_>,
-    voxels: impl Iterator<Item = T>,
+    (voxels, bits): (impl ExactSizeIterator<Item = T>, i16),
     encode: impl Fn(T, &mut Vec<u8>),
 ) -> Result<()> {
-    let mut bytes = header.to_vec();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + 4 + voxels.len() * bits as usize / 8);
+    bytes.extend(header);
     bytes.extend([0; 4]); // no header extensions
     for voxel in voxels {
         encode(voxel, &mut bytes);
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let written = if name.ends_with(".nii.gz") {
+    let written = if path.extension().is_some_and(|ending| ending == "gz") {
         adw_files::write_atomic(path, |file| {
             let builder = gzip.comment.map_or_else(GzBuilder::new, |comment| GzBuilder::new().comment(comment));
             let mut encoder = builder.write(file, gzip.level);
             encoder.write_all(&bytes)?;
             encoder.finish().map(|_| ())
         })
-    } else if name.ends_with(".nii") {
-        adw_files::write_bytes(path, &bytes)
     } else {
-        return Err(Error::nifti(path, NiftiProblem::Extension));
+        adw_files::write_bytes(path, &bytes)
     };
     written.map_err(Error::io(path))
 }

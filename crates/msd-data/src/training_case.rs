@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::RngExt;
 
 use crate::error::{Error, Result};
-use crate::preprocess::PreparedCase;
+use crate::preprocess::{PreparedCase, check_highest_label, check_prepared};
 use crate::store::StoredCase;
 
 /// A prepared, labelled case, in memory or in a file. Equal cases give equal patches in either form.
@@ -72,35 +72,20 @@ impl TrainingCase {
     /// Checks that patches can be drawn from the case.
     ///
     /// # Errors
-    /// [`Error::Invalid`] without labels or for a label above 255; [`Error::Shape`] for labels of another shape.
+    /// Those of [`check_prepared`]; [`Error::Invalid`] for a case in memory of 2^32 voxels or more.
     pub(crate) fn check(&self) -> Result<()> {
-        let highest = match self {
+        match self {
             Self::InMemory(case) => {
-                let labels = case
-                    .labels
-                    .as_ref()
-                    .ok_or_else(|| Error::Invalid("a case to draw patches from has no labels".to_owned()))?;
-                if labels.shape() != &case.image.shape()[1..] {
-                    return Err(Error::Shape {
-                        what: "labels of a prepared case",
-                        found: labels.shape().to_vec(),
-                        expected: case.image.shape()[1..].to_vec(),
-                    });
+                let voxels = self.shape().iter().product::<usize>();
+                // Patches index them with 32 bits.
+                if voxels > u32::MAX as usize {
+                    let fault = "a case in memory has at most 4294967295; store it in a file";
+                    return Err(Error::Invalid(format!("{voxels} voxels; {fault}")));
                 }
-                let is_readable = case.image.is_standard_layout() && labels.is_standard_layout();
-                if !is_readable || case.locations.iter().any(|class| class.voxels.is_empty()) {
-                    let fault =
-                        "a prepared case whose arrays are not in standard layout, or with a class without voxels";
-                    return Err(Error::Invalid(fault.to_owned()));
-                }
-                labels.iter().copied().max().unwrap_or(0)
+                check_prepared(case).map(|_| ())
             }
-            Self::Stored(case) => case.highest_label(),
-        };
-        if highest > 255 {
-            return Err(Error::Invalid(format!("label {highest}; batches hold labels up to 255")));
+            Self::Stored(case) => check_highest_label(case.highest_label()),
         }
-        Ok(())
     }
 
     /// Draws a voxel: first its label, uniformly among those present, then one of that label's voxels. None without

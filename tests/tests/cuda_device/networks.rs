@@ -204,7 +204,7 @@ fn a_discrete_network() {
     let (x, target) = (numbers(1, &[1, 2, 8, 4, 8]), labels(2, &[1, 8, 4, 8], 3));
     close("logits", &cuda.predict(&x).unwrap(), &cpu.predict(&x).unwrap(), 1e-4);
     let run = |net: &Unet| {
-        let (logits, trace) = net.forward(&x).unwrap();
+        let (logits, trace) = net.forward_with_trace(&x).unwrap();
         let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &target).unwrap();
         let gradients = net.backward(trace, grad_logits).unwrap();
         (loss.value().unwrap(), gradients)

@@ -1,13 +1,16 @@
 //! `adw export`: write trained models for other programs.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use adw_export::{Inference, monai, onnx, pytorch};
 use adw_search::save_tensors;
 use adw_supernet::{Precision, Unet};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use msd_data::Postprocessing;
 use serde_json::json;
 
 use crate::{
@@ -39,6 +42,16 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let models = model::load(&args.model, Precision::Full, &Device::Cpu)?;
     let description = inference(args, &models)?;
     let inference = description.to_json();
+    if let (Some(onnx), Some(beside)) = (&args.onnx, &beside)
+        && fs::read(beside).is_ok_and(|found| found != inference.as_bytes())
+        && let Some(other) = other_network(onnx)
+    {
+        bad_input!(
+            "--onnx {}: inference.json there describes another network, {}; choose another folder",
+            onnx.display(),
+            other.display()
+        );
+    }
     let mut metadata = BTreeMap::from([("inference".to_owned(), inference.clone())]);
     for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
         let folder = parent(path);
@@ -82,10 +95,17 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     Ok(())
 }
 
+/// Another ONNX file in the folder of `onnx`.
+fn other_network(onnx: &Path) -> Option<PathBuf> {
+    let mut files = fs::read_dir(parent(onnx)).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files.find(|path| path.extension().is_some_and(|extension| extension == "onnx") && !is_same(path, onnx))
+}
+
 /// Describes all that the networks need beside their weights.
 fn inference(args: &ExportArgs, models: &Models) -> Result<Inference> {
     let window = models.window(args.step, args.mirror)?;
-    let postprocessing = args.postprocessing.as_deref().map(Postprocessing::load).transpose()?.unwrap_or_default();
+    let postprocessing = args.postprocessing.as_deref().map(|file| models.postprocessing(file)).transpose()?;
+    let postprocessing = postprocessing.unwrap_or_default();
     let architecture = models.networks[0].architecture();
     let num_networks = models.networks.len();
     Ok(Inference::new(&models.plan, architecture, num_networks, window.step, window.mirror, postprocessing))

@@ -52,7 +52,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let (images, output) = inputs(&models)?;
     let window = models.window(args.step, args.mirror)?;
     let steps = args.postprocessing.as_deref().or(ensemble.postprocessing.as_deref());
-    let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(Postprocessing::load);
+    let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(|file| models.postprocessing(file));
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
     if images.iter().any(|image| is_same(&parent(&image.files[0]), &output)) {
         bad_input!("--output {}: would overwrite the images; choose another folder", output.display());

@@ -97,8 +97,7 @@ fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
     if let Some(directory) = &earlier {
         if !args.resume {
             let result = if fold == Fold::All { model_in(directory) } else { directory.join("metrics.json") };
-            let finished = result.is_file();
-            let (state, advice) = if finished {
+            let (state, advice) = if result.is_file() {
                 ("is finished", "give another --name to train again")
             } else {
                 ("was interrupted", "continue it with --resume")
@@ -106,6 +105,8 @@ fn open(args: &RetrainArgs, device: &Device) -> Result<(Run, Architecture)> {
             bad_input!("{} {state}: {advice}", directory.display());
         }
         keep_settings(&mut run, directory, args)?;
+    } else if args.resume {
+        note(&format!("no such training to continue in {}: starting one", run.root.display()));
     }
     let architecture = architecture_choice::choose(&args.architecture, &run, earlier.as_deref())?;
     Ok((run, architecture))

@@ -100,6 +100,9 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         named => named,
     };
     let data = task.as_ref().map(provide).transpose()?;
+    if args.resume && !exists && data.is_some() {
+        note(&format!("no search to continue in {}: starting one", root.display()));
+    }
     Ok((RunChoice { root: root.clone(), fold: args.fold, resume: args.resume }, data))
 }
 

@@ -92,6 +92,8 @@ pub(crate) struct TrainingData {
     pub(crate) folder: PathBuf,
     pub(crate) facts: RunFacts,
     pub(crate) num_epochs: usize,
+    /// Setting `retrain.warm_start`: the architecture of the run's search starts from the weights of that search.
+    pub(crate) warm_start: bool,
     pub(crate) rows: Vec<RetrainRow>,
     pub(crate) architecture: Architecture,
     /// None until it is finished, and if no case was left to score.
@@ -210,6 +212,7 @@ fn training(name: Option<String>, fold: Fold, folder: PathBuf) -> Result<Option<
         fold,
         facts,
         num_epochs: config.settings.retrain.epochs,
+        warm_start: config.settings.retrain.warm_start,
         rows: history(&folder)?,
         architecture,
         metrics,

@@ -75,6 +75,8 @@ pub(crate) enum Difference {
     Batch,
     Augmentation,
     Averaging,
+    /// Learning rate, optimiser, clipping and precision.
+    Optimisation,
     /// Random, or those of the network's search (`retrain.warm_start`), which are trained already.
     InitialWeights,
     Scoring,

@@ -74,12 +74,17 @@ impl Sweep {
         let predict = &settings.predict;
         let scoring = json!([predict.step, predict.mirror, predict.precision, report.nsd_tolerance_mm]);
         let searches = self.arm(cell).trains_found();
+        let optimisation = {
+            let retrain = &settings.retrain;
+            json!([retrain.lr, retrain.optimizer, retrain.clip, retrain.precision])
+        };
         let initial = if searches && settings.retrain.warm_start { "those of the search" } else { "random ones" };
         let conditions = vec![
             (Difference::Steps, steps.to_string()),
             (Difference::Batch, format!("{batch} of {:?} at {:?} mm", plan.patch_size, plan.spacing_mm)),
             (Difference::Augmentation, json!(settings.data.augmentation).to_string()),
             (Difference::Averaging, json!(settings.retrain.ema).to_string()),
+            (Difference::Optimisation, optimisation.to_string()),
             (Difference::InitialWeights, initial.to_owned()),
             (Difference::Scoring, scoring.to_string()),
         ];

@@ -101,6 +101,13 @@ fn what_is_no_volume_is_refused() {
             refusal(|k, set| if k == 2 { set.with(tags::SOP_CLASS, "1.2.840.10008.5.1.4.1.1.4") } else { set }),
             "SOPClassUID",
         ),
+        (
+            refusal(|k, set| {
+                let mr = set.with(tags::SOP_CLASS, "1.2.840.10008.5.1.4.1.1.4");
+                if k == 1 { mr.with(tags::SLOPE, "").with(tags::INTERCEPT, "") } else { mr }
+            }),
+            "is missing, but other images of the series have one",
+        ),
     ];
     for (message, expected) in cases {
         assert!(message.contains(expected) && !message.contains('\n'), "{message}: {expected}");

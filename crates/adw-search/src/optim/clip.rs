@@ -17,9 +17,11 @@ pub fn global_norm(gradients: &[Option<Tensor>]) -> Result<f64> {
 }
 
 /// Factor that clips gradients of norm `norm`: `min(1, max_norm / (norm + 1e-6))`, as
-/// `torch.nn.utils.clip_grad_norm_`.
+/// `torch.nn.utils.clip_grad_norm_`; NaN for a norm of NaN.
 pub fn clip_scale(norm: f64, max_norm: f64) -> f64 {
-    (max_norm / (norm + 1e-6)).min(1.0)
+    let scale = max_norm / (norm + 1e-6);
+    // Unlike `min`, this keeps NaN.
+    if scale > 1.0 { 1.0 } else { scale }
 }
 
 /// Clips gradients and steps: calls `step` with the factor that gives them a norm of at most `max_norm` (see

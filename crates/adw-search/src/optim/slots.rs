@@ -52,9 +52,12 @@ impl<const N: usize> Slots<N> {
                 got: gradients.len().to_string(),
             });
         }
+        for (slot, gradient) in self.slots.iter().zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            check(|| format!("gradient of {}", slot.name), gradient, &slot.var)?;
+        }
         let with_gradient = self.slots.iter_mut().zip(gradients).filter_map(|(slot, g)| Some((slot, g.as_ref()?)));
         let updates = with_gradient.map(|(slot, gradient)| {
-            check(|| format!("gradient of {}", slot.name), gradient, &slot.var)?;
             let state = match &slot.state {
                 Some(state) => state.clone(),
                 None => zeros(&slot.var)?,

@@ -83,6 +83,8 @@ fn a_parameter_without_gradient_is_left_alone_until_it_gets_one() {
     for mut optimizer in optimizers {
         a.set(&Tensor::new(&[1.0f64], &Device::Cpu).unwrap()).unwrap();
         b.set(&a).unwrap();
+        // A refused step is none.
+        optimizer.step(&[gradient(&[1.0], DType::F64), gradient(&[1.0, 1.0], DType::F64)], 0.1, 1.0).unwrap_err();
         optimizer.step(&[gradient(&[1.0], DType::F64), None], 0.1, 1.0).unwrap();
         let first = values(&a);
         assert_ne!(first, [1.0]);
@@ -101,6 +103,7 @@ fn clipping_matches_its_formula_and_ignores_absent_gradients() {
     assert_eq!(norm, 5.0);
     assert_eq!(clip_scale(norm, 12.0), 1.0);
     assert_eq!(clip_scale(norm, 2.0), 2.0 / 5.000_001);
+    assert!(clip_scale(f64::NAN, 2.0).is_nan());
     assert!(global_norm(&[gradient(&[f64::NAN], DType::F32)]).unwrap().is_nan());
     assert_eq!(global_norm(&[]).unwrap(), 0.0);
 }

@@ -4,8 +4,9 @@ use super::layers::{Network, head_geometry};
 use super::relaxation::{Relaxation, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, layer_inputs};
 use crate::error::Result;
+use adw_tensor_ops::Precision;
 use adw_tensor_ops::conv_transpose3d;
-use adw_tensor_ops::conv3d::{self, Precision};
+use adw_tensor_ops::conv3d;
 use adw_tensor_ops::norm_act::{self, NormCoefficients};
 use candle_core::Tensor;
 

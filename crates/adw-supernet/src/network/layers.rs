@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::parameters::{Parameter, ParameterBuilder, Role};
 use crate::stages::stage_of_block;
 use adw_tensor_ops::Conv3dGeometry;
-use adw_tensor_ops::conv3d::Precision;
+use adw_tensor_ops::Precision;
 use adw_tensor_ops::norm_act::NormAct;
 use candle_core::{DType, Device, Tensor};
 

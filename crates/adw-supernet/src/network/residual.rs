@@ -3,7 +3,8 @@
 use super::layers::{Layer, Network, Residual};
 use super::trace::Feature;
 use crate::error::Result;
-use adw_tensor_ops::conv3d::{self, Input, Precision};
+use adw_tensor_ops::Precision;
+use adw_tensor_ops::conv3d::{self, Input};
 use adw_tensor_ops::norm_act::{self, NormAct, NormCoefficients};
 use candle_core::Tensor;
 

@@ -1,7 +1,8 @@
 //! Maps that a forward pass keeps for its backward pass.
 
 use crate::error::Result;
-use adw_tensor_ops::conv3d::{Input, Precision};
+use adw_tensor_ops::Precision;
+use adw_tensor_ops::conv3d::Input;
 use adw_tensor_ops::norm_act::NormCoefficients;
 use candle_core::Tensor;
 

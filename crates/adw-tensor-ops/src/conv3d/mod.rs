@@ -35,12 +35,12 @@ use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
 use crate::norm_act::Moments;
+use crate::precision::Precision;
 use crate::storage::Computed;
 use candle_core::Tensor;
 use kernels::input_dims;
 use std::ops::Range;
 
-pub use crate::precision::Precision;
 pub use kernels::Input;
 
 fn check_weight(op: &'static str, weight: &Tensor, expected: [usize; 5]) -> Result<()> {
@@ -217,9 +217,9 @@ pub fn conv3d(x: &Tensor, weight: &Tensor, geometry: Conv3dGeometry) -> Result<T
     let (y, _) = compute(&[Input::from(&x)], &weight, geometry, Precision::Full, false)?;
     let y = record2("conv3d", [&x, &weight], y, move |[x, weight], grad_y| {
         let (_, size, channels) = map_dims("conv3d", "x", x)?;
-        let grad_x = grad_input(grad_y.into(), weight, geometry, size, 0..channels, Precision::Full)?;
-        let grad_weight = grad_weight(&[Input::from(x)], grad_y.into(), geometry, Precision::Full)?;
-        Ok([grad_x, grad_weight])
+        let grad_x = || grad_input(grad_y.into(), weight, geometry, size, 0..channels, Precision::Full);
+        let grad_weight = || grad_weight(&[Input::from(x)], grad_y.into(), geometry, Precision::Full);
+        Ok([x.track_op().then(grad_x).transpose()?, weight.track_op().then(grad_weight).transpose()?])
     })?;
     channels_first(&y)
 }

@@ -7,8 +7,9 @@
 #[cfg(test)]
 mod tests;
 
+use crate::Precision;
 use crate::autograd::record2;
-use crate::conv3d::{self, Input, Precision};
+use crate::conv3d::{self, Input};
 use crate::error::{Error, Result};
 use crate::geometry::{Conv3dGeometry, num_elements};
 use crate::map::{channels_first, channels_last, map_dims};
@@ -133,9 +134,9 @@ pub fn with_geometry(
     let weight = weight.contiguous()?;
     let y = conv3d::compute_grad_input((&x).into(), &weight, geometry, out, 0..co, Precision::Full)?;
     let y = record2(OP, [&x, &weight], y, move |[x, weight], grad_y| {
-        let grad_x = conv3d::forward_plain(&[grad_y.into()], weight, geometry, Precision::Full)?;
-        let grad_weight = conv3d::grad_weight(&[grad_y.into()], x.into(), geometry, Precision::Full)?;
-        Ok([grad_x, grad_weight])
+        let grad_x = || conv3d::forward_plain(&[grad_y.into()], weight, geometry, Precision::Full);
+        let grad_weight = || conv3d::grad_weight(&[grad_y.into()], x.into(), geometry, Precision::Full);
+        Ok([x.track_op().then(grad_x).transpose()?, weight.track_op().then(grad_weight).transpose()?])
     })?;
     channels_first(&y)
 }

@@ -58,7 +58,8 @@ fn moments_survive_a_large_mean() {
 /// The closed forms of the gate's gradients equal what candle derives from the gate folded into weight or affine.
 #[test]
 fn gates_fold() {
-    use crate::conv3d::{self, Input, Precision};
+    use crate::Precision;
+    use crate::conv3d::{self, Input};
     use crate::{Conv3dGeometry, conv3d::conv3d};
     let (x, w) = (var(1, (2, 3, 4, 5, 4)), var(2, (6, 3, 3, 3, 3)));
     let (gamma, beta) = (var(3, 6), var(4, 6));

@@ -81,7 +81,7 @@ pub(super) fn header(geometry: &Geometry) -> Vec<String> {
         if lengths.iter().zip(pixdim).any(|(a, b)| (a - b).abs() > 0.01 * b) {
             let (by_form, by_pixdim) = (rounded(lengths), rounded(pixdim));
             found.push(format!(
-                "voxels measure {by_form:?} mm (z, y, x) by its {name}, but {by_pixdim:?} by its pixdim"
+                "voxels measure {by_form:?} mm (z, y, x) by its {name}, but {by_pixdim:?} by its pixdim, which is used"
             ));
         }
         usable.push(form);
@@ -90,7 +90,7 @@ pub(super) fn header(geometry: &Geometry) -> Vec<String> {
         let mm = displacement_mm(geometry.shape, sform, qform);
         if mm > half_voxel_mm(geometry) {
             let mm = length(mm);
-            found.push(format!("its sform and its qform place voxels up to {mm} mm apart; the sform is used"));
+            found.push(format!("its sform and its qform place voxels up to {mm} mm apart; the sform places them"));
         }
     }
     found

@@ -28,10 +28,7 @@ fn all_problems_are_listed_at_once() {
     write_labels(file("labelsTr", 2), &Array3::ones((3, 3, 3)).view(), &small).unwrap();
     let map = read_labels(file("labelsTr", 3)).unwrap();
     write_labels(file("labelsTr", 3), &map.data.mapv(|v| v * 40).view(), &map.geometry).unwrap();
-    let map = read_labels(file("labelsTr", 4)).unwrap();
-    let shape = map.geometry.shape;
-    let nan = Array4::from_elem((1, shape[0], shape[1], shape[2]), f32::NAN);
-    write_image(file("imagesTr", 4), &nan.view(), &map.geometry).unwrap();
+    patch(&file("imagesTr", 4), &[(352, &f32::NAN.to_le_bytes())]);
     let map = read_labels(file("labelsTr", 5)).unwrap();
     write_labels(file("labelsTr", 5), &map.data.mapv(|_| 0).view(), &map.geometry).unwrap();
     let shape = read_labels(file("labelsTr", 6)).unwrap().geometry.shape;

@@ -70,7 +70,7 @@ impl Description {
         match &self.channel_names {
             Some(Distinct(names)) => numbered("channel_names", names),
             None if self.modality.0.is_empty() => {
-                Err("modality is empty; expected {\"0\": \"MRI\"}, or the same as channel_names".to_owned())
+                Err("modality is empty or missing, as is channel_names; expected {\"0\": \"MRI\"}, or the same as channel_names".to_owned())
             }
             None => numbered("modality", &self.modality.0),
         }
@@ -159,7 +159,9 @@ impl Description {
         if ![".nii", ".nii.gz"].contains(&ending) {
             return Err(Error::DatasetJson {
                 path: dir.join("dataset.json"),
-                problem: format!("file_ending is {ending:?}; only .nii and .nii.gz can be read, convert the files"),
+                problem: format!(
+                    "file_ending is {ending:?}; only .nii and .nii.gz, with their dots, can be read; convert other files"
+                ),
             });
         }
         let images_of = |folder: &str| -> Result<Vec<(String, Vec<PathBuf>)>> {
@@ -235,7 +237,9 @@ fn numbered(what: &str, map: &BTreeMap<String, String>) -> std::result::Result<V
     let values = (0..map.len()).map(|i| map.get(&i.to_string()).cloned());
     values.collect::<Option<_>>().ok_or_else(|| {
         let keys: Vec<_> = map.keys().map(|key| format!("{key:?}")).collect();
-        format!("{what} has the keys {}; expected the numbers from 0 to {}", keys.join(", "), map.len() - 1)
+        let is_reversed = map.values().all(|value| value.parse::<u64>().is_ok());
+        let remedy = if is_reversed { ", or names with numbers outside of quotation marks" } else { "" };
+        format!("{what} has the keys {}; expected the numbers from 0 to {}{remedy}", keys.join(", "), map.len() - 1)
     })
 }
 
@@ -256,9 +260,10 @@ fn named(map: &BTreeMap<String, Value>) -> std::result::Result<Vec<String>, Stri
     values.collect::<Option<_>>().ok_or_else(|| {
         let values: Vec<_> = map.values().map(ToString::to_string).collect();
         format!(
-            "labels has the values {}; expected each of the numbers from 0 to {} once",
+            "labels has the values {}; expected each of the numbers from 0 to {} once{}",
             values.join(", "),
-            map.len() - 1
+            map.len() - 1,
+            if by_value.contains_key(&0) || by_value.is_empty() { "" } else { ", 0 for \"background\"" }
         )
     })
 }

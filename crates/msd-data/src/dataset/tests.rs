@@ -96,12 +96,14 @@ fn cases_that_do_not_fit_are_refused_in_one_line() {
     let geometry = Geometry::new([4, 3, 2], [2.0, 1.0, 1.0]);
     write_image(&case.image[0], &Array4::ones((2, 4, 3, 2)).view(), &geometry).unwrap();
     fails("2 channels, where 1 are expected");
-    let mut image = Array4::ones((1, 4, 3, 2));
-    image[[0, 1, 1, 1]] = f32::NAN;
-    write_image(&case.image[0], &image.view(), &geometry).unwrap();
-    fails("1 of 24 voxels are NaN");
-    fs::remove_file(&case.label).unwrap();
     write_image(&case.image[0], &Array4::ones((1, 4, 3, 2)).view(), &geometry).unwrap();
+    let moved = Geometry::from_affine([4, 3, 2], [[1.0, 0.0, 0.0, 9.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]);
+    write_labels(&case.label, &Array3::ones((4, 3, 2)).view(), &moved).unwrap();
+    fails("lies up to 9.0 mm away");
+    let ignoring = Dataset { positions: Positions::Ignored, ..dataset.clone() };
+    let (image, labels) = ignoring.load_case(case).unwrap();
+    assert_eq!(labels.geometry, image.geometry, "as `preprocess` demands");
+    fs::remove_file(&case.label).unwrap();
     fails("No such file");
 }
 
@@ -181,7 +183,7 @@ fn what_nnunets_layout_must_not_hold_is_named() {
     json("labels", json!({"background": 0, "organ": 2}));
     fails("labels has the values 0, 2; expected each of the numbers from 0 to 1 once");
     json("file_ending", json!(".png"));
-    fails("only .nii and .nii.gz can be read");
+    fails("only .nii and .nii.gz, with their dots, can be read");
     json("channel_names", json!({"0": "T2"}));
     fails("a_0001.nii.gz: channel 1, but dataset.json names 1 (from 0)");
     json("dataset", json!({"x": {"images": [], "label": "x"}}));

@@ -75,10 +75,15 @@ pub fn label_metrics(
 /// [`Error::Evaluation`] for more than a label map of any use has: each is measured by itself, and hours would pass on an
 /// image that was taken for a label map.
 pub fn labels_in(map: &ArrayView3<u16>, file: &Path) -> Result<BTreeSet<u16>> {
+    labels_among(map, file, |label| label > 0)
+}
+
+/// [`labels_in`] of the labels that `wanted` selects, which may be 0.
+pub(super) fn labels_among(map: &ArrayView3<u16>, file: &Path, wanted: impl Fn(u16) -> bool) -> Result<BTreeSet<u16>> {
     const MAX_LABELS: usize = 1000;
     let mut seen = vec![false; 1 << 16];
     map.iter().for_each(|&label| seen[usize::from(label)] = true);
-    let labels: BTreeSet<u16> = (1..=u16::MAX).filter(|&label| seen[usize::from(label)]).collect();
+    let labels: BTreeSet<u16> = (0..=u16::MAX).filter(|&label| seen[usize::from(label)] && wanted(label)).collect();
     if labels.len() > MAX_LABELS {
         let problem = format!("holds {} labels, at most {MAX_LABELS} are compared; is it an image?", labels.len());
         return Err(Error::Evaluation { folder: file.display().to_string(), problem });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::label::{LabelMetrics, label_metrics, labels_in, nan_if_null};
+use super::label::{LabelMetrics, label_metrics, labels_among, nan_if_null};
 use crate::dataset::{case_id, described, nifti_files};
 use crate::error::{Error, Result};
 use crate::grid::Positions;
@@ -105,10 +105,10 @@ impl Report {
     }
 
     /// Joins the reports of disjoint sets of cases, such as the folds of a cross-validation, into that of all cases. The
-    /// reports must be of the same labels and tolerance.
+    /// reports must be of the same labels and tolerance. References without prediction are those that no report has one for.
     ///
     /// # Errors
-    /// [`Error::Evaluation`] if they are not, or if there is none.
+    /// [`Error::Evaluation`] if they are not, for a reference in two reports, or if there is no report.
     pub fn pooled(reports: &[Self]) -> Result<Self> {
         let wrong = |problem: &str| Error::Evaluation { folder: "reports".to_owned(), problem: problem.to_owned() };
         let first = reports.first().ok_or_else(|| wrong("there is none to join"))?;
@@ -117,6 +117,16 @@ impl Report {
         if !reports.iter().all(same) {
             return Err(wrong("are of different labels or tolerances"));
         }
+        let mut seen = BTreeSet::new();
+        for report in reports {
+            let files: BTreeSet<_> = report.metric_per_case.iter().map(|case| &case.reference_file).collect();
+            if let Some(twice) = files.intersection(&seen).next() {
+                return Err(wrong(&format!("two of them hold {}; join each case once", twice.display())));
+            }
+            seen.extend(files);
+        }
+        let compared: BTreeSet<_> = seen.into_iter().filter_map(|file| case_id(file)).collect();
+        let missing: BTreeSet<_> = reports.iter().flat_map(|report| &report.references_without_prediction).collect();
         let metric_per_case: Vec<_> = reports.iter().flat_map(|report| report.metric_per_case.clone()).collect();
         let over_cases = |label: &u16| {
             let cases = metric_per_case.iter().filter_map(|case| case.metrics.get(label).copied());
@@ -129,7 +139,7 @@ impl Report {
             mean,
             metric_per_case,
             nsd_tolerance_mm: first.nsd_tolerance_mm,
-            references_without_prediction: Vec::new(),
+            references_without_prediction: missing.into_iter().filter(|id| !compared.contains(*id)).cloned().collect(),
         })
     }
 }
@@ -234,10 +244,11 @@ fn compare(prediction_file: &Path, reference_file: &Path, options: &EvaluationOp
     let (prediction, reference) = read_pair(prediction_file, reference_file, options.positions)?;
     let spacing_mm = reference.geometry.spacing_mm;
     let (prediction, reference) = (prediction.data.view(), reference.data.view());
-    let present = &labels_in(&prediction, prediction_file)? | &labels_in(&reference, reference_file)?;
-    let wanted = |label: &u16| options.labels.as_ref().is_none_or(|labels| labels.contains(label));
+    let wanted = |label| options.labels.as_ref().map_or(label > 0, |labels| labels.contains(&label));
+    let present =
+        &labels_among(&prediction, prediction_file, wanted)? | &labels_among(&reference, reference_file, wanted)?;
     let mut metrics = BTreeMap::new();
-    for label in present.into_iter().filter(wanted) {
+    for label in present {
         metrics.insert(label, label_metrics(&prediction, &reference, label, spacing_mm, options.tolerance_mm)?);
     }
     let nan = f64::NAN;

@@ -162,6 +162,26 @@ fn folds_are_pooled_into_the_report_of_all_cases() {
     assert_eq!(all.mean[&2].hd95_infinite, 1);
     let other = evaluate_pairs(&pairs[..1], &EvaluationOptions { labels: Some(vec![1]), ..options }).unwrap();
     assert!(Report::pooled(&[folds[0].clone(), other]).is_err() && Report::pooled(&[]).is_err());
+    let missing = ["c", "d"].map(str::to_owned).to_vec();
+    let first = Report { references_without_prediction: missing, ..folds[0].clone() };
+    let pooled = Report::pooled(&[first, folds[1].clone()]).unwrap();
+    assert_eq!(pooled.references_without_prediction, ["d"], "the other fold has c");
+    let message = Report::pooled(&[all, folds[1].clone()]).unwrap_err().to_string();
+    assert!(message.contains("two of them hold ") && message.contains("r/c.nii.gz"), "{message}");
+}
+
+/// Background too, and in maps of more labels than are measured.
+#[test]
+fn requested_labels_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.nii.gz");
+    let map = Array3::from_shape_fn((1, 1, 1100), |(_, _, x)| x as u16);
+    write_labels(&file, &map.view(), &Geometry::new([1, 1, 1100], [1.0; 3])).unwrap();
+    let pairs = [(file.clone(), file)];
+    let options = EvaluationOptions { labels: Some(vec![0, 1, 2000]), ..EvaluationOptions::default() };
+    let found = evaluate_pairs(&pairs, &options).unwrap().metric_per_case.remove(0).metrics;
+    assert_eq!([0, 1, 2000].map(|label| found[&label].true_positives), [1, 1, 0]);
+    assert!(evaluate_pairs(&pairs, &EvaluationOptions::default()).unwrap_err().to_string().contains("at most 1000"));
 }
 
 #[test]

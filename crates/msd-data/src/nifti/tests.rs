@@ -277,4 +277,15 @@ fn volumes_that_no_header_describes_are_refused() {
         |comment| write_commented_labels(folder.path().join("a.nii.gz"), &labels.view(), &geometry, comment);
     assert!(commented(Some("a\0b")).unwrap_err().to_string().contains("NUL"));
     commented(Some("a")).unwrap();
+    let long = "c".repeat(65_536);
+    assert!(commented(Some(&long)).unwrap_err().to_string().contains("a comment of 65536 bytes"));
+    commented(Some(&long[1..])).unwrap();
+    assert_eq!(read_comment(folder.path().join("a.nii.gz")).unwrap().as_deref(), Some(&long[1..]));
+    for mm in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(write([2, 2, 2], &Geometry::new([2, 2, 2], [1.0, mm, 1.0])).contains("must be a positive number"));
+    }
+    let nan = Array4::from_elem((1, 2, 2, 2), f32::NAN);
+    assert!(matches!(write_image(&path, &nan.view(), &geometry), Err(Error::NotFinite { count: 8, .. })));
+    let wrong_twice = write_labels(folder.path().join("a.png"), &Array3::zeros((2, 2, 3)).view(), &geometry);
+    assert!(matches!(wrong_twice, Err(Error::Nifti { problem: NiftiProblem::Extension, .. })));
 }

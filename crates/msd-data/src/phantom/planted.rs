@@ -26,7 +26,7 @@ fn draw_balls(image: &mut Array3<f32>, labels: &mut Array3<u16>, rng: &mut impl 
         let centre = [depth, height, width].map(|n| rng.random_range(0.1..0.9) * n as f32);
         let radius = rng.random_range(2.0f32..3.4);
         let (axis, phase) = (rng.random_range(0..3usize), rng.random_range(0..2usize));
-        let inside = ball(image, centre, radius);
+        let inside = ball([depth, height, width], centre, radius);
         if inside.iter().any(|&at| labels[at] > 0) {
             continue;
         }
@@ -37,11 +37,16 @@ fn draw_balls(image: &mut Array3<f32>, labels: &mut Array3<u16>, rng: &mut impl 
     }
 }
 
-/// Voxels inside a ball.
-fn ball(image: &Array3<f32>, centre: [f32; 3], radius: f32) -> Vec<[usize; 3]> {
-    let inside = |(z, y, x): (usize, usize, usize)| {
-        let r: f32 = [z, y, x].iter().zip(centre).map(|(&i, c)| ((i as f32 - c) / radius).powi(2)).sum();
-        (r < 1.0).then_some([z, y, x])
-    };
-    image.indexed_iter().filter_map(|(at, _)| inside(at)).collect()
+/// Voxels inside a ball, of a volume of this shape.
+pub(super) fn ball(shape: [usize; 3], centre: [f32; 3], radius: f32) -> Vec<[usize; 3]> {
+    // A box around it, from 0 where it would begin before.
+    let along = |a: usize| (centre[a] - radius) as usize..((centre[a] + radius) as usize + 2).min(shape[a]);
+    let rows = along(0).flat_map(|z| along(1).map(move |y| (z, y)));
+    let voxels = rows.flat_map(|(z, y)| along(2).map(move |x| [z, y, x]));
+    voxels.filter(|&at| is_inside(at, centre, radius)).collect()
+}
+
+pub(super) fn is_inside(voxel: [usize; 3], centre: [f32; 3], radius: f32) -> bool {
+    let r: f32 = voxel.iter().zip(centre).map(|(&i, c)| ((i as f32 - c) / radius).powi(2)).sum();
+    r < 1.0
 }

@@ -103,3 +103,14 @@ fn textures_show_their_labels_in_nothing_else() {
         assert!((product(label, [0, 1, 0]) - along_y).abs() < 0.2, "{label}: {}", product(label, [0, 1, 0]));
     }
 }
+
+#[test]
+fn balls_are_those_of_a_scan_of_the_volume() {
+    for i in 0..300u16 {
+        let at = |k: u16, n: f32| f32::from(i * k % 101) / 100.0 * n;
+        let (centre, radius) = ([at(37, 9.0), at(53, 11.0), at(71, 7.0)], 2.0 + at(29, 1.4));
+        let all = ndarray::indices([9, 11, 7]).into_iter().map(|(z, y, x)| [z, y, x]);
+        let scanned: Vec<_> = all.filter(|&voxel| planted::is_inside(voxel, centre, radius)).collect();
+        assert_eq!(planted::ball([9, 11, 7], centre, radius), scanned, "{centre:?} {radius}");
+    }
+}

@@ -4,12 +4,15 @@
 //! than the training cases are first brought to theirs. Normalising comes first, so
 //! its statistics are those of the scanner's own voxels.
 
+use std::path::Path;
+
 use ndarray::{Array, Array3, Array4, Dimension, Slice, Zip};
 use serde::{Deserialize, Serialize};
 
 use crate::case_bytes::CaseBytes;
 use crate::dataset::{Dataset, described};
 use crate::error::{Error, Result};
+use crate::grid::Positions;
 use crate::memory::Memory;
 use crate::nifti::{LabelMap, Volume};
 use crate::orientation::AxisMap;
@@ -58,9 +61,24 @@ pub struct CaseProperties {
 }
 
 impl CaseProperties {
-    /// Shape of the kept part, before resampling.
+    /// Shape of the kept part, before resampling, of properties that [`Self::check`] accepts.
     pub fn shape_after_cropping(&self) -> [usize; 3] {
         self.crop.map(|[start, end]| end - start)
+    }
+
+    /// Checks properties that were read from a file: a crop within the image, a shape without 0, and an order of three axes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(&self) -> Result<()> {
+        let Self { crop, shape_before_cropping: before, shape, axes, .. } = self;
+        let mut order = axes.from;
+        order.sort_unstable();
+        let fits = (0..3).all(|a| crop[a][0] < crop[a][1] && crop[a][1] <= before[a]);
+        if fits && order == [0, 1, 2] && !shape.contains(&0) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!("{self:?}; expected the properties of a prepared case")))
     }
 }
 
@@ -75,7 +93,8 @@ impl CaseProperties {
 /// of the volumes before and after, labels included.
 ///
 /// # Errors
-/// [`Error::Shape`] if image, labels and plan do not fit each other; [`Error::Invalid`] for a label that the plan does not have.
+/// [`Error::Shape`] if image, labels and plan do not fit each other; those of [`Positions::Checked`] for labels that lie
+/// elsewhere than the image; [`Error::Invalid`] for labels along other axes, or a label that the plan does not have.
 pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> Result<PreparedCase> {
     check(&image, labels.as_ref(), plan)?;
     let axes = plan.axes_of(&image.geometry);
@@ -153,10 +172,19 @@ pub fn prepare_training_cases(
 }
 
 fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<()> {
-    let shape = &image.data.shape()[1..];
-    if let Some(labels) = labels.filter(|l| l.data.shape() != shape) {
-        let found = labels.data.shape().to_vec();
-        return Err(Error::Shape { what: "label map", found, expected: shape.to_vec() });
+    let expected = image.geometry.shape;
+    let arrays = [("image", Some(&image.data.shape()[1..])), ("label map", labels.map(|labels| labels.data.shape()))];
+    if let Some((what, Some(found))) =
+        arrays.into_iter().find(|(_, found)| found.is_some_and(|found| found != expected))
+    {
+        return Err(Error::Shape { what, found: found.to_vec(), expected: expected.to_vec() });
+    }
+    if let Some(labels) = labels {
+        let (image, labels) = ((Path::new("image"), &image.geometry), (Path::new("label map"), &labels.geometry));
+        if Positions::Checked.compare(image, labels)? != AxisMap::IDENTITY {
+            let problem = "the label map is stored along other axes than its image; bring it to the image's axes";
+            return Err(Error::Invalid(problem.to_owned()));
+        }
     }
     let known = plan.labels.len();
     if let Some(&label) = labels.and_then(|labels| labels.data.iter().find(|&&label| usize::from(label) >= known)) {
@@ -167,6 +195,35 @@ fn check(image: &Volume<f32>, labels: Option<&LabelMap>, plan: &Plan) -> Result<
     let (channels, planned) = (image.data.shape()[0], plan.normalization.len());
     if channels != planned || plan.use_mask_for_norm.len() != planned {
         return Err(Error::Shape { what: "image channels", found: vec![channels], expected: vec![planned] });
+    }
+    Ok(())
+}
+
+/// Checks that patches can be drawn from a prepared case, and returns its labels.
+///
+/// # Errors
+/// [`Error::Invalid`] without labels or for a label above 255; [`Error::Shape`] for labels of another shape.
+pub(crate) fn check_prepared(case: &PreparedCase) -> Result<&Array3<i16>> {
+    let missing = || Error::Invalid("a case to draw patches from has no labels".to_owned());
+    let labels = case.labels.as_ref().ok_or_else(missing)?;
+    let (found, expected) = (labels.shape(), &case.image.shape()[1..]);
+    if found != expected {
+        let (found, expected) = (found.to_vec(), expected.to_vec());
+        return Err(Error::Shape { what: "labels of a prepared case", found, expected });
+    }
+    let is_readable = case.image.is_standard_layout() && labels.is_standard_layout();
+    if !is_readable || case.locations.iter().any(|class| class.voxels.is_empty()) {
+        let fault = "a prepared case whose arrays are not in standard layout, or with a class without voxels";
+        return Err(Error::Invalid(fault.to_owned()));
+    }
+    check_highest_label(labels.iter().copied().max().unwrap_or(0))?;
+    Ok(labels)
+}
+
+/// Checks that batches can hold labels up to this.
+pub(crate) fn check_highest_label(label: i16) -> Result<()> {
+    if label > 255 {
+        return Err(Error::Invalid(format!("label {label}; batches hold labels up to 255")));
     }
     Ok(())
 }

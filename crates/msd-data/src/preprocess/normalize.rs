@@ -10,7 +10,7 @@ use crate::plan::Normalization;
 /// is not -1.
 ///
 /// # Errors
-/// [`Error::Invalid`] if CT normalisation has no statistics of the dataset.
+/// [`Error::Invalid`] if CT normalisation has no statistics of the dataset, or percentiles in the wrong order.
 pub(crate) fn normalize(
     channel: &mut ArrayViewMut3<f32>,
     masked: Option<&ArrayView3<i16>>,
@@ -26,8 +26,8 @@ pub(crate) fn normalize(
             channel.par_mapv_inplace(|v| (v - min) / range);
         }
         Normalization::Ct => {
-            let missing = || Error::Invalid("the plan has no intensity statistics for a CT channel".to_owned());
-            let stats = dataset.ok_or_else(missing)?;
+            let missing = || Error::Invalid("the plan has no sound intensity statistics for a CT channel".to_owned());
+            let stats = dataset.filter(|s| s.percentile_00_5 <= s.percentile_99_5).ok_or_else(missing)?;
             let (low, high) = (stats.percentile_00_5 as f32, stats.percentile_99_5 as f32);
             let (mean, std) = (stats.mean as f32, stats.std.max(1e-8) as f32);
             channel.par_mapv_inplace(|v| (v.clamp(low, high) - mean) / std);
@@ -96,6 +96,8 @@ mod tests {
         let mut image = arr3(&[[[-1000.0f32, 10.0, 12.0, 3000.0]]]);
         normalize(&mut image.view_mut(), None, Normalization::Ct, Some(&stats)).unwrap();
         assert_eq!(image, arr3(&[[[-5.0, 0.0, 1.0, 5.0]]]));
+        let reversed = IntensityStatistics { percentile_00_5: 30.0, ..stats };
+        assert!(normalize(&mut image.view_mut(), None, Normalization::Ct, Some(&reversed)).is_err());
         assert!(normalize(&mut image.view_mut(), None, Normalization::Ct, None).is_err());
     }
 

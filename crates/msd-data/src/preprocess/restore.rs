@@ -61,6 +61,10 @@ impl CaseProperties {
         for class in 0..num_classes {
             Zip::from(&mut largest).and(&mut sum).and(&self.on_own_voxels(logits, class)).for_each(
                 |max, sum, &logit| {
+                    // Its exponential adds nothing, but as the largest so far, the difference of infinities is no number.
+                    if logit == f32::NEG_INFINITY {
+                        return;
+                    }
                     let above = max.max(logit);
                     *sum = *sum * (*max - above).exp() + (logit - above).exp();
                     *max = above;
@@ -97,6 +101,7 @@ impl CaseProperties {
     }
 
     fn check_shape(&self, what: &'static str, found: &[usize]) -> Result<()> {
+        self.check()?;
         if found == self.shape {
             return Ok(());
         }
@@ -121,7 +126,11 @@ pub struct LabelRestorer<'a> {
 
 impl<'a> LabelRestorer<'a> {
     /// Starts with the first plane of the prepared case.
+    ///
+    /// # Panics
+    /// If [`CaseProperties::check`] refuses the properties.
     pub fn new(properties: &'a CaseProperties) -> Self {
+        assert!(properties.check().is_ok(), "{properties:?}");
         let shape = properties.shape_after_cropping();
         let sources = sources(properties.shape[0], shape[0], properties.separate_axis() == Some(0));
         let pending = Array4::zeros((0, 0, 0, 0));

@@ -38,6 +38,20 @@ fn labels_come_back_to_where_they_were() {
     let predicted = case.labels.as_ref().unwrap().mapv(|v| v.max(0) as u16);
     assert_eq!(case.properties.restore_labels(&predicted.view()).unwrap(), labels.data);
     assert_eq!(case.locations.iter().map(|l| l.label).collect::<Vec<_>>(), [1, 2]);
+    let logits = Array4::from_shape_fn((3, 12, 10, 9), |(k, ..)| if k == 1 { 0.0 } else { f32::NEG_INFINITY });
+    let mut probabilities = Vec::new();
+    let keep = |class: Array3<f32>| -> Result<()> {
+        probabilities.push(class[[7, 6, 5]]);
+        Ok(())
+    };
+    case.properties.restore_probabilities(&logits.view(), keep).unwrap();
+    assert_eq!(probabilities, [0.0, 1.0, 0.0]);
+    for (crop, size) in [([5, 1], 9), ([0, 99], 9), ([2, 14], 0)] {
+        let mut broken = case.properties.clone();
+        (broken.crop[0], broken.shape[2]) = (crop, size);
+        let message = broken.restore_logits(&logits.view()).unwrap_err().to_string();
+        assert!(message.contains("expected the properties of a prepared case"), "{message}");
+    }
     let without_labels = preprocess(image, None, &plan).unwrap();
     assert_eq!(without_labels.image, case.image);
     assert!(without_labels.labels.is_none() && without_labels.locations.is_empty());
@@ -125,6 +139,16 @@ fn ill_fitting_cases_are_refused() {
     labels.data = Array3::from_elem((14, 12, 16), 65535);
     let message = preprocess(image.clone(), Some(labels.clone()), &plan).unwrap_err().to_string();
     assert!(message.contains("label 65535"), "{message}");
+    labels.data.fill(0);
+    for (origin, says) in [(30.0, "along other axes than its image"), (50.0, "lies up to 20.0 mm away from image")] {
+        let affine = [[-2.0, 0.0, 0.0, origin], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.5, 0.0]];
+        let labels = LabelMap { geometry: Geometry::from_affine([14, 12, 16], affine), ..labels.clone() };
+        let message = preprocess(image.clone(), Some(labels), &plan).unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    let other_grid = Volume { geometry: Geometry::new([14, 12, 15], [1.0; 3]), ..image.clone() };
+    let message = preprocess(other_grid, None, &plan).unwrap_err().to_string();
+    assert_eq!(message, "image: shape [14, 12, 16], expected [14, 12, 15]");
     let two = Volume { data: Array4::ones((2, 14, 12, 16)), geometry: image.geometry };
     assert!(preprocess(two, None, &plan).unwrap_err().to_string().contains("image channels"));
 }

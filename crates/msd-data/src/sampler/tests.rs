@@ -110,6 +110,9 @@ fn impossible_requests_are_refused() {
     refuse(vec![Arc::new(two_channels)], [4; 3], 1, "channels");
     let wide = PreparedCase { labels: Some(Array3::from_elem((4, 4, 4), 300)), ..(*good).clone() };
     refuse(vec![Arc::new(wide)], [4; 3], 1, "label 300");
+    // No memory is taken, since there is no channel.
+    let large = PreparedCase { image: Array4::zeros((0, 1 << 16, 1 << 16, 1)), ..(*good).clone() };
+    refuse(vec![Arc::new(large)], [4; 3], 1, "4294967296 voxels");
 }
 
 proptest! {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array3, Array4};
 
 use crate::error::{Error, Result};
-use crate::preprocess::{CaseProperties, PreparedCase};
+use crate::preprocess::{CaseProperties, PreparedCase, check_prepared};
 
 mod format;
 mod prepare;
@@ -32,11 +32,9 @@ impl StoredCase {
     /// Writes a case and opens it. The file appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a case without labels, [`Error::Io`].
+    /// [`Error::Invalid`] and [`Error::Shape`] for a case that patches cannot be drawn from, [`Error::Io`].
     pub fn write(path: &Path, case: &PreparedCase, key: &str) -> Result<Self> {
-        let Some(labels) = &case.labels else {
-            return Err(Error::Invalid("a case to be stored has no labels".to_owned()));
-        };
+        let labels = check_prepared(case)?;
         adw_files::write_atomic(path, |out| format::write(out, case, labels, key)).map_err(Error::io(path))?;
         Self::open(path, key)
     }

@@ -8,13 +8,14 @@ use super::StoredCase;
 use crate::case_bytes::CaseBytes;
 use crate::dataset::{Case, Dataset, described};
 use crate::error::{Error, Result};
+use crate::grid::Positions;
 use crate::memory::Memory;
 use crate::plan::Plan;
 use crate::preprocess::preprocess;
 
 /// Prepares training cases into files in `folder`, several at a time as far as `memory` allows, and opens them in the
-/// order of `ids`. Files that are there already, prepared from the same images for the same plan, are kept, so an interrupted
-/// preparation continues where it ended.
+/// order of `ids`. Files that are there already, prepared from the same images for the same plan and handling of positions, are
+/// kept, so an interrupted preparation continues where it ended.
 ///
 /// # Errors
 /// The first in the order of `ids`, of [`Dataset::load_case`], [`preprocess`] or the disk; [`Error::Memory`] for a case
@@ -76,7 +77,8 @@ pub fn training_cases_bytes(dataset: &Dataset, ids: &[String], plan: &Plan) -> R
     Ok(all)
 }
 
-/// Key of a prepared case: its files' names, sizes and times of modification, and the plan's values that voxels depend on.
+/// Key of a prepared case: its files' names, sizes and times of modification, and the values of plan and dataset that voxels
+/// depend on, or that decide which labels are refused.
 fn key(dataset: &Dataset, case: &Case, plan: &Plan) -> Result<String> {
     let files = case.image.iter().chain([&case.label]).map(|path| {
         let data = fs::metadata(path).map_err(Error::io(path))?;
@@ -85,8 +87,9 @@ fn key(dataset: &Dataset, case: &Case, plan: &Plan) -> Result<String> {
         let name = path.strip_prefix(&dataset.root).unwrap_or(path).to_string_lossy();
         Ok((name, data.len(), since.map(|since| since.as_nanos().to_string())))
     });
-    let axes = (plan.orientation, plan.transpose_forward);
+    let (axes, num_labels) = ((plan.orientation, plan.transpose_forward), plan.labels.len());
     let plan = (plan.spacing_mm, &plan.normalization, &plan.use_mask_for_norm, &plan.intensity, axes);
-    let key = (files.collect::<Result<Vec<_>>>()?, plan);
+    let labels = (dataset.positions == Positions::Ignored, dataset.labels.len(), num_labels);
+    let key = (files.collect::<Result<Vec<_>>>()?, plan, labels);
     Ok(serde_json::to_string(&key).expect("numbers and names"))
 }

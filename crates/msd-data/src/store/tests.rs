@@ -69,6 +69,9 @@ fn everything_else_comes_back_and_another_key_or_a_damaged_file_is_refused() {
     assert_eq!((stored.num_classes(), stored.num_voxels(0), stored.highest_label()), (1, 2, 2));
     assert_eq!(stored.voxel(0, 1).unwrap(), [7, 8, 9]);
 
+    let unusable = PreparedCase { locations: vec![ClassLocations { label: 1, voxels: vec![] }], ..case.clone() };
+    let message = StoredCase::write(&path, &unusable, "key").unwrap_err().to_string();
+    assert!(message.contains("a class without voxels"), "{message}");
     let message = StoredCase::open(&path, "other").unwrap_err().to_string();
     assert!(message.contains("for another plan"), "{message}");
     let whole = fs::read(&path).unwrap();
@@ -124,6 +127,12 @@ fn a_preparation_goes_on_where_it_ended_and_notices_other_files_and_plans() {
     plan.spacing_mm = [1.5; 3];
     store(&plan, Memory::unlimited()).unwrap();
     assert!(times().iter().zip(&after).all(|(a, b)| a != b), "another plan");
+    let before = times();
+    let ignoring = Dataset { positions: crate::Positions::Ignored, ..dataset.clone() };
+    store_training_cases(&ignoring, &ids, &plan, &folder, Memory::unlimited()).unwrap();
+    assert!(times().iter().zip(&before).all(|(a, b)| a != b), "other handling of positions");
+    let fewer = Plan { labels: plan.labels[..2].to_vec(), ..plan.clone() };
+    assert!(store(&fewer, Memory::unlimited()).unwrap_err().to_string().contains("label 2, which the plan does not"));
     let size = training_cases_bytes(&dataset, &ids, &plan).unwrap().prepared;
     let real: usize = crate::prepare_training_cases(&dataset, &ids, &plan, Memory::unlimited())
         .unwrap()

@@ -98,7 +98,9 @@ fn overview(study: &Study) -> Section {
         })
         .collect();
     let clear = if clear.is_empty() { "none".to_owned() } else { clear.join("<br>") };
-    rows.push(("Differences whose interval leaves out 0".to_owned(), clear));
+    let num_pairs: usize = study.datasets.iter().map(|dataset| dataset.differences.len()).sum();
+    let title = format!("Of {num_pairs} differences those whose interval leaves out 0 (one in 20 does so by chance)");
+    rows.push((title, clear));
     let [done, all] = study.trainings;
     let unfinished = if done < all { ": the rest is not in these tables" } else { "" };
     rows.push(("Trainings".to_owned(), format!("{done} of {all}{unfinished}")));

@@ -188,12 +188,17 @@ pub(super) fn comparison(run: &RunData) -> String {
         "multiply-adds",
         "parameters",
         "epochs",
+        "first weights",
         "time",
         "Dice",
         "HD95 mm",
         "NSD",
         "Dice less that of the first",
     ];
+    let is_found = |training: &TrainingData| {
+        let mut found = run.searches.iter().filter_map(|search| search.architecture.as_ref());
+        found.any(|architecture| architecture.blocks == training.architecture.blocks)
+    };
     let rows = run.trainings.iter().map(|training| {
         let cost = training.architecture.cost(run.plan.patch_size);
         let scores = training.metrics.as_ref().map(|metrics| metrics.foreground_mean);
@@ -204,6 +209,7 @@ pub(super) fn comparison(run: &RunData) -> String {
             number(cost.macs as f64),
             number(cost.parameters as f64),
             training.rows.len().to_string(),
+            if training.warm_start && is_found(training) { "of the search" } else { "random" }.to_owned(),
             duration(training.wall_s()),
             fixed(score(|m| m.dice)),
             number(score(|m| m.hd95_mm)),

@@ -112,7 +112,9 @@ impl<'a> EnlargedPatch<'a> {
         let [start_z, start_y, start_x] = self.start.map(|v| v as i32);
         let (h, w) = (self.shape[1] as i32, self.shape[2] as i32);
         let row = (fz as i32 + start_z) * h + fy as i32 + start_y;
-        SamplePoint { corner: (row * w + fx as i32 + start_x) as u32, t: [z - fz, y - fy, x - fx] }
+        // Modulo 2^32, below which every index lies (`TrainingCase::check`).
+        let corner = row.wrapping_mul(w).wrapping_add(fx as i32 + start_x);
+        SamplePoint { corner: corner as u32, t: [z - fz, y - fy, x - fx] }
     }
 
     /// Interpolates a channel at each of `points`.
