@@ -95,7 +95,10 @@ fn descriptions_of_a_dataset_say_each_thing_once() {
             with("labels", json!({"0": "a", "1": "Background"})),
             "label 1 is called \"Background\"; the background must be label 0",
         ),
-        (with("modality", json!({})), "modality is empty or missing, as is channel_names; expected {\"0\": \"MRI\"}, or the same as channel_names"),
+        (
+            with("modality", json!({})),
+            "modality is empty or missing, as is channel_names; expected {\"0\": \"MRI\"}, or the same as channel_names",
+        ),
         (with("training", json!([image])), "expected the paths of a case as {\"image\": ..., \"label\": ...}"),
         (with("test", json!([5])), "expected the path of a test image"),
         (with("training", json!([{"image": image, "label": "labelsTr"}])), "labelsTr, which is a folder"),
