@@ -1,4 +1,4 @@
-"""Tables of ../study.md from rows.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
+"""Tables of ../study.md from rows.jsonl, texture.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
 
 Intervals of 95 % from 10,000 draws: folds and cases of a fold, the same for all arms and seeds, which share them; seeds; for each seed, random arms where both are compared.
 """
@@ -13,7 +13,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitlines()]
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
-by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows}
+textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
+by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
 SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
@@ -28,19 +29,19 @@ def mean(row):
     return statistics.fmean(dice(row).values())
 
 
-def difference(one, others, units):
+def difference(one, others, units, of_folds=FOLDS):
     """Mean over units (size, seed) of Dice of arm `one` less the mean of `others`, in points, and its interval."""
     data = {}
     for size, seed in units:
-        found = [dice(by_key[size, one, seed, fold]) for fold in FOLDS]
+        found = [dice(by_key[size, one, seed, fold]) for fold in of_folds]
         for other in others:
-            theirs = [dice(by_key[size, other, seed, fold]) for fold in FOLDS]
+            theirs = [dice(by_key[size, other, seed, fold]) for fold in of_folds]
             data[size, seed, other] = [[100 * (a[case] - b[case]) for case in a] for a, b in zip(found, theirs)]
     value = statistics.fmean(statistics.fmean(fold) for folds in data.values() for fold in folds)
     draw, values = random.Random(1), []
     for _ in range(10_000):
         num_cases = [len(fold) for fold in data[*units[0], others[0]]]
-        folds = [(fold, draw.choices(range(num_cases[fold]), k=num_cases[fold])) for fold in draw.choices(FOLDS, k=len(FOLDS))]
+        folds = [(fold, draw.choices(range(num_cases[fold]), k=num_cases[fold])) for fold in draw.choices(of_folds, k=len(of_folds))]
         means = []
         for unit in draw.choices(units, k=len(units)):
             for arm in draw.choices(others, k=len(others)):
@@ -144,3 +145,23 @@ for size in ("0.3G", "0.9G"):
     for arms in (["found", "plain", *RANDOM], RANDOM):
         print(f"{size}, {', '.join(arms)}: {kendall(size, arms)}")
     print(f"{size}, without the search's own network: {kendall(size, ['found', 'plain', *RANDOM], with_own=False)}")
+
+
+def share(row):
+    """Part of a texture network's multiply-adds in the convolutions at full resolution, and in those of the last layer."""
+    first, last = row["blocks"][0], row["blocks"][-1]
+    layers = [*zip([1, *first], first), *zip([2 * first[-1], *last], last)]
+    return 24 * 32 * 24 * (27 * sum(a * b for a, b in layers) + 3 * last[-1]) / row["macs_per_patch"]
+
+
+print("\n# Texture phantom\n")
+arms = {arm: [row for row in textures if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in textures)}
+for arm, of_arm in arms.items():
+    shares = [share(row) for row in of_arm]
+    scores = " ".join(f"{100 * mean(row):.1f}" for row in of_arm)
+    print(f"{arm:9} {min(shares):.2f} to {max(shares):.2f} at full resolution, Dice {100 * statistics.fmean(map(mean, of_arm)):.2f} ({scores})")
+middle = statistics.median(share(row) for arm in RANDOM for row in arms[arm])
+print(f"found: {sum(share(row) > middle for row in arms['found'])} of {len(arms['found'])} above the random networks' median of {middle:.2f}")
+units = [("texture", row["seed"]) for row in arms["found"]]
+for one, others in [("fine", ["coarse"]), ("fine", ["even"]), ("found", RANDOM), ("found", ["plain"]), ("found", ["fine"]), ("plain", RANDOM)]:
+    print(f"{one} - {' and '.join(others)}: {difference(one, others, units, [0])}")
