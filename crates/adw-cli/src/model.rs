@@ -25,26 +25,6 @@ pub(crate) struct Models {
     test_times: Vec<TestTime>,
 }
 
-impl Models {
-    /// Reads the steps of postprocessing in `file`.
-    ///
-    /// # Errors
-    /// No such file; steps for labels that the models do not have.
-    pub(crate) fn postprocessing(&self, file: &Path) -> Result<Postprocessing> {
-        let steps = Postprocessing::load(file)?;
-        let labels = 1..self.plan.labels.len();
-        let unknown = steps.keep_largest.iter().find_map(|structure| match structure {
-            Structure::Label(label) if !labels.contains(&usize::from(*label)) => Some(label),
-            _ => None,
-        });
-        if let Some(label) = unknown {
-            let last = self.plan.labels.len() - 1;
-            bad_input!("{}: has label {label}, the models have 1 to {last}: it is another dataset's", file.display());
-        }
-        Ok(steps)
-    }
-}
-
 /// Settings of the sliding window that a model is applied with unless others are requested.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TestTime {
@@ -92,6 +72,24 @@ impl Models {
             mirror: if mirror { self.mirror_axes } else { [false; 3] },
             ..SlidingWindow::new(self.plan.patch_size)
         })
+    }
+
+    /// Reads the steps of postprocessing in `file`.
+    ///
+    /// # Errors
+    /// No such file; steps for labels that the models do not have.
+    pub(crate) fn postprocessing(&self, file: &Path) -> Result<Postprocessing> {
+        let steps = Postprocessing::load(file)?;
+        let labels = 1..self.plan.labels.len();
+        let unknown = steps.keep_largest.iter().find_map(|structure| match structure {
+            Structure::Label(label) if !labels.contains(&usize::from(*label)) => Some(label),
+            _ => None,
+        });
+        if let Some(label) = unknown {
+            let last = self.plan.labels.len() - 1;
+            bad_input!("{}: has label {label}, the models have 1 to {last}: it is another dataset's", file.display());
+        }
+        Ok(steps)
     }
 }
 

@@ -326,10 +326,9 @@ fn check_same(images: &[Image], sets: &[DataSet]) -> Result<()> {
         }
         Pixels::open(&image.path, image.pixels, image.format, image.frames.len())?;
     }
-    let has_scale = |image: &Image| image.frames.iter().all(|frame| frame.scale.is_some());
-    let has_none = |image: &Image| image.frames.iter().all(|frame| frame.scale.is_none());
-    match images.iter().find(|image| !has_scale(image)) {
-        Some(image) if !images.iter().all(has_none) => {
+    let scales = || images.iter().flat_map(|image| image.frames.iter().map(move |frame| (image, frame.scale)));
+    match scales().find(|(_, scale)| scale.is_none()) {
+        Some((image, _)) if scales().any(|(_, scale)| scale.is_some()) => {
             Err(Error::attribute(&image.path, tags::SLOPE, "is missing, but other images of the series have one"))
         }
         _ => Ok(()),

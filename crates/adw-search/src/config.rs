@@ -56,7 +56,8 @@ pub struct CostConfig {
     pub unit: CostUnit,
     /// Factor of the penalty, which is added to a loss of order 1.
     pub weight: f64,
-    /// Cost up to which there is no penalty, and which the found network does not exceed where [`crate::search`] can help it.
+    /// Cost up to which there is no penalty, and which the found network exceeds only if none of the likely ones
+    /// keeps to it.
     pub budget: Budget,
     /// Part of the budget that the found network costs at least, above 0 and at most 1; none: as little as the search chooses.
     /// For comparisons of networks of equal cost.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 /// `up.{u}.weight`, `head.{u}.weight`; with a residual encoder also `block.{i}.shortcut.{l}.weight|gamma|beta`, `up.{u}.bias`,
 /// `head.{u}.bias`.
 ///
-/// There are two ways to train it. [`forward_with_trace`](Self::forward_with_trace) and [`backward`](Self::backward) free every map as soon
-/// as its gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the
-/// network is part of candle's graph, with the same gradients.
+/// There are two ways to train it. [`Self::forward_with_trace`] and [`Self::backward`] free every map as soon as its
+/// gradients are known, and give the logits of all scales for deep supervision. As a [`candle_core::Module`] the network
+/// is part of candle's graph, with the same gradients.
 ///
 /// ```
 /// use adw_supernet::{Architecture, DiceCe, FixedSizes, Loss, Unet};

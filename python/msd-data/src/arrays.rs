@@ -102,11 +102,9 @@ pub(crate) fn restore<'py>(
 /// Checks that a crop lies in its image, and that axes are those of an array.
 fn check(properties: &CaseProperties) -> PyResult<()> {
     let CaseProperties { crop, shape_before_cropping: before, axes, .. } = properties;
-    let mut order = axes.from;
-    order.sort_unstable();
     let bytes = before.iter().try_fold(2u64, |bytes, &n| bytes.checked_mul(n as u64));
     let fits = bytes.is_some_and(|bytes| memory(None).is_ok_and(|memory| memory.holds(bytes)));
-    if fits && order == [0, 1, 2] && (0..3).all(|a| crop[a][0] <= crop[a][1] && crop[a][1] <= before[a]) {
+    if fits && properties.check().is_ok() {
         return Ok(());
     }
     Err(PyValueError::new_err(format!(

@@ -5,9 +5,7 @@ use super::relaxation::{Relaxation, RelaxationGradient, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, dims, layer_inputs};
 use crate::error::{Error, Result};
 use crate::parameters::{Gradients, Role};
-use adw_tensor_ops::Precision;
-use adw_tensor_ops::conv3d;
-use adw_tensor_ops::{conv_transpose3d, norm_act};
+use adw_tensor_ops::{Precision, conv_transpose3d, conv3d, norm_act};
 use candle_core::Tensor;
 
 /// Gradients that a backward pass computes.

@@ -4,10 +4,8 @@ use super::layers::{Network, head_geometry};
 use super::relaxation::{Relaxation, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, layer_inputs};
 use crate::error::Result;
-use adw_tensor_ops::Precision;
-use adw_tensor_ops::conv_transpose3d;
-use adw_tensor_ops::conv3d;
 use adw_tensor_ops::norm_act::{self, NormCoefficients};
+use adw_tensor_ops::{Precision, conv_transpose3d, conv3d};
 use candle_core::Tensor;
 
 impl Network {

@@ -196,8 +196,9 @@ pub(super) fn comparison(run: &RunData) -> String {
         "Dice less that of the first",
     ];
     let is_found = |training: &TrainingData| {
-        let mut found = run.searches.iter().filter_map(|search| search.architecture.as_ref());
-        found.any(|architecture| architecture.blocks == training.architecture.blocks)
+        let search = run.searches.iter().find(|search| search.fold == training.facts.fold);
+        let found = search.and_then(|search| search.architecture.as_ref());
+        found.is_some_and(|found| found.blocks == training.architecture.blocks)
     };
     let rows = run.trainings.iter().map(|training| {
         let cost = training.architecture.cost(run.plan.patch_size);
