@@ -1,4 +1,4 @@
-"""Tables of ../study.md from rows.jsonl, texture.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
+"""Tables of ../study.md from rows.jsonl, quick.jsonl, texture.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
 
 Intervals of 95 % from 10,000 draws: folds and cases of a fold, the same for all arms and seeds, which share them; seeds; for each seed, random arms where both are compared.
 """
@@ -14,7 +14,11 @@ rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitline
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
-by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures}
+# Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one for the time of both, nnU-Net's own.
+QUICK = {3600: "found", 5800: "plain", 2400: "nnunet"}
+quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
+quick = [{"size": "quick", "arm": QUICK[row["steps"]], **row} for row in quick if row["fold"] in range(4)]
+by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
 SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
@@ -134,6 +138,11 @@ for size, seeds in SIZES.items():
 units = [(size, seed) for size, seeds in SIZES.items() for seed in seeds]
 print(f"\n# All sizes\n\nfound - plain: {difference('found', ['plain'], units)}\nfound - random: {difference('found', RANDOM, units)}")
 print(f"plain - random: {difference('plain', RANDOM, units)}")
+print("\n# The preset quick, seed 1\n")
+for arm in QUICK.values():
+    print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
+print(f"found - plain: {difference('found', ['plain'], [('quick', 1)])}")
+print(f"found - nnunet, fold 0: {difference('found', ['nnunet'], [('quick', 1)], [0])}; plain - nnunet: {difference('plain', ['nnunet'], [('quick', 1)], [0])}")
 print("\n# Ablation\n")
 for arm in sorted({row["arm"] for row in searches}):
     of_arm = [row for row in searches if row["arm"] == arm]
