@@ -301,6 +301,8 @@ fn images_a_model_cannot_read() {
 
     let onto_itself = Adw::new(["predict"]).path("--model", &sound().model()).path("--input", &mixed);
     onto_itself.path("--output", &mixed).run().assert_bad_input(&["--output", "overwrite"]);
+    let into_a_file = Adw::new(["predict"]).path("--model", &sound().model()).path("--input", &mixed);
+    into_a_file.path("--output", &dir.path().join("one.nii.gz")).run().assert_bad_input(&["one.nii.gz", "a folder"]);
 }
 
 /// A folder in which nobody, not even root, can create files.

@@ -186,7 +186,7 @@ fn a_search_within_little_memory_finds_the_same() {
     assert_eq!(found("roomy"), found("local"));
 
     let tiny = search("tiny").args(["--memory", "0.001"]).run();
-    tiny.assert_bad_input(&["GB"]);
+    tiny.assert_bad_input_last(&["GB"]);
     assert!(!dir.path().join("tiny").exists());
 }
 

@@ -156,7 +156,9 @@ fn check_refuses_cases_that_have_no_plan() {
     let words = "no voxel of any label map is foreground";
     let check = Adw::new(["check"]).path("--data", &data).run();
     assert!(check.code == Some(2) && check.stdout.contains(words), "{check:?}");
-    search(&data).run().assert_bad_input(&[words]);
+    let searched = search(&data).run();
+    assert!(searched.stderr.contains("phantom_004.nii.gz: no voxel is labelled\n"), "{searched:?}");
+    searched.assert_bad_input_last(&[words]);
 }
 
 #[test]
@@ -400,4 +402,42 @@ fn voxel_sizes_places_and_contents_that_people_stumbled_over() {
     write_image(data.join("imagesTr/phantom_001.nii.gz"), &other.data.view(), &other.geometry).unwrap();
     let check = Adw::new(["check"]).path("--data", &data).succeed();
     assert!(!check.stdout.contains("away from") && check.stdout.contains("outside its content"), "{check:?}");
+}
+
+#[test]
+fn what_a_check_warns_of_is_said_where_a_run_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    copy_folder(&trained().data, &data);
+    let file = |folder: &str, i: usize| data.join(format!("{folder}/phantom_00{i}.nii.gz"));
+    for folder in ["imagesTr", "labelsTr"] {
+        fs::copy(file(folder, 0), file(folder, 1)).unwrap();
+    }
+    let [first, second] = [0, 1].map(|i| file("imagesTr", i));
+    fs::write(data.join("imagesTr/stray.nii.gz"), "").unwrap();
+    let json = data.join("dataset.json");
+    let text = fs::read_to_string(&json).unwrap();
+    let labels = serde_json::from_str::<Value>(&text).unwrap()["labels"].clone();
+    let name = |label: &str| labels[label].as_str().unwrap().to_owned();
+    let sided = text.replace(&name("1"), "left side").replace(&name("2"), "right side");
+    fs::write(&json, sided).unwrap();
+    let (run, mirrored) = (dir.path().join("run"), ["--set", "data.augmentation.mirror=0.5"]);
+    let new = || Adw::new(["search", "--dry-run"]).path("--run", &run).path("--data", &data).args(TINY);
+    for (command, sides) in [(new(), false), (new().args(mirrored), true)] {
+        let warnings = command.succeed().stderr;
+        for words in ["phantom_001.nii.gz: has the same voxels as ", "1 files that dataset.json does not list"] {
+            assert_eq!(warnings.matches(words).count(), 1, "{words} in {warnings}");
+        }
+        let says = "mirrored from left to right, where left side and right side cannot be told apart";
+        assert_eq!(warnings.contains(says), sides, "{warnings}");
+    }
+    // One error alone, or how to see all.
+    fs::remove_file(data.join("imagesTr/stray.nii.gz")).unwrap();
+    fs::write(&first, "short").unwrap();
+    new().run().assert_bad_input(&["phantom_000.nii.gz", "truncated"]);
+    fs::write(&second, "short").unwrap();
+    let both = new().run();
+    assert_eq!(both.stderr.lines().count(), 2, "{both:?}");
+    assert!(both.stderr.starts_with(&format!("2 errors: `adw check {}` lists all\n", data.display())), "{both:?}");
+    both.assert_bad_input_last(&["phantom_000.nii.gz", "truncated"]);
 }

@@ -6,9 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use msd_data::Dataset;
+use msd_data::{Dataset, Memory, Positions, Severity, check_dataset};
 
-use crate::failure::bad_input;
+use crate::{
+    failure::{bad_input, program},
+    report::progress::note,
+};
 
 /// Opens the dataset in `dir`, or the only one among its subfolders.
 ///
@@ -16,6 +19,30 @@ use crate::failure::bad_input;
 /// None or several there; those of [`Dataset::open`].
 pub(crate) fn open(dir: &Path) -> Result<Dataset> {
     Ok(Dataset::open(&find(dir)?)?)
+}
+
+/// Number of warnings that [`check`] prints.
+const MAX_WARNINGS: usize = 10;
+
+/// Prints the first warnings of [`check_dataset`] for the dataset in `dir`, and returns its first error.
+///
+/// # Errors
+/// No dataset there, or several.
+pub(crate) fn check(dir: &Path, positions: Positions, memory: Memory) -> Result<Option<String>> {
+    let dir = find(dir)?;
+    let (errors, warnings): (Vec<_>, Vec<_>) =
+        check_dataset(&dir, positions, memory).into_iter().partition(|problem| problem.severity == Severity::Error);
+    for problem in warnings.iter().take(MAX_WARNINGS) {
+        note(&problem.to_string());
+    }
+    let lists_all = || format!("`{} check {}` lists all", program(), dir.display());
+    if warnings.len() > MAX_WARNINGS {
+        note(&format!("{} warnings: {}", warnings.len(), lists_all()));
+    }
+    if errors.len() > 1 {
+        note(&format!("{} errors: {}", errors.len(), lists_all()));
+    }
+    Ok(errors.into_iter().next().map(|problem| problem.message))
 }
 
 /// Returns true if `dir` is a dataset's folder.

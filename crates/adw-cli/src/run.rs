@@ -75,6 +75,11 @@ impl Run {
         };
         let config = RunConfig::from_args(request.config)?;
         check_new(request.root)?;
+        // A fingerprint comes from a process that has checked the dataset.
+        let unsound = match request.fingerprint {
+            Some(_) => None,
+            None => dataset_folder::check(data, config.settings.data.positions(), request.memory)?,
+        };
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
         let fold = request.fold.unwrap_or(Fold::Number(0));
@@ -85,6 +90,16 @@ impl Run {
             None => fingerprint(&dataset, request.memory)?,
         };
         let plan = plan(&fingerprint, &dataset, &config)?;
+        // After the steps above, which say more about most errors.
+        if let Some(error) = unsound {
+            bad_input!("{error}");
+        }
+        if let Some([left, right]) = config.settings.data.augmentation.mixed_sides(&plan) {
+            note(&format!(
+                "warning: patches are mirrored from left to right, where {left} and {right} cannot be told apart: \
+                 --set 'data.augmentation.mirror_axes=[\"anterior-posterior\",\"superior-inferior\"]' leaves that out"
+            ));
+        }
         let data = std::path::absolute(&dataset.root).context("the dataset's folder")?;
         let facts = RunFacts::new(data, if let Fold::Number(number) = fold { number } else { 0 }, device);
         Ok(Self {

@@ -1,6 +1,6 @@
 //! All problems of a dataset at once, for the person who repairs it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::checksum;
 use crate::dataset::{Case, Dataset, described, fault, reading_bytes, without_mark};
 use crate::error::{Error, length};
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, foreground_spread};
 use crate::geometry::Geometry;
 use crate::grid::{Positions, displacement_mm, half_voxel_mm};
 use crate::memory::Memory;
@@ -21,7 +22,7 @@ use crate::split::NUM_FOLDS;
 
 mod plausibility;
 
-use plausibility::TypicalGrid;
+use plausibility::{TypicalGrid, TypicalIntensities};
 pub use plausibility::{implausible, implausible_header};
 
 /// Distance of labels from their image above which there is a warning, if not half a voxel is less.
@@ -59,7 +60,8 @@ impl fmt::Display for Problem {
 /// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases, cases without a [`plan`]. Warnings: a
 /// number of cases other than announced, files that no entry lists or several do, labels that occur nowhere, cases without
 /// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
-/// maps a little away from their image, cases whose orientation, voxel size or extent is far from the others'.
+/// maps a little away from their image, images that are there twice, cases whose orientation, voxel size, extent or CT numbers are
+/// far from the others'.
 ///
 /// Cases are read as many at a time as `memory` allows; one that does not fit alone is an error, and so is a check that was
 /// stopped ([`Memory::stopped_by`]).
@@ -109,9 +111,12 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
     let typical = TypicalGrid::of(&grids);
     let orientation = typical.as_ref().and_then(|typical| typical.orientation);
     let unplannable = unplannable(&dataset, &training, orientation);
+    let intensities: Vec<_> = training.iter().map(|case| case.intensity.as_slice()).collect();
+    let typical_intensities = TypicalIntensities::of(&dataset.modalities, &intensities);
+    let twice = twice(training.iter().chain(&test));
     let mut seen = BTreeSet::new();
     for case in training {
-        problems.extend(case.problems(typical.as_ref()));
+        problems.extend(case.problems(typical.as_ref(), &typical_intensities));
         seen.extend(case.labels);
     }
     // With unreadable cases a label may well occur in one of them.
@@ -124,7 +129,8 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
         }
         problems.extend(unplannable.as_ref().map(error));
     }
-    problems.extend(test.into_iter().flat_map(|case| case.problems(typical.as_ref())));
+    problems.extend(test.into_iter().flat_map(|case| case.problems(typical.as_ref(), &typical_intensities)));
+    problems.extend(twice);
     problems
 }
 
@@ -188,15 +194,36 @@ struct CheckedCase {
     content: [usize; 3],
     /// Labels that occur.
     labels: BTreeSet<u16>,
+    /// 5, 50 and 95 percentile of the labelled voxels in each channel of a training image.
+    intensity: Vec<Option<[f64; 3]>>,
+    /// Checksum of the image's voxels.
+    voxels: Option<u32>,
 }
 
 impl CheckedCase {
     /// Problems of the case, those beside the other cases included.
-    fn problems(&self, typical: Option<&TypicalGrid>) -> Vec<Problem> {
-        let compared = typical.zip(self.grid.as_ref());
-        let unusual = compared.map(|(typical, (path, grid))| typical.compare(path, grid)).unwrap_or_default();
+    fn problems(&self, grid: Option<&TypicalGrid>, intensities: &TypicalIntensities<'_>) -> Vec<Problem> {
+        let mut unusual = Vec::new();
+        if let Some((path, own)) = &self.grid {
+            unusual.extend(grid.into_iter().flat_map(|typical| typical.compare(path, own)));
+            unusual.extend(intensities.compare(path, &self.intensity));
+        }
         self.found.iter().cloned().chain(unusual.into_iter().map(warning)).collect()
     }
+}
+
+/// Names images with the voxels of an earlier one: in different folds, a network is scored on a case that it was trained on.
+fn twice<'a>(cases: impl Iterator<Item = &'a CheckedCase>) -> Vec<Problem> {
+    let mut first = BTreeMap::new();
+    let again = cases.filter_map(|case| {
+        let (path, grid) = case.grid.as_ref()?;
+        let earlier: &PathBuf = first.insert((grid.shape, case.voxels?), path).filter(|earlier| *earlier != path)?;
+        let (file, earlier) = (path.display(), earlier.display());
+        Some(warning(format!(
+            "{file}: has the same voxels as {earlier}; a case that is there twice is no test of the other"
+        )))
+    });
+    again.collect()
 }
 
 /// Checks cases, as many at a time as the memory allows; `image` returns a case's files.
@@ -248,7 +275,9 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     warnings.extend(plausibility::labels_outside(&case.label, &labels, &bounds));
     let found = warnings.into_iter().map(warning).collect();
     let content = bounds.map(|range| range.len());
-    CheckedCase { found, grid: Some((file.clone(), image.geometry)), content, labels: seen }
+    let intensity = image.data.outer_iter().map(|channel| foreground_spread(&channel, &labels.data)).collect();
+    let voxels = Some(checksum::of_voxels(&image.data));
+    CheckedCase { found, grid: Some((file.clone(), image.geometry)), content, labels: seen, intensity, voxels }
 }
 
 /// Describes what is implausible in the headers of files beside an image, as far as it is not so in the image's own.
@@ -271,7 +300,8 @@ fn check_image(dataset: &Dataset, files: &[PathBuf]) -> CheckedCase {
             let found =
                 plausibility::image(&files[0], &image).into_iter().chain(headers(&image.geometry, files[1..].iter()));
             let found = found.map(warning).collect();
-            CheckedCase { found, grid: Some((files[0].clone(), image.geometry)), ..CheckedCase::default() }
+            let voxels = Some(checksum::of_voxels(&image.data));
+            CheckedCase { found, grid: Some((files[0].clone(), image.geometry)), voxels, ..CheckedCase::default() }
         }
         Err(e) => CheckedCase { found: vec![error(&e)], ..CheckedCase::default() },
     }

@@ -1,10 +1,11 @@
-//! Checksums of files by which a change is noticed without reading all of them.
+//! Checksums of files, by which a change is noticed without reading all of them, and of images.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crc32fast::Hasher;
+use ndarray::Array4;
 
 use crate::dataset::Case;
 use crate::error::{Error, Result};
@@ -23,6 +24,18 @@ pub(crate) fn of_case(case: &Case) -> Result<u32> {
         add(&mut crc, path).map_err(Error::io(path))?;
     }
     Ok(crc.finalize())
+}
+
+/// Checksum of an image's voxels, whatever its file's header and compression.
+pub(crate) fn of_voxels(image: &Array4<f32>) -> u32 {
+    let mut crc = Hasher::new();
+    let mut bytes = Vec::new();
+    for row in image.rows() {
+        bytes.clear();
+        bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
+        crc.update(&bytes);
+    }
+    crc.finalize()
 }
 
 /// Adds a file: of gzip the checksum and length of the content, which stand at its end, whatever the level of compression;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use ndarray::{Array3, ArrayView3};
 use serde::{Deserialize, Serialize};
 
 use crate::checksum;
@@ -243,11 +244,8 @@ impl CaseFacts {
             shape.iter().product::<usize>() as f64 / image.geometry.shape.iter().product::<usize>() as f64;
         // Labelled voxels outside the crop count, too. nnU-Net leaves them out; that they exist is a fault of the data, of
         // which `check_dataset` warns.
-        let foreground = image.data.outer_iter().map(|channel| {
-            let values = channel.iter().zip(&labels.data).filter(|&(_, &label)| label > 0).map(|(&v, _)| v);
-            Foreground::of(values.collect())
-        });
-        let foreground: Vec<Foreground> = foreground.collect();
+        let foreground: Vec<_> =
+            image.data.outer_iter().map(|channel| Foreground::of_channel(&channel, &labels.data)).collect();
         let mut label_voxels = BTreeMap::new();
         for &label in labels.data.iter().filter(|&&label| label > 0) {
             *label_voxels.entry(label).or_insert(0) += 1;
@@ -268,6 +266,11 @@ impl CaseFacts {
 }
 
 impl Foreground {
+    fn of_channel(channel: &ArrayView3<'_, f32>, labels: &Array3<u16>) -> Self {
+        let labelled = channel.iter().zip(labels).filter(|&(_, &label)| label > 0);
+        Self::of(labelled.map(|(&value, _)| value).collect())
+    }
+
     fn of(mut values: Vec<f32>) -> Self {
         let n = values.len().max(1) as f64;
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
@@ -282,6 +285,11 @@ impl Foreground {
         let last = self.sorted.len().checked_sub(1)?;
         Some([5, 50, 95].map(|q| f64::from(self.sorted[last * q / 100])))
     }
+}
+
+/// Percentiles of the labelled voxels of a channel, as in [`CaseFingerprint::intensity`].
+pub(crate) fn foreground_spread(channel: &ArrayView3<'_, f32>, labels: &Array3<u16>) -> Option<[f64; 3]> {
+    Foreground::of_channel(channel, labels).spread()
 }
 
 /// Keeps `most` of the sorted values at regular distances, so the extremes and every percentile stay where they are.

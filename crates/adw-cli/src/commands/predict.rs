@@ -54,10 +54,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let steps = args.postprocessing.as_deref().or(ensemble.postprocessing.as_deref());
     let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(|file| models.postprocessing(file));
     let postprocessing = postprocessing.transpose()?.unwrap_or_default();
-    if images.iter().any(|image| is_same(&parent(&image.files[0]), &output)) {
-        bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
-    }
-    check_writable(&output)?;
+    check_folder(&images, &output)?;
     let positions = Positions::ignored_if(args.ignore_positions);
     let provenance = provenance(args, &ensemble.models, &window, &postprocessing, &device)?;
     let limit = memory::limit(args.memory);
@@ -164,6 +161,24 @@ fn write_probabilities(
     })?;
     writer.finish(comment).with_context(cannot)?;
     file.commit().with_context(cannot)
+}
+
+/// Checks that `output` can be the folder of these images' label maps.
+///
+/// # Errors
+/// The folder of an image, the name of a file, a place that cannot be written to.
+fn check_folder(images: &[Image], output: &Path) -> Result<()> {
+    if images.iter().any(|image| is_same(&parent(&image.files[0]), output)) {
+        bad_input!("--output {}: would overwrite the images; choose another folder", output.display());
+    }
+    if output.extension().is_some_and(|extension| extension == "gz" || extension == "nii") && !output.is_dir() {
+        let name = images.first().map_or("CASE", |image| &image.name);
+        bad_input!(
+            "--output {}: expected a folder; label maps are named like their images, {name}.nii.gz",
+            output.display()
+        );
+    }
+    check_writable(output)
 }
 
 /// Checks that a label map can be written to `target`.

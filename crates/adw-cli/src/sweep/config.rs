@@ -154,6 +154,9 @@ impl SweepConfig {
         if let Some((key, _, _)) = config.difference(&trained, |key| !may_change(key)) {
             bad_input!("retrain_set: {key} is no setting of the training alone: put it in set");
         }
+        if let Some(file) = arm.architecture.as_ref().filter(|file| !Path::new(file).exists()) {
+            bad_input!("architecture = {file:?}: no such file; its path starts from the current folder");
+        }
         if let Some(other) = &arm.search_of {
             let found = self.arms.iter().take_while(|before| before.name != arm.name).find(|arm| arm.name == *other);
             if !found.is_some_and(Arm::searches) || !arm.baseline(None).is_empty() || !arm.set.is_empty() {

@@ -5,7 +5,7 @@ use std::{env, thread, time::Duration};
 use adw_supernet::Architecture;
 use anyhow::Result;
 use clap::Parser;
-use msd_data::{Plan, fingerprint};
+use msd_data::{Dataset, Plan, fingerprint};
 
 use super::{
     config::Arm,
@@ -163,10 +163,15 @@ fn prepare(sweep: &Sweep, dataset: usize, args: &SweepWorkArgs) -> Result<()> {
         Some(task) => task.provide(&FetchArgs::default())?.to_owned(),
         None => of_sweep.folder.clone(),
     };
-    let mut opened = dataset_folder::open(&folder)?;
     let settings = sweep.config.settings(&sweep.config.arms[0], 0);
-    opened.positions = RunConfig::from_args(&settings)?.settings.data.positions();
-    let found = fingerprint(&opened, memory::limit(args.memory))?;
+    let positions = RunConfig::from_args(&settings)?.settings.data.positions();
+    let memory = memory::limit(args.memory);
+    let unsound = dataset_folder::check(&folder, positions, memory)?;
+    let opened = Dataset { positions, ..dataset_folder::open(&folder)? };
+    let found = fingerprint(&opened, memory)?;
+    if let Some(error) = unsound {
+        bad_input!("{error}");
+    }
     let path = sweep.fingerprint(dataset);
     adw_files::create_folders(&sweep.folder.join("data"))?;
     Ok(found.save(&path)?)

@@ -54,6 +54,23 @@ impl MirrorAxes {
         })
     }
 
+    /// Labels of `plan` that differ by side alone, such as `left kidney` and `right kidney`, if patches are mirrored from left to right:
+    /// a network then sees each of them on both sides and cannot tell them apart. Without an orientation in the plan, if they are
+    /// mirrored along all axes.
+    pub fn mixed_sides(self, plan: &Plan) -> Option<[&str; 2]> {
+        let mirrored = self.in_plan(plan).ok()?;
+        let across = Self { patch: [false; 3], scanner: [true, false, false] };
+        let across = across.resolved(plan.orientation, plan.transpose_forward).unwrap_or([true; 3]);
+        if (0..3).any(|axis| across[axis] && !mirrored[axis]) {
+            return None;
+        }
+        let names = || plan.labels.iter().map(|label| label.name.as_str());
+        names().find_map(|left| {
+            let other = other_side(left)?;
+            Some([left, names().find(|right| words(right) == other)?])
+        })
+    }
+
     fn resolved(self, orientation: Option<Orientation>, transpose_forward: [usize; 3]) -> Option<[bool; 3]> {
         if !self.has_names() {
             return Some(self.patch);
@@ -72,6 +89,22 @@ impl MirrorAxes {
     fn has_names(self) -> bool {
         self.scanner.contains(&true)
     }
+}
+
+fn words(name: &str) -> Vec<String> {
+    name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase).collect()
+}
+
+/// Words of the name of the same structure on the right, for one on the left.
+fn other_side(name: &str) -> Option<Vec<String>> {
+    let mut words = words(name);
+    let (side, other) = words.iter_mut().find_map(|word| match word.as_str() {
+        "left" => Some((word, "right")),
+        "l" => Some((word, "r")),
+        _ => None,
+    })?;
+    other.clone_into(side);
+    Some(words)
 }
 
 impl TryFrom<Vec<AxisEntry>> for MirrorAxes {
@@ -130,6 +163,33 @@ mod tests {
         assert_eq!(axes.resolved(None, [0, 1, 2]), None);
         assert_eq!(read("[1]").resolved(None, [0, 1, 2]), Some([false, true, false]));
         assert_eq!(MirrorAxes::default().resolved(None, [2, 0, 1]), Some([true; 3]));
+    }
+
+    #[test]
+    fn labels_that_mirroring_makes_one_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = crate::PhantomOptions { num_cases: 5, shape: [16, 16, 16], ..Default::default() };
+        crate::write_phantom(dir.path(), &options).unwrap();
+        let dataset = crate::Dataset::open(dir.path()).unwrap();
+        let fingerprint = crate::Fingerprint::of_headers(&dataset).unwrap();
+        let mut plan = crate::plan(&fingerprint, &dataset, &crate::PlanOptions::default()).unwrap();
+        let mut mixed = |names: [&str; 2], axes: &str, orientation: Option<&str>| {
+            plan.labels[1].name = names[0].to_owned();
+            plan.labels[2].name = names[1].to_owned();
+            plan.orientation = orientation.map(|name| name.parse().unwrap());
+            read(axes).mixed_sides(&plan).map(|pair| pair.map(str::to_owned))
+        };
+        let kidneys = ["Kidney_right", "kidney left"];
+        let [all, across, along] = ["[0,1,2]", r#"["left-right"]"#, r#"["anterior-posterior","superior-inferior"]"#];
+        let found = Some(["kidney left".to_owned(), "Kidney_right".to_owned()]);
+        assert_eq!(mixed(kidneys, all, Some("RAS")), found);
+        assert_eq!(mixed(kidneys, across, Some("PIR")), found);
+        assert_eq!(mixed(kidneys, along, Some("RAS")), None);
+        assert_eq!(mixed(kidneys, all, None), found, "whatever the orientation");
+        assert_eq!(mixed(kidneys, "[0]", None), None, "perhaps another axis");
+        assert_eq!(mixed(["lung L", "lung R"], all, Some("RAS")), Some(["lung L".to_owned(), "lung R".to_owned()]));
+        assert_eq!(mixed(["left atrium", "ventricle"], all, Some("RAS")), None);
+        assert_eq!(mixed(["left lung", "right kidney"], all, Some("RAS")), None);
     }
 
     #[test]

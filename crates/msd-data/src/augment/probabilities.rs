@@ -104,6 +104,11 @@ impl Augmentation {
         if self.mirror > 0.0 { self.mirror_axes.in_plan(plan) } else { Ok([false; 3]) }
     }
 
+    /// Labels of `plan` that mirroring makes one ([`MirrorAxes::mixed_sides`]).
+    pub fn mixed_sides<'a>(&self, plan: &'a Plan) -> Option<[&'a str; 2]> {
+        if self.mirror > 0.0 { self.mirror_axes.mixed_sides(plan) } else { None }
+    }
+
     /// Checks that every probability is from 0 to 1, and that no axis is given by name.
     pub(crate) fn check(&self) -> Result<()> {
         for (name, p) in [

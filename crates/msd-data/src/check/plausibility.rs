@@ -9,13 +9,18 @@ use crate::geometry::Geometry;
 use crate::grid::{displacement_mm, half_voxel_mm};
 use crate::nifti::{LabelMap, Volume, read_geometry};
 use crate::orientation::{AxisMap, Orientation};
-use crate::plan::Plan;
+use crate::plan::{Normalization, Plan};
 
 /// Intensities beyond this are taken for a fault. Counts of radiation, the largest in use, stay below 1e9.
 const ABSURD_INTENSITY: f32 = 1e10;
 
 /// Ratio to the median beyond which a voxel size or an extent is taken for a fault.
 const UNUSUAL_RATIO: f64 = 10.0;
+
+/// Distance from the typical intensities, in their width, beyond which a CT is taken for one in other units; at least this many
+/// Hounsfield units wide.
+const UNUSUAL_WIDTHS: f64 = 2.0;
+const MIN_WIDTH: f64 = 100.0;
 
 /// Describes what is implausible in an image that a network is applied to, by itself and beside the cases that the plan was made
 /// for: contradictory headers, an extent far from theirs, constant channels, absurd intensities. An absent orientation is not
@@ -167,6 +172,41 @@ fn far_from(path: &Path, (what, own): (&str, [f64; 3]), typical: [f64; 3], whose
             rounded(typical)
         )
     })
+}
+
+/// Intensities of labelled voxels in most cases, of the channels that hold Hounsfield units. Others have no units.
+pub(super) struct TypicalIntensities<'a> {
+    /// Index and name of a channel, and its 5, 50 and 95 percentile.
+    channels: Vec<(usize, &'a str, [f64; 3])>,
+}
+
+impl<'a> TypicalIntensities<'a> {
+    /// Medians over the cases' percentiles ([`crate::CaseFingerprint::intensity`]) in each channel.
+    pub(super) fn of(modalities: &'a [String], cases: &[&[Option<[f64; 3]>]]) -> Self {
+        let typical = |(c, name): (usize, &'a String)| {
+            let known: Vec<_> = cases.iter().filter_map(|case| *case.get(c)?).collect();
+            let is_ct = Normalization::for_modality(name) == Normalization::Ct;
+            let median = |i: usize| percentile(&mut known.iter().map(|of| of[i]).collect::<Vec<_>>(), 50.0);
+            (is_ct && !known.is_empty()).then(|| (c, name.as_str(), [0, 1, 2].map(median)))
+        };
+        Self { channels: modalities.iter().enumerate().filter_map(typical).collect() }
+    }
+
+    /// Describes intensities far from the typical ones: a rescaling that is missing, or applied twice.
+    pub(super) fn compare(&self, path: &Path, own: &[Option<[f64; 3]>]) -> Vec<String> {
+        let describe = |&(c, name, [low, typical, high]): &(usize, &str, [f64; 3])| {
+            let [_, median, _] = (*own.get(c)?)?;
+            let margin = UNUSUAL_WIDTHS * (high - low).max(MIN_WIDTH);
+            (median < low - margin || median > high + margin).then(|| {
+                format!(
+                    "{}: the median of its labelled voxels in channel {c} ({name}) is {median}, that of most cases {typical}: is it \
+                     in Hounsfield units?",
+                    path.display()
+                )
+            })
+        };
+        self.channels.iter().filter_map(describe).collect()
+    }
 }
 
 fn extent_mm(grid: &Geometry) -> [f64; 3] {

@@ -141,3 +141,39 @@ fn implausible_values_are_named_with_their_case() {
     }
     assert!(problems.iter().all(|p| (0..7).any(|i| p.contains(&format!("phantom_{i:03}")))), "{problems:#?}");
 }
+
+#[test]
+fn images_that_are_there_twice_and_a_ct_in_other_units_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    phantom(dir.path(), 6);
+    let file = |folder: &str, i: usize| dir.path().join(format!("{folder}/phantom_00{i}.nii.gz"));
+    fs::copy(file("imagesTr", 0), dir.path().join("imagesTs/phantom_006.nii.gz")).unwrap();
+    // The same voxels in another file: compressed or not.
+    let image = crate::nifti::read_image(file("imagesTr", 1)).unwrap();
+    let plain = dir.path().join("plain.nii");
+    write_image(&plain, &image.data.view(), &image.geometry).unwrap();
+    fs::rename(plain, file("imagesTr", 2)).unwrap();
+    fs::copy(file("labelsTr", 1), file("labelsTr", 2)).unwrap();
+    let mut shifted = crate::nifti::read_image(file("imagesTr", 4)).unwrap();
+    shifted.data -= 1024.0;
+    write_image(file("imagesTr", 4), &shifted.data.view(), &shifted.geometry).unwrap();
+    let problems = || -> Vec<String> {
+        check_dataset(dir.path(), Positions::Checked, Memory::unlimited()).iter().map(ToString::to_string).collect()
+    };
+    let of_mri = problems();
+    for (again, first) in [("Tr/phantom_002", "Tr/phantom_001"), ("Ts/phantom_006", "Tr/phantom_000")] {
+        let is_named =
+            |p: &&String| p.contains(again) && p.contains(&format!("as {}", dir.path().display())) && p.contains(first);
+        assert_eq!(of_mri.iter().filter(is_named).count(), 1, "{of_mri:#?}");
+    }
+    assert_eq!(of_mri.len(), 2, "{of_mri:#?}");
+    let json = dir.path().join("dataset.json");
+    let text = fs::read_to_string(&json).unwrap();
+    fs::write(&json, text.replace("\"MRI\"", "\"CT\"")).unwrap();
+    let of_ct = problems();
+    assert_eq!(of_ct.len(), 3, "{of_ct:#?}");
+    assert!(
+        of_ct[0].contains("phantom_004.nii.gz: the median of its labelled voxels in channel 0 (CT) is -"),
+        "{of_ct:#?}"
+    );
+}
