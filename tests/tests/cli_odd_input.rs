@@ -431,7 +431,12 @@ fn what_a_check_warns_of_is_said_where_a_run_is_made() {
         let says = "mirrored from left to right, where left side and right side cannot be told apart";
         assert_eq!(warnings.contains(says), sides, "{warnings}");
     }
-    // One error alone, or how to see all.
+    // An error of a test image is none for a search; otherwise one error alone, or how to see all.
+    let test = names(&data.join("imagesTs")).remove(0);
+    let sound = fs::read(data.join("imagesTs").join(&test)).unwrap();
+    fs::write(data.join("imagesTs").join(&test), "short").unwrap();
+    assert!(new().succeed().stderr.contains(&format!("{test}: truncated")));
+    fs::write(data.join("imagesTs").join(&test), sound).unwrap();
     fs::remove_file(data.join("imagesTr/stray.nii.gz")).unwrap();
     fs::write(&first, "short").unwrap();
     new().run().assert_bad_input(&["phantom_000.nii.gz", "truncated"]);

@@ -170,7 +170,7 @@ fn prepare(sweep: &Sweep, dataset: usize, args: &SweepWorkArgs) -> Result<()> {
     let opened = Dataset { positions, ..dataset_folder::open(&folder)? };
     let found = fingerprint(&opened, memory)?;
     if let Some(error) = unsound {
-        bad_input!("{error}");
+        note(&format!("warning: {error}"));
     }
     let path = sweep.fingerprint(dataset);
     adw_files::create_folders(&sweep.folder.join("data"))?;
