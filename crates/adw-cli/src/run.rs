@@ -63,7 +63,14 @@ impl Run {
     /// # Errors
     /// A root that cannot be written to, bad settings or data, settings other than those of the run.
     pub(crate) fn open(request: &RunRequest<'_>, device: &Device, may_change: fn(&str) -> bool) -> Result<Self> {
-        if RunFolder::exists(request.root) { Self::existing(request, may_change) } else { Self::new(request, device) }
+        if RunFolder::exists(request.root) {
+            return Self::existing(request, may_change);
+        }
+        match Self::new(request, device) {
+            // Another fold of the same run was faster.
+            Err(_) if RunFolder::exists(request.root) => Self::existing(request, may_change),
+            new => new,
+        }
     }
 
     fn new(request: &RunRequest<'_>, device: &Device) -> Result<Self> {
