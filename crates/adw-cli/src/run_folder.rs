@@ -154,6 +154,17 @@ pub(crate) fn check_new(root: &Path) -> Result<()> {
     check_writable(root)
 }
 
+/// Checks that `root` is a run, or that one can be created there; another process may do so at any moment.
+///
+/// # Errors
+/// Those of [`check_new`].
+pub(crate) fn check_run_or_new(root: &Path) -> Result<()> {
+    match check_new(root) {
+        Err(_) if RunFolder::exists(root) => Ok(()),
+        checked => checked,
+    }
+}
+
 /// Returns true if `dir` does not exist or is a folder without entries.
 pub(crate) fn is_empty_or_absent(dir: &Path) -> bool {
     !dir.exists() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())

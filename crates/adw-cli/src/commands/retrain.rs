@@ -32,7 +32,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{RunFolder, check_new, config_path},
+    run_folder::{RunFolder, check_run_or_new, config_path},
     runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
     source::{PatchSource, Sampling},
@@ -118,9 +118,7 @@ fn choose_run(args: &RetrainArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     let provide = |task: &Task| task.provide_unless(args.dry_run, &args.fetch).map(ToOwned::to_owned);
     let fold = args.fold.and_then(|fold| if let Fold::Number(number) = fold { Some(number) } else { None });
     if let Some(root) = &args.run {
-        if !RunFolder::exists(root) {
-            check_new(root)?;
-        }
+        check_run_or_new(root)?;
         let data = named.as_ref().map(provide).transpose()?;
         return Ok((RunChoice { root: root.clone(), fold, resume: false }, data));
     }

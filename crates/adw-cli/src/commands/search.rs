@@ -27,7 +27,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::RunConfig,
-    run_folder::{RunFolder, check_new},
+    run_folder::{RunFolder, check_run_or_new},
     runs::{RunChoice, choose_for_search, task_runs},
     source::{PatchSource, Sampling},
     task::Task,
@@ -83,7 +83,7 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
     if !exists && !args.resume {
         // Mistakes in the arguments are found before a download, which may take hours.
         RunConfig::from_args(&args.config)?;
-        args.run.as_deref().map(check_new).transpose()?;
+        args.run.as_deref().map(check_run_or_new).transpose()?;
     }
     let named = Task::locate(&args.dataset)?;
     let provide = |task: &Task| task.provide_unless(args.dry_run, &args.fetch).map(ToOwned::to_owned);
