@@ -14,8 +14,9 @@ rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitline
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
-# Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one for the time of both, nnU-Net's own.
-QUICK = {3600: "found", 5800: "plain", 2400: "nnunet"}
+# Folds 0 to 3 of the preset, by steps: networks from the weights of their searches, the plain one for as many steps as search and training
+# together and for their time, nnU-Net's own.
+QUICK = {3600: "found", 5800: "plain-preset", 4600: "plain-time", 2400: "nnunet"}
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", "arm": QUICK[row["steps"]], **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
@@ -141,8 +142,11 @@ print(f"plain - random: {difference('plain', RANDOM, units)}")
 print("\n# The preset quick, seed 1\n")
 for arm in QUICK.values():
     print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
-print(f"found - plain: {difference('found', ['plain'], [('quick', 1)])}")
-print(f"found - nnunet, fold 0: {difference('found', ['nnunet'], [('quick', 1)], [0])}; plain - nnunet: {difference('plain', ['nnunet'], [('quick', 1)], [0])}")
+for plain in ["plain-preset", "plain-time"]:
+    if complete("quick", plain, 1):
+        print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
+for arm in ["found", "plain-preset"]:
+    print(f"{arm} - nnunet, fold 0: {difference(arm, ['nnunet'], [('quick', 1)], [0])}")
 print("\n# Ablation\n")
 for arm in sorted({row["arm"] for row in searches}):
     of_arm = [row for row in searches if row["arm"] == arm]
