@@ -77,9 +77,9 @@ impl RunFolder {
         }
         match lock_with_timeout(&lock_path(root, fold), LOCK_TIMEOUT) {
             Ok(lock) => {
-                // Temporary files of killed processes; those of live ones are locked. A leftover that cannot be removed harms
-                // nothing.
-                let _ = adw_files::remove_stale(root);
+                // Temporary files of killed processes, that of the run's own creation beside it; those of live ones are locked. A
+                // leftover that cannot be removed harms nothing.
+                let _ = (adw_files::remove_stale(root), adw_files::remove_stale(&parent(root)));
                 Ok(Self { root: root.to_owned(), _lock: Some(lock) })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

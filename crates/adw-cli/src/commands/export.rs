@@ -27,6 +27,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     let beside = args.onnx.as_ref().map(|path| path.with_file_name("inference.json"));
     let outputs = [("onnx", &args.onnx), ("inference", &beside), ("safetensors", &args.safetensors)];
     if let Some(folder) = args.monai.as_ref().filter(|folder| !is_empty_or_absent(folder)) {
+        // The lock of an export that was killed once the folder had its name.
+        let _ = adw_files::remove_stale(&parent(folder));
         bad_input!("--monai {}: exists and is not an empty folder", folder.display());
     }
     args.monai.as_deref().map_or(Ok(()), |folder| check_writable(&parent(folder)))?;
