@@ -272,7 +272,10 @@ mod tests {
         drop(RunFolder::open(&root, Fold::Number(3)).unwrap());
         assert!(run.retrain(Some("plain"), FOLD).ends_with("a/b/retrain/plain/fold_2"));
         drop(run);
+        // The lock of a creation that was killed at its very end.
+        fs::write(dir.path().join("a/.b.1-1.adw-tmp"), "").unwrap();
         RunFolder::open(&root, FOLD).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
         let empty = dir.path().join("empty");
         fs::create_dir(&empty).unwrap();
         RunFolder::create(&empty, &[("plan.json", "{}"), ("config.toml", "seed = 1")], FOLD).unwrap();
