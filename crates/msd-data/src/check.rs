@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checksum;
-use crate::dataset::{Case, Dataset, described, fault, reading_bytes, without_mark};
+use crate::dataset::{Case, Dataset, Paths, described, fault, reading_bytes, without_mark};
 use crate::error::{Error, length};
 use crate::fingerprint::{Fingerprint, foreground_spread};
 use crate::geometry::Geometry;
@@ -80,8 +80,7 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
     let json = dir.join("dataset.json").display().to_string();
     let mut problems = Vec::new();
     for (file, fault) in dataset.listed_files().filter_map(|file| Some((file, fault(file)?))) {
-        let missing = Error::MissingFile { listed_in: json.clone(), path: file.clone(), fault, others: 0 };
-        problems.push(error(&missing));
+        problems.push(error(&dataset.missing(file, &fault, 0)));
     }
     let found = dataset.training.len();
     if found < NUM_FOLDS {
@@ -97,7 +96,7 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
         }
     }
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
-        problems.extend(unlisted(&dir.join(folder), &listed));
+        problems.extend(unlisted(&dir.join(folder), &listed, dataset.paths));
     }
     let training = check_cases(&dataset, &dataset.training, |case| &case.image, memory, check_case);
     let test = check_cases(
@@ -154,14 +153,19 @@ fn is_number(value: &Value, number: usize) -> bool {
     text.parse() == Ok(number as f64)
 }
 
-fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>) -> Option<Problem> {
+fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>, paths: Paths) -> Option<Problem> {
     let files = fs::read_dir(folder).ok()?;
     let files = files.filter_map(|entry| Some(entry.ok()?.path().components().collect::<PathBuf>()));
     let is_hidden = |file: &Path| file.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     let mut extra: Vec<PathBuf> = files.filter(|file| !is_hidden(file) && !listed.contains(file)).collect();
     extra.sort();
     let (first, n) = (extra.first()?.display(), extra.len());
-    Some(warning(format!("{n} files that dataset.json does not list, e.g. {first}: list them or remove them")))
+    Some(warning(match paths {
+        Paths::Listed => format!("{n} files that dataset.json does not list, e.g. {first}: list them or remove them"),
+        Paths::Found => {
+            format!("{n} files that belong to no case, e.g. {first}: name them like a case's or remove them")
+        }
+    }))
 }
 
 /// Error of the plan of training cases that have been read, such as cases without room for a pooling.

@@ -37,8 +37,19 @@ pub struct Dataset {
     pub training: Vec<Case>,
     /// Cases without labels, sorted by id.
     pub test: Vec<TestCase>,
+    /// Origin of the cases' paths.
+    pub paths: Paths,
     /// Handling of files of a case whose headers place them apart.
     pub positions: Positions,
+}
+
+/// Origin of the paths of a dataset's cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paths {
+    /// `dataset.json` lists them.
+    Listed,
+    /// They follow from the images in the folders `imagesTr` and `imagesTs`, as in nnU-Net v2's layout.
+    Found,
 }
 
 impl Dataset {
@@ -55,14 +66,21 @@ impl Dataset {
         let dataset = Self::parse(dir)?;
         let missing: Vec<_> = dataset.listed_files().filter_map(|file| Some((file.clone(), fault(file)?))).collect();
         if let Some(((path, fault), others)) = missing.split_first() {
-            let listed_in = dir.join("dataset.json").display().to_string();
-            let (path, fault) = (path.clone(), fault.clone());
-            return Err(Error::MissingFile { listed_in, path, fault, others: others.len() });
+            return Err(dataset.missing(path, fault, others.len()));
         }
         Ok(dataset)
     }
 
-    /// All files that `dataset.json` lists.
+    /// Error of a file that cannot be used, and of `others` further ones.
+    pub(crate) fn missing(&self, path: &Path, fault: &str, others: usize) -> Error {
+        let cases = match self.paths {
+            Paths::Listed => self.root.join("dataset.json"),
+            Paths::Found => self.root.clone(),
+        };
+        Error::MissingFile { cases, paths: self.paths, path: path.to_path_buf(), fault: fault.to_owned(), others }
+    }
+
+    /// All files of the cases.
     pub(crate) fn listed_files(&self) -> impl Iterator<Item = &PathBuf> {
         let training = self.training.iter().flat_map(|case| case.image.iter().chain([&case.label]));
         training.chain(self.test.iter().flat_map(|case| &case.image))
@@ -101,7 +119,7 @@ impl Dataset {
         let wrong = |problem| Error::DatasetJson { path: path.clone(), problem };
         let modalities = json.modalities().map_err(&wrong)?;
         let labels = json.labels().map_err(&wrong)?;
-        let Files { training, test } = json.files(dir, modalities.len())?;
+        let Files { training, test, paths } = json.files(dir, modalities.len())?;
         let training_ids: Vec<_> = training.iter().map(|case| case.id.as_str()).collect();
         let test_ids: Vec<_> = test.iter().map(|case| case.id.as_str()).collect();
         check_ids("training", &training_ids).and_then(|()| check_ids("test", &test_ids)).map_err(&wrong)?;
@@ -109,7 +127,16 @@ impl Dataset {
         if name == json.name {
             check_name("name", &name).map_err(&wrong)?;
         }
-        Ok(Self { root: dir.to_path_buf(), name, modalities, labels, training, test, positions: Positions::Checked })
+        Ok(Self {
+            root: dir.to_path_buf(),
+            name,
+            modalities,
+            labels,
+            training,
+            test,
+            paths,
+            positions: Positions::Checked,
+        })
     }
 
     /// Sorted ids of the training cases.

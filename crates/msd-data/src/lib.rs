@@ -32,7 +32,7 @@ pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, w
 pub use augment::{Augmentation, MirrorAxes};
 pub use case_bytes::CaseBytes;
 pub use check::{Problem, Severity, check_dataset};
-pub use dataset::{Case, Dataset, Label, TestCase};
+pub use dataset::{Case, Dataset, Label, Paths, TestCase};
 pub use error::{Error, NiftiProblem, Result};
 pub use fingerprint::{CaseFingerprint, Fingerprint, IntensityStatistics, fingerprint};
 pub use geometry::Geometry;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::distinct::Distinct;
 
+use super::Paths;
 use super::case::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
 use crate::error::{Error, Result};
 
@@ -58,10 +59,10 @@ struct CaseFiles {
 }
 
 /// The cases of a dataset, sorted by id.
-#[derive(Default)]
 pub(super) struct Files {
     pub(super) training: Vec<Case>,
     pub(super) test: Vec<TestCase>,
+    pub(super) paths: Paths,
 }
 
 impl Description {
@@ -115,7 +116,8 @@ impl Description {
                         label: listed(dir, &files.label),
                     })
                     .collect(),
-                ..Files::default()
+                test: vec![],
+                paths: Paths::Listed,
             },
             (Some(_), None) => self.found(dir, num_channels)?,
         };
@@ -138,7 +140,7 @@ impl Description {
 
     /// Cases of the decathlon's layout, which lists them under `training` and `test`.
     fn listed(&self, dir: &Path) -> Result<Files> {
-        let mut files = Files::default();
+        let mut files = Files { training: vec![], test: vec![], paths: Paths::Listed };
         for entry in &self.training {
             if let Some((id, image)) = listed_image(dir, &entry.image)? {
                 files.training.push(Case { id, image: vec![image], label: listed(dir, &entry.label) });
@@ -180,8 +182,8 @@ impl Description {
             image,
         });
         let test = dir.join("imagesTs").is_dir().then(|| images_of("imagesTs")).transpose()?;
-        let test = test.into_iter().flatten();
-        Ok(Files { training: training.collect(), test: test.map(|(id, image)| TestCase { id, image }).collect() })
+        let test = test.into_iter().flatten().map(|(id, image)| TestCase { id, image });
+        Ok(Files { training: training.collect(), test: test.collect(), paths: Paths::Found })
     }
 }
 

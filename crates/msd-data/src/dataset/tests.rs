@@ -160,7 +160,14 @@ fn nnunets_layout_is_read_as_well() {
     assert!(error.contains("a_02_0001.nii.gz: shape [4, 3, 3]"), "{error}");
     fs::remove_file(other).unwrap();
     let error = Dataset::open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("a_02_0001.nii.gz, which does not exist"), "{error}");
+    assert!(
+        error.contains(" has images of a case without ") && error.contains("a_02_0001.nii.gz, which does not exist")
+    );
+    assert!(error.ends_with("; add the file, or remove the case's other files"), "{error}");
+    fs::write(dir.path().join("labelsTr/c.nii.gz"), "").unwrap();
+    let problems = crate::check_dataset(dir.path(), crate::Positions::Checked, crate::Memory::unlimited());
+    let words = ["1 files that belong to no case, e.g. ", "has images of a case without "];
+    assert!(words.iter().all(|words| problems.iter().any(|p| p.message.contains(words))), "{problems:?}");
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn a_coarse_axis_goes_first() {
         cases: vec![],
     };
     let dataset = Dataset {
+        paths: crate::Paths::Listed,
         positions: crate::Positions::Checked,
         root: "x".into(),
         name: "Coarse".into(),
@@ -86,6 +87,7 @@ fn a_coarse_axis_goes_first() {
 fn a_plan_from_a_file_is_checked() {
     let sound = || -> Plan {
         let dataset = Dataset {
+            paths: crate::Paths::Listed,
             positions: crate::Positions::Checked,
             root: "x".into(),
             name: "Sound".into(),
