@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use msd_data::{Dataset, Memory, Positions, Severity, check_dataset};
+use msd_data::{Dataset, Fingerprint, Memory, Positions, Severity, survey};
 
 use crate::{
     failure::{bad_input, program},
@@ -24,14 +24,23 @@ pub(crate) fn open(dir: &Path) -> Result<Dataset> {
 /// Number of warnings that [`check`] prints.
 const MAX_WARNINGS: usize = 10;
 
-/// Prints the first warnings of [`check_dataset`] for the dataset in `dir`, and returns its first error.
+/// Result of checking a dataset.
+pub(crate) struct Checked {
+    /// The first error.
+    pub(crate) error: Option<String>,
+    /// Fingerprint, if all training cases could be read.
+    pub(crate) fingerprint: Option<Fingerprint>,
+}
+
+/// Checks the dataset in `dir` and prints the first warnings.
 ///
 /// # Errors
 /// No dataset there, or several.
-pub(crate) fn check(dir: &Path, positions: Positions, memory: Memory) -> Result<Option<String>> {
+pub(crate) fn check(dir: &Path, positions: Positions, memory: Memory) -> Result<Checked> {
     let dir = find(dir)?;
+    let found = survey(&dir, positions, memory);
     let (errors, warnings): (Vec<_>, Vec<_>) =
-        check_dataset(&dir, positions, memory).into_iter().partition(|problem| problem.severity == Severity::Error);
+        found.problems.into_iter().partition(|problem| problem.severity == Severity::Error);
     for problem in warnings.iter().take(MAX_WARNINGS) {
         note(&problem.to_string());
     }
@@ -42,7 +51,7 @@ pub(crate) fn check(dir: &Path, positions: Positions, memory: Memory) -> Result<
     if errors.len() > 1 {
         note(&format!("{} errors: {}", errors.len(), lists_all()));
     }
-    Ok(errors.into_iter().next().map(|problem| problem.message))
+    Ok(Checked { error: errors.into_iter().next().map(|problem| problem.message), fingerprint: found.fingerprint })
 }
 
 /// Returns true if `dir` is a dataset's folder.

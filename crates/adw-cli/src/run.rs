@@ -83,22 +83,25 @@ impl Run {
         let config = RunConfig::from_args(request.config)?;
         check_new(request.root)?;
         // A fingerprint comes from a process that has checked the dataset.
-        let unsound = match request.fingerprint {
+        let checked = match request.fingerprint {
             Some(_) => None,
-            None => dataset_folder::check(data, config.settings.data.positions(), request.memory)?,
+            None => Some(dataset_folder::check(data, config.settings.data.positions(), request.memory)?),
         };
+        let (error, known) = checked.map_or((None, None), |checked| (checked.error, checked.fingerprint));
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
         let fold = request.fold.unwrap_or(Fold::Number(0));
         let splits = Splits::new(&dataset, config.settings.seed, config.settings.data.groups.as_deref())?;
         splits.fold(fold)?;
-        let fingerprint = match request.fingerprint {
-            Some(file) => Fingerprint::load(file, &dataset)?,
-            None => fingerprint(&dataset, request.memory)?,
+        let fingerprint = match (request.fingerprint, known) {
+            (Some(file), _) => Fingerprint::load(file, &dataset)?,
+            (None, Some(known)) => known,
+            // For its error.
+            (None, None) => fingerprint(&dataset, request.memory)?,
         };
         let plan = plan(&fingerprint, &dataset, &config)?;
         // An error that is none for this run, such as one of a test image.
-        if let Some(error) = unsound {
+        if let Some(error) = error {
             note(&format!("warning: {error}"));
         }
         if let Some([left, right]) = config.settings.data.augmentation.mixed_sides(&plan) {

@@ -11,11 +11,10 @@ use serde_json::Value;
 use crate::checksum;
 use crate::dataset::{Case, Dataset, Paths, described, fault, reading_bytes, without_mark};
 use crate::error::{Error, length};
-use crate::fingerprint::{Fingerprint, foreground_spread};
+use crate::fingerprint::{CaseFacts, FACTS_CHANNELS, Fingerprint};
 use crate::geometry::Geometry;
 use crate::grid::{Positions, displacement_mm, half_voxel_mm};
 use crate::memory::Memory;
-use crate::orientation::{AxisMap, Orientation};
 use crate::plan::{PlanOptions, plan};
 use crate::preprocess::crop::nonzero_bounds;
 use crate::split::NUM_FOLDS;
@@ -73,9 +72,23 @@ impl fmt::Display for Problem {
 /// }
 /// ```
 pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Problem> {
+    survey(dir, positions, memory).problems
+}
+
+/// Problems and facts of a dataset.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Survey {
+    /// All problems, as [`check_dataset`] returns them.
+    pub problems: Vec<Problem>,
+    /// Fingerprint, that of [`fingerprint`](crate::fingerprint()); none where a training case cannot be read or no case has foreground.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// Checks the dataset in `dir` as [`check_dataset`] does, and computes its fingerprint from the same reading.
+pub fn survey(dir: &Path, positions: Positions, memory: Memory) -> Survey {
     let dataset = match Dataset::parse(dir) {
         Ok(dataset) => Dataset { positions, ..dataset },
-        Err(e) => return vec![error(&e)],
+        Err(e) => return Survey { problems: vec![error(&e)], fingerprint: None },
     };
     let json = dir.join("dataset.json").display().to_string();
     let mut problems = Vec::new();
@@ -108,15 +121,15 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
     );
     let grids: Vec<_> = training.iter().filter_map(|case| case.grid.as_ref()).collect();
     let typical = TypicalGrid::of(&grids);
-    let orientation = typical.as_ref().and_then(|typical| typical.orientation);
-    let unplannable = unplannable(&dataset, &training, orientation);
-    let intensities: Vec<_> = training.iter().map(|case| case.intensity.as_slice()).collect();
+    let facts: Option<Vec<_>> = training.iter().map(|case| case.facts.as_ref()).collect();
+    let fingerprint = facts.and_then(|facts| Fingerprint::of_cases(&dataset, &facts).ok());
+    let intensities: Vec<_> = training.iter().map(CheckedCase::intensity).collect();
     let typical_intensities = TypicalIntensities::of(&dataset.modalities, &intensities);
     let twice = twice(training.iter().chain(&test));
-    let mut seen = BTreeSet::new();
-    for case in training {
+    let mut seen: BTreeSet<u16> = BTreeSet::new();
+    for case in &training {
         problems.extend(case.problems(typical.as_ref(), &typical_intensities));
-        seen.extend(case.labels);
+        seen.extend(&case.labels);
     }
     // With unreadable cases a label may well occur in one of them.
     if problems.iter().all(|p| p.severity == Severity::Warning) {
@@ -126,11 +139,12 @@ pub fn check_dataset(dir: &Path, positions: Positions, memory: Memory) -> Vec<Pr
         if seen.iter().all(|&label| label == 0) {
             problems.push(error(&Error::NoForeground { dataset: dataset.name.clone() }));
         }
-        problems.extend(unplannable.as_ref().map(error));
+        let plan = fingerprint.as_ref().map(|fingerprint| plan(fingerprint, &dataset, &PlanOptions::default()));
+        problems.extend(plan.and_then(Result::err).as_ref().map(error));
     }
     problems.extend(test.into_iter().flat_map(|case| case.problems(typical.as_ref(), &typical_intensities)));
     problems.extend(twice);
-    problems
+    Survey { problems, fingerprint }
 }
 
 fn error(error: &Error) -> Problem {
@@ -168,49 +182,32 @@ fn unlisted(folder: &Path, listed: &BTreeSet<&PathBuf>, paths: Paths) -> Option<
     }))
 }
 
-/// Error of the plan of training cases that have been read, such as cases without room for a pooling.
-fn unplannable(dataset: &Dataset, cases: &[CheckedCase], orientation: Option<Orientation>) -> Option<Error> {
-    let mut fingerprint = Fingerprint {
-        orientation,
-        spacings: vec![],
-        shapes_after_crop: vec![],
-        intensity: vec![],
-        median_relative_size_after_cropping: 1.0,
-        cases: vec![],
-    };
-    for case in cases {
-        let (_, grid) = case.grid.as_ref()?;
-        let axes = AxisMap::between_known(grid.orientation(), orientation);
-        fingerprint.spacings.push(axes.triple(grid.spacing_mm));
-        fingerprint.shapes_after_crop.push(axes.triple(case.content));
-    }
-    let is_any = !cases.is_empty();
-    is_any.then(|| plan(&fingerprint, dataset, &PlanOptions::default()).err()).flatten()
-}
-
 /// Result of reading a case.
 #[derive(Default)]
 struct CheckedCase {
     found: Vec<Problem>,
     /// File and grid of the image; none if it could not be read.
     grid: Option<(PathBuf, Geometry)>,
-    /// Voxels of the nonzero box of a training image, z, y, x.
-    content: [usize; 3],
     /// Labels that occur.
     labels: BTreeSet<u16>,
-    /// 5, 50 and 95 percentile of the labelled voxels in each channel of a training image.
-    intensity: Vec<Option<[f64; 3]>>,
+    /// Facts of a training case.
+    facts: Option<CaseFacts>,
     /// Checksum of the image's voxels.
     voxels: Option<u32>,
 }
 
 impl CheckedCase {
+    /// 5, 50 and 95 percentile of the labelled voxels in each channel of a training image.
+    fn intensity(&self) -> &[Option<[f64; 3]>] {
+        self.facts.as_ref().map_or(&[], |facts| &facts.own.intensity)
+    }
+
     /// Problems of the case, those beside the other cases included.
     fn problems(&self, grid: Option<&TypicalGrid>, intensities: &TypicalIntensities<'_>) -> Vec<Problem> {
         let mut unusual = Vec::new();
         if let Some((path, own)) = &self.grid {
             unusual.extend(grid.into_iter().flat_map(|typical| typical.compare(path, own)));
-            unusual.extend(intensities.compare(path, &self.intensity));
+            unusual.extend(intensities.compare(path, self.intensity()));
         }
         self.found.iter().cloned().chain(unusual.into_iter().map(warning)).collect()
     }
@@ -239,7 +236,7 @@ fn check_cases<C: Sync>(
     check: impl Fn(&Dataset, &C) -> CheckedCase + Sync,
 ) -> Vec<CheckedCase> {
     // A header that cannot be read is found again when the case is checked.
-    let need = |case: &C| reading_bytes(image(case), dataset.modalities.len()).unwrap_or(0);
+    let need = |case: &C| reading_bytes(image(case), dataset.modalities.len() + FACTS_CHANNELS).unwrap_or(0);
     let checked = memory.each(
         cases,
         |case| described(image(case)),
@@ -277,11 +274,11 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
     }
     let bounds = nonzero_bounds(&image.data.view());
     warnings.extend(plausibility::labels_outside(&case.label, &labels, &bounds));
-    let found = warnings.into_iter().map(warning).collect();
-    let content = bounds.map(|range| range.len());
-    let intensity = image.data.outer_iter().map(|channel| foreground_spread(&channel, &labels.data)).collect();
+    let mut found: Vec<_> = warnings.into_iter().map(warning).collect();
+    let facts = CaseFacts::of(dataset, case, &image, &labels, &bounds);
+    let facts = facts.inspect_err(|e| found.push(error(e))).ok();
     let voxels = Some(checksum::of_voxels(&image.data));
-    CheckedCase { found, grid: Some((file.clone(), image.geometry)), content, labels: seen, intensity, voxels }
+    CheckedCase { found, grid: Some((file.clone(), image.geometry)), labels: seen, facts, voxels }
 }
 
 /// Describes what is implausible in the headers of files beside an image, as far as it is not so in the image's own.

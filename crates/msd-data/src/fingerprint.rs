@@ -1,6 +1,7 @@
 //! Shapes, voxel sizes and foreground intensities of a dataset.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use ndarray::{Array3, ArrayView3};
@@ -11,7 +12,7 @@ use crate::dataset::{Case, Dataset, described, reading_bytes};
 use crate::error::{Error, Result};
 use crate::json_file;
 use crate::memory::Memory;
-use crate::nifti::read_geometry;
+use crate::nifti::{LabelMap, Volume, read_geometry};
 use crate::orientation::{AxisMap, Orientation};
 use crate::preprocess::crop::nonzero_bounds;
 
@@ -83,40 +84,44 @@ pub struct IntensityStatistics {
 /// Those of [`Dataset::load_case`]; [`Error::NoForeground`]; [`Error::Invalid`] without training cases or for one
 /// that does not fit into `memory`.
 pub fn fingerprint(dataset: &Dataset, memory: Memory) -> Result<Fingerprint> {
-    if dataset.training.is_empty() {
-        return Err(no_training_case(dataset));
-    }
-    // The image, its labels, and the values of one channel's foreground, at most all.
-    let need = |case: &Case| reading_bytes(&case.image, dataset.modalities.len() + 1);
-    let samples = (MAX_POOLED / (dataset.training.len() * dataset.modalities.len()).max(1)).max(1000);
     // In order of the cases, so sums and the first error do not depend on threads.
-    let orientation = dataset.orientation()?;
     let cases = memory.each(
         &dataset.training,
         |case| described(&case.image),
-        need,
-        |case| {
-            let mut facts = CaseFacts::of(dataset, case, orientation)?;
-            facts.foreground.iter_mut().for_each(|channel| thin(&mut channel.sorted, samples));
-            Ok(facts)
-        },
+        |case| reading_bytes(&case.image, dataset.modalities.len() + FACTS_CHANNELS),
+        |case| CaseFacts::read(dataset, case),
     )?;
-    let intensity = (0..dataset.modalities.len())
-        .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
-        .collect::<Option<_>>()
-        .ok_or_else(|| Error::NoForeground { dataset: dataset.name.clone() })?;
-    let mut relative: Vec<f64> = cases.iter().map(|case| case.relative_size).collect();
-    Ok(Fingerprint {
-        orientation,
-        spacings: cases.iter().map(|case| case.spacing_mm).collect(),
-        shapes_after_crop: cases.iter().map(|case| case.shape_after_crop).collect(),
-        intensity,
-        median_relative_size_after_cropping: percentile(&mut relative, 50.0),
-        cases: cases.into_iter().map(|case| case.own).collect(),
-    })
+    Fingerprint::of_cases(dataset, &cases.iter().collect::<Vec<_>>())
 }
 
 impl Fingerprint {
+    /// Fingerprint of a dataset whose training cases these are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] without cases, [`Error::NoForeground`].
+    pub(crate) fn of_cases(dataset: &Dataset, cases: &[&CaseFacts]) -> Result<Self> {
+        if cases.is_empty() {
+            return Err(no_training_case(dataset));
+        }
+        let intensity = (0..dataset.modalities.len())
+            .map(|c| pool(cases.iter().map(|case| &case.foreground[c])))
+            .collect::<Option<_>>()
+            .ok_or_else(|| Error::NoForeground { dataset: dataset.name.clone() })?;
+        let orientation = Orientation::most_frequent(cases.iter().map(|case| case.own.orientation));
+        let axes = || cases.iter().map(|case| AxisMap::between_known(case.own.orientation, orientation));
+        let voxels = |shape: [usize; 3]| shape.iter().product::<usize>() as f64;
+        let mut relative: Vec<f64> =
+            cases.iter().map(|case| voxels(case.shape_after_crop) / voxels(case.own.shape)).collect();
+        Ok(Self {
+            orientation,
+            spacings: axes().zip(cases).map(|(axes, case)| axes.triple(case.own.spacing_mm)).collect(),
+            shapes_after_crop: axes().zip(cases).map(|(axes, case)| axes.triple(case.shape_after_crop)).collect(),
+            intensity,
+            median_relative_size_after_cropping: percentile(&mut relative, 50.0),
+            cases: cases.iter().map(|case| case.own.clone()).collect(),
+        })
+    }
+
     /// Fingerprint from the headers of the images alone, for estimates of size: as if nothing were cropped, with intensities of 0.
     ///
     /// # Errors
@@ -181,7 +186,7 @@ impl Fingerprint {
         }
         let n = self.cases.len();
         for known in [0, n / 2, n.saturating_sub(1)].into_iter().filter_map(|i| self.cases.get(i)) {
-            let own = CaseFacts::of(dataset, dataset.training_case(&known.id)?, self.orientation)?.own;
+            let own = CaseFacts::read(dataset, dataset.training_case(&known.id)?)?.own;
             // Intensities were f32; numbers read from JSON may be off in their last bits.
             let f32s = |of: &CaseFingerprint| -> Vec<f32> {
                 of.intensity.iter().flatten().flatten().chain(&of.spacing_mm).map(|&v| v as f32).collect()
@@ -209,15 +214,17 @@ fn no_training_case(dataset: &Dataset) -> Error {
     Error::Invalid(format!("{}: dataset.json lists no training case", dataset.root.display()))
 }
 
-/// Facts about a case; triples are z, y, x in the orientation of most cases.
-struct CaseFacts {
-    spacing_mm: [f64; 3],
+/// Facts about a case; triples are z, y, x of the file.
+pub(crate) struct CaseFacts {
     shape_after_crop: [usize; 3],
-    relative_size: f64,
     /// Intensities per channel.
     foreground: Vec<Foreground>,
-    own: CaseFingerprint,
+    pub(crate) own: CaseFingerprint,
 }
+
+/// Number of channels of an image that finding a case's facts takes as much memory as, beside the image: its labels, and the
+/// values of one channel's foreground, at most all.
+pub(crate) const FACTS_CHANNELS: usize = 1;
 
 /// Foreground intensities of a channel of a case.
 struct Foreground {
@@ -236,15 +243,27 @@ const MAX_SAMPLES: usize = 200_000;
 const MAX_POOLED: usize = 10_000_000;
 
 impl CaseFacts {
-    fn of(dataset: &Dataset, case: &Case, orientation: Option<Orientation>) -> Result<Self> {
+    /// Reads a case and finds its facts.
+    fn read(dataset: &Dataset, case: &Case) -> Result<Self> {
         let (image, labels) = dataset.load_case(case)?;
-        let bounds = nonzero_bounds(&image.data.view());
-        let shape = bounds.map(|b| b.len());
-        let relative_size =
-            shape.iter().product::<usize>() as f64 / image.geometry.shape.iter().product::<usize>() as f64;
+        let content = nonzero_bounds(&image.data.view());
+        Self::of(dataset, case, &image, &labels, &content)
+    }
+
+    /// Finds the facts of a case that was read; `content` is its nonzero region.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn of(
+        dataset: &Dataset,
+        case: &Case,
+        image: &Volume<f32>,
+        labels: &LabelMap,
+        content: &[Range<usize>; 3],
+    ) -> Result<Self> {
         // Labelled voxels outside the crop count, too. nnU-Net leaves them out; that they exist is a fault of the data, of
         // which `check_dataset` warns.
-        let foreground: Vec<_> =
+        let mut foreground: Vec<_> =
             image.data.outer_iter().map(|channel| Foreground::of_channel(&channel, &labels.data)).collect();
         let mut label_voxels = BTreeMap::new();
         for &label in labels.data.iter().filter(|&&label| label > 0) {
@@ -259,9 +278,9 @@ impl CaseFacts {
             intensity: foreground.iter().map(Foreground::spread).collect(),
             checksum: Some(checksum::of_case(case)?),
         };
-        let axes = AxisMap::between_known(image.geometry.orientation(), orientation);
-        let (spacing_mm, shape_after_crop) = (axes.triple(image.geometry.spacing_mm), axes.triple(shape));
-        Ok(Self { spacing_mm, shape_after_crop, relative_size, foreground, own })
+        let samples = (MAX_POOLED / (dataset.training.len() * dataset.modalities.len()).max(1)).max(1000);
+        foreground.iter_mut().for_each(|channel| thin(&mut channel.sorted, samples));
+        Ok(Self { shape_after_crop: content.each_ref().map(Range::len), foreground, own })
     }
 }
 
@@ -285,11 +304,6 @@ impl Foreground {
         let last = self.sorted.len().checked_sub(1)?;
         Some([5, 50, 95].map(|q| f64::from(self.sorted[last * q / 100])))
     }
-}
-
-/// Percentiles of the labelled voxels of a channel, as in [`CaseFingerprint::intensity`].
-pub(crate) fn foreground_spread(channel: &ArrayView3<'_, f32>, labels: &Array3<u16>) -> Option<[f64; 3]> {
-    Foreground::of_channel(channel, labels).spread()
 }
 
 /// Keeps `most` of the sorted values at regular distances, so the extremes and every percentile stay where they are.

@@ -31,7 +31,7 @@ mod training_case;
 pub use crate::nifti::{LabelMap, Volume, read_image, read_labels, write_image, write_labels};
 pub use augment::{Augmentation, MirrorAxes};
 pub use case_bytes::CaseBytes;
-pub use check::{Problem, Severity, check_dataset};
+pub use check::{Problem, Severity, Survey, check_dataset, survey};
 pub use dataset::{Case, Dataset, Label, Paths, TestCase};
 pub use error::{Error, NiftiProblem, Result};
 pub use fingerprint::{CaseFingerprint, Fingerprint, IntensityStatistics, fingerprint};

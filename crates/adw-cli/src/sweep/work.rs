@@ -166,10 +166,11 @@ fn prepare(sweep: &Sweep, dataset: usize, args: &SweepWorkArgs) -> Result<()> {
     let settings = sweep.config.settings(&sweep.config.arms[0], 0);
     let positions = RunConfig::from_args(&settings)?.settings.data.positions();
     let memory = memory::limit(args.memory);
-    let unsound = dataset_folder::check(&folder, positions, memory)?;
+    let checked = dataset_folder::check(&folder, positions, memory)?;
     let opened = Dataset { positions, ..dataset_folder::open(&folder)? };
-    let found = fingerprint(&opened, memory)?;
-    if let Some(error) = unsound {
+    // Where the check could not compute it, for its error.
+    let found = checked.fingerprint.map_or_else(|| fingerprint(&opened, memory), Ok)?;
+    if let Some(error) = checked.error {
         note(&format!("warning: {error}"));
     }
     let path = sweep.fingerprint(dataset);

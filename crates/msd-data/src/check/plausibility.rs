@@ -119,7 +119,7 @@ pub(super) fn labels_outside(path: &Path, labels: &LabelMap, bounds: &[Range<usi
 
 /// Orientation, voxel size and extent of most cases.
 pub(super) struct TypicalGrid {
-    pub(super) orientation: Option<Orientation>,
+    orientation: Option<Orientation>,
     spacing_mm: [f64; 3],
     extent_mm: [f64; 3],
 }

@@ -18,6 +18,31 @@ fn a_sound_dataset_has_no_problems() {
 }
 
 #[test]
+fn one_reading_gives_problems_and_fingerprint() {
+    let dir = tempfile::tempdir().unwrap();
+    phantom(dir.path(), 6);
+    let again = |positions| {
+        let dataset = Dataset { positions, ..Dataset::open(dir.path()).unwrap() };
+        crate::fingerprint(&dataset, Memory::unlimited()).unwrap()
+    };
+    // Stored along other axes than the others.
+    let file = dir.path().join("imagesTr/phantom_003.nii.gz");
+    let map = dir.path().join("labelsTr/phantom_003.nii.gz");
+    for path in [&file, &map] {
+        // The first axis of the sform runs the other way.
+        patch(path, &[(280, &(-1.0f32).to_le_bytes())]);
+    }
+    for positions in [Positions::Checked, Positions::Ignored] {
+        let found = survey(dir.path(), positions, Memory::unlimited());
+        assert_eq!(found.fingerprint, Some(again(positions)));
+    }
+    fs::write(file, "short").unwrap();
+    let found = survey(dir.path(), Positions::Checked, Memory::unlimited());
+    assert_eq!(found.fingerprint, None);
+    assert_eq!(found.problems[0].severity, Severity::Error, "{found:?}");
+}
+
+#[test]
 fn all_problems_are_listed_at_once() {
     let dir = tempfile::tempdir().unwrap();
     phantom(dir.path(), 9);
