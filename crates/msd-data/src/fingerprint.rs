@@ -279,7 +279,9 @@ impl CaseFacts {
             checksum: Some(checksum::of_case(case)?),
         };
         let samples = (MAX_POOLED / (dataset.training.len() * dataset.modalities.len()).max(1)).max(1000);
-        foreground.iter_mut().for_each(|channel| thin(&mut channel.sorted, samples));
+        for channel in &mut foreground {
+            thin(&mut channel.sorted, samples);
+        }
         Ok(Self { shape_after_crop: content.each_ref().map(Range::len), foreground, own })
     }
 }
