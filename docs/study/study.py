@@ -14,9 +14,9 @@ rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitline
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
-# Folds 0 to 3 of the preset, by steps: networks from the weights of their searches, the plain one for as many steps as search and training
-# together and for their time, nnU-Net's own.
-QUICK = {3600: "found", 5800: "plain-preset", 4600: "plain-time", 2400: "nnunet"}
+# Folds 0 to 3 of the preset, by steps: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and
+# training together and for their time, that of 8 channels for their time, nnU-Net's own.
+QUICK = {3600: "found", 5800: "plain-preset", 4600: "plain-time", 4900: "plain-8", 2400: "nnunet"}
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", "arm": QUICK[row["steps"]], **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
@@ -142,7 +142,7 @@ print(f"plain - random: {difference('plain', RANDOM, units)}")
 print("\n# The preset quick, seed 1\n")
 for arm in QUICK.values():
     print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
-for plain in ["plain-preset", "plain-time"]:
+for plain in ["plain-preset", "plain-time", "plain-8"]:
     if complete("quick", plain, 1):
         print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
 for arm in ["found", "plain-preset"]:
