@@ -16,7 +16,7 @@ mod case;
 mod description;
 mod distinct;
 
-pub use case::{Case, Label, TestCase, case_id, described, described_grid, nifti_files};
+pub use case::{Case, Label, Paths, TestCase, case_id, described, described_grid, nifti_files};
 pub(crate) use case::{first_file, reading_bytes, volume_bytes};
 pub use description::channel_of;
 use description::{Description, Files};
@@ -43,15 +43,6 @@ pub struct Dataset {
     pub positions: Positions,
 }
 
-/// Origin of the paths of a dataset's cases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Paths {
-    /// `dataset.json` lists them.
-    Listed,
-    /// They follow from the images in the folders `imagesTr` and `imagesTs`, as in nnU-Net v2's layout.
-    Found,
-}
-
 impl Dataset {
     /// Opens the dataset in `dir`: reads `dataset.json` and checks that its labels are 0, 1, 2, ... and that every
     /// listed file exists. Entries for macOS's AppleDouble files (`._name`) are ignored. No volume is read.
@@ -73,11 +64,14 @@ impl Dataset {
 
     /// Error of a file that cannot be used, and of `others` further ones.
     pub(crate) fn missing(&self, path: &Path, fault: &str, others: usize) -> Error {
-        let cases = match self.paths {
-            Paths::Listed => self.root.join("dataset.json"),
-            Paths::Found => self.root.clone(),
+        let root = self.root.display();
+        let (origin, remedy) = match self.paths {
+            Paths::Listed => (format!("{root}/dataset.json lists"), "restore the file or correct its entry"),
+            Paths::Found => {
+                (format!("{root} has images of a case without"), "add the file, or remove the case's other files")
+            }
         };
-        Error::MissingFile { cases, paths: self.paths, path: path.to_path_buf(), fault: fault.to_owned(), others }
+        Error::MissingFile { origin, path: path.to_path_buf(), fault: fault.to_owned(), others, remedy }
     }
 
     /// All files of the cases.

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::Paths;
-
 /// Result of a fallible operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -45,18 +43,18 @@ pub enum Error {
         problem: String,
     },
     /// Files of the cases are not there or are no files.
-    #[error("{} {} {}, which {fault}{}; {}", .cases.display(), asks_for(*.paths), .path.display(), and_more(*.others), remedy(*.paths))]
+    #[error("{origin} {}, which {fault}{}; {remedy}", .path.display(), and_more(*.others))]
     MissingFile {
-        /// The `dataset.json` that lists the files, or the folder whose images they belong to.
-        cases: PathBuf,
-        /// Origin of the paths.
-        paths: Paths,
+        /// Origin of the path, as in "DIR/dataset.json lists".
+        origin: String,
         /// The first such file.
         path: PathBuf,
         /// Its fault, as in "does not exist".
         fault: String,
         /// Number of further such files.
         others: usize,
+        /// A remedy.
+        remedy: &'static str,
     },
     /// A NIfTI file cannot be read.
     #[error("{path}: {problem}")]
@@ -296,22 +294,6 @@ fn size(bytes: u64) -> String {
 
 fn and_more(others: usize) -> String {
     if others == 0 { String::new() } else { format!(" (and {others} more cannot be used)") }
-}
-
-/// Verb for the demand of a file.
-fn asks_for(paths: Paths) -> &'static str {
-    match paths {
-        Paths::Listed => "lists",
-        Paths::Found => "has images of a case without",
-    }
-}
-
-/// Remedy for a missing file.
-fn remedy(paths: Paths) -> &'static str {
-    match paths {
-        Paths::Listed => "restore the file or correct its entry",
-        Paths::Found => "add the file, or remove the case's other files",
-    }
 }
 
 /// A length for messages, in millimetres.

@@ -62,6 +62,15 @@ pub(crate) fn reading_bytes(files: &[PathBuf], num_channels: usize) -> Result<u6
     Ok(volume_bytes(geometry.shape, num_channels * files.len().min(2)))
 }
 
+/// Origin of the paths of a dataset's cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paths {
+    /// `dataset.json` lists them.
+    Listed,
+    /// They follow from the images in the folders `imagesTr` and `imagesTs`, as in nnU-Net v2's layout.
+    Found,
+}
+
 /// A case without labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestCase {

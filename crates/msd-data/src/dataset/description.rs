@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use super::distinct::Distinct;
 
-use super::Paths;
-use super::case::{Case, Label, TestCase, listed, nifti_files, nifti_stem};
+use super::case::{Case, Label, Paths, TestCase, listed, nifti_files, nifti_stem};
 use crate::error::{Error, Result};
 
 /// Content of `dataset.json`.
