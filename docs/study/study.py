@@ -19,6 +19,9 @@ textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().sp
 QUICK = {3600: "found", 5800: "plain-preset", 4600: "plain-time", 4900: "plain-8", 2400: "nnunet"}
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", "arm": QUICK[row["steps"]], **row} for row in quick if row["fold"] in range(4)]
+for row in quick:
+    if row["search"] and "MB" in row["search"]:
+        row["arm"] = "found-bytes"
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
@@ -140,11 +143,14 @@ units = [(size, seed) for size, seeds in SIZES.items() for seed in seeds]
 print(f"\n# All sizes\n\nfound - plain: {difference('found', ['plain'], units)}\nfound - random: {difference('found', RANDOM, units)}")
 print(f"plain - random: {difference('plain', RANDOM, units)}")
 print("\n# The preset quick, seed 1\n")
-for arm in QUICK.values():
+for arm in [*QUICK.values(), "found-bytes"]:
     print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
 for plain in ["plain-preset", "plain-time", "plain-8"]:
     if complete("quick", plain, 1):
         print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
+shared = [fold for fold in FOLDS if ("quick", "found-bytes", 1, fold) in by_key]
+for arm in ["found", "plain-8"]:
+    print(f"found-bytes - {arm}, folds {shared}: {difference('found-bytes', [arm], [('quick', 1)], shared)}")
 for arm in ["found", "plain-preset"]:
     print(f"{arm} - nnunet, fold 0: {difference(arm, ['nnunet'], [('quick', 1)], [0])}")
 print("\n# Ablation\n")
