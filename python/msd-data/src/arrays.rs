@@ -75,6 +75,7 @@ pub(crate) fn preprocess<'py>(
                     labels: plan.labels.clone(),
                     training: Vec::new(),
                     test: Vec::new(),
+                    paths: msd_data::Paths::Listed,
                     positions,
                 };
                 let (image, labels) = dataset.load_case(&Case { id: String::new(), image, label })?;
