@@ -39,7 +39,7 @@ def networks():
         blocks = [[draw.choice(widths) for _ in range(draw.choice([1, 2]))] for widths in choices]
         if 0.5e9 < cost(blocks)[0] < 2e9:
             drawn.append(blocks)
-    found = [row["blocks"] for row in map(json.loads, (HERE / "quick.jsonl").read_text().splitlines()) if row["search"]]
+    found = [row["blocks"] for row in map(json.loads, (HERE / "quick.jsonl").read_text().splitlines()) if row["arm"] == "found"]
     named = [("random", blocks) for blocks in drawn]
     named += [("found", blocks) for i, blocks in enumerate(found) if blocks not in found[:i]]
     named += [(f"plain-{width}", [[width * 2**stage] * 2 for stage in STAGES]) for width in (5, 7, 8, 9)]

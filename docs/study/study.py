@@ -14,14 +14,11 @@ rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitline
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
-# Folds 0 to 3 of the preset, by steps: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and
-# training together and for their time, that of 8 channels for their time, nnU-Net's own.
-QUICK = {3600: "found", 5800: "plain-preset", 4600: "plain-time", 4900: "plain-8", 2400: "nnunet"}
+# Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and training
+# together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes.
+QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes"]
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
-quick = [{"size": "quick", "arm": QUICK[row["steps"]], **row} for row in quick if row["fold"] in range(4)]
-for row in quick:
-    if row["search"] and "MB" in row["search"]:
-        row["arm"] = "found-bytes"
+quick = [{"size": "quick", **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
@@ -143,11 +140,10 @@ units = [(size, seed) for size, seeds in SIZES.items() for seed in seeds]
 print(f"\n# All sizes\n\nfound - plain: {difference('found', ['plain'], units)}\nfound - random: {difference('found', RANDOM, units)}")
 print(f"plain - random: {difference('plain', RANDOM, units)}")
 print("\n# The preset quick, seed 1\n")
-for arm in [*QUICK.values(), "found-bytes"]:
+for arm in QUICK:
     print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
 for plain in ["plain-preset", "plain-time", "plain-8"]:
-    if complete("quick", plain, 1):
-        print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
+    print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
 shared = [fold for fold in FOLDS if ("quick", "found-bytes", 1, fold) in by_key]
 for arm in ["found", "plain-8"]:
     print(f"found-bytes - {arm}, folds {shared}: {difference('found-bytes', [arm], [('quick', 1)], shared)}")

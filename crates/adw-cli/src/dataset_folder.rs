@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use msd_data::{Dataset, Fingerprint, Memory, Positions, Severity, survey};
+use msd_data::{Dataset, Fingerprint, Memory, Positions, Severity, fingerprint, survey};
 
 use crate::{
     failure::{bad_input, program},
@@ -52,6 +52,19 @@ pub(crate) fn check(dir: &Path, positions: Positions, memory: Memory) -> Result<
         note(&format!("{} errors: {}", errors.len(), lists_all()));
     }
     Ok(Checked { error: errors.into_iter().next().map(|problem| problem.message), fingerprint: found.fingerprint })
+}
+
+/// Returns `known`, the fingerprint of `dataset` that [`check`] found. If it found none, the cases are read again, and the error
+/// says which of them is at fault.
+///
+/// # Errors
+/// Those of [`fingerprint()`].
+pub(crate) fn checked_fingerprint(
+    dataset: &Dataset,
+    known: Option<Fingerprint>,
+    memory: Memory,
+) -> Result<Fingerprint> {
+    Ok(known.map_or_else(|| fingerprint(dataset, memory), Ok)?)
 }
 
 /// Returns true if `dir` is a dataset's folder.

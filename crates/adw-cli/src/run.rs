@@ -9,7 +9,7 @@ use adw_supernet::DiceCe;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use md5::{Digest, Md5};
-use msd_data::{Dataset, Fingerprint, Memory, Plan, PlanOptions, fingerprint};
+use msd_data::{Dataset, Fingerprint, Memory, Plan, PlanOptions};
 use serde_json::json;
 
 use crate::{
@@ -93,11 +93,9 @@ impl Run {
         let fold = request.fold.unwrap_or(Fold::Number(0));
         let splits = Splits::new(&dataset, config.settings.seed, config.settings.data.groups.as_deref())?;
         splits.fold(fold)?;
-        let fingerprint = match (request.fingerprint, known) {
-            (Some(file), _) => Fingerprint::load(file, &dataset)?,
-            (None, Some(known)) => known,
-            // For its error.
-            (None, None) => fingerprint(&dataset, request.memory)?,
+        let fingerprint = match request.fingerprint {
+            Some(file) => Fingerprint::load(file, &dataset)?,
+            None => dataset_folder::checked_fingerprint(&dataset, known, request.memory)?,
         };
         let plan = plan(&fingerprint, &dataset, &config)?;
         // An error that is none for this run, such as one of a test image.

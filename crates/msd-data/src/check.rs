@@ -111,12 +111,14 @@ pub fn survey(dir: &Path, positions: Positions, memory: Memory) -> Survey {
     for folder in ["imagesTr", "labelsTr", "imagesTs"] {
         problems.extend(unlisted(&dir.join(folder), &listed, dataset.paths));
     }
-    let training = check_cases(&dataset, &dataset.training, |case| &case.image, memory, check_case);
+    let channels = dataset.modalities.len();
+    let of_training = (channels + FACTS_CHANNELS, memory);
+    let training = check_cases(&dataset, &dataset.training, |case| &case.image, of_training, check_case);
     let test = check_cases(
         &dataset,
         &dataset.test,
         |case| &case.image,
-        memory,
+        (channels, memory),
         |dataset, case| check_image(dataset, &case.image),
     );
     let grids: Vec<_> = training.iter().filter_map(|case| case.grid.as_ref()).collect();
@@ -227,16 +229,16 @@ fn twice<'a>(cases: impl Iterator<Item = &'a CheckedCase>) -> Vec<Problem> {
     again.collect()
 }
 
-/// Checks cases, as many at a time as the memory allows; `image` returns a case's files.
+/// Checks cases, as many at a time as the memory allows for so many channels of each; `image` returns a case's files.
 fn check_cases<C: Sync>(
     dataset: &Dataset,
     cases: &[C],
     image: impl Fn(&C) -> &[PathBuf] + Sync,
-    memory: Memory,
+    (channels, memory): (usize, Memory),
     check: impl Fn(&Dataset, &C) -> CheckedCase + Sync,
 ) -> Vec<CheckedCase> {
     // A header that cannot be read is found again when the case is checked.
-    let need = |case: &C| reading_bytes(image(case), dataset.modalities.len() + FACTS_CHANNELS).unwrap_or(0);
+    let need = |case: &C| reading_bytes(image(case), channels).unwrap_or(0);
     let checked = memory.each(
         cases,
         |case| described(image(case)),

@@ -64,10 +64,13 @@ impl Dataset {
 
     /// Error of a file that cannot be used, and of `others` further ones.
     pub(crate) fn missing(&self, path: &Path, fault: &str, others: usize) -> Error {
-        let root = self.root.display();
         let (origin, remedy) = match self.paths {
-            Paths::Listed => (format!("{root}/dataset.json lists"), "restore the file or correct its entry"),
+            Paths::Listed => {
+                let json = self.root.join("dataset.json");
+                (format!("{} lists", json.display()), "restore the file or correct its entry")
+            }
             Paths::Found => {
+                let root = self.root.display();
                 (format!("{root} has images of a case without"), "add the file, or remove the case's other files")
             }
         };

@@ -5,7 +5,7 @@ use std::{env, thread, time::Duration};
 use adw_supernet::Architecture;
 use anyhow::Result;
 use clap::Parser;
-use msd_data::{Dataset, Plan, fingerprint};
+use msd_data::{Dataset, Plan};
 
 use super::{
     config::Arm,
@@ -168,8 +168,7 @@ fn prepare(sweep: &Sweep, dataset: usize, args: &SweepWorkArgs) -> Result<()> {
     let memory = memory::limit(args.memory);
     let checked = dataset_folder::check(&folder, positions, memory)?;
     let opened = Dataset { positions, ..dataset_folder::open(&folder)? };
-    // Where the check could not compute it, for its error.
-    let found = checked.fingerprint.map_or_else(|| fingerprint(&opened, memory), Ok)?;
+    let found = dataset_folder::checked_fingerprint(&opened, checked.fingerprint, memory)?;
     if let Some(error) = checked.error {
         note(&format!("warning: {error}"));
     }
