@@ -3,7 +3,14 @@
 
 mod cli_support;
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use cli_support::{Adw, TINY, names, phantom};
 use serde_json::Value;
@@ -148,4 +155,21 @@ fn bench_times_the_supernet_or_a_discrete_network() {
     let bench = Adw::new(["bench", "step", "--patch", "8", "8", "8", "--batch", "1", "--repeats", "1", "--json"]);
     let line: Value = serde_json::from_str(&bench.path("--architecture", &file).succeed().stdout).unwrap();
     assert!(line["weight_pass"].is_f64(), "{line}");
+}
+
+/// Operations on large tensors keep to the threads that were asked for.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_thread_computes_where_one_is_allowed() {
+    let step = Adw::new(["bench", "step", "--threads", "1", "--patch", "16", "16", "16", "--batch", "1"]);
+    let mut child = step.args(["--max-width", "24", "--repeats", "2"]).command().stdout(Stdio::null()).spawn().unwrap();
+    let tasks = Path::new("/proc").join(child.id().to_string()).join("task");
+    let mut seen = BTreeSet::new();
+    while child.try_wait().unwrap().is_none() {
+        let names = fs::read_dir(&tasks).into_iter().flatten().flatten();
+        seen.extend(names.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok()));
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(child.wait().unwrap().success() && seen.contains("adw\n"), "{seen:?}");
+    assert!(!seen.iter().any(|name| name.starts_with("candle")), "{seen:?}");
 }

@@ -66,6 +66,41 @@ fn an_architecture_is_trained_with_several_seeds_on_data_that_moved() {
     retrain("3").run().assert_bad_input(&["has no case"]);
 }
 
+/// A plain network has random weights at the beginning, also where the search has found the same one; a found network that the
+/// weights of the search do not fit is refused with the remedy.
+#[test]
+fn baselines_do_not_start_from_the_weights_of_a_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    Adw::new(["search"]).path("--data", &phantom(dir.path(), 5)).path("--run", &run).args(TINY).succeed();
+    let found = run.join("search/fold_0/architecture.json");
+    let mut architecture: serde_json::Value = serde_json::from_str(&fs::read_to_string(&found).unwrap()).unwrap();
+    let mut write = |blocks: serde_json::Value| {
+        architecture["blocks"] = blocks;
+        fs::write(&found, architecture.to_string()).unwrap();
+    };
+    let retrain =
+        |name: &str, arguments: &[&str]| Adw::new(["retrain", "--name", name]).path("--run", &run).args(arguments);
+    write(serde_json::json!([[4], [8], [16], [8], [4]]));
+    let plain = ["--uniform-width", "4", "--uniform-depth", "1"];
+    let random = ["--set", "retrain.warm_start=false"];
+    let loss = |name: &str| {
+        let history = fs::read_to_string(run.join(format!("retrain/{name}/fold_0/history.jsonl"))).unwrap();
+        let row: serde_json::Value = serde_json::from_str(history.lines().next().unwrap()).unwrap();
+        row["loss"].as_f64().unwrap()
+    };
+    for (name, arguments) in [("found", &[][..]), ("plain", &plain), ("random", &random)] {
+        retrain(name, arguments).succeed();
+    }
+    assert!(loss("plain") == loss("random") && loss("plain") != loss("found"));
+
+    write(serde_json::json!([[40], [8], [16], [8], [4]]));
+    retrain("wide", &[]).run().assert_bad_input(&["architecture.json", "retrain.warm_start=false"]);
+    retrain("wide", &random).succeed();
+    let both = ["--plain", "nnunet", "--uniform-depth", "3"];
+    retrain("both", &both).run().assert_bad_input(&["--uniform-depth", "cannot be used with"]);
+}
+
 #[test]
 fn work_goes_on_with_the_cases_with_which_it_began() {
     let dir = tempfile::tempdir().unwrap();

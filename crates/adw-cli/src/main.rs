@@ -1,5 +1,5 @@
 //! `adw`: find, train and apply the 3D U-Net whose depth and width fit a segmentation dataset.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod architecture_choice;
 mod args;
@@ -37,7 +37,7 @@ mod statistics;
 mod sweep;
 mod task;
 
-use std::{panic, process::ExitCode};
+use std::{env, panic, process::ExitCode};
 
 use clap::Parser;
 
@@ -47,6 +47,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    limit_candle_threads();
     if let Err(error) = host_memory::check_room() {
         return exit_code(Err(error));
     }
@@ -77,6 +78,18 @@ fn main() -> ExitCode {
     };
     ranks::finish();
     code
+}
+
+/// Keeps candle from starting threads. Otherwise it adds and multiplies large tensors element by element in a pool of its own, of as
+/// many threads as the machine has cores, whatever `--threads`, the batch system or control groups allow, and waits for them
+/// actively. What takes time runs in rayon's threads instead.
+#[expect(unsafe_code, reason = "candle reads its number of threads from the environment alone")]
+fn limit_candle_threads() {
+    const VARIABLE: &str = "CANDLE_NUM_THREADS";
+    if env::var_os(VARIABLE).is_none() {
+        // SAFETY: no other thread runs yet that could read or change the environment.
+        unsafe { env::set_var(VARIABLE, "1") };
+    }
 }
 
 fn execute(command: &Command) -> anyhow::Result<()> {

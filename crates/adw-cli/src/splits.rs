@@ -61,10 +61,10 @@ impl Splits {
         Ok(Self { folds: folds.into_iter().map(split).collect() })
     }
 
-    /// Reads `splits.json`, which may have been edited, and checks that its lists are disjoint as they should be.
+    /// Reads `splits.json`, which may have been edited, and checks that its lists are as a [`Split`] says.
     ///
     /// # Errors
-    /// Not such a file; a validation case among the training cases; A and B overlap.
+    /// Not such a file; lists that are not so.
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let text = adw_files::read_text(path).with_context(|| format!("cannot read {}", path.display()))?;
         let splits: Self = match serde_json::from_str(&text) {
@@ -82,8 +82,40 @@ impl Splits {
             if let Some(id) = split.train_a.iter().chain(&split.train_b).find(|id| !split.train.contains(id)) {
                 bad_input!("{}: fold {fold} has {id} in A or B but not in train", path.display());
             }
+            for (list, ids) in [("train", &split.train), ("validation", &split.validation)] {
+                if let Some(id) = repeated(ids) {
+                    bad_input!("{}: fold {fold} has {id} twice in {list}", path.display());
+                }
+            }
+            // Both are empty in a fold that is for trainings alone.
+            let (a, b) = (split.train_a.len(), split.train_b.len());
+            if a + b > 0 && (a == 0 || b == 0 || a + b != split.train.len()) {
+                bad_input!(
+                    "{}: fold {fold} has {a} cases in A and {b} in B: expected its {} training cases, in halves",
+                    path.display(),
+                    split.train.len()
+                );
+            }
         }
         Ok(splits)
+    }
+
+    /// Refuses folds in which a case is validated twice, or not once a fold is: their scores are no cross-validation.
+    ///
+    /// # Errors
+    /// A message that begins with `path`.
+    pub(crate) fn check_cross_validation(&self, path: &Path) -> Result<()> {
+        if let Some(fold) = self.folds.iter().position(|split| split.validation.is_empty()) {
+            bad_input!("{}: fold {fold} has no validation case", path.display());
+        }
+        let validated: Vec<_> = self.folds.iter().flat_map(|split| split.validation.iter().cloned()).collect();
+        if let Some(id) = repeated(&validated) {
+            bad_input!(
+                "{}: {id} is a validation case of two folds; for a cross-validation each case is one once",
+                path.display()
+            );
+        }
+        Ok(())
     }
 
     /// Ids of the cases of every fold.
@@ -106,6 +138,12 @@ impl Splits {
         };
         Ok(split.clone())
     }
+}
+
+/// First id that is in the list a second time.
+fn repeated(ids: &[String]) -> Option<&String> {
+    let mut seen = BTreeSet::new();
+    ids.iter().find(|id| !seen.insert(*id))
 }
 
 /// Reads the group, such as a person, of every case: a line `CASE,GROUP` for each, also with a tab between them. Lines of
@@ -169,7 +207,19 @@ mod tests {
         let message = |split| load(split).unwrap_err().to_string();
         assert!(message(Split { validation: strings(&["b"]), ..honest.clone() }).contains("trains and validates on b"));
         assert!(message(Split { train_b: strings(&["a"]), ..honest.clone() }).contains("a in A and in B"));
-        assert!(message(Split { train_b: strings(&["d"]), ..honest }).contains("d in A or B but not in train"));
+        assert!(message(Split { train_b: strings(&["d"]), ..honest.clone() }).contains("d in A or B but not in train"));
+        let twice = message(Split { validation: strings(&["d", "d"]), ..honest.clone() });
+        assert!(twice.contains("fold 0 has d twice in validation"), "{twice}");
+        let part = message(Split { train_a: strings(&["a"]), ..honest.clone() });
+        assert!(part.contains("1 cases in A and 1 in B: expected its 3 training cases"), "{part}");
+
+        let folds = |folds: Vec<Split>| Splits { folds }.check_cross_validation(&path).map_err(|e| e.to_string());
+        let other = Split { validation: strings(&["e"]), ..honest.clone() };
+        assert_eq!(folds(vec![honest.clone(), other]), Ok(()));
+        let message = folds(vec![honest.clone(), honest.clone()]).unwrap_err();
+        assert!(message.contains("splits.json: d is a validation case of two folds"), "{message}");
+        let message = folds(vec![Split { validation: vec![], ..honest }]).unwrap_err();
+        assert!(message.contains("fold 0 has no validation case"), "{message}");
     }
 
     #[test]

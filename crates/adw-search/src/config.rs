@@ -66,19 +66,19 @@ pub struct CostConfig {
 }
 
 impl CostConfig {
-    /// Refuses a number as a budget that is below the cost of the smallest network of `space` for one `patch`, D H W.
+    /// Refuses a budget below the cost of the smallest network of `space` for one `patch`, D H W.
     ///
     /// # Errors
     /// [`Error::Config`] for such a budget; a space without networks.
     pub fn check_for(&self, space: &SupernetConfig, patch: [usize; 3]) -> Result<()> {
-        let smallest = space.smallest()?.cost(patch).get(self.unit);
-        match self.budget {
-            Budget::Absolute(budget) if budget < smallest as f64 => {
-                let expected = "at least the cost of the smallest network of the search space";
-                fail("cost.budget", &format!("{budget}, below {smallest}"), expected)
-            }
-            _ => Ok(()),
+        let [smallest, largest] =
+            [space.smallest()?, space.largest()?].map(|network| network.cost(patch).get(self.unit));
+        let budget = self.budget.of(largest);
+        if budget < smallest as f64 {
+            let expected = "at least the cost of the smallest network of the search space";
+            return fail("cost.budget", &format!("{budget}, below {smallest}"), expected);
         }
+        Ok(())
     }
 }
 
@@ -92,7 +92,7 @@ pub struct SearchConfig {
     pub iterations_per_epoch: usize,
     /// Epochs at the start that train weights only.
     pub warmup_epochs: usize,
-    /// Patches per batch, for the batch source; those of the plan if none.
+    /// Patches per batch, of which the batch source decides alone; those of the plan if none.
     #[serde(default)]
     pub batch_size: Option<usize>,
     /// Learning rate of alpha and beta.
@@ -142,7 +142,7 @@ pub struct RetrainConfig {
     pub epochs: usize,
     /// Iterations per epoch.
     pub iterations_per_epoch: usize,
-    /// Patches per batch, for the batch source; those of the plan if none.
+    /// Patches per batch, of which the batch source decides alone; those of the plan if none.
     #[serde(default)]
     pub batch_size: Option<usize>,
     /// Learning rate.
@@ -151,8 +151,8 @@ pub struct RetrainConfig {
     pub optimizer: OptimizerConfig,
     /// Largest L2 norm of the gradient.
     pub clip: f64,
-    /// Start a found architecture from the weights that its search has shared among all networks, instead of random ones; for the
-    /// caller of [`crate::retrain`].
+    /// Start a found architecture from the weights that its search has shared among all networks, instead of random ones. Not read by
+    /// [`crate::retrain`], which trains the network that it is given: [`adw_supernet::Supernet::subnet`] makes one with such weights.
     #[serde(default)]
     pub warm_start: bool,
     /// Running average of the weights, for validation and as the result; none unless given.

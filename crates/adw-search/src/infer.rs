@@ -59,28 +59,30 @@ impl SlidingWindow {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
         let mut planes = self.planes(image)?;
-        let mut classes: Vec<Vec<f32>> = vec![];
+        let [d, h, w] = planes.shape;
+        let (mut logits, mut num_classes, mut done) = (vec![], 0, 0);
         while let Some(part) = planes.advance(models, progress)? {
-            let voxels = part.elem_count() / part.dim(1)?;
+            num_classes = part.dim(1)?;
+            logits.resize(num_classes * d * h * w, 0.0);
+            let voxels = part.elem_count() / num_classes;
             let values = part.flatten_all()?.to_vec1::<f32>()?;
-            classes.resize_with(part.dim(1)?, || Vec::with_capacity(planes.shape.iter().product()));
-            classes.iter_mut().zip(values.chunks(voxels)).for_each(|(class, part)| class.extend_from_slice(part));
+            for (class, part) in logits.chunks_mut(d * h * w).zip(values.chunks(voxels)) {
+                class[done..done + voxels].copy_from_slice(part);
+            }
+            done += voxels;
         }
-        let ([d, h, w], num_classes) = (planes.shape, classes.len());
-        // The sums go before the logits exist twice.
-        drop(planes);
-        Ok(Tensor::from_vec(classes.concat(), (1, num_classes, d, h, w), &Device::Cpu)?)
+        Ok(Tensor::from_vec(logits, (1, num_classes, d, h, w), &Device::Cpu)?)
     }
 
     /// Starts computing the logits of [`Self::logits`] part by part.
     ///
     /// # Errors
-    /// If `image` has not the shape `[1, C, D, H, W]`.
+    /// If `image` has not the shape `[1, C, D, H, W]`, or no voxel.
     pub fn planes(&self, image: &Tensor) -> Result<LogitPlanes<'_>> {
         self.check()?;
         let shape = match *image.dims() {
-            [1, _, d, h, w] => [d, h, w],
-            ref other => return Err(shape_error("image", "[1, C, D, H, W]", other)),
+            [1, _, d, h, w] if d * h * w > 0 => [d, h, w],
+            ref other => return Err(shape_error("image", "[1, C, D, H, W] with at least one voxel", other)),
         };
         let (image, before) = self.pad(image, shape)?;
         let (_, _, d, h, w) = image.dims5()?;
@@ -148,7 +150,7 @@ impl SlidingWindow {
         let logits = model(windows)?.detach().contiguous()?;
         let [d, h, w] = self.patch;
         match *logits.dims() {
-            [n, _, ld, lh, lw] if n == windows.dim(0)? && [ld, lh, lw] == self.patch => Ok(logits),
+            [n, classes, ld, lh, lw] if n == windows.dim(0)? && classes > 0 && [ld, lh, lw] == self.patch => Ok(logits),
             ref other => {
                 let expected = format!("[{}, K, {d}, {h}, {w}]", windows.dim(0)?);
                 Err(shape_error("logits of a window", &expected, other))

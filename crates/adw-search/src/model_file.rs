@@ -18,7 +18,7 @@ const KIND: FileKind = FileKind {
 /// Weights, architecture, and entries of the caller's that prediction on new images needs (plan, label names).
 ///
 /// On disk a safetensors file with tensors `block.{i}.conv.{l}.weight`, `block.{i}.conv.{l}.gamma|beta`,
-/// `up.{u}.weight`, `head.{u}.weight`, and as metadata `format`, `checksum` (CRC-32 of the file with zeros in its place),
+/// `up.{u}.weight`, `head.{u}.weight`, those of a residual encoder as [`Unet`] names them, and as metadata `format`, `checksum` (CRC-32 of the file with zeros in its place),
 /// `architecture` (JSON) and the entries of `info`. Equal models give equal bytes.
 #[derive(Debug, Clone)]
 pub struct ModelFile {

@@ -53,6 +53,9 @@ impl Shortcut {
 
 /// Depths and widths of a discrete 3D U-Net. A search writes the file, later steps read it, and it may be edited by
 /// hand.
+///
+/// Constructors and [`Self::load`] make networks that [`Self::check`] accepts. Where fields were set or deserialised in another way, call
+/// it first: other methods may panic for what it refuses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -187,6 +190,12 @@ impl Architecture {
             }
         }
         shortcuts
+    }
+
+    /// Returns true for networks that are alike but for their provenance.
+    pub fn is_same_network(&self, other: &Self) -> bool {
+        let known = Self { provenance: other.provenance.clone(), ..self.clone() };
+        known == *other
     }
 
     /// Refuses a network that can only predict.

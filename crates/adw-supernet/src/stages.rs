@@ -52,6 +52,9 @@ pub(crate) fn stage_sizes(strides: &[[usize; 3]], patch: [usize; 3]) -> Vec<[usi
     sizes
 }
 
+/// Limit of kernels and products of strides: no patch has so many voxels on an axis, and sizes do not overflow.
+const LARGEST: usize = 65_536;
+
 /// Checks the values that a supernet and a discrete network share.
 ///
 /// # Errors
@@ -81,8 +84,18 @@ pub(crate) fn check_plan(
     if let Some(s) = strides.iter().find(|s| s.contains(&0)) {
         return Err(format!("stride {s:?}, expected at least 1 on every axis"));
     }
+    for axis in 0..3 {
+        let product =
+            strides.iter().try_fold(1usize, |product, s| product.checked_mul(s[axis]).filter(|p| *p <= LARGEST));
+        if product.is_none() {
+            return Err(format!("strides multiply to more than {LARGEST} on axis {axis} (D, H, W)"));
+        }
+    }
     if let Some(k) = kernels.iter().find(|k| k.iter().any(|k| k % 2 == 0)) {
         return Err(format!("kernel {k:?}, expected odd numbers"));
+    }
+    if let Some(k) = kernels.iter().find(|k| k.iter().any(|k| *k > LARGEST)) {
+        return Err(format!("kernel {k:?}, expected at most {LARGEST} on every axis"));
     }
     Ok(())
 }

@@ -50,7 +50,11 @@ impl Supernet {
         let fits = architecture.blocks.iter().zip(&largest.blocks).all(|(block, largest)| {
             block.len() <= largest.len() && block.iter().zip(largest).all(|(width, largest)| width <= largest)
         });
-        if stages(architecture) == stages(&largest) && fits {
+        if stages(architecture) != stages(&largest) {
+            let message = format!("{architecture} has other channels, classes, strides or kernels than the supernet");
+            return Err(Error::Architecture(message));
+        }
+        if fits {
             return Ok(());
         }
         Err(Error::Architecture(format!("{architecture} is no part of the supernet's largest network, {largest}")))

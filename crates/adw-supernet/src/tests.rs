@@ -268,6 +268,26 @@ fn gradients_that_do_not_fit_the_logits_are_refused() {
     }
 }
 
+#[test]
+fn traces_of_other_networks_are_refused() {
+    let c = config(SearchSpace::Joint);
+    let net = |blocks: [&[usize]; 5]| {
+        let blocks = blocks.map(<[usize]>::to_vec).to_vec();
+        let a = Architecture::new(2, 3, c.strides.clone(), c.kernels.clone(), blocks).unwrap();
+        Unet::new(&a, 1, DType::F64, &Device::Cpu).unwrap()
+    };
+    let own = net([&[2], &[4], &[4], &[4], &[2]]);
+    let (x, _) = batch();
+    for (other, word) in [
+        (net([&[2], &[4], &[4], &[4], &[2, 2]]), "[2, 2] channels in block 4, but the network has [2]"),
+        (net([&[2], &[4], &[6], &[4], &[2]]), "[6] channels in block 2, but the network has [4]"),
+    ] {
+        let (logits, trace) = other.forward_with_trace(&x).unwrap();
+        let message = own.backward(trace, logits.into_iter().map(Some).collect()).unwrap_err().to_string();
+        assert!(message.contains(word), "{message}");
+    }
+}
+
 /// Counted layer by layer, by hand.
 #[test]
 fn cost_of_a_small_net() {
@@ -400,6 +420,12 @@ fn wrong_inputs_are_named() {
     }
     let message = SupernetConfig { max_width: 10, ..config(SearchSpace::Joint) }.check().unwrap_err().to_string();
     assert!(message.contains("max_width is 10"), "{message}");
+    for (stride, kernel, word) in [(2, 3, "strides multiply to more"), (1, 65_537, "kernel [65537, 65537, 65537]")] {
+        let sizes = FixedSizes { width: 1, depth: 1, max_features: 1 };
+        let network = Architecture::uniform(1, 2, vec![[stride; 3]; 64], vec![[kernel; 3]; 65], sizes);
+        let message = network.unwrap_err().to_string();
+        assert!(message.contains(word), "{message}");
+    }
 }
 
 #[test]

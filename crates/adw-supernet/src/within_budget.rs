@@ -41,7 +41,7 @@ impl Supernet {
         // Best first. An entry: bits of the summed penalty, which are ordered as the penalties are, since none is negative; ranks
         // of the chosen options; the choice that was changed last. Only that one and later ones are changed, so that every
         // combination is made once.
-        let mut heap = BinaryHeap::from([Reverse((0f64.to_bits(), vec![0; choices.len()], 0))]);
+        let mut heap = BinaryHeap::from([Reverse((0f64.to_bits(), vec![0u8; choices.len()], 0))]);
         for _ in 0..NUM_TRIED {
             let Some(Reverse((penalty, ranks, last))) = heap.pop() else { break };
             let architecture = self.with_ranks(&choices, &ranks)?;
@@ -50,7 +50,7 @@ impl Supernet {
                 return Ok(Some(architecture));
             }
             for (i, choice) in choices.iter().enumerate().skip(last) {
-                let rank = ranks[i];
+                let rank = usize::from(ranks[i]);
                 let exists = choice.layer.is_none_or(|layer| layer < architecture.blocks[choice.block].len());
                 if exists && rank + 1 < choice.options.len() {
                     let mut ranks = ranks.clone();
@@ -84,10 +84,10 @@ impl Supernet {
         Ok(depths.chain(widths).collect())
     }
 
-    fn with_ranks(&self, choices: &[Choice], ranks: &[usize]) -> Result<Architecture> {
+    fn with_ranks(&self, choices: &[Choice], ranks: &[u8]) -> Result<Architecture> {
         self.config().chosen(|block, layer| {
             let index = choices.iter().position(|choice| (choice.block, choice.layer) == (block, layer))?;
-            Some(choices[index].options[ranks[index]])
+            Some(choices[index].options[usize::from(ranks[index])])
         })
     }
 }

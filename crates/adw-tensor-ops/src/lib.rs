@@ -11,6 +11,7 @@ mod backend;
 pub mod conv3d;
 pub mod conv_transpose3d;
 mod cuda;
+pub mod elementwise;
 mod error;
 mod geometry;
 pub mod gumbel_softmax;

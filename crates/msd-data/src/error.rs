@@ -99,7 +99,7 @@ pub enum Error {
         mm: [f64; 3],
     },
     /// Two volumes that are used together lie at different places in the scanner.
-    #[error("{}: lies up to {} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or set ignore_positions", .file.display(), length(*.mm), .reference.display())]
+    #[error("{}: lies up to {} mm away from {} in the scanner; they must lie at the same place: correct the header that is wrong, or have positions ignored (ignore_positions)", .file.display(), length(*.mm), .reference.display())]
     PositionMismatch {
         /// File of the volume that gives the grid.
         reference: PathBuf,

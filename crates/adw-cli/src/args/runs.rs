@@ -164,10 +164,13 @@ pub(crate) struct ArchitectureArgs {
     #[arg(long, value_name = "CHANNELS", conflicts_with_all = ["plain", "random"], value_parser = count)]
     pub(crate) uniform_width: Option<usize>,
     /// Convolutions per block of the plain U-Net
+    // clap does not require what conflicts with something that is given.
     #[arg(long, value_name = "CONVS", default_value_t = 2, requires = "uniform_width", value_parser = count)]
+    #[arg(conflicts_with_all = ["architecture", "plain", "random"])]
     pub(crate) uniform_depth: usize,
     /// Channels that no stage of the plain U-Net exceeds
     #[arg(long, value_name = "CHANNELS", default_value_t = 320, requires = "uniform_width", value_parser = count)]
+    #[arg(conflicts_with_all = ["architecture", "plain", "random"])]
     pub(crate) uniform_max_features: usize,
     /// Train a plain U-Net that is known by name
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "random")]
@@ -176,6 +179,7 @@ pub(crate) struct ArchitectureArgs {
     #[arg(long, value_name = "SEED", requires = "cost")]
     pub(crate) random: Option<u64>,
     /// Multiply-adds per patch of the random architecture, within 2 %, such as 3.75G
+    #[arg(conflicts_with_all = ["architecture", "plain", "uniform_width"])]
     #[arg(long, value_name = "MACS", requires = "random", value_parser = multiply_adds)]
     pub(crate) cost: Option<f64>,
 }

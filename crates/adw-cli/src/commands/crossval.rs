@@ -47,7 +47,7 @@ pub(crate) fn run(args: &CrossvalArgs) -> Result<()> {
     let num_folds = loop {
         let fold = folds.next().unwrap_or_default();
         crossval.fold(fold)?;
-        let num_folds = Splits::load(&crossval.root.join("splits.json"))?.folds.len();
+        let num_folds = Splits::load(&crossval.splits_path())?.folds.len();
         if fold + 1 >= num_folds {
             break num_folds;
         }
@@ -91,10 +91,16 @@ impl<'a> Crossval<'a> {
             );
         }
         if !is_new {
-            crossval.check_earlier(&crossval.open()?)?;
+            let run = crossval.open()?;
+            run.splits.check_cross_validation(&crossval.splits_path())?;
+            crossval.check_earlier(&run)?;
         }
         interrupt::resumes(Some((&crossval.root, None)));
         Ok(crossval)
+    }
+
+    fn splits_path(&self) -> PathBuf {
+        self.root.join("splits.json")
     }
 
     fn searches(&self) -> bool {

@@ -162,10 +162,18 @@ struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Refuses validation cases that will be too large to be segmented.
+    /// Refuses validation cases that will be too large to be segmented, and a fold without any.
     fn check_scoring(&self, run: &Run) -> Result<()> {
         let limit = memory::limit(self.args.memory);
-        for id in run.splits.fold(run.fold)?.validation {
+        let ids = run.splits.fold(run.fold)?.validation;
+        if ids.is_empty() && run.fold != Fold::All {
+            bad_input!(
+                "{}: fold {} has no validation case; `--fold all` trains on all cases",
+                run.root.join("splits.json").display(),
+                run.fold
+            );
+        }
+        for id in ids {
             let files = &run.dataset.training_case(&id)?.image;
             let (geometry, _) = read_geometry(&files[0])?;
             memory::check_segmentation(
@@ -239,7 +247,7 @@ impl Training<'_> {
         let mut reporter = training::Reporter::new("retrain", workload, self.args.process.json);
         let mut events = (!is_follower).then(|| EventFile::new(&directory));
         let mut on_event = |event: &Event<'_, RetrainRow>| {
-            reporter.event(event, |row: &RetrainRow| (row.mean_dice, String::new()));
+            reporter.event(event);
             if let (Event::Epoch(row), Some(events)) = (event, &mut events) {
                 events.training(row, &run.plan.labels);
             }
@@ -262,7 +270,7 @@ impl Training<'_> {
     }
 
     /// The network with its initial weights: random, or for the architecture of the run's search, with `retrain.warm_start`, those
-    /// that the search has shared among its networks.
+    /// that the search has shared among its networks. Baselines begin with random ones, also where a search finds the same network.
     fn network(&self, run: &Run) -> Result<Unet> {
         let settings = &run.config.settings;
         let search = run.existing_folder().map(|folder| folder.search(run.search_fold()));
@@ -270,12 +278,17 @@ impl Training<'_> {
         let found = search.map(|search| (architecture_in(&search), search)).filter(|(file, _)| file.is_file());
         if let Some((file, search)) = found
             && settings.retrain.warm_start
-            && Architecture::load(&file)?.blocks == self.architecture.blocks
+            && !is_baseline(&self.architecture)
+            && Architecture::load(&file)?.is_same_network(&self.architecture)
         {
-            let supernet = searched_supernet(run, &search, &self.device).context(
-                "the weights of the search; `--set retrain.warm_start=false` trains from random weights instead",
-            )?;
-            return Ok(supernet.subnet(&self.architecture)?);
+            let subnet = searched_supernet(run, &search, &self.device)
+                .and_then(|supernet| Ok(supernet.subnet(&self.architecture)?));
+            return subnet.with_context(|| {
+                let file = file.display();
+                format!(
+                    "{file}: the weights of the search; `--set retrain.warm_start=false` trains from random weights instead"
+                )
+            });
         }
         Ok(Unet::new(&self.architecture, settings.seed, DType::F32, &self.device)?)
     }
@@ -361,9 +374,6 @@ impl Training<'_> {
     /// Scores the label maps, and saves the scores.
     fn evaluate(&self, run: &Run, directory: &Path) -> Result<Report> {
         let ids = run.splits.fold(run.fold)?.validation;
-        if ids.is_empty() {
-            bad_input!("fold {} has no validation case", run.fold);
-        }
         let validation = directory.join("validation");
         let pair = |id: &String| {
             let reference = run.dataset.training_case(id)?.label.clone();
@@ -391,6 +401,11 @@ impl Training<'_> {
             say(&format!("{}\n", model_in(directory).display()));
         }
     }
+}
+
+/// Returns true for a network of `--uniform-width`, `--plain` or `--random`, by its provenance.
+fn is_baseline(architecture: &Architecture) -> bool {
+    ["uniform", "random"].iter().any(|origin| architecture.provenance.contains_key(*origin))
 }
 
 fn model_in(directory: &Path) -> PathBuf {

@@ -168,7 +168,7 @@ fn search_run(args: &SearchArgs, run: &mut Run, resume: bool, device: &Device) -
     let mut reporter = training::Reporter::new("search", workload, args.process.json);
     let mut events = (!is_follower).then(|| EventFile::new(&directory));
     let mut on_event = |event: &Event<'_, SearchRow>| {
-        reporter.event(event, |row: &SearchRow| (row.mean_dice, training::found(row)));
+        reporter.event(event);
         if let (Event::Epoch(row), Some(events)) = (event, &mut events) {
             events.search(row, &space);
         }

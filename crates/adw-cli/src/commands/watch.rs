@@ -11,7 +11,7 @@ use crate::{
     report::{
         progress::{emit, say},
         run_data::RunData,
-        training::{epoch_line, found},
+        training::EpochNumbers,
     },
     run_folder::RunFolder,
 };
@@ -83,11 +83,7 @@ fn stages(run: &RunData) -> Vec<Stage> {
     let settings = &run.config.settings;
     let searches = run.searches.iter().map(|search| {
         let num_epochs = settings.search.epochs;
-        let epoch = |row: &SearchRow| {
-            let losses = [("loss", row.loss), ("loss A", row.arch_loss_a), ("loss B", row.arch_loss_b)];
-            let line = epoch_line([row.epoch + 1, num_epochs], losses, Some(row.tau), row.mean_dice, &found(row));
-            Epoch { line, row: json!(row) }
-        };
+        let epoch = |row: &SearchRow| Epoch { line: EpochNumbers::from(row).line(num_epochs), row: json!(row) };
         Stage {
             name: format!("search fold {}", search.fold),
             epochs: search.rows.iter().map(epoch).collect(),
@@ -99,10 +95,7 @@ fn stages(run: &RunData) -> Vec<Stage> {
     });
     let trainings = run.trainings.iter().map(|training| {
         let num_epochs = training.num_epochs;
-        let epoch = |row: &RetrainRow| Epoch {
-            line: epoch_line([row.epoch + 1, num_epochs], [("loss", row.loss)], None, row.mean_dice, ""),
-            row: json!(row),
-        };
+        let epoch = |row: &RetrainRow| Epoch { line: EpochNumbers::from(row).line(num_epochs), row: json!(row) };
         Stage {
             name: format!(
                 "retrain {}fold {}",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use adw_search::{ArchBatches, Event, IterationReport, Phase, RetrainConfig, SearchConfig, SearchRow};
+use adw_search::{ArchBatches, Event, IterationReport, Phase, RetrainConfig, RetrainRow, SearchConfig, SearchRow};
 use adw_supernet::widths_line;
 use serde::Serialize;
 use serde_json::json;
@@ -53,16 +53,12 @@ impl Workload {
     }
 }
 
-/// Latest numbers of a search or training.
+/// Latest numbers of a search or training: those of an iteration, Dice and architecture of the epoch before.
 #[derive(Debug, Default)]
 struct Status {
     workload: Workload,
-    epoch: usize,
     iteration: usize,
-    tau: Option<f64>,
-    values: Vec<(&'static str, f64)>,
-    dice: Option<f64>,
-    architecture: String,
+    numbers: EpochNumbers,
 }
 
 /// Turns the events of a search or training into a progress bar, or into lines for programs.
@@ -82,8 +78,11 @@ impl Reporter {
         Self { stage, workload, json, status, progress }
     }
 
-    /// Reports an event. `of_row` returns the Dice and the architecture of a row of the history.
-    pub(crate) fn event<R: Serialize>(&mut self, event: &Event<'_, R>, of_row: impl Fn(&R) -> (Option<f64>, String)) {
+    /// Reports an event.
+    pub(crate) fn event<R: Serialize>(&mut self, event: &Event<'_, R>)
+    where
+        for<'r> EpochNumbers: From<&'r R>,
+    {
         match event {
             Event::Started { epoch, iteration, .. } => self.start(*epoch, *iteration),
             Event::Iteration(report) => {
@@ -97,8 +96,7 @@ impl Reporter {
                 let Some(progress) = &mut self.progress else {
                     return;
                 };
-                let (dice, architecture) = of_row(row);
-                self.status.epoch(dice, architecture);
+                self.status.numbers = EpochNumbers::from(*row);
                 progress.milestone("epoch", row, || self.status.line());
             }
             Event::CheckpointDamaged { damage, used } => {
@@ -110,7 +108,7 @@ impl Reporter {
 
     fn start(&mut self, epoch: usize, iteration: usize) {
         let Self { stage, workload, json, .. } = *self;
-        self.status = Status { workload, epoch, iteration, ..Status::default() };
+        self.status = Status { workload, iteration, numbers: EpochNumbers { epoch, ..EpochNumbers::default() } };
         if json {
             let fields = json!({
                 "stage": stage, "epoch": epoch, "iteration": iteration,
@@ -126,58 +124,76 @@ impl Reporter {
 impl Status {
     /// Takes over the numbers of an iteration.
     fn iteration(&mut self, report: &IterationReport) {
-        (self.epoch, self.iteration, self.tau) = (report.epoch, report.iteration + 1, report.tau);
-        self.values.clone_from(&report.values);
-    }
-
-    /// Takes over the validation's Dice and the architecture at the end of an epoch.
-    fn epoch(&mut self, dice: Option<f64>, architecture: String) {
-        self.dice = dice;
-        self.architecture = architecture;
+        self.iteration = report.iteration + 1;
+        let value = |name: &str| report.values.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
+        let numbers = &mut self.numbers;
+        (numbers.epoch, numbers.tau) = (report.epoch, report.tau);
+        numbers.losses = ["loss", "arch_loss_a", "arch_loss_b"].map(value);
     }
 
     /// Work since the beginning of the search or training.
     fn work_done(&self) -> u64 {
-        self.workload.done(self.epoch, self.iteration)
+        self.workload.done(self.numbers.epoch, self.iteration)
     }
 
     fn line(&self) -> String {
-        let value = |name: &str| self.values.iter().find(|(other, _)| *other == name).map(|(_, value)| *value);
-        let losses = LOSSES.map(|(name, shown)| (shown, value(name)));
-        epoch_line([self.epoch + 1, self.workload.epochs], losses, self.tau, self.dice, &self.architecture)
+        self.numbers.line(self.workload.epochs)
     }
 }
 
-/// Architecture after an epoch of a search, for a person: in the warm-up nothing is chosen.
-pub(crate) fn found(row: &SearchRow) -> String {
-    if row.phase == Phase::Warmup { "undecided".to_owned() } else { widths_line(&row.blocks) }
-}
-
-/// Losses by their names in reports of iterations and for people.
-const LOSSES: [(&str, &str); 3] = [("loss", "loss"), ("arch_loss_a", "loss A"), ("arch_loss_b", "loss B")];
-
-/// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
-pub(crate) fn epoch_line<const N: usize>(
-    [epoch, epochs]: [usize; 2],
-    losses: [(&str, Option<f64>); N],
+/// Numbers of an epoch that people read.
+#[derive(Debug, Default)]
+pub(crate) struct EpochNumbers {
+    /// Epoch, from 0.
+    epoch: usize,
+    /// Losses: of the weight steps, and of the architecture steps on A and on B.
+    losses: [Option<f64>; 3],
+    /// Temperature of a search.
     tau: Option<f64>,
+    /// Mean Dice of the validation.
     dice: Option<f64>,
-    architecture: &str,
-) -> String {
-    let mut line = format!("epoch {epoch}/{epochs}");
-    let mut add = |name: &str, value: Option<f64>, digits: usize| {
-        let _ = value.map(|value| write!(line, "  {name} {value:.digits$}"));
-    };
-    for (name, loss) in losses {
-        add(name, loss, 3);
+    /// Architecture of a search.
+    architecture: String,
+}
+
+impl From<&SearchRow> for EpochNumbers {
+    fn from(row: &SearchRow) -> Self {
+        // In the warm-up nothing is chosen.
+        let is_decided = row.phase != Phase::Warmup;
+        Self {
+            epoch: row.epoch,
+            losses: [row.loss, row.arch_loss_a, row.arch_loss_b],
+            tau: Some(row.tau),
+            dice: row.mean_dice,
+            architecture: if is_decided { widths_line(&row.blocks) } else { "undecided".to_owned() },
+        }
     }
-    add("tau", tau, 2);
-    add("Dice", dice, 3);
-    if !architecture.is_empty() {
-        line.push_str("  ");
-        line.push_str(architecture);
+}
+
+impl From<&RetrainRow> for EpochNumbers {
+    fn from(row: &RetrainRow) -> Self {
+        Self { epoch: row.epoch, losses: [row.loss, None, None], dice: row.mean_dice, ..Self::default() }
     }
-    line
+}
+
+impl EpochNumbers {
+    /// `epoch 12/40  loss 0.412  tau 4.21  Dice 0.81  16-24 | 64 | 32`
+    pub(crate) fn line(&self, epochs: usize) -> String {
+        let mut line = format!("epoch {}/{epochs}", self.epoch + 1);
+        let mut add = |name: &str, value: Option<f64>, digits: usize| {
+            let _ = value.map(|value| write!(line, "  {name} {value:.digits$}"));
+        };
+        for (name, loss) in ["loss", "loss A", "loss B"].into_iter().zip(self.losses) {
+            add(name, loss, 3);
+        }
+        add("tau", self.tau, 2);
+        add("Dice", self.dice, 3);
+        if !self.architecture.is_empty() {
+            line.push_str("  ");
+            line.push_str(&self.architecture);
+        }
+        line
+    }
 }
 
 #[cfg(test)]
@@ -195,7 +211,7 @@ mod tests {
             tau: Some(4.214),
             values: vec![("loss", 0.4121), ("grad_norm", 3.0), ("arch_loss_b", 0.5)],
         });
-        status.epoch(Some(0.81), "16 | 32 | 16".into());
+        (status.numbers.dice, status.numbers.architecture) = (Some(0.81), "16 | 32 | 16".into());
         assert_eq!(status.work_done(), 3 * 115 + 2 * 75);
         assert_eq!(workload.done(4, 0), 3 * 40);
         assert_eq!(workload.done(40, 0), 3 * 400 + 2 * 360);

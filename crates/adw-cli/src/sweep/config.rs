@@ -149,6 +149,10 @@ impl SweepConfig {
 
     fn check_arm(&self, arm: &Arm) -> Result<()> {
         check_name(&arm.name)?;
+        let of_seed = |set: &&String| set.split('=').next().is_some_and(|key| key.trim() == "seed");
+        if let Some(set) = [&self.set, &arm.set, &arm.retrain_set].into_iter().flatten().find(of_seed) {
+            bad_input!("{set:?} in set or retrain_set would be the seed of all tasks: list seeds in `seeds`");
+        }
         let config = RunConfig::from_args(&self.settings(arm, self.seeds[0]))?;
         let trained = config.changed_by(&ConfigArgs { preset: None, seed: None, set: arm.retrain_set.clone() })?;
         if let Some((key, _, _)) = config.difference(&trained, |key| !may_change(key)) {
@@ -262,6 +266,10 @@ mod tests {
         for (text, part) in [
             ("set = [\"search.epoch=3\"]", "did you mean \"search.epochs\""),
             ("retrain_set = [\"search.clip=3.0\"]", "put it in set"),
+            ("retrain_set = [\"seed = 5\"]", "list seeds in `seeds`"),
+            ("set = [\"seed=5\"]", "list seeds in `seeds`"),
+            ("plain = \"nnunet\"\nuniform_depth = 4", "cannot be used with"),
+            ("plain = \"nnunet\"\ncost = \"3G\"", "cannot be used with"),
             ("random = 1", "--cost"),
             ("random = 1\ncost_of = \"b\"", "cost_of"),
             ("search_of = \"a\"", "search_of"),

@@ -181,6 +181,10 @@ fn wrong_input_and_wrong_output_are_errors() {
     assert!(message(window.logits(&image, &mut [], &mut ignore)).contains("at least one"));
     let mut small = |x: &Tensor| Ok(x.narrow(2, 0, 2)?);
     assert!(message(window.logits(&image, &mut [&mut small], &mut ignore)).contains("[1, K, 4, 4, 4]"));
+    let mut none = |x: &Tensor| Ok(x.narrow(1, 0, 0)?);
+    assert!(message(window.logits(&image, &mut [&mut none], &mut ignore)).contains("[1, K, 4, 4, 4]"));
+    let empty = Tensor::zeros((1, 1, 8, 0, 8), DType::F32, &Device::Cpu).unwrap();
+    assert!(window.planes(&empty).err().unwrap().to_string().contains("at least one voxel"));
     let mut nan = |x: &Tensor| Ok((x * f64::NAN)?);
     assert!(message(window.logits(&image, &mut [&mut nan], &mut ignore)).contains("finite"));
     let zero = SlidingWindow { step: 0.0, ..window };

@@ -5,7 +5,7 @@ use super::relaxation::{Relaxation, RelaxationGradient, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, dims, layer_inputs};
 use crate::error::{Error, Result};
 use crate::parameters::{Gradients, Role};
-use adw_tensor_ops::{Precision, conv_transpose3d, conv3d, norm_act};
+use adw_tensor_ops::{Precision, conv_transpose3d, conv3d, elementwise, norm_act};
 use candle_core::Tensor;
 
 /// Gradients that a backward pass computes.
@@ -68,6 +68,16 @@ impl Network {
                 self.blocks.len()
             ));
         }
+        for (i, (trace, block)) in trace.blocks.iter().zip(&self.blocks).enumerate() {
+            let widths = trace.layers.iter().map(|(map, _)| map.dims()[4]);
+            let expected = block.iter().map(|layer| self.value(layer.gamma).elem_count());
+            if !widths.clone().eq(expected.clone()) {
+                let (got, expected) = (widths.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+                return fail(format!(
+                    "a trace with layers of {got:?} channels in block {i}, but the network has {expected:?}"
+                ));
+            }
+        }
         let num_scales = self.num_scales();
         if grad_logits.len() != num_scales {
             return fail(format!("{} logit gradients, expected one per scale: {num_scales}", grad_logits.len()));
@@ -91,7 +101,7 @@ impl Network {
 fn accumulate(sum: &mut Option<Tensor>, g: Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
         None => g,
-        Some(s) => (s + g)?,
+        Some(s) => elementwise::add(&s, &g)?,
     });
     Ok(())
 }

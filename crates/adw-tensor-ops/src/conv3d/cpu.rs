@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::geometry::Conv3dGeometry;
 use crate::map::map_dims;
 use crate::norm_act::Moments;
-use crate::norm_act::cpu::{BlockMoments, ChannelMoments, join_moments};
+use crate::norm_act::moments::{BlockMoments, ChannelMoments, join_moments};
 use crate::precision::Precision;
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet};

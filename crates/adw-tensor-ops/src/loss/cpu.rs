@@ -29,8 +29,8 @@ impl DiceCeKernels for Cpu {
             let (loss, gradient) = with_element!(OP, logits, T => {
                 let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
                 let voxels = LabelledLogits::<T>::new(x.slice()?, t.slice()?, batch, classes, config)?;
-                let sums = voxels.sums();
-                Ok((voxels.loss(&sums), tensor(voxels.gradient(&sums, weight), logits.shape())?))
+                let (sums, probabilities) = voxels.sums();
+                Ok((voxels.loss(&sums), tensor(voxels.gradient(&sums, probabilities, weight), logits.shape())?))
             })?;
             losses.push(loss);
             gradients.push(gradient);
@@ -44,7 +44,7 @@ impl DiceCeKernels for Cpu {
         with_element!(OP, logits, T => {
             let (x, t) = (read(OP, "logits", logits)?, read(OP, "target", &target)?);
             let voxels = LabelledLogits::<T>::new(x.slice()?, t.slice()?, batch, classes, config)?;
-            Ok(voxels.loss(&voxels.sums()))
+            Ok(voxels.loss(&voxels.sums().0))
         })
     }
 }
@@ -56,6 +56,14 @@ struct LabelledLogits<'a, T> {
     batch: usize,
     classes: usize,
     config: DiceCe,
+}
+
+/// Values of some voxels, of which the first has the index `first` in the batch.
+struct Chunk<'v, T> {
+    /// Index of the [`Sums`] that these voxels belong to.
+    group: usize,
+    first: usize,
+    values: &'v mut [T],
 }
 
 /// Sums over the voxels of one sample; per class where it is a vector.
@@ -123,39 +131,45 @@ impl<'a, T: Element> LabelledLogits<'a, T> {
         self.target.len() / self.batch
     }
 
-    fn sums(&self) -> Sums {
-        let (k, voxels) = (self.classes, self.voxels());
+    /// Sums, and the probabilities `[B, voxels, K]` that they are of.
+    fn sums(&self) -> (Sums, Vec<T>) {
+        let k = self.classes;
+        let mut probabilities = vec![T::ZERO; self.logits.len()];
         let parts: Vec<(usize, SampleSums)> = self
-            .chunks()
+            .chunks(&mut probabilities)
             .into_par_iter()
-            .map(|(b, first, n)| {
+            .map(|chunk| {
                 let mut s = SampleSums::new(k);
-                let mut p = vec![T::ZERO; k];
-                let at = b * voxels + first;
-                for (x, &t) in self.logits[at * k..(at + n) * k].chunks_exact(k).zip(&self.target[at..at + n]) {
+                let logits = self.logits[chunk.first * k..].chunks_exact(k);
+                for ((p, x), &t) in chunk.values.chunks_exact_mut(k).zip(logits).zip(&self.target[chunk.first..]) {
                     let t = usize::from(t);
-                    let log_sum = softmax(x, &mut p);
+                    let log_sum = softmax(x, p);
                     s.cross_entropy += (log_sum - x[t]).to_f64();
                     s.intersection[t] += p[t].to_f64();
                     s.reference[t] += 1.0;
-                    for (s, p) in s.predicted.iter_mut().zip(&p) {
+                    for (s, p) in s.predicted.iter_mut().zip(p) {
                         *s += p.to_f64();
                     }
                 }
-                (if self.config.batch_dice { 0 } else { b }, s)
+                (chunk.group, s)
             })
             .collect();
         let mut sums = vec![SampleSums::new(k); if self.config.batch_dice { 1 } else { self.batch }];
         for (group, part) in parts {
             sums[group].add(&part);
         }
-        Sums(sums)
+        (Sums(sums), probabilities)
     }
 
-    /// Tasks `(sample, first voxel, number of voxels)`.
-    fn chunks(&self) -> Vec<(usize, usize, usize)> {
-        let voxels = self.voxels();
-        (0..self.batch).flat_map(|b| (0..voxels).step_by(CHUNK).map(move |i| (b, i, CHUNK.min(voxels - i)))).collect()
+    /// Chunks of values `[B, voxels, K]`, none with voxels of two samples.
+    fn chunks<'v>(&self, values: &'v mut [T]) -> Vec<Chunk<'v, T>> {
+        let (k, voxels) = (self.classes, self.voxels());
+        let of_sample = |(b, sample): (usize, &'v mut [T])| {
+            let group = if self.config.batch_dice { 0 } else { b };
+            let chunks = sample.chunks_mut(CHUNK * k).enumerate();
+            chunks.map(move |(i, values)| Chunk { group, first: b * voxels + i * CHUNK, values })
+        };
+        values.chunks_mut(voxels * k).enumerate().flat_map(of_sample).collect()
     }
 
     fn loss(&self, sums: &Sums) -> f64 {
@@ -171,9 +185,9 @@ impl<'a, T: Element> LabelledLogits<'a, T> {
     }
 
     /// Gradient of `weight * loss` by the logits: with `q_k = d loss / d p_k` of the Dice part,
-    /// `p_k (q_k - sum_j p_j q_j) + (p_k - t_k) / voxels`.
-    fn gradient(&self, sums: &Sums, weight: f64) -> Vec<T> {
-        let (k, voxels) = (self.classes, self.voxels());
+    /// `p_k (q_k - sum_j p_j q_j) + (p_k - t_k) / voxels`. Takes the place of the probabilities.
+    fn gradient(&self, sums: &Sums, mut probabilities: Vec<T>, weight: f64) -> Vec<T> {
+        let k = self.classes;
         let share = weight / (sums.0.len() * (k - 1)) as f64;
         // q_k = everywhere[k] + (on_target[k] where the target is k), per group.
         let q: Vec<(Vec<T>, Vec<T>)> = sums
@@ -190,20 +204,10 @@ impl<'a, T: Element> LabelledLogits<'a, T> {
             })
             .collect();
         let ce = T::from_f64(weight / self.target.len() as f64);
-        let mut grad = vec![T::ZERO; self.logits.len()];
-        let mut rest = grad.as_mut_slice();
-        let mut tasks = Vec::new();
-        for (b, first, n) in self.chunks() {
-            let (out, after) = rest.split_at_mut(n * k);
-            rest = after;
-            tasks.push((b, b * voxels + first, n, out));
-        }
-        tasks.into_par_iter().for_each(|(b, at, n, out)| {
-            let (everywhere, on_target) = &q[if self.config.batch_dice { 0 } else { b }];
-            let x = &self.logits[at * k..(at + n) * k];
-            for ((g, x), &t) in out.chunks_exact_mut(k).zip(x.chunks_exact(k)).zip(&self.target[at..at + n]) {
+        self.chunks(&mut probabilities).into_par_iter().for_each(|chunk| {
+            let (everywhere, on_target) = &q[chunk.group];
+            for (g, &t) in chunk.values.chunks_exact_mut(k).zip(&self.target[chunk.first..]) {
                 let t = usize::from(t);
-                softmax(x, g);
                 let mut dot = g[t] * on_target[t];
                 for (p, q) in g.iter().zip(everywhere) {
                     dot += *p * *q;
@@ -215,6 +219,6 @@ impl<'a, T: Element> LabelledLogits<'a, T> {
                 g[t] += extra;
             }
         });
-        grad
+        probabilities
     }
 }

@@ -5,7 +5,7 @@
 //! dice_k = (2 sum p_k t_k + smooth) / max(sum p_k + sum t_k + smooth, 1e-8)
 //! loss   = mean over voxels of -log p_target  -  mean over k >= 1 of dice_k
 //! ```
-//! Probabilities are never stored: both passes work from the logits.
+//! Gradients take the memory of the probabilities, which are computed once.
 
 mod cpu;
 mod cuda;
@@ -26,15 +26,6 @@ use target::{check, check_scale, labels};
 
 pub use kernels::DiceCe;
 pub use target::{check_target, resize_target};
-
-/// Loss, and the gradient of `weight * loss` by the logits.
-#[derive(Debug)]
-pub struct LossAndGradient {
-    /// Loss, not multiplied by the weight.
-    pub loss: f64,
-    /// Gradient of `weight * loss`, `[B, D, H, W, K]`.
-    pub grad_logits: Tensor,
-}
 
 /// Weighted sum of losses, which a device may still be computing.
 #[derive(Debug)]
@@ -61,23 +52,13 @@ impl PendingLoss {
 }
 
 impl DiceCe {
-    /// Loss and gradient. `logits`: `[B, D, H, W, K]`, contiguous; `target`: `[B, D, H, W]`, integers below K.
-    ///
-    /// # Errors
-    /// If shapes do not fit together or the target holds a label that has no class.
-    pub fn loss_and_gradient(&self, logits: &Tensor, target: &Tensor, weight: f64) -> Result<LossAndGradient> {
-        check(logits, target)?;
-        let (losses, mut gradients) = backend::of(OP, logits)?.dice_ce(*self, &[(logits, weight)], target)?;
-        Ok(LossAndGradient { loss: losses.values()?[0], grad_logits: gradients.remove(0) })
-    }
-
     /// `sum_i w_i loss_i` over scales of deep supervision, and its gradient with respect to every scale's logits.
     /// `scales`: logits `[B, D, H, W, K]`, contiguous, and their weight above 0; `target`: `[B, D, H, W]` on a grid
     /// from which every scale's comes by [`resize_target`].
     ///
     /// # Errors
-    /// As [`Self::loss_and_gradient`], if there is no scale, or one is finer than the target. On a CUDA device an unknown
-    /// label may be reported by [`PendingLoss::value`] only.
+    /// If shapes do not fit together, the target holds a label that has no class, there is no scale, or one is finer than the
+    /// target. On a CUDA device an unknown label may be reported by [`PendingLoss::value`] only.
     pub fn losses_and_gradients(
         &self,
         scales: &[(&Tensor, f64)],
@@ -93,10 +74,10 @@ impl DiceCe {
         Ok((PendingLoss { losses, weights: scales.iter().map(|s| s.1).collect() }, gradients))
     }
 
-    /// Loss without gradient.
+    /// Loss without gradient. `logits`: `[B, D, H, W, K]`, contiguous; `target`: `[B, D, H, W]`, integers below K.
     ///
     /// # Errors
-    /// As [`Self::loss_and_gradient`].
+    /// If shapes do not fit together or the target holds a label that has no class.
     pub fn loss(&self, logits: &Tensor, target: &Tensor) -> Result<f64> {
         check(logits, target)?;
         backend::of(OP, logits)?.dice_ce_loss(*self, logits, target)
@@ -129,7 +110,7 @@ pub fn dice_ce(logits: &Tensor, target: &Tensor, config: DiceCe) -> Result<Tenso
     let loss = Computed::scalar(config.loss(&logits, &target)?, &logits)?;
     record1(OP, &logits, loss, move |[logits], gradient| {
         let weight = gradient.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok([config.loss_and_gradient(logits, &target, weight)?.grad_logits])
+        Ok([config.losses_and_gradients(&[(logits, weight)], &target)?.1.remove(0)])
     })
 }
 

@@ -86,11 +86,14 @@ fn gradient_carries_the_weight() {
     let last = logits.permute((0, 2, 3, 4, 1)).unwrap().contiguous().unwrap();
     let config = DiceCe::default();
     let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    let one = config.loss_and_gradient(&last, &target, 1.0).unwrap();
-    let third = config.loss_and_gradient(&last, &target, 1.0 / 3.0).unwrap();
-    assert_eq!(one.loss, third.loss);
-    let expected: Vec<f64> = flat(one.grad_logits).iter().map(|g| g / 3.0).collect();
-    assert_close("gradient", &flat(third.grad_logits), &expected, tolerance::F64_SUM);
+    let weighted = |weight| {
+        let (loss, mut gradients) = config.losses_and_gradients(&[(&last, weight)], &target).unwrap();
+        (loss.value().unwrap(), flat(gradients.remove(0)))
+    };
+    let ((one, gradient), (quarter, quarter_gradient)) = (weighted(1.0), weighted(0.25));
+    assert_eq!((one, one / 4.0), (config.loss(&last, &target).unwrap(), quarter));
+    let expected: Vec<f64> = gradient.iter().map(|g| g / 4.0).collect();
+    assert_close("gradient", &quarter_gradient, &expected, tolerance::F64_SUM);
 }
 
 #[test]

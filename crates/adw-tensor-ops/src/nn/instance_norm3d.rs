@@ -1,4 +1,5 @@
 use super::{check_channels, check_vector};
+use crate::error::Error;
 use crate::norm_act::{NormAct, norm_act};
 use candle_core::Tensor;
 use candle_nn::{Init, Module, VarBuilder};
@@ -35,13 +36,28 @@ impl InstanceNorm3d {
     /// Layer with these parameters, `[C]` each: ones and zeros for a layer without learnt numbers.
     ///
     /// # Errors
-    /// If the shapes differ.
+    /// If the shapes differ, or `eps` is not above 0.
     pub fn new(weight: Tensor, bias: Tensor, config: InstanceNorm3dConfig) -> candle_core::Result<Self> {
         check_vector(OP, "bias", &bias, weight.elem_count())?;
         check_vector(OP, "weight", &weight, bias.elem_count())?;
+        if config.eps.is_nan() || config.eps <= 0.0 {
+            return Err(
+                Error::Argument { op: OP, what: format!("eps is {}, expected a number above 0", config.eps) }.into()
+            );
+        }
         // A slope of 1 is no activation.
         let norm = NormAct { eps: config.eps, slope: config.leaky_relu_slope.unwrap_or(1.0) };
         Ok(Self { weight, bias, norm })
+    }
+
+    /// Factor of every channel, `[C]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Summand of every channel, `[C]`.
+    pub fn bias(&self) -> &Tensor {
+        &self.bias
     }
 }
 

@@ -1,139 +1,11 @@
-//! Instance normalisation + LeakyReLU on channels-last maps: moments, and the two passes of the backward.
+//! Instance normalisation + LeakyReLU on channels-last maps, and the two passes of the backward.
 
+use super::moments::{CHUNK, join_voxels, voxels_per_row};
 use crate::raw_output::{SharedOut, filled};
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-
-/// Voxels that one task of a pass over a map computes; fixed, so that sums do not depend on the number of threads.
-const CHUNK: usize = 2048;
-
-/// Mean and sum of squared deviations of some voxels of one sample, for a range of channels.
-pub(crate) struct BlockMoments<T> {
-    batch_idx: usize,
-    channels: Range<usize>,
-    count: usize,
-    mean: Vec<T>,
-    m2: Vec<T>,
-}
-
-/// Computes the moments of rows of voxels, each `voxels` long with `stride` elements from voxel to voxel. Two passes over
-/// data that is still in the cache, the mean first: sums of squares would cancel in a map with a large mean.
-///
-/// # Safety
-/// Every row is valid for reading `channels.len()` elements at each of its voxels.
-#[inline(always)]
-pub(crate) unsafe fn block_moments<T: Element>(
-    rows: impl Iterator<Item = *const T> + Clone,
-    voxels: usize,
-    stride: usize,
-    channels: Range<usize>,
-    batch_idx: usize,
-) -> BlockMoments<T> {
-    let n = channels.len();
-    let voxels_of = |row: *const T| {
-        // SAFETY: the caller guarantees that these elements are valid.
-        (0..voxels).map(move |v| unsafe { std::slice::from_raw_parts(row.add(v * stride), n) })
-    };
-    let mut mean = vec![T::ZERO; n];
-    let mut count = 0;
-    let mut of_row = vec![T::ZERO; n];
-    for row in rows.clone() {
-        of_row.fill(T::ZERO);
-        for x in voxels_of(row) {
-            for (s, &x) in of_row.iter_mut().zip(x) {
-                *s += x;
-            }
-        }
-        // A sum of sums: one long sum of f32 would drift.
-        for (s, &x) in mean.iter_mut().zip(&of_row) {
-            *s += x;
-        }
-        count += voxels;
-    }
-    let scale = T::from_f64(1.0 / count as f64);
-    for m in &mut mean {
-        *m *= scale;
-    }
-    // Deviations from the exact mean sum to zero; their sum here corrects the rounded mean.
-    let (mut m2, mut sum) = (vec![T::ZERO; n], vec![T::ZERO; n]);
-    for row in rows {
-        for x in voxels_of(row) {
-            for (((m2, sum), &x), &m) in m2.iter_mut().zip(&mut sum).zip(x).zip(&mean) {
-                let d = x - m;
-                *m2 += d * d;
-                *sum += d;
-            }
-        }
-    }
-    for ((m2, &sum), m) in m2.iter_mut().zip(&sum).zip(&mut mean) {
-        *m += sum * scale;
-        *m2 -= sum * sum * scale;
-    }
-    BlockMoments { batch_idx, channels, count, mean, m2 }
-}
-
-/// Mean and population variance per sample and channel, `[B, C]`.
-pub(crate) struct ChannelMoments<T> {
-    pub(crate) mean: Vec<T>,
-    pub(crate) variance: Vec<T>,
-}
-
-/// Joins the moments of blocks in their order (Chan et al. 1983), in f64.
-pub(crate) fn join_moments<T: Element>(blocks: &[BlockMoments<T>], batch: usize, channels: usize) -> ChannelMoments<T> {
-    let mut count = vec![0.0f64; batch * channels];
-    let mut mean = vec![0.0f64; batch * channels];
-    let mut m2 = vec![0.0f64; batch * channels];
-    for block in blocks {
-        let n = block.count as f64;
-        for (i, c) in block.channels.clone().enumerate() {
-            let at = block.batch_idx * channels + c;
-            let total = count[at] + n;
-            let delta = block.mean[i].to_f64() - mean[at];
-            mean[at] += delta * n / total;
-            m2[at] += block.m2[i].to_f64() + delta * delta * count[at] * n / total;
-            count[at] = total;
-        }
-    }
-    ChannelMoments {
-        mean: mean.into_iter().map(T::from_f64).collect(),
-        variance: m2.iter().zip(&count).map(|(m2, n)| T::from_f64(m2 / n)).collect(),
-    }
-}
-
-/// Kernel that computes the moments of a part of a map.
-struct ChunkMoments<'a, T> {
-    x: &'a [T],
-    channels: usize,
-    batch_idx: usize,
-}
-
-impl<T: Element> Kernel<T> for ChunkMoments<'_, T> {
-    type Output = BlockMoments<T>;
-    #[inline(always)]
-    fn run<S: Simd<Elem = T>>(self, _: S) -> BlockMoments<T> {
-        let rows = std::iter::once(self.x.as_ptr());
-        // SAFETY: one row, the whole slice.
-        unsafe { block_moments(rows, self.x.len() / self.channels, self.channels, 0..self.channels, self.batch_idx) }
-    }
-}
-
-/// Computes the moments of a map `[B, voxels, C]`.
-pub(crate) fn moments<T: Element>(set: InstructionSet, x: &[T], batch: usize, channels: usize) -> ChannelMoments<T> {
-    let per_sample = x.len() / batch;
-    let blocks: Vec<BlockMoments<T>> = (0..batch)
-        .flat_map(|b| (0..per_sample).step_by(CHUNK * channels).map(move |i| (b, i)))
-        .collect::<Vec<_>>()
-        .into_par_iter()
-        .map(|(b, i)| {
-            let x = &x[b * per_sample..(b + 1) * per_sample];
-            let x = &x[i..(i + CHUNK * channels).min(per_sample)];
-            dispatch(set, ChunkMoments { x, channels, batch_idx: b })
-        })
-        .collect();
-    join_moments(&blocks, batch, channels)
-}
 
 /// The gradient that reaches a normalised map z: `weight * outer + direct`, either of which may be absent.
 #[derive(Clone, Copy)]
@@ -147,6 +19,31 @@ impl<'a, T: Element> GradOutput<'a, T> {
     fn slice(&self, r: &Range<usize>) -> GradOutput<'a, T> {
         GradOutput { outer: self.outer.map(|(g, w)| (&g[r.clone()], w)), direct: self.direct.map(|g| &g[r.clone()]) }
     }
+
+    /// Values of a row of `buffer.len()` elements or fewer, in the buffer or where they are already.
+    #[inline(always)]
+    fn row<'b>(&self, range: Range<usize>, buffer: &'b mut [T]) -> &'b [T]
+    where
+        'a: 'b,
+    {
+        let Self { outer, direct } = self.slice(&range);
+        let buffer = &mut buffer[..range.len()];
+        match (outer, direct) {
+            (None, Some(direct)) => return direct,
+            (Some((outer, weight)), Some(direct)) => {
+                for ((g, &o), &d) in buffer.iter_mut().zip(outer).zip(direct) {
+                    *g = weight * o + d;
+                }
+            }
+            (Some((outer, weight)), None) => {
+                for (g, &o) in buffer.iter_mut().zip(outer) {
+                    *g = weight * o;
+                }
+            }
+            (None, None) => buffer.fill(T::ZERO),
+        }
+        buffer
+    }
 }
 
 /// A raw map and the affine function that normalises it: `z = leaky(scale * y + shift)`, both `[B, C]`.
@@ -159,6 +56,18 @@ pub(crate) struct Normalised<'a, T> {
     pub(crate) scale: &'a [T],
     pub(crate) shift: &'a [T],
     pub(crate) slope: T,
+}
+
+impl<T: Element> Normalised<'_, T> {
+    /// Elements of a row of voxels.
+    fn row(&self) -> usize {
+        voxels_per_row(self.channels) * self.channels
+    }
+
+    /// A sample's values of the channels, out of `[B, C]`, for every voxel of a row.
+    fn repeated(&self, values: &[T], batch_idx: usize) -> Vec<T> {
+        values[batch_idx * self.channels..][..self.channels].repeat(voxels_per_row(self.channels))
+    }
 }
 
 /// Computes `sum_l h_l z_l` over maps of one shape, in one pass over the raw maps.
@@ -210,12 +119,11 @@ impl<T: Element> Kernel<T> for SumChunk<'_, T> {
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, _: S) {
         for (i, (map, weight)) in self.maps.iter().enumerate() {
-            let c = map.channels;
-            let at = self.batch_idx * c..(self.batch_idx + 1) * c;
-            let (scale, shift) = (&map.scale[at.clone()], &map.shift[at]);
+            let row = map.row();
+            let (scale, shift) = (map.repeated(map.scale, self.batch_idx), map.repeated(map.shift, self.batch_idx));
             let y = &map.y[self.range.clone()];
-            for (out, y) in self.out.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
-                for (((o, &y), &a), &b) in out.iter_mut().zip(y).zip(scale).zip(shift) {
+            for (out, y) in self.out.chunks_mut(row).zip(y.chunks(row)) {
+                for (((o, &y), &a), &b) in out.iter_mut().zip(y).zip(&scale).zip(&shift) {
                     let v = a * y + b;
                     let z = *weight * if v > T::ZERO { v } else { v * map.slope };
                     let sum = match i {
@@ -277,41 +185,36 @@ impl<T: Element> Kernel<T> for SumGradChunk<'_, T> {
     type Output = ChunkSums<T>;
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, _: S) -> ChunkSums<T> {
-        let c = self.map.channels;
-        let at = self.batch_idx * c..(self.batch_idx + 1) * c;
-        let (scale, shift, mean) = (&self.map.scale[at.clone()], &self.map.shift[at.clone()], &self.map.mean[at]);
-        let slope = self.map.slope;
-        let y = &self.map.y[self.range];
-        let zero = || vec![T::ZERO; c];
-        let (mut s1, mut s2, mut dot) = (zero(), zero(), zero());
-        // Three loops rather than one with conditions inside: the channel loop must stay a plain vector loop.
-        match (self.grad.outer, self.grad.direct) {
-            (Some((outer, w)), direct) => {
-                for (i, (y, o)) in y.chunks_exact(c).zip(outer.chunks_exact(c)).enumerate() {
-                    let g = direct.map(|g| &g[i * c..(i + 1) * c]);
-                    for j in 0..c {
-                        let v = scale[j] * y[j] + shift[j];
-                        let positive = v > T::ZERO;
-                        dot[j] += o[j] * if positive { v } else { v * slope };
-                        let g = w * o[j] + g.map_or(T::ZERO, |g| g[j]);
-                        let gv = if positive { g } else { g * slope };
-                        s1[j] += gv;
-                        s2[j] += gv * (y[j] - mean[j]);
-                    }
+        let (map, row) = (self.map, self.map.row());
+        let scale = map.repeated(map.scale, self.batch_idx);
+        let shift = map.repeated(map.shift, self.batch_idx);
+        let mean = map.repeated(map.mean, self.batch_idx);
+        let slope = map.slope;
+        let y = &map.y[self.range];
+        let zeros = vec![T::ZERO; row];
+        let (mut s1, mut s2, mut dot, mut buffer) = (zeros.clone(), zeros.clone(), zeros.clone(), zeros);
+        for (i, y) in y.chunks(row).enumerate() {
+            let n = y.len();
+            let range = i * row..i * row + n;
+            let g = self.grad.row(range.clone(), &mut buffer);
+            // Slices of one length: the loops must stay plain vector loops.
+            let (scale, shift, mean, g) = (&scale[..n], &shift[..n], &mean[..n], &g[..n]);
+            let (s1, s2, dot) = (&mut s1[..n], &mut s2[..n], &mut dot[..n]);
+            for j in 0..n {
+                let gv = if scale[j] * y[j] + shift[j] > T::ZERO { g[j] } else { g[j] * slope };
+                s1[j] += gv;
+                s2[j] += gv * (y[j] - mean[j]);
+            }
+            if let Some((outer, _)) = self.grad.outer {
+                let outer = &outer[range];
+                for j in 0..n {
+                    let v = scale[j] * y[j] + shift[j];
+                    dot[j] += outer[j] * if v > T::ZERO { v } else { v * slope };
                 }
             }
-            (None, Some(direct)) => {
-                for (y, g) in y.chunks_exact(c).zip(direct.chunks_exact(c)) {
-                    for j in 0..c {
-                        let gv = if scale[j] * y[j] + shift[j] > T::ZERO { g[j] } else { g[j] * slope };
-                        s1[j] += gv;
-                        s2[j] += gv * (y[j] - mean[j]);
-                    }
-                }
-            }
-            (None, None) => {}
         }
-        ChunkSums { grad: s1, grad_centred: s2, outer_dot: dot }
+        let c = map.channels;
+        ChunkSums { grad: join_voxels(s1, c), grad_centred: join_voxels(s2, c), outer_dot: join_voxels(dot, c) }
     }
 }
 
@@ -349,31 +252,24 @@ impl<T: Element> Kernel<T> for GradChunk<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<Elem = T>>(self, _: S) {
-        let c = self.map.channels;
-        let at = self.batch_idx * c..(self.batch_idx + 1) * c;
-        let (scale, shift, mean) =
-            (&self.map.scale[at.clone()], &self.map.shift[at.clone()], &self.map.mean[at.clone()]);
-        let (offset, factor) = (&self.offset[at.clone()], &self.factor[at]);
-        let slope = self.map.slope;
-        let y = &self.map.y[self.range];
-        macro_rules! pass {
-            ($i:ident, $j:ident, $g:expr) => {
-                for ($i, (out, y)) in self.out.chunks_exact_mut(c).zip(y.chunks_exact(c)).enumerate() {
-                    for $j in 0..c {
-                        let g = $g;
-                        let gv = if scale[$j] * y[$j] + shift[$j] > T::ZERO { g } else { g * slope };
-                        let g = scale[$j] * (gv - offset[$j] - factor[$j] * (y[$j] - mean[$j]));
-                        out[$j].write(g);
-                    }
-                }
-            };
-        }
-        // One loop per combination: the channel loop must stay a plain vector loop.
-        match (self.grad.outer, self.grad.direct) {
-            (Some((o, w)), Some(g)) => pass!(i, j, w * o[i * c + j] + g[i * c + j]),
-            (Some((o, w)), None) => pass!(i, j, w * o[i * c + j]),
-            (None, Some(g)) => pass!(i, j, g[i * c + j]),
-            (None, None) => pass!(_i, j, T::ZERO),
+        let (map, row) = (self.map, self.map.row());
+        let scale = map.repeated(map.scale, self.batch_idx);
+        let shift = map.repeated(map.shift, self.batch_idx);
+        let mean = map.repeated(map.mean, self.batch_idx);
+        let offset = map.repeated(self.offset, self.batch_idx);
+        let factor = map.repeated(self.factor, self.batch_idx);
+        let slope = map.slope;
+        let mut buffer = vec![T::ZERO; row];
+        for (i, (out, y)) in self.out.chunks_mut(row).zip(map.y[self.range].chunks(row)).enumerate() {
+            let n = y.len();
+            let g = self.grad.row(i * row..i * row + n, &mut buffer);
+            // Slices of one length: the loop must stay a plain vector loop.
+            let (out, g, scale, shift) = (&mut out[..n], &g[..n], &scale[..n], &shift[..n]);
+            let (mean, offset, factor) = (&mean[..n], &offset[..n], &factor[..n]);
+            for j in 0..n {
+                let gv = if scale[j] * y[j] + shift[j] > T::ZERO { g[j] } else { g[j] * slope };
+                out[j].write(scale[j] * (gv - offset[j] - factor[j] * (y[j] - mean[j])));
+            }
         }
     }
 }

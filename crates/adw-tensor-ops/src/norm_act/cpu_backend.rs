@@ -5,6 +5,7 @@ use super::kernels::{
     Affine, Gate, GatePosition, MapGradient, Moments, MomentsData, NormAct, NormActKernels, NormCoefficients,
     NormGradients, OP,
 };
+use super::moments;
 use crate::backend::Cpu;
 use crate::error::{Error, Result};
 use crate::map::{check_vector, map_dims};
@@ -17,7 +18,7 @@ impl NormActKernels for Cpu {
         let (batch, _, channels) = map_dims(OP, "y", y)?;
         with_element!(OP, y, T => {
             let lock = read(OP, "y", y)?;
-            let m = cpu::moments(InstructionSet::detect(), lock.slice::<T>()?, batch, channels);
+            let m = moments::moments(InstructionSet::detect(), lock.slice::<T>()?, batch, channels);
             Ok(Moments::joined(tensor(m.mean, (batch, channels))?, tensor(m.variance, (batch, channels))?))
         })
     }

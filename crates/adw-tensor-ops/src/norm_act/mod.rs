@@ -20,6 +20,7 @@ pub(crate) mod cpu;
 mod cpu_backend;
 pub(crate) mod cuda;
 pub(crate) mod kernels;
+pub(crate) mod moments;
 
 #[cfg(test)]
 mod tests;

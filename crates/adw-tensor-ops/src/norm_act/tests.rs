@@ -55,6 +55,20 @@ fn moments_survive_a_large_mean() {
     }
 }
 
+/// Rounding must not make the variance of a constant map negative, whose square root is not a number.
+#[test]
+fn constant_maps_have_a_finite_norm() {
+    for i in 0..500 {
+        let constant = 30_000.0 + i as f32 * 117.31;
+        let x = Tensor::full(constant, (1, 3, 7, 16, 16), &Device::Cpu).unwrap();
+        let (gamma, beta) =
+            (Tensor::ones(3, x.dtype(), x.device()).unwrap(), Tensor::zeros(3, x.dtype(), x.device()).unwrap());
+        let z = norm_act(&x, &gamma, &beta, NormAct::default()).unwrap();
+        let largest = z.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        assert!(largest.is_finite(), "{constant}: {largest}");
+    }
+}
+
 /// The closed forms of the gate's gradients equal what candle derives from the gate folded into weight or affine.
 #[test]
 fn gates_fold() {

@@ -146,10 +146,14 @@ impl<'a> LabelRestorer<'a> {
         let [_, height, width] = self.properties.shape;
         let all = self.first + planes + logits.len_of(Axis(1));
         let is_first = self.first + planes == 0;
-        let classes = if is_first { logits.len_of(Axis(0)) } else { self.pending.len_of(Axis(0)) };
-        if logits.shape() != [classes, logits.len_of(Axis(1)), height, width] || all > self.properties.shape[0] {
-            self.properties.check_shape("logits", &[all, logits.len_of(Axis(2)), logits.len_of(Axis(3))])?;
-            return Err(Error::Shape { what: "classes", found: vec![logits.len_of(Axis(0))], expected: vec![classes] });
+        let &[classes, _, rows, columns] = logits.shape() else { unreachable!("four axes") };
+        if [rows, columns] != [height, width] || all > self.properties.shape[0] {
+            let (found, expected) = (vec![all, rows, columns], self.properties.shape.to_vec());
+            return Err(Error::Shape { what: "logits", found, expected });
+        }
+        let expected = if is_first { classes } else { self.pending.len_of(Axis(0)) };
+        if classes != expected {
+            return Err(Error::Shape { what: "classes", found: vec![classes], expected: vec![expected] });
         }
         let joined;
         let known = if planes == 0 {

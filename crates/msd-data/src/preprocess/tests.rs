@@ -124,6 +124,10 @@ fn labels_of_logits_that_come_in_parts_are_those_of_the_whole() {
         restorer.add(&logits.slice_axis(Axis(1), (..1).into())).unwrap();
         assert!(restorer.add(&logits.view()).is_err(), "too many");
         assert!(restorer.add(&logits.slice_axis(Axis(3), (1..).into())).is_err(), "another width");
+        if d > 1 {
+            let two = Array4::zeros((2, 1, h, w));
+            assert_eq!(restorer.add(&two.view()).unwrap_err().to_string(), "classes: shape [2], expected [3]");
+        }
         assert!(d == 1 || restorer.finish().is_err(), "too few");
     }
 }

@@ -13,7 +13,7 @@ impl Amx {
 pub(super) mod correlation {
     use super::Amx;
     use crate::conv3d::job::Correlation;
-    use crate::norm_act::cpu::BlockMoments;
+    use crate::norm_act::moments::BlockMoments;
     use crate::raw_output::SharedOut;
 
     pub(in crate::conv3d) unsafe fn run(

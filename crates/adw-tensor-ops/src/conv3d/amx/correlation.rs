@@ -10,7 +10,7 @@ use crate::conv3d::bf16::suits_correlation;
 use crate::conv3d::job::Correlation;
 use crate::conv3d::packing::{Overlap, VoxelBox, is_inside, overlap};
 use crate::conv3d::partition::{RowBlock, balanced, cheapest_row_block, row_blocks};
-use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::norm_act::moments::{BlockMoments, block_moments};
 use crate::raw_output::{SharedOut, filled};
 use rayon::prelude::*;
 use std::arch::x86_64::{

@@ -9,7 +9,7 @@ use crate::conv3d::packed_weight::{ChannelBlock, PackedWeight, TapTransform};
 use crate::conv3d::packing::{Lanes, VoxelBox, lanes_of};
 use crate::conv3d::partition::balanced;
 use crate::conv3d::tile::{Operands, Segment, max_rows, run_tile};
-use crate::norm_act::cpu::{BlockMoments, block_moments};
+use crate::norm_act::moments::{BlockMoments, block_moments};
 use crate::raw_output::SharedOut;
 use crate::simd::{Element, InstructionSet, Kernel, Simd, dispatch};
 use rayon::prelude::*;
