@@ -247,7 +247,7 @@ fn settings(table: &Table) -> Result<Settings> {
     leave_out_words(&mut table);
     // Search and retraining take the seed of the whole configuration.
     let seed = table.get("seed").cloned();
-    if let Some(seed) = seed.as_ref().filter(|seed| !seed.as_integer().is_some_and(|seed| seed >= 0)) {
+    if let Some(seed) = seed.as_ref().filter(|seed| seed.as_integer().is_none_or(|seed| seed < 0)) {
         bad_input!("seed = {seed}: expected a whole number of at least 0");
     }
     for section in ["search", "retrain"] {
