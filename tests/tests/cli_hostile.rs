@@ -151,6 +151,12 @@ fn pipes_and_devices_are_refused_at_once_wherever_a_file_is_expected() {
             assert_eq!(outcome.stderr.lines().count(), 1, "{call:?}: {outcome:?}");
         }
     }
+    // What is there is called by its kind.
+    let words = "pipe.nii.gz: is a named pipe, not a regular file; expected an image or a folder of images";
+    run_or_kill(&predict(&pipe, &out)).assert_bad_input(&[words]);
+    let map = labels.join("phantom_000.nii.gz");
+    let evaluate = Adw::new(["evaluate"]).path("--predictions", &map).path("--references", &labels);
+    run_or_kill(&evaluate).assert_bad_input(&["phantom_000.nii.gz: is not a folder; expected one with label maps"]);
     assert_eq!(run_or_kill(&Adw::new(["plan"]).path("--data", &here("data"))).code, Some(2));
     assert_eq!(run_or_kill(&Adw::new(["check"]).path("--data", &here("data"))).code, Some(2));
     assert!(!out.exists());

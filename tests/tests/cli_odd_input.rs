@@ -292,6 +292,9 @@ fn settings_with_line_breaks_moved_datasets_and_too_many_threads() {
     let dir = tempfile::tempdir().unwrap();
     let search = Adw::new(["search"]).path("--data", &trained().data).path("--run", &dir.path().join("run"));
     search.args(["--set", "search.epochs=3\nsearch.tau=1"]).run().assert_bad_input(&["expected an integer"]);
+    // An empty variable is one that is not set.
+    let doctor = Adw::new(["doctor"]).env("ADW_RUNS", "").env("ADW_DATA", "").in_folder(dir.path()).succeed().stdout;
+    assert!(doctor.contains("runs, $ADW_RUNS is not set") && doctor.contains("data, $ADW_DATA is not set"), "{doctor}");
 
     let (before, after) = (dir.path().join("before"), dir.path().join("after"));
     copy_folder(&trained().data, &before);

@@ -13,7 +13,7 @@ use crate::{
     args::{ArchitectureArgs, PlainNetwork},
     failure::{bad_input, program},
     fold::Fold,
-    report::progress::note,
+    report::{plain::shell_word, progress::note},
     run::Run,
     run_config::NetworkConfig,
 };
@@ -77,9 +77,10 @@ fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
         None => match run.existing_folder().map(|folder| architecture_in(&folder.search(run.search_fold()))) {
             Some(path) if path.is_file() => path,
             _ => bad_input!(
-                "{run} has no finished search of fold {fold}: start one with `{program} search --run {run} --fold {fold}`, or \
-                 give --architecture, --plain, --uniform-width or --random",
-                run = run.root.display(),
+                "{root} has no finished search of fold {fold}: start one with `{program} search --run {word} --fold {fold}`, \
+                 or give --architecture, --plain, --uniform-width or --random",
+                root = run.root.display(),
+                word = shell_word(&run.root.display().to_string()),
                 fold = run.search_fold(),
                 program = program()
             ),

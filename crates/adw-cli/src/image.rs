@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
+use adw_dicom::is_dicom;
 use anyhow::{Context as _, Result};
 use msd_data::{
     Geometry, Plan, Positions, Volume,
@@ -71,7 +73,8 @@ impl Image {
     }
 }
 
-/// Images that the arguments name: those of NIfTI files, else series of DICOM.
+/// Images that the arguments name: those of NIfTI files, else series of DICOM. Series beside NIfTI files are left out with a
+/// warning.
 pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
     let input = &args.input;
     let has_nifti = input.is_dir() && !nifti_files(input)?.is_empty();
@@ -85,10 +88,50 @@ pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
             return Ok(series.into_iter().map(image).collect());
         }
     }
+    let beside = if has_nifti { dicom_in(input)? } else { None };
     if args.dicom.series.is_some() || args.dicom.segments.is_some() {
-        bad_input!("--input {}: no DICOM there, to which --series and --segments belong", input.display());
+        let problem = match beside {
+            Some(_) => "NIfTI files lie beside the DICOM: move them to another folder, or name that of the series",
+            None => "no DICOM there, to which --series and --segments belong",
+        };
+        bad_input!("--input {}: {problem}", input.display());
+    }
+    if let Some(place) = beside {
+        note(&format!(
+            "warning: {}: its DICOM is left out, as {} has NIfTI files, which are predicted alone: keep them in different folders",
+            place.display(),
+            input.display()
+        ));
     }
     nifti_images(input, plan.modalities.len())
+}
+
+/// Folder with DICOM files: `folder`, or the first in it.
+fn dicom_in(folder: &Path) -> Result<Option<PathBuf>> {
+    let mut folders = vec![folder.to_owned()];
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+        if path.is_dir() {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders.into_iter().find(|folder| is_dicom(folder).unwrap_or(false)))
+}
+
+/// Checks that an image has a name for its label map.
+///
+/// # Errors
+/// A file whose name begins with a dot, is not UTF-8, or is the number of a channel alone.
+fn check_name(image: &Image) -> Result<()> {
+    if image.name.is_empty() {
+        bad_input!(
+            "{}: no name is left for the label map: rename the file to one in UTF-8 that does not begin with a dot and is \
+             more than the number of a channel",
+            image.path().display()
+        );
+    }
+    Ok(())
 }
 
 /// Remedy for a file of [another format](is_other_format).
@@ -113,16 +156,19 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
     let one = |path: PathBuf| Image::new(case_id(&path).unwrap_or_default(), vec![path]);
     if !input.is_dir() {
         if !input.is_file() {
-            bad_input!("--input {}: no such file or folder", input.display());
+            match adw_files::open_regular(input) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    bad_input!("--input {}: {error}; expected an image or a folder of images", input.display())
+                }
+                _ => bad_input!("--input {}: no such file or folder", input.display()),
+            }
         }
         if is_other_format(input) {
             bad_input!("--input {}: {}", input.display(), convert(input));
         }
         let by_name = by_channel(&[input.to_owned()], num_channels).and_then(|images| images.into_iter().next());
         let image = by_name.unwrap_or_else(|| one(input.to_owned()));
-        if image.name.is_empty() {
-            bad_input!("--input {}: the name must be UTF-8 and not begin with a dot", input.display());
-        }
+        check_name(&image)?;
         return Ok(vec![image]);
     }
     let files = nifti_files(input)?;
@@ -164,6 +210,7 @@ fn nifti_images(input: &Path, num_channels: usize) -> Result<Vec<Image>> {
         ));
     }
     let images = by_channel(&files, num_channels).unwrap_or_else(|| files.into_iter().map(one).collect());
+    images.iter().try_for_each(check_name)?;
     let mut by_name: Vec<&Image> = images.iter().collect();
     by_name.sort_by_key(|image| &image.name);
     if let Some(pair) = by_name.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -236,8 +283,29 @@ mod tests {
         };
         assert_eq!(found, [image("a", &["a.nii.gz"]), image("b", &["b.nii"])]);
         write("a.nii");
-        let error = nifti_images(dir.path(), 1).unwrap_err().to_string();
-        assert!(error.contains("same label map"), "{error}");
+        let refusal = |input: &Path| nifti_images(input, 1).unwrap_err().to_string();
+        assert!(refusal(dir.path()).contains("same label map"));
+        fs::remove_file(dir.path().join("a.nii")).expect("removed");
+        write("_0000.nii");
+        let unnamed = dir.path().join("_0000.nii");
+        assert!(refusal(&unnamed).contains("_0000.nii: no name is left for the label map"));
+        for other in ["a.nii.gz", "b.nii"] {
+            fs::remove_file(dir.path().join(other)).expect("removed");
+        }
+        assert!(refusal(dir.path()).contains("_0000.nii: no name is left for the label map"));
+    }
+
+    #[test]
+    fn dicom_is_seen_beside_images_and_in_the_folders_there() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let series = dir.path().join("s1");
+        fs::create_dir_all(&series).expect("a folder");
+        fs::write(dir.path().join("a.nii"), "").expect("a file");
+        assert_eq!(dicom_in(dir.path()).expect("read"), None);
+        for folder in [series.as_path(), dir.path()] {
+            fs::write(folder.join("IM0"), [&[0; 128][..], b"DICM"].concat()).expect("a file");
+            assert_eq!(dicom_in(dir.path()).expect("read").as_deref(), Some(folder));
+        }
     }
 
     #[test]

@@ -204,7 +204,12 @@ fn preset(name: &str) -> Result<Table> {
     }
     let mut changes = read(path)?;
     // The configuration of a run is a preset that repeats it.
-    changes.remove("run");
+    if let Some(Err(error)) = changes.remove("run").map(Value::try_into::<RunFacts>) {
+        bad_input!(
+            "{name}: [run]: {}; that section is of a run's config.toml: leave it out, settings are in the others",
+            error.message()
+        );
+    }
     let base = match changes.remove("base") {
         None => "quick".to_owned(),
         Some(Value::String(base)) => base,
@@ -236,10 +241,15 @@ fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
 
 /// Converts a table into settings and checks the values.
 fn settings(table: &Table) -> Result<Settings> {
+    let mut words = overrides::leaves(table);
+    words.retain(|(_, value)| overrides::is_placeholder(value));
     let mut table = table.clone();
     leave_out_words(&mut table);
     // Search and retraining take the seed of the whole configuration.
     let seed = table.get("seed").cloned();
+    if let Some(seed) = seed.as_ref().filter(|seed| seed.as_integer().is_none_or(|seed| seed < 0)) {
+        bad_input!("seed = {seed}: expected a whole number of at least 0");
+    }
     for section in ["search", "retrain"] {
         if let (Some(Value::Table(section)), Some(seed)) = (table.get_mut(section), &seed) {
             section.insert("seed".to_owned(), seed.clone());
@@ -247,7 +257,13 @@ fn settings(table: &Table) -> Result<Settings> {
     }
     let settings: Settings = match table.try_into() {
         Ok(settings) => settings,
-        Err(error) => bad_input!("configuration: {}", error.to_string().trim()),
+        Err(error) => {
+            let error = error.to_string();
+            if let Some((key, word)) = words.iter().find(|(key, _)| is_missing(key, &error)) {
+                bad_input!("{key} = {word}: expected a value; this key cannot be absent");
+            }
+            bad_input!("configuration: {}", error.trim())
+        }
     };
     in_section("search", settings.search.check())?;
     in_section("retrain", settings.retrain.check())?;
@@ -259,6 +275,13 @@ fn settings(table: &Table) -> Result<Settings> {
         bad_input!("predict.windows_per_forward = 0: expected at least 1");
     }
     Ok(settings)
+}
+
+/// Returns true if `error`, of a conversion from TOML, says that the dotted key is missing.
+fn is_missing(key: &str, error: &str) -> bool {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    error.contains(&format!("missing field `{name}`"))
+        && (section.is_empty() || error.contains(&format!("in `{section}`")))
 }
 
 /// Adds the keys that the table leaves to their defaults: a new key needs no line in the presets, and can be set all the

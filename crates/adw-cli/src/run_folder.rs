@@ -65,13 +65,7 @@ impl RunFolder {
     /// # Errors
     /// It is no run, another process works on that fold, or it cannot be written to.
     pub(crate) fn open(root: &Path, fold: Fold) -> Result<Self> {
-        if !Self::exists(root) {
-            bad_input!(
-                "{} is not a run (it has no config.toml): start one with `{} search`",
-                root.display(),
-                program()
-            );
-        }
+        check_run(root)?;
         if ranks::is_follower() {
             return Ok(Self { root: root.to_owned(), _lock: None });
         }
@@ -140,6 +134,26 @@ pub(crate) fn config_path(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
+/// Checks that `root` is a run.
+///
+/// # Errors
+/// It is the folder of a training, or has no `config.toml`.
+pub(crate) fn check_run(root: &Path) -> Result<()> {
+    if !RunFolder::exists(root) {
+        bad_input!("{} is not a run (it has no config.toml): start one with `{} search`", root.display(), program());
+    }
+    // Trainings have a config.toml, too.
+    let has_plan = |folder: &Path| folder.join("plan.json").is_file();
+    let folder = fs::canonicalize(root).with_context(|| root.display().to_string())?;
+    let run = folder.ancestors().skip(1).find(|above| RunFolder::exists(above) && has_plan(above));
+    match run.filter(|_| !has_plan(&folder)) {
+        Some(run) => {
+            bad_input!("{} is the folder of a training, not a run: name its run, {}", root.display(), run.display())
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks that a run can be created in `root`, which is absent or an empty folder.
 ///
 /// # Errors
@@ -157,10 +171,10 @@ pub(crate) fn check_new(root: &Path) -> Result<()> {
 /// Checks that `root` is a run, or that one can be created there; another process may do so at any moment.
 ///
 /// # Errors
-/// Those of [`check_new`].
+/// Those of [`check_new`] and [`check_run`].
 pub(crate) fn check_run_or_new(root: &Path) -> Result<()> {
     match check_new(root) {
-        Err(_) if RunFolder::exists(root) => Ok(()),
+        Err(_) if RunFolder::exists(root) => check_run(root),
         checked => checked,
     }
 }
@@ -270,7 +284,15 @@ mod tests {
                 && !RunFolder::is_held(&root, Fold::Number(3))
         );
         drop(RunFolder::open(&root, Fold::Number(3)).unwrap());
-        assert!(run.retrain(Some("plain"), FOLD).ends_with("a/b/retrain/plain/fold_2"));
+        let training = run.retrain(Some("plain"), FOLD);
+        assert!(training.ends_with("a/b/retrain/plain/fold_2"));
+        fs::create_dir_all(&training).unwrap();
+        fs::write(training.join("config.toml"), "seed = 1").unwrap();
+        for check in [check_run, check_run_or_new] {
+            check(&root).unwrap();
+            let message = check(&training).unwrap_err().to_string();
+            assert!(message.contains("fold_2 is the folder of a training") && message.ends_with("a/b"), "{message}");
+        }
         drop(run);
         // The lock of a creation that was killed at its very end.
         fs::write(dir.path().join("a/.b.1-1.adw-tmp"), "").unwrap();

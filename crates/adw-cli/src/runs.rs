@@ -57,9 +57,14 @@ impl RunSummary {
     }
 }
 
-/// Folder with the runs of a task: `$ADW_RUNS/task`, else `runs/task` in the current folder.
+/// Folder with the runs of all tasks: `$ADW_RUNS` unless that is empty, else `runs` in the current folder.
+pub(crate) fn runs_root() -> PathBuf {
+    env::var_os("ADW_RUNS").filter(|value| !value.is_empty()).map_or_else(|| "runs".into(), PathBuf::from)
+}
+
+/// Folder with the runs of a task, in [`runs_root`].
 pub(crate) fn task_runs(task: &str) -> PathBuf {
-    env::var_os("ADW_RUNS").map_or_else(|| "runs".into(), PathBuf::from).join(task)
+    runs_root().join(task)
 }
 
 /// Chooses the run of a search: a new one; with `resume` the newest interrupted search, else the newest finished one,

@@ -196,14 +196,14 @@ pub(crate) fn open_dataset(args: &DatasetArgs) -> Result<Dataset> {
     Ok(Dataset::open(&dataset_folder(args)?)?)
 }
 
-/// Folder that datasets lie in: `data` if given, else `$ADW_DATA`, else `data/` in the current folder.
+/// Folder that datasets lie in: `data` if given, else `$ADW_DATA` unless that is empty, else `data/` in the current folder.
 ///
 /// # Errors
 /// There is no current folder.
 pub(crate) fn data_root(data: Option<&Path>) -> Result<PathBuf> {
     let root = match data {
         Some(dir) => dir.to_owned(),
-        None => env::var_os("ADW_DATA").map_or_else(|| "data".into(), PathBuf::from),
+        None => env::var_os("ADW_DATA").filter(|value| !value.is_empty()).map_or_else(|| "data".into(), PathBuf::from),
     };
     std::path::absolute(&root).with_context(|| format!("--data {}", root.display()))
 }

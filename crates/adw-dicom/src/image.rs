@@ -162,8 +162,10 @@ impl Frame {
             (Some(slope), Some(intercept)) if slope != 0.0 => Some([slope, intercept]),
             (None, None) => None,
             (slope, intercept) => {
-                let problem =
-                    format!("is {slope:?} with an intercept of {intercept:?}; expected two numbers, a slope not 0");
+                let number =
+                    |found: Option<f64>| found.map_or_else(|| "missing or no number".to_owned(), |v| v.to_string());
+                let (slope, intercept) = (number(slope), number(intercept));
+                let problem = format!("is {slope}, RescaleIntercept {intercept}; expected two numbers, a slope not 0");
                 return Err(Error::attribute(path, tags::SLOPE, problem));
             }
         };

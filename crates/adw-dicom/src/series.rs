@@ -1,5 +1,6 @@
 //! A series of CT or MR images as one volume.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -308,9 +309,10 @@ fn sort_planes(path: &Path, images: &[Image], planes: &mut [(usize, usize)]) -> 
     Ok(spacing)
 }
 
-/// Checks what all files of a volume have in common, and that all pixels are there.
+/// Checks what all files of a volume have in common, that each has an identifier of its own, and that all pixels are there.
 fn check_same(images: &[Image], sets: &[DataSet]) -> Result<()> {
     let first = &images[0];
+    let mut instances = BTreeMap::new();
     for (image, set) in images.iter().zip(sets) {
         let size = |image: &Image| [image.format.rows, image.format.columns];
         if size(image) != size(first) {
@@ -323,6 +325,15 @@ fn check_same(images: &[Image], sets: &[DataSet]) -> Result<()> {
                 let [a, b] = [a, b].map(Option::unwrap_or_default);
                 return Err(Error::attribute(&image.path, tag, format!("is {b}, but {a} in {}", first.path.display())));
             }
+        }
+        // A segmentation refers to its images by this identifier.
+        if let Some(other) = instances.insert(&image.sop_instance, &image.path) {
+            let problem = format!(
+                "is {}, as in {}; every image has one of its own: export the series again from its source",
+                image.sop_instance,
+                other.display()
+            );
+            return Err(Error::attribute(&image.path, tags::SOP_INSTANCE, problem));
         }
         Pixels::open(&image.path, image.pixels, image.format, image.frames.len())?;
     }

@@ -64,8 +64,10 @@ pub enum Error {
         /// The fault.
         problem: NiftiProblem,
     },
-    /// Voxels are NaN or infinite.
-    #[error("{path}: {count} of {total} voxels are NaN or infinite; every voxel must be a finite number")]
+    /// Voxels are NaN, infinite or above the range of f32.
+    #[error(
+        "{path}: {count} of {total} voxels are NaN, infinite or beyond 3.4e38, the limit of single precision; every voxel must be a number within it"
+    )]
     NotFinite {
         /// The file.
         path: PathBuf,

@@ -46,7 +46,7 @@ pub struct LabelMap {
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened, [`Error::Nifti`] if it is damaged or of an unusable kind,
-/// [`Error::NotFinite`] with the number of NaN or infinite voxels.
+/// [`Error::NotFinite`] with the number of voxels that are NaN, infinite or beyond f32.
 pub fn read_image(path: impl AsRef<Path>) -> Result<Volume<f32>> {
     let path = path.as_ref();
     image(NiftiFile::open(path)?, path)

@@ -1,9 +1,6 @@
 //! `adw doctor`: what this machine offers, what would be used, and why.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::{env, path::Path};
 
 use adw_cuda::device::{has_cuda, has_cudnn, open};
 use adw_supernet::Precision;
@@ -17,6 +14,7 @@ use crate::{
     host_memory::{self, Limit},
     report::{progress::say, table::Table},
     run_folder::check_writable,
+    runs::runs_root,
     task::data_root,
 };
 
@@ -51,7 +49,6 @@ fn findings() -> Result<Vec<(&'static str, String)>> {
         None => "none set".to_owned(),
     };
     let of_job = if batch_job::cores().is_some() { " (SLURM_CPUS_PER_TASK)" } else { "" };
-    let runs = env::var_os("ADW_RUNS").map_or_else(|| "runs".into(), PathBuf::from);
     Ok(vec![
         ("processor", device::processor()),
         (
@@ -73,7 +70,7 @@ fn findings() -> Result<Vec<(&'static str, String)>> {
         ("memory limit", limit),
         ("CUDA", cuda()),
         ("datasets", folder(&data_root(None)?, "ADW_DATA")),
-        ("runs", folder(&runs, "ADW_RUNS")),
+        ("runs", folder(&runs_root(), "ADW_RUNS")),
     ])
 }
 
@@ -91,8 +88,8 @@ fn cuda() -> String {
 
 /// State of a folder that may be set by a variable.
 fn folder(path: &Path, variable: &str) -> String {
-    let origin =
-        if env::var_os(variable).is_some() { format!("from ${variable}") } else { format!("${variable} is not set") };
+    let is_set = env::var_os(variable).is_some_and(|value| !value.is_empty());
+    let origin = if is_set { format!("from ${variable}") } else { format!("${variable} is not set") };
     let state = match check_writable(path) {
         Ok(()) if path.is_dir() => "writable".to_owned(),
         Ok(()) => "will be created".to_owned(),

@@ -45,7 +45,9 @@ pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
     }
     for (option, folder) in [("--predictions", &args.predictions), ("--references", &args.references)] {
         if !folder.is_dir() {
-            bad_input!("{option} {}: no such folder", folder.display());
+            let problem =
+                if folder.exists() { "is not a folder; expected one with label maps" } else { "no such folder" };
+            bad_input!("{option} {}: {problem}", folder.display());
         }
     }
     if let Some(output) = &args.output {

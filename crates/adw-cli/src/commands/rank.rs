@@ -12,21 +12,24 @@ use crate::{
     args::{ConfigArgs, RankArgs, ScratchArgs},
     cases::Cases,
     device,
-    failure::bad_input,
+    failure::{bad_input, program},
     fold::Fold,
     memory,
     report::{
         number::number,
+        plain::shell_word,
         progress::{emit, say},
         table::Table,
     },
     run::{Run, RunRequest},
+    run_folder::check_run,
     source::{PatchSource, Sampling},
 };
 
 pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let device = device::set_up(&args.device, &args.process)?;
     let config = ConfigArgs { preset: None, set: vec![], seed: None };
+    check_run(&args.run)?;
     let limit = memory::limit(args.memory);
     let fold = args.fold.map(Fold::Number);
     let request = RunRequest { root: &args.run, data: None, config: &config, fold, fingerprint: None, memory: limit };
@@ -36,8 +39,10 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let found = architecture_in(&directory);
     if !found.is_file() {
         bad_input!(
-            "{run} has no finished search of fold {fold}: `adw search --run {run} --fold {fold}`",
-            run = args.run.display()
+            "{} has no finished search of fold {fold}: `{} search --run {} --fold {fold}`",
+            args.run.display(),
+            program(),
+            shell_word(&args.run.display().to_string())
         );
     }
     let architectures = architectures(args, &run, &found)?;

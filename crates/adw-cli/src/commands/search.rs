@@ -21,13 +21,14 @@ use crate::{
         self,
         forecast::Forecast,
         number::number,
+        plain::shell_word,
         progress::{emit, note, say},
         tensorboard::EventFile,
         training,
     },
     run::{Run, RunRequest},
     run_config::RunConfig,
-    run_folder::{RunFolder, check_run_or_new},
+    run_folder::{RunFolder, check_run, check_run_or_new},
     runs::{RunChoice, choose_for_search, task_runs},
     source::{PatchSource, Sampling},
     task::Task,
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(PathBuf, usize)> {
                     "{} is finished: train what it found with `{} retrain --run {}`; to search again, choose another --run",
                     directory.display(),
                     program(),
-                    run.root.display()
+                    shell_word(&run.root.display().to_string())
                 )
             }
             (false, true, false) => {
@@ -85,6 +86,7 @@ fn choose_run(args: &SearchArgs) -> Result<(RunChoice, Option<PathBuf>)> {
         RunConfig::from_args(&args.config)?;
         args.run.as_deref().map(check_run_or_new).transpose()?;
     }
+    args.run.as_deref().filter(|_| exists).map(check_run).transpose()?;
     let named = Task::locate(&args.dataset)?;
     let provide = |task: &Task| task.provide_unless(args.dry_run, &args.fetch).map(ToOwned::to_owned);
     let Some(root) = &args.run else {

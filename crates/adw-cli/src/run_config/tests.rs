@@ -111,6 +111,15 @@ fn keys_of_all_sections_have_defaults() {
 }
 
 #[test]
+fn keys_without_a_value_and_seeds_are_called_by_the_name_they_were_given() {
+    assert_eq!(message("seed=-1"), "seed = -1: expected a whole number of at least 0");
+    for key in ["seed", "search.clip", "data.augmentation", "search"] {
+        let expected = format!("{key} = \"none\": expected a value; this key cannot be absent");
+        assert_eq!(message(&format!("{key}=none")), expected);
+    }
+}
+
+#[test]
 fn the_batch_size_may_be_the_plans() {
     let of = |set: &str| RunConfig::from_args(&args(None, &[set])).unwrap().settings.search.batch_size;
     assert_eq!((of("search.batch_size=plan"), of("search.batch_size=3")), (None, Some(3)));
@@ -129,4 +138,16 @@ fn a_file_changes_a_preset() {
     let (key, ours, theirs) = config.difference(&paper, |_| true).unwrap();
     assert_eq!((key.as_str(), ours, theirs), ("search.epochs", Value::Integer(3), Value::Integer(250)));
     assert_eq!(config.difference(&paper, |key| key.starts_with("retrain.")), None);
+
+    // The configuration of a run is a preset; a section of that name with other keys is none of a run.
+    let facts =
+        RunFacts { version: "1".into(), device: "cpu".into(), processor: "x".into(), data: "d".into(), fold: 3 };
+    fs::write(&path, render(&facts, &config).unwrap()).unwrap();
+    assert_eq!(RunConfig::from_args(&args(path.to_str(), &[])).unwrap().settings.search, config.settings.search);
+    fs::write(&path, "base = \"quick\"\n[run]\nsede = 3\n").unwrap();
+    let message = RunConfig::from_args(&args(path.to_str(), &[])).unwrap_err().to_string();
+    assert!(
+        message.contains("mine.toml: [run]: unknown field `sede`") && message.contains("leave it out"),
+        "{message}"
+    );
 }

@@ -14,7 +14,8 @@ use crate::{
     architecture_choice::architecture_in,
     args::{DatasetArgs, Stage},
     failure::{bad_input, program},
-    run_folder::{is_same, parent, trainings_path},
+    report::plain::shell_word,
+    run_folder::{is_empty_or_absent, is_same, parent, trainings_path},
     task::Task as DatasetTask,
 };
 
@@ -108,11 +109,12 @@ impl Sweep {
     /// Plans the sweep of a TOML file, and writes `plan.json`.
     ///
     /// # Errors
-    /// Those of [`Self::plan`]; results of an earlier plan that the new one would give to arms with other settings; a disk that
+    /// Those of [`Self::plan`]; a folder of other files than a sweep's; results of an earlier plan that the new one would give to arms with other settings; a disk that
     /// cannot be written to.
     pub(crate) fn create(file: &Path) -> Result<Self> {
         let sweep = Self::plan(file)?;
         let path = sweep.plan_file();
+        check_folder(file, &sweep.folder)?;
         // A plan that this version cannot read is replaced.
         if let Ok(earlier) = Self::in_folder(&sweep.folder) {
             sweep.check_results_of(&earlier)?;
@@ -158,7 +160,7 @@ impl Sweep {
     pub(crate) fn open(file: &Path) -> Result<Self> {
         let now = Self::plan(file)?;
         let path = now.plan_file();
-        let plan_it = || format!("`{} sweep plan {}`", program(), file.display());
+        let plan_it = || format!("`{} sweep plan {}`", program(), shell_word(&file.display().to_string()));
         if !path.is_file() {
             bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
         }
@@ -236,6 +238,21 @@ impl Sweep {
     }
 }
 
+/// Checks that the sweep of a TOML file can be in `folder`: it is absent, empty or a sweep, whose first part is the folder `tasks`.
+///
+/// # Errors
+/// It has other files, such as a dataset or a run.
+fn check_folder(file: &Path, folder: &Path) -> Result<()> {
+    if !is_empty_or_absent(folder) && !folder.join("tasks").is_dir() {
+        bad_input!(
+            "{}: the results would go to {}, which exists and is not a sweep: name a new folder by output = \"FOLDER\"",
+            file.display(),
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
 /// Lists all tasks, stage by stage.
 fn tasks(config: &SweepConfig, datasets: &[SweepDataset]) -> Vec<Task> {
     let prepare = |(dataset, of): (usize, &SweepDataset)| Task {
@@ -289,6 +306,21 @@ mod tests {
         let cells = |seed| (0..NUM_FOLDS).map(move |fold| Cell { arm: 0, seed, fold });
         let draws = [0, 1, 2, u64::MAX].into_iter().flat_map(cells).flat_map(|cell| [cell.draw(1), cell.draw(2)]);
         assert_eq!(draws.collect::<std::collections::BTreeSet<_>>().len(), 4 * NUM_FOLDS * 2);
+    }
+
+    #[test]
+    fn a_sweep_takes_no_folder_of_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("data");
+        let check = || check_folder(Path::new("s.toml"), &folder);
+        check().unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        check().unwrap();
+        std::fs::write(folder.join("plan.json"), "{}").unwrap();
+        let message = check().unwrap_err().to_string();
+        assert!(message.contains("s.toml: ") && message.contains("data, which exists and is not a sweep"), "{message}");
+        std::fs::create_dir(folder.join("tasks")).unwrap();
+        check().unwrap();
     }
 
     #[test]

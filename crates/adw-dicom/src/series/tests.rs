@@ -94,7 +94,12 @@ fn what_is_no_volume_is_refused() {
         (refusal(|_, set| set.with(tags::PIXEL_SPACING, "0.5\\0")), "two lengths above 0"),
         (refusal(|k, set| if k == 1 { set.with_shorts(tags::ROWS, &[1]) } else { set }), "rows and columns"),
         (refusal(|k, set| if k == 1 { set.with_shorts(tags::ROWS, &[3]) } else { set }), "12 bytes of pixels"),
-        (refusal(|_, set| set.with(tags::SLOPE, "0")), "expected two numbers, a slope not 0"),
+        (
+            refusal(|_, set| set.with(tags::SLOPE, "0")),
+            "is 0, RescaleIntercept -999; expected two numbers, a slope not 0",
+        ),
+        (refusal(|_, set| set.with(tags::SLOPE, "")), "RescaleSlope is missing or no number, RescaleIntercept -999;"),
+        (refusal(|_, set| set.with(tags::SOP_INSTANCE, "1.2.3")), "(0008,0018) SOPInstanceUID is 1.2.3, as in "),
         (refusal(|_, set| set.with(tags::SLOPE, "1e300")), "makes infinite intensities"),
         (refusal(|_, set| set.with_shorts(tags::HIGH_BIT, &[14])), "(0028,0102) HighBit is 14"),
         (
