@@ -15,10 +15,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     dataset_folder,
     ensemble::MODEL,
-    failure::{bad_input, program},
+    failure::bad_input,
     fold::Fold,
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{RunFolder, config_path},
+    run_folder::{check_run, config_path},
     splits::Splits,
     statistics::Spread,
 };
@@ -146,13 +146,7 @@ impl RunData {
     /// # Errors
     /// No run; a damaged file.
     pub(crate) fn load(root: &Path) -> Result<Self> {
-        if !RunFolder::exists(root) {
-            bad_input!(
-                "{} is not a run (it has no config.toml): start one with `{} search`",
-                root.display(),
-                program()
-            );
-        }
+        check_run(root)?;
         let (facts, config) = run_config::load(&config_path(root))?;
         let mut searches = Vec::new();
         for (fold, folder) in fold_folders(&root.join("search")) {
