@@ -66,19 +66,20 @@ pub struct CostConfig {
 }
 
 impl CostConfig {
-    /// Refuses a budget below the cost of the smallest network of `space` for one `patch`, D H W.
+    /// Refuses a number as a budget that is below the cost of the smallest network of `space` for one `patch`, D H W. A fraction, which
+    /// presets have for spaces of any kind, may be: the penalty then never ends, and the most probable network is found.
     ///
     /// # Errors
     /// [`Error::Config`] for such a budget; a space without networks.
     pub fn check_for(&self, space: &SupernetConfig, patch: [usize; 3]) -> Result<()> {
-        let [smallest, largest] =
-            [space.smallest()?, space.largest()?].map(|network| network.cost(patch).get(self.unit));
-        let budget = self.budget.of(largest);
-        if budget < smallest as f64 {
-            let expected = "at least the cost of the smallest network of the search space";
-            return fail("cost.budget", &format!("{budget}, below {smallest}"), expected);
+        let smallest = space.smallest()?.cost(patch).get(self.unit);
+        match self.budget {
+            Budget::Absolute(budget) if budget < smallest as f64 => {
+                let expected = "at least the cost of the smallest network of the search space";
+                fail("cost.budget", &format!("{budget}, below {smallest}"), expected)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

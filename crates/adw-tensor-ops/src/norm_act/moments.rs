@@ -56,7 +56,8 @@ pub(crate) unsafe fn block_moments<T: Element>(
     batch_idx: usize,
 ) -> BlockMoments<T> {
     let n = channels.len();
-    let group = if stride == n { voxels_per_row(n) } else { 1 };
+    // Few voxels would not pay for the sums that are to be joined.
+    let group = if stride == n && voxels >= 32 { voxels_per_row(n).min(voxels) } else { 1 };
     let end = voxels * stride;
     let pieces = |row: *const T| {
         let length = group * n;
