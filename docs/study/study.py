@@ -139,11 +139,14 @@ for size, seeds in SIZES.items():
 units = [(size, seed) for size, seeds in SIZES.items() for seed in seeds]
 print(f"\n# All sizes\n\nfound - plain: {difference('found', ['plain'], units)}\nfound - random: {difference('found', RANDOM, units)}")
 print(f"plain - random: {difference('plain', RANDOM, units)}")
-print("\n# The preset quick, seed 1\n")
-for arm in QUICK:
-    print(arm, " ".join(f"{mean(row):.4f}" for row in quick if row["arm"] == arm))
+print("\n# The preset quick\n")
+for arm, seed in sorted({(row["arm"], row["seed"]) for row in quick}, key=lambda key: (key[1], QUICK.index(key[0]))):
+    print(arm, f"seed {seed}", " ".join(f"{mean(row):.4f}" for row in quick if (row["arm"], row["seed"]) == (arm, seed)))
 for plain in ["plain-preset", "plain-time", "plain-8"]:
     print(f"found - {plain}: {difference('found', [plain], [('quick', 1)])}")
+shared = [fold for fold in FOLDS if all(("quick", arm, 2, fold) in by_key for arm in ["found", "plain-8"])]
+for units in [[("quick", 1)], [("quick", 2)], [("quick", 1), ("quick", 2)]]:
+    print(f"found - plain-8, seeds {[seed for _, seed in units]}, folds {shared}: {difference('found', ['plain-8'], units, shared)}")
 shared = [fold for fold in FOLDS if ("quick", "found-bytes", 1, fold) in by_key]
 for arm in ["found", "plain-8"]:
     print(f"found-bytes - {arm}, folds {shared}: {difference('found-bytes', [arm], [('quick', 1)], shared)}")
