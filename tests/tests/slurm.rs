@@ -268,7 +268,7 @@ fn accepts_a_study_of_all_tasks(cluster: &Cluster, dir: &Path) {
             .path("--output", folder)
             .succeed();
     }
-    let sweep = dir.join("all.toml");
+    let sweep = dir.join("ten.toml");
     let text = format!(
         "datasets = {datasets:?}\nseeds = [1, 2]\n[[arms]]\nname = \"found\"\n[[arms]]\nname = \"nnunet\"\nplain = \"nnunet\"\n"
     );
