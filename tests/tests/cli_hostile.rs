@@ -151,7 +151,7 @@ fn pipes_and_devices_are_refused_at_once_wherever_a_file_is_expected() {
             assert_eq!(outcome.stderr.lines().count(), 1, "{call:?}: {outcome:?}");
         }
     }
-    // What is there is called by its kind.
+    // Messages say that a path is a pipe or a file where another kind is expected.
     let words = "pipe.nii.gz: is a named pipe, not a regular file; expected an image or a folder of images";
     run_or_kill(&predict(&pipe, &out)).assert_bad_input(&[words]);
     let map = labels.join("phantom_000.nii.gz");

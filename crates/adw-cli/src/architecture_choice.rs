@@ -13,7 +13,7 @@ use crate::{
     args::{ArchitectureArgs, PlainNetwork},
     failure::{bad_input, program},
     fold::Fold,
-    report::{plain::shell_word, progress::note},
+    report::{plain::quoted, progress::note},
     run::Run,
     run_config::NetworkConfig,
 };
@@ -80,7 +80,7 @@ fn wanted(args: &ArchitectureArgs, run: &Run) -> Result<Architecture> {
                 "{root} has no finished search of fold {fold}: start one with `{program} search --run {word} --fold {fold}`, \
                  or give --architecture, --plain, --uniform-width or --random",
                 root = run.root.display(),
-                word = shell_word(&run.root.display().to_string()),
+                word = quoted(&run.root),
                 fold = run.search_fold(),
                 program = program()
             ),

@@ -11,7 +11,7 @@ use crate::{
     failure::{bad_input, program},
     fold::Fold,
     report::progress::note,
-    run_folder::{RunFolder, trainings_path},
+    run_folder::{RunFolder, splits_path, trainings_path},
     splits::Splits,
 };
 
@@ -69,8 +69,7 @@ fn in_folder(path: &Path) -> Result<Vec<PathBuf>> {
     }
     let names: Vec<_> = folds.iter().map(|(fold, _)| fold.to_string()).collect();
     let of_run = trainings.ancestors().find(|folder| RunFolder::exists(folder));
-    let expected =
-        of_run.and_then(|root| Splits::load(&root.join("splits.json")).ok()).map(|splits| splits.folds.len());
+    let expected = of_run.and_then(|root| Splits::load(&splits_path(root)).ok()).map(|splits| splits.folds.len());
     let missing = expected.filter(|&expected| expected > folds.len() && folds[0].0 != Fold::All);
     let of_all = missing.map_or(String::new(), |expected| format!(" of {expected}"));
     note(&format!("{}: fold {}{of_all}", trainings.display(), names.join(", ")));

@@ -20,7 +20,7 @@ use crate::{
     interrupt, ranks,
     report::{progress::note, run_data::json as read_json},
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{RunFolder, check_new, config_path},
+    run_folder::{RunFolder, check_new, config_path, splits_path},
     splits::Splits,
 };
 
@@ -144,7 +144,7 @@ impl Run {
         let mut dataset = dataset_folder::open(data)?;
         dataset.positions = config.settings.data.positions();
         let plan = Plan::load(&request.root.join("plan.json"))?;
-        let splits = Splits::load(&request.root.join("splits.json"))?;
+        let splits = Splits::load(&splits_path(request.root))?;
         check_same(request.root, &plan, &splits, &dataset)?;
         check_unchanged(request.root, &plan, &dataset)?;
         let fold = request.fold.unwrap_or(Fold::Number(facts.fold));
@@ -214,7 +214,7 @@ impl Run {
     fn join(&mut self) -> Result<()> {
         let (facts, config) = run_config::load(&config_path(&self.root))?;
         let plan = Plan::load(&self.root.join("plan.json"))?;
-        let splits = Splits::load(&self.root.join("splits.json"))?;
+        let splits = Splits::load(&splits_path(&self.root))?;
         let same = RunFacts { fold: facts.fold, processor: facts.processor.clone(), ..self.facts.clone() } == facts;
         if !same || config.difference(&self.config, |_| true).is_some() || plan != self.plan || splits != self.splits {
             bad_input!("{} has become another run meanwhile: choose another --run", self.root.display());

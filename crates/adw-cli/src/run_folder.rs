@@ -134,6 +134,11 @@ pub(crate) fn config_path(root: &Path) -> PathBuf {
     root.join("config.toml")
 }
 
+/// Path of `splits.json` of the run in `root`.
+pub(crate) fn splits_path(root: &Path) -> PathBuf {
+    root.join("splits.json")
+}
+
 /// Checks that `root` is a run.
 ///
 /// # Errors

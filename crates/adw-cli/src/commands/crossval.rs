@@ -28,7 +28,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::{self, RunConfig},
-    run_folder::{RunFolder, check_new, config_path, trainings_path},
+    run_folder::{RunFolder, check_new, config_path, splits_path, trainings_path},
     runs::task_runs,
     splits::Splits,
     statistics::{Sample, Spread, mean},
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &CrossvalArgs) -> Result<()> {
     let num_folds = loop {
         let fold = folds.next().unwrap_or_default();
         crossval.fold(fold)?;
-        let num_folds = Splits::load(&crossval.splits_path())?.folds.len();
+        let num_folds = Splits::load(&splits_path(&crossval.root))?.folds.len();
         if fold + 1 >= num_folds {
             break num_folds;
         }
@@ -92,15 +92,11 @@ impl<'a> Crossval<'a> {
         }
         if !is_new {
             let run = crossval.open()?;
-            run.splits.check_cross_validation(&crossval.splits_path())?;
+            run.splits.check_cross_validation(&splits_path(&crossval.root))?;
             crossval.check_earlier(&run)?;
         }
         interrupt::resumes(Some((&crossval.root, None)));
         Ok(crossval)
-    }
-
-    fn splits_path(&self) -> PathBuf {
-        self.root.join("splits.json")
     }
 
     fn searches(&self) -> bool {

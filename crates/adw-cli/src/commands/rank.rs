@@ -17,7 +17,7 @@ use crate::{
     memory,
     report::{
         number::number,
-        plain::shell_word,
+        plain::quoted,
         progress::{emit, say},
         table::Table,
     },
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
             "{} has no finished search of fold {fold}: `{} search --run {} --fold {fold}`",
             args.run.display(),
             program(),
-            shell_word(&args.run.display().to_string())
+            quoted(&args.run)
         );
     }
     let architectures = architectures(args, &run, &found)?;

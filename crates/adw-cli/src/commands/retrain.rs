@@ -32,7 +32,7 @@ use crate::{
     },
     run::{Run, RunRequest},
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{RunFolder, check_run_or_new, config_path},
+    run_folder::{RunFolder, check_run_or_new, config_path, splits_path},
     runs::{RunChoice, choose_for_retrain, task_runs},
     segment::Segmenter,
     source::{PatchSource, Sampling},
@@ -169,7 +169,7 @@ impl Training<'_> {
         if ids.is_empty() && run.fold != Fold::All {
             bad_input!(
                 "{}: fold {} has no validation case; `--fold all` trains on all cases",
-                run.root.join("splits.json").display(),
+                splits_path(&run.root).display(),
                 run.fold
             );
         }

@@ -21,7 +21,7 @@ use crate::{
         self,
         forecast::Forecast,
         number::number,
-        plain::shell_word,
+        plain::quoted,
         progress::{emit, note, say},
         tensorboard::EventFile,
         training,
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &SearchArgs) -> Result<(PathBuf, usize)> {
                     "{} is finished: train what it found with `{} retrain --run {}`; to search again, choose another --run",
                     directory.display(),
                     program(),
-                    shell_word(&run.root.display().to_string())
+                    quoted(&run.root)
                 )
             }
             (false, true, false) => {

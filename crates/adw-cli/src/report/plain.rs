@@ -1,6 +1,6 @@
 //! Text of other people's files made fit to be shown: names and values come from datasets, and a terminal obeys what it reads.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 /// Longest text that is shown, in characters.
 const MAX_CHARS: usize = 2000;
@@ -37,6 +37,11 @@ pub(crate) fn shell_word(text: &str) -> String {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// Path for a POSIX shell.
+pub(crate) fn quoted(path: &Path) -> String {
+    shell_word(&path.display().to_string())
 }
 
 /// Returns true for characters that a terminal does not print but obeys: controls, marks of direction, invisible ones.

@@ -18,7 +18,7 @@ use crate::{
     failure::bad_input,
     fold::Fold,
     run_config::{self, RunConfig, RunFacts},
-    run_folder::{check_run, config_path},
+    run_folder::{check_run, config_path, splits_path},
     splits::Splits,
     statistics::Spread,
 };
@@ -174,7 +174,7 @@ impl RunData {
             root: root.to_owned(),
             config_text: adw_files::read_text(&config_path(root))?,
             plan: Plan::load(&root.join("plan.json"))?,
-            splits: Splits::load(&root.join("splits.json"))?,
+            splits: Splits::load(&splits_path(root))?,
             fingerprint: json(&root.join("fingerprint.json"))?,
             facts,
             config,

@@ -20,7 +20,7 @@ use crate::{
     args::{BatchSystemArgs, ProcessArgs, Stage, SweepSubmitArgs},
     dataset_folder, device,
     failure::{BadInput, bad_input},
-    report::{plain::shell_word, progress::say},
+    report::{plain::quoted, progress::say},
     run,
     run_config::RunConfig,
 };
@@ -52,7 +52,6 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
     let program = env::current_exe().context("cannot find this program's own file")?;
     let file = here.join(&args.sweep);
     let stem = file.file_stem().map_or_else(|| "sweep".into(), |stem| stem.to_string_lossy().replace(' ', "_"));
-    let quoted = |path: &Path| shell_word(&path.display().to_string());
     // Estimates count threads that load cases: those of a task, not of this machine.
     device::set_threads(&ProcessArgs { threads: Some(args.cores), json: false })?;
     let mut jobs = Vec::new();

@@ -14,7 +14,7 @@ use crate::{
     architecture_choice::architecture_in,
     args::{DatasetArgs, Stage},
     failure::{bad_input, program},
-    report::plain::shell_word,
+    report::plain::quoted,
     run_folder::{is_empty_or_absent, is_same, parent, trainings_path},
     task::Task as DatasetTask,
 };
@@ -160,7 +160,7 @@ impl Sweep {
     pub(crate) fn open(file: &Path) -> Result<Self> {
         let now = Self::plan(file)?;
         let path = now.plan_file();
-        let plan_it = || format!("`{} sweep plan {}`", program(), shell_word(&file.display().to_string()));
+        let plan_it = || format!("`{} sweep plan {}`", program(), quoted(file));
         if !path.is_file() {
             bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
         }

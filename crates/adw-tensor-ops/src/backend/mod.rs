@@ -5,6 +5,7 @@
 //! implementation (`cuda/`).
 
 use crate::conv3d::kernels::Conv3dKernels;
+use crate::elementwise::kernels::ElementwiseKernels;
 use crate::error::{Error, Result};
 use crate::gumbel_softmax::kernels::GumbelSoftmaxKernels;
 use crate::loss::kernels::DiceCeKernels;
@@ -14,9 +15,12 @@ use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 /// Kernels of every op on one kind of device.
-pub(crate) trait Backend: Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels {}
+pub(crate) trait Backend:
+    Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels + ElementwiseKernels
+{
+}
 
-impl<T: Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels> Backend for T {}
+impl<T: Conv3dKernels + NormActKernels + DiceCeKernels + GumbelSoftmaxKernels + ElementwiseKernels> Backend for T {}
 
 /// Kernels on the processor, for tensors in the host's memory.
 pub(crate) struct Cpu;

@@ -1,18 +1,14 @@
 //! Parts of an HTML page: escaped text, numbers for people, tables, sections.
 
-use std::{fmt::Write, path::Path};
+use std::fmt::Write;
 
 pub(super) use crate::report::number::number;
-use crate::report::plain::{plain, shell_word};
+use crate::report::plain::plain;
+pub(super) use crate::report::plain::quoted;
 
 /// Text that shows as it is in HTML, in elements and in quoted attributes.
 pub(super) fn escape(text: &str) -> String {
     plain(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// Path for a POSIX shell.
-pub(super) fn quoted(path: &Path) -> String {
-    shell_word(&path.display().to_string())
 }
 
 /// `number`, or a dash for none.

@@ -1,9 +1,14 @@
 //! Operations on tensors element by element, in rayon's threads.
 
+pub(crate) mod kernels;
+
+use crate::backend::{self, Cpu};
 use crate::error::{Error, Result};
 use crate::raw_output::{SharedOut, filled};
 use crate::storage::{read, tensor, with_element};
+use adw_cuda::device::CudaRuntime;
 use candle_core::Tensor;
+use kernels::ElementwiseKernels;
 use rayon::prelude::*;
 
 const OP: &str = "add";
@@ -23,24 +28,33 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() {
         return Err(Error::Shape { op: OP, what: "b", got: b.shape().clone(), expected: format!("{:?}", a.shape()) });
     }
-    if !a.device().is_cpu() {
-        return Ok((a + b)?);
+    backend::of(OP, a)?.add(a, b)
+}
+
+impl ElementwiseKernels for Cpu {
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        with_element!(OP, a, T => {
+            let (x, y) = (read(OP, "a", a)?, read(OP, "b", b)?);
+            let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
+            // SAFETY: the chunks cover the result, and each task writes every element of its own.
+            let sum = unsafe {
+                filled(x.len(), |out: SharedOut<T>| {
+                    x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)).enumerate().for_each(|(i, (x, y))| {
+                        for (j, (&x, &y)) in x.iter().zip(y).enumerate() {
+                            out.ptr().add(i * CHUNK + j).write(x + y);
+                        }
+                    });
+                })
+            };
+            tensor(sum, a.shape())
+        })
     }
-    with_element!(OP, a, T => {
-        let (x, y) = (read(OP, "a", a)?, read(OP, "b", b)?);
-        let (x, y) = (x.slice::<T>()?, y.slice::<T>()?);
-        // SAFETY: the chunks cover the result, and each task writes every element of its own.
-        let sum = unsafe {
-            filled(x.len(), |out: SharedOut<T>| {
-                x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)).enumerate().for_each(|(i, (x, y))| {
-                    for (j, (&x, &y)) in x.iter().zip(y).enumerate() {
-                        out.ptr().add(i * CHUNK + j).write(x + y);
-                    }
-                });
-            })
-        };
-        tensor(sum, a.shape())
-    })
+}
+
+impl ElementwiseKernels for CudaRuntime {
+    fn add(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Ok((a + b)?)
+    }
 }
 
 #[cfg(test)]
