@@ -121,17 +121,25 @@ impl<T: Element> Kernel<T> for SumChunk<'_, T> {
         for (i, (map, weight)) in self.maps.iter().enumerate() {
             let row = map.row();
             let (scale, shift) = (map.repeated(map.scale, self.batch_idx), map.repeated(map.shift, self.batch_idx));
+            let (weight, slope) = (*weight, map.slope);
             let y = &map.y[self.range.clone()];
             for (out, y) in self.out.chunks_mut(row).zip(y.chunks(row)) {
-                for (((o, &y), &a), &b) in out.iter_mut().zip(y).zip(&scale).zip(&shift) {
-                    let v = a * y + b;
-                    let z = *weight * if v > T::ZERO { v } else { v * map.slope };
-                    let sum = match i {
-                        0 => z,
+                let n = y.len();
+                // Slices of one length: the loops must stay plain vector loops.
+                let (out, scale, shift) = (&mut out[..n], &scale[..n], &shift[..n]);
+                let z = |j: usize| {
+                    let v = scale[j] * y[j] + shift[j];
+                    weight * if v > T::ZERO { v } else { v * slope }
+                };
+                if i == 0 {
+                    for j in 0..n {
+                        out[j].write(z(j));
+                    }
+                } else {
+                    for j in 0..n {
                         // SAFETY: the first map has written every element.
-                        _ => z + unsafe { o.assume_init() },
-                    };
-                    o.write(sum);
+                        out[j].write(z(j) + unsafe { out[j].assume_init() });
+                    }
                 }
             }
         }
