@@ -98,9 +98,13 @@ impl Ranks for Group {
     }
 }
 
+/// Number in a variable of the environment.
+fn number(name: &str) -> Option<usize> {
+    env::var(name).ok()?.parse().ok()
+}
+
 /// Number of processes that the launcher has started; none without one.
 fn num_launched() -> Option<usize> {
-    let number = |name: &str| env::var(name).ok()?.parse::<usize>().ok();
     if interrupt::is_child() {
         return None;
     }
@@ -117,9 +121,9 @@ fn num_launched() -> Option<usize> {
 pub(crate) fn start(command: &Command) -> Result<()> {
     let Some(size) = num_launched().filter(|size| *size > 1) else { return Ok(()) };
     // Until MPI says which rank this is.
-    let rank = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"].iter().find_map(|name| env::var(name).ok());
+    let rank = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"].iter().find_map(|name| number(name));
     let shares = matches!(command, Command::Search(_) | Command::Retrain(_) | Command::Run(_) | Command::Crossval(_));
-    mute(shares && rank.is_some_and(|rank| rank != "0"));
+    mute(shares && rank.is_some_and(|rank| rank > 0));
     match command {
         Command::Search(_) | Command::Retrain(_) => {}
         Command::Run(_) | Command::Crossval(_) => {

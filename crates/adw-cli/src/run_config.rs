@@ -234,6 +234,10 @@ fn read(path: &Path) -> Result<Table> {
 fn apply(table: &mut Table, args: &ConfigArgs) -> Result<()> {
     if let Some(seed) = args.seed {
         let Ok(seed) = i64::try_from(seed) else { bad_input!("--seed {seed}: expected a number below 2^63") };
+        let is_seed = |assignment: &&String| assignment.split('=').next().is_some_and(|key| key.trim() == "seed");
+        if let Some(assignment) = args.set.iter().find(is_seed) {
+            bad_input!("--seed {seed} and --set {assignment}: leave one of them out");
+        }
         table.insert("seed".to_owned(), Value::Integer(seed));
     }
     args.set.iter().try_for_each(|assignment| overrides::set(table, assignment))

@@ -7,7 +7,7 @@ use adw_supernet::{Architecture, Unet};
 use candle_core::{DType, Device};
 
 use crate::tensor_file::{self, FileKind, Metadata};
-use crate::{Error, NamedTensors, Result, parameters};
+use crate::{Error, NamedTensors, Result};
 
 const KIND: FileKind = FileKind {
     name: "a model file of this program",
@@ -77,19 +77,7 @@ impl ModelFile {
     /// # Errors
     /// If the weights do not fit the architecture.
     pub fn network(&self, dtype: DType, device: &Device) -> Result<Unet> {
-        let net = Unet::new(&self.architecture, 0, dtype, device)?;
-        parameters::set(net.parameters(), &self.weights)?;
-        let known = net.parameters().len();
-        if self.weights.len() != known {
-            let names: Vec<&str> = net.parameters().iter().map(|p| p.name.as_str()).collect();
-            let extra = self.weights.keys().find(|k| !names.contains(&k.as_str()));
-            return Err(Error::Shape {
-                what: "weights".into(),
-                expected: format!("{known} tensors"),
-                got: format!("{}, among them {}", self.weights.len(), extra.map_or("", String::as_str)),
-            });
-        }
-        Ok(net)
+        Ok(Unet::with_weights(&self.architecture, &self.weights, dtype, device)?)
     }
 }
 

@@ -18,6 +18,9 @@ pub enum Error {
         /// Fault of the file, and what would be right.
         message: String,
     },
+    /// Weights are not those of the network.
+    #[error("weight {0}")]
+    Weights(String),
     /// An input does not fit the network.
     #[error("input: {0}")]
     Input(String),

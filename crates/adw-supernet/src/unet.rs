@@ -1,11 +1,12 @@
 //! The discrete network: a 3D U-Net of any depths and widths.
 
 use crate::architecture::Architecture;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::network::{BackwardRequest, Network, NetworkShape, Trace};
 use crate::parameters::{Gradients, Parameter, ParameterBuilder, Role};
 use adw_tensor_ops::Precision;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A 3D U-Net built from an [`Architecture`]. Parameters are named `block.{i}.conv.{l}.weight|gamma|beta`,
@@ -48,6 +49,31 @@ impl Unet {
     /// If the architecture is not valid, or tensors cannot be made on the device.
     pub fn new(architecture: &Architecture, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         Self::build(architecture, ParameterBuilder::new(seed, dtype, device))
+    }
+
+    /// Builds a network with copies of `weights`, each under its parameter's name.
+    ///
+    /// # Errors
+    /// If the architecture is not valid, a weight is missing, has another shape or is of no parameter, or tensors cannot be made
+    /// on the device.
+    pub fn with_weights(
+        architecture: &Architecture,
+        weights: &BTreeMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let value = |name: &str, shape: &Shape| match weights.get(name) {
+            Some(weight) if weight.shape() == shape => Ok(weight.detach()),
+            weight => {
+                let got = weight.map_or_else(|| "none".to_owned(), |weight| format!("{:?}", weight.dims()));
+                Err(Error::Weights(format!("{name}: expected {:?}, got {got}", shape.dims())))
+            }
+        };
+        let net = Self::build(architecture, ParameterBuilder::of(&value, dtype, device))?;
+        match weights.keys().find(|name| net.parameters().iter().all(|p| p.name != **name)) {
+            Some(name) => Err(Error::Weights(format!("{name}: the network has no such parameter"))),
+            None => Ok(net),
+        }
     }
 
     /// Builds a network whose parameters `builder` fills.

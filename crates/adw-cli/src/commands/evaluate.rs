@@ -38,18 +38,24 @@ fn note_headers(report: &Report) {
     }
 }
 
-pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
-    device::set_threads(&args.process)?;
-    if !(args.tolerance_mm >= 0.0 && args.tolerance_mm.is_finite()) {
-        bad_input!("--tolerance-mm {}: expected a length of at least 0", args.tolerance_mm);
-    }
-    for (option, folder) in [("--predictions", &args.predictions), ("--references", &args.references)] {
+/// Refuses options that name no folders.
+pub(super) fn check_folders<'a>(options: impl IntoIterator<Item = (&'static str, &'a PathBuf)>) -> Result<()> {
+    for (option, folder) in options {
         if !folder.is_dir() {
             let problem =
                 if folder.exists() { "is not a folder; expected one with label maps" } else { "no such folder" };
             bad_input!("{option} {}: {problem}", folder.display());
         }
     }
+    Ok(())
+}
+
+pub(crate) fn run(args: &EvaluateArgs) -> Result<()> {
+    device::set_threads(&args.process)?;
+    if !(args.tolerance_mm >= 0.0 && args.tolerance_mm.is_finite()) {
+        bad_input!("--tolerance-mm {}: expected a length of at least 0", args.tolerance_mm);
+    }
+    check_folders([("--predictions", &args.predictions), ("--references", &args.references)])?;
     if let Some(output) = &args.output {
         check_text_output(output, b'{')?;
     }

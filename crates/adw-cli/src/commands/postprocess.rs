@@ -3,19 +3,13 @@
 use anyhow::{Context, Result};
 use msd_data::{Positions, Postprocessing};
 
-use crate::{
-    args::PostprocessArgs, device, failure::bad_input, memory, report::progress::say, run_folder::check_text_output,
-};
+use super::evaluate::check_folders;
+use crate::{args::PostprocessArgs, device, memory, report::progress::say, run_folder::check_text_output};
 
 pub(crate) fn run(args: &PostprocessArgs) -> Result<()> {
     device::set_threads(&args.process)?;
-    for (option, folder) in
-        args.predictions.iter().map(|folder| ("--predictions", folder)).chain([("--references", &args.references)])
-    {
-        if !folder.is_dir() {
-            bad_input!("{option} {}: no such folder", folder.display());
-        }
-    }
+    let predictions = args.predictions.iter().map(|folder| ("--predictions", folder));
+    check_folders(predictions.chain([("--references", &args.references)]))?;
     check_text_output(&args.output, b'{')?;
     let (positions, memory) = (Positions::ignored_if(args.ignore_positions), memory::limit(args.memory));
     let found = Postprocessing::find(&args.predictions, &args.references, positions, memory)?;

@@ -3,7 +3,8 @@ use std::fs;
 use super::*;
 
 fn args(preset: Option<&str>, set: &[&str]) -> ConfigArgs {
-    ConfigArgs { preset: preset.map(str::to_owned), set: set.iter().map(ToString::to_string).collect(), seed: Some(7) }
+    let seed = (!set.iter().any(|set| set.starts_with("seed="))).then_some(7);
+    ConfigArgs { preset: preset.map(str::to_owned), set: set.iter().map(ToString::to_string).collect(), seed }
 }
 
 fn message(set: &str) -> String {
@@ -117,6 +118,9 @@ fn keys_without_a_value_and_seeds_are_called_by_the_name_they_were_given() {
         let expected = format!("{key} = \"none\": expected a value; this key cannot be absent");
         assert_eq!(message(&format!("{key}=none")), expected);
     }
+    let both = ConfigArgs { seed: Some(2), ..args(None, &["seed=3"]) };
+    let refusal = RunConfig::from_args(&both).unwrap_err().to_string();
+    assert_eq!(refusal, "--seed 2 and --set seed=3: leave one of them out");
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Sweep {
             Ok(SweepDataset { name: found.name, task: task.clone(), folder: found.folder })
         };
         let datasets = config.datasets.iter().map(dataset).collect::<Result<Vec<_>>>()?;
-        unique("datasets", datasets.iter().map(|dataset| dataset.name.clone()))?;
+        unique("datasets, by their folders' names", datasets.iter().map(|dataset| dataset.name.clone()))?;
         let tasks = tasks(&config, &datasets);
         let arms = config.arms.iter().map(|arm| Ok((arm.name.clone(), config.digest(arm)?))).collect::<Result<_>>()?;
         Ok(Self { folder: output, config, datasets, arms, tasks })

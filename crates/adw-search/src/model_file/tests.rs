@@ -2,7 +2,7 @@ use candle_core::Tensor;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::infer::SlidingWindow;
+use crate::{infer::SlidingWindow, parameters};
 
 fn architecture() -> Architecture {
     let json = serde_json::json!({

@@ -29,16 +29,18 @@ impl PartialSums {
         // SAFETY: (row, column, tap) runs over all elements of the gradient, once each.
         unsafe {
             filled(rows * columns * taps, |out: SharedOut<T>| {
-                (0..rows).into_par_iter().for_each_init(Vec::new, |by_column, row| {
-                    by_column.clear();
-                    by_column.resize(columns * taps, T::ZERO);
+                let buffers = || (vec![T::ZERO; columns], vec![T::ZERO; columns * taps]);
+                (0..rows).into_par_iter().for_each_init(buffers, |(of_tap, by_column), row| {
                     for tap in 0..taps {
                         let at = (tap * self.row_pitch + row) * self.column_pitch;
+                        of_tap.fill(T::ZERO);
                         for partial in partials.chunks_exact(self.len()) {
-                            let partial = &partial[at..][..columns];
-                            for (sum, &x) in by_column[tap..].iter_mut().step_by(taps).zip(partial) {
+                            for (sum, &x) in of_tap.iter_mut().zip(&partial[at..][..columns]) {
                                 *sum += x;
                             }
+                        }
+                        for (element, &sum) in by_column[tap..].iter_mut().step_by(taps).zip(of_tap.iter()) {
+                            *element = sum;
                         }
                     }
                     for (column, taps_of) in by_column.chunks_exact(taps).enumerate() {

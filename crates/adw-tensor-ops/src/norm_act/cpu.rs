@@ -132,13 +132,13 @@ impl<T: Element> Kernel<T> for SumChunk<'_, T> {
                     weight * if v > T::ZERO { v } else { v * slope }
                 };
                 if i == 0 {
-                    for j in 0..n {
-                        out[j].write(z(j));
+                    for (j, out) in out.iter_mut().enumerate() {
+                        out.write(z(j));
                     }
                 } else {
-                    for j in 0..n {
+                    for (j, out) in out.iter_mut().enumerate() {
                         // SAFETY: the first map has written every element.
-                        out[j].write(z(j) + unsafe { out[j].assume_init() });
+                        out.write(z(j) + unsafe { out.assume_init() });
                     }
                 }
             }
