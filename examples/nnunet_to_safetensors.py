@@ -69,6 +69,11 @@ def version_1(arguments):
     checkpoint = torch.load(path, map_location="cpu", weights_only=False)
     plans = pickle.loads((arguments.results / "plans.pkl").read_bytes())
     trainer = pickle.loads(Path(f"{path}.pkl").read_bytes())
+    # Weights do not show which activation, norm or preprocessor they are for.
+    if re.search(r"ReLU|GeLU|Mish|NoNorm|FRN|_GN(_|$)", trainer["name"]):
+        raise SystemExit(f"{trainer['name']}: trains another activation or norm than nnU-Net's own; adw has no counterpart of it")
+    if (preprocessor := plans.get("preprocessor_name") or "GenericPreprocessor") != "GenericPreprocessor":
+        raise SystemExit(f"{arguments.results}/plans.pkl: preprocessor {preprocessor}, expected GenericPreprocessor")
     stages, stage = plans["plans_per_stage"], trainer["init"][5]
     stage = stages[max(stages) if stage is None else stage]
     schemes = ordered(plans["normalization_schemes"])
@@ -109,7 +114,7 @@ def version_1(arguments):
         }),
         "configuration": "3d",
         "trainer": trainer["name"],
-        "mirror_axes": "[0, 1, 2]",
+        "mirror_axes": "[]" if "nomirroring" in trainer["name"].lower() else "[0, 1, 2]",
     }
 
 

@@ -2,7 +2,8 @@
 
     python onnx_inference.py --model OUT.onnx --output labels.nii.gz image.nii.gz [second_channel.nii.gz ...]
 
-Needs numpy, scipy, nibabel and onnxruntime. `inference.json` is read from beside the model, else from the model's metadata.
+Needs numpy, scipy, nibabel and onnxruntime. What surrounds the network is read from the model's metadata, which `inference.json` beside
+it repeats.
 """
 
 import argparse
@@ -23,8 +24,9 @@ def load_model(path):
     session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
     beside = Path(path).with_name("inference.json")
     metadata = session.get_modelmeta().custom_metadata_map
-    text = beside.read_text() if beside.is_file() else metadata["inference"]
-    description = json.loads(text)
+    if beside.is_file() and json.loads(beside.read_text()) != json.loads(metadata["inference"]):
+        raise SystemExit(f"{beside} does not describe {path}: remove it, or put it beside its own network")
+    description = json.loads(metadata["inference"])
     if description["format"] != "adw-inference/1":
         raise SystemExit(f"{path}: format {description['format']}, expected adw-inference/1")
     return session, description
@@ -33,6 +35,9 @@ def load_model(path):
 def load_image(paths):
     """Channels [C, z, y, x], voxel size along z, y, x in millimetres, orientation per file axis x, y, z (or None), first file."""
     images = [nibabel.load(path) for path in paths]
+    for path, image in zip(paths, images):
+        if image.shape[:3] != images[0].shape[:3] or not np.allclose(image.affine, images[0].affine, atol=1e-2):
+            raise SystemExit(f"{path}: its voxels are not those of {paths[0]}; resample it to them")
     arrays = [np.asarray(image.dataobj, dtype=np.float64).astype(np.float32) for image in images]
     arrays = [array.reshape(array.shape[:3] + (-1,)) for array in arrays]  # a 4D file has a channel per fourth index
     data = np.concatenate(arrays, axis=3).transpose(3, 2, 1, 0)

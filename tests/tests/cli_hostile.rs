@@ -252,6 +252,9 @@ fn a_resumed_prediction_keeps_whole_maps_of_the_same_models_settings_and_images_
     let geometry = read_labels(&torn).unwrap().geometry;
     write_labels(&torn, &Array3::zeros(geometry.shape).view(), &geometry).unwrap();
     resume().run().assert_bad_input(&["phantom_005.nii.gz: exists and is not of"]);
+    // An image is no torn label map.
+    fs::copy(input.join("phantom_005.nii.gz"), &torn).unwrap();
+    resume().run().assert_bad_input(&["phantom_005.nii.gz: exists and is not of"]);
     fs::remove_file(&torn).unwrap();
     assert_eq!(resume().succeed().stderr.matches("another model").count(), 1);
     assert_eq!(maps(), first);

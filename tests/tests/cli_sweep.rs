@@ -105,7 +105,14 @@ fn a_sweep_that_is_killed_at_random_ends_with_the_bits_of_one_worker() {
     fs::write(&broken, text.replace("name = \"plain\"", "name = \"plain\"\nretrain_set = [\"retrain.epochs=2\"]"))
         .unwrap();
     command("status", &broken).run().assert_bad_input(&["has changed", "sweep plan"]);
-    command("plan", &broken).run().assert_bad_input(&["arm plain has other settings than its results", "another name"]);
+    let changed = fs::read_to_string(&broken).unwrap();
+    let refused = || command("plan", &broken).run();
+    refused().assert_bad_input(&["arm plain has other settings than its results", "another name"]);
+    // Nor after a plan without the arm.
+    fs::write(&broken, text.split("[[arms]]\nname = \"plain\"").next().unwrap()).unwrap();
+    command("plan", &broken).succeed();
+    fs::write(&broken, &changed).unwrap();
+    refused().assert_bad_input(&["arm plain has other settings than its results", "another name"]);
     for fold in [0, 1] {
         fs::remove_dir_all(folder.join(format!("runs/phantom/plain/seed_1/retrain/fold_{fold}"))).unwrap();
     }
@@ -213,7 +220,9 @@ fn job_files_ask_for_what_the_networks_need() {
     let wide = dry("--slurm", &["--memory", "64", "--hours", "30"]);
     assert!(wide.contains("--mem=64000M") && wide.contains("--time=1800"), "{wide}");
     assert!(dry("--lsf", &[]).contains("#BSUB -w ended(study-phantom-search)"));
-    assert!(dry("--pbs", &[]).contains("#PBS -J 1-6%16") && !slurm.contains("--wait"));
+    let pbs = dry("--pbs", &[]);
+    assert!(pbs.contains("#PBS -J 1-6%16") && !slurm.contains("--wait"));
+    assert!(pbs.contains("export PBS_ARRAY_INDEX=1") && !pbs.contains("-J 1-1"), "an array of one is refused: {pbs}");
     // No search to wait for; and trainings that wait for others of their array.
     let others = dir.path().join("others.toml");
     let of = |arms: &str| format!("datasets = [{:?}]\n[[arms]]\n{arms}", data.display().to_string());

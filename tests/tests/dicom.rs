@@ -120,6 +120,11 @@ fn a_series_gets_the_labels_of_its_volume_and_a_segmentation_that_others_read() 
     fs::write(cd.join("DICOMDIR"), &whole).unwrap();
     made.predict(&cd, "from-cd").succeed();
     assert_eq!(names(&made.path("from-cd")), ["PA0_ST0_SE0.nii.gz", "PA0_ST0_SE0.seg.dcm"]);
+    // Segmentations of an earlier call are no series.
+    for _ in 0..2 {
+        made.predict(&cd, "cd/labels").arg("--resume").succeed();
+    }
+    assert_eq!(names(&cd.join("labels")), names(&made.path("from-cd")));
 
     // A series by itself; codes from a file.
     let codes = made.path("codes.json");

@@ -182,9 +182,20 @@ fn monai_runs_a_bundle() {
     for name in names(&data.join("imagesTs")) {
         fs::copy(data.join("imagesTs").join(&name), images.join(&name)).unwrap();
     }
-    let mut command = Command::new(&python);
-    command.args(["-m", "monai.bundle", "run", "inference", "--config_file", "configs/inference.json"]);
-    assert!(command.current_dir(&bundle).status().unwrap().success());
+    let run = |options: &[&str]| {
+        let mut command = Command::new(&python);
+        command
+            .args(["-m", "monai.bundle", "run", "inference", "--config_file", "configs/inference.json"])
+            .args(options);
+        let output = command.current_dir(&bundle).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let before = fs::read(images.join(&names(&images)[0])).unwrap();
+    let (succeeded, message) = run(&["--output_dir", "./images"]);
+    assert!(!succeeded && message.contains("label maps would replace the images"), "{message}");
+    assert_eq!(fs::read(images.join(&names(&images)[0])).unwrap(), before);
+    let (succeeded, message) = run(&[]);
+    assert!(succeeded, "{message}");
     Adw::new(["predict", "--mirror", "--model"])
         .arg(model.display())
         .path("--input", &images)
@@ -385,4 +396,28 @@ fn an_export_of_no_model_or_to_no_place_is_one_line() {
     let first = fs::read(&onnx).unwrap();
     export(&model, &onnx).succeed();
     assert_eq!(fs::read(&onnx).unwrap(), first, "equal models give equal files");
+
+    let other = train(dir.path(), &data, "b", &["--uniform-width", "2"]);
+    let over = Adw::new(["export"]).path("--model", &model).path("--safetensors", &other);
+    over.run().assert_bad_input(&["is a trained model"]);
+    fs::write(onnx.with_file_name("inference.json"), "{\"imports\": []}").unwrap();
+    export(&model, &onnx).run().assert_bad_input(&["inference.json there is of another program"]);
+
+    // The folder of trainings has their postprocessing, which a file of it has not.
+    let run = model.ancestors().nth(2).unwrap();
+    fs::write(run.join("postprocessing.json"), "{\"keep_largest\": [{\"label\": 1}]}").unwrap();
+    for (path, options, expected) in
+        [(&model, vec![], 0), (&run.to_owned(), vec![], 1), (&run.to_owned(), vec!["--postprocessing", "none"], 0)]
+    {
+        fs::remove_file(onnx.with_file_name("inference.json")).unwrap();
+        export(path, &onnx).args(options).succeed();
+        let text = fs::read_to_string(onnx.with_file_name("inference.json")).unwrap();
+        let inference: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            inference["postprocessing"]["keep_largest"].as_array().unwrap().len(),
+            expected,
+            "{}",
+            path.display()
+        );
+    }
 }

@@ -106,14 +106,14 @@ impl DicomCase {
     }
 }
 
-/// Reads the headers of the series at `input`: a file, a folder of one series, or a folder in which folders hold one each. Returns
-/// them by name; none if there is no DICOM file.
+/// Reads the headers of the series at `input`: a file, a folder of one series, or a folder in which folders hold one each, but for
+/// the folder `output`, which has segmentations. Returns them by name; none if there is no DICOM file.
 ///
 /// # Errors
 /// A series that is no volume, several that are not told apart, models of several channels.
-pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(String, DicomCase)>> {
+pub(crate) fn cases(input: &Path, output: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(String, DicomCase)>> {
     let mut folders = Vec::new();
-    add_series(input, 0, &mut folders)?;
+    add_series(input, output, 0, &mut folders)?;
     folders.sort();
     if let (Some(first), num_channels @ 2..) = (folders.first(), plan.modalities.len()) {
         bad_input!(
@@ -145,7 +145,7 @@ pub(crate) fn cases(input: &Path, plan: &Plan, args: &DicomArgs) -> Result<Vec<(
 }
 
 /// Adds `path` if it is DICOM, else the folders in it that are, some levels deep as on the media of hospitals.
-fn add_series(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+fn add_series(path: &Path, output: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
     /// Levels of patient, study and series, and some more. Links may lead in circles.
     const MAX_DEPTH: usize = 6;
     if is_dicom(path).map_err(refused)? {
@@ -153,8 +153,8 @@ fn add_series(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()>
     } else if path.is_dir() && depth < MAX_DEPTH {
         for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
             let path = entry?.path();
-            if path.is_dir() {
-                add_series(&path, depth + 1, found)?;
+            if path.is_dir() && !run_folder::is_same(&path, output) {
+                add_series(&path, output, depth + 1, found)?;
             }
         }
     }

@@ -79,7 +79,7 @@ pub(crate) fn images(args: &PredictArgs, plan: &Plan) -> Result<Vec<Image>> {
     let input = &args.input;
     let has_nifti = input.is_dir() && !nifti_files(input)?.is_empty();
     if !has_nifti && input.exists() {
-        let series = dicom::cases(input, plan, &args.dicom)?;
+        let series = dicom::cases(input, &args.output, plan, &args.dicom)?;
         if !series.is_empty() {
             let image = |(name, dicom): (String, DicomCase)| Image { name, files: dicom.files(), dicom: Some(dicom) };
             if is_same(input, &args.output) {

@@ -13,7 +13,7 @@ use msd_data::{Plan, Postprocessing, postprocess::Structure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::{failure::bad_input, fold::Fold, report::progress::note, run_config::Settings};
+use crate::{ensemble::Ensemble, failure::bad_input, fold::Fold, report::progress::note, run_config::Settings};
 
 /// Models of one plan, whose logits can be averaged.
 pub(crate) struct Models {
@@ -74,11 +74,14 @@ impl Models {
         })
     }
 
-    /// Reads the steps of postprocessing in `file`.
+    /// Steps of postprocessing: those of the file `option`, or none by that name; without an option those of the run that the models
+    /// are of.
     ///
     /// # Errors
     /// No such file; steps for labels that the models do not have.
-    pub(crate) fn postprocessing(&self, file: &Path) -> Result<Postprocessing> {
+    pub(crate) fn postprocessing(&self, ensemble: &Ensemble, option: Option<&Path>) -> Result<Postprocessing> {
+        let file = option.or(ensemble.postprocessing.as_deref());
+        let Some(file) = file.filter(|file| *file != Path::new("none")) else { return Ok(Postprocessing::default()) };
         let steps = Postprocessing::load(file)?;
         let labels = 1..self.plan.labels.len();
         let unknown = steps.keep_largest.iter().find_map(|structure| match structure {
@@ -103,6 +106,18 @@ pub(crate) fn update_test_time(path: &Path, settings: &Settings) -> Result<()> {
     if file.info.get(TEST_TIME) != Some(&text) {
         file.info.insert(TEST_TIME.to_owned(), text);
         file.save(path)?;
+    }
+    Ok(())
+}
+
+/// Refuses an output that would replace a trained model; one that was imported may be made anew.
+pub(crate) fn check_no_training(option: &str, path: &Path) -> Result<()> {
+    let is_imported = |file: &ModelFile| {
+        let training = file.info.get("training").map(|text| serde_json::from_str::<Value>(text));
+        training.is_some_and(|training| training.is_ok_and(|training| training.get("program").is_some()))
+    };
+    if path.is_file() && ModelFile::load(path, &Device::Cpu).is_ok_and(|file| !is_imported(&file)) {
+        bad_input!("{option} {}: is a trained model; choose another name, or remove it", path.display());
     }
     Ok(())
 }

@@ -44,13 +44,14 @@ pub(crate) fn mean(scores: impl IntoIterator<Item = f64>) -> f64 {
 /// Number of bootstrap samples.
 const NUM_DRAWS: usize = 2000;
 
-/// Differences of Dice by label. A label that is rightly absent has no Dice; beside one that is wrongly there, whose Dice is 0, it
-/// counts as 1.
+/// Differences of Dice by label. A label that is rightly absent, which has no Dice, counts as 1: beside one that is wrongly there,
+/// whose Dice is 0, and beside another that is absent.
 pub(crate) fn dice_differences(a: &BTreeMap<u16, LabelMetrics>, b: &BTreeMap<u16, LabelMetrics>) -> CaseScores {
     let difference = |a: f64, b: f64| match (a.is_finite(), b.is_finite()) {
         (true, false) => a - 1.0,
         (false, true) => 1.0 - b,
-        _ => a - b,
+        (false, false) => 0.0,
+        (true, true) => a - b,
     };
     a.iter().filter_map(|(label, of)| Some(difference(of.dice, b.get(label)?.dice))).collect()
 }
@@ -135,6 +136,8 @@ impl Draws {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// Folds of one seed, by the scores of their cases in one label.
@@ -192,5 +195,18 @@ mod tests {
         let mut cases = vec![vec![0.9, 0.5]; 5];
         cases.extend(vec![vec![0.9, f64::NAN]; 5]);
         assert!((Sample { seeds: vec![vec![cases]] }.spread().unwrap().mean - 0.7).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_label_that_is_rightly_absent_counts_as_one() {
+        let of = |dice: f64| {
+            let counts = json!({ "TP": 0, "FP": 0, "FN": 0, "TN": 0, "n_pred": 0, "n_ref": 0 });
+            let mut metrics = json!({ "Dice": dice, "IoU": dice, "HD95": 0.0, "NSD": dice });
+            metrics.as_object_mut().unwrap().extend(counts.as_object().unwrap().clone());
+            BTreeMap::from([(1, serde_json::from_value(metrics).unwrap())])
+        };
+        let differences = [(0.5, 0.25), (0.0, f64::NAN), (f64::NAN, 0.0), (f64::NAN, f64::NAN)]
+            .map(|(a, b)| dice_differences(&of(a), &of(b))[0]);
+        assert_eq!(differences, [0.25, -1.0, 1.0, 0.0]);
     }
 }

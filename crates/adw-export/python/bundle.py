@@ -1,6 +1,7 @@
 """Parts of the bundle that MONAI has no transform or network for."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,21 @@ from torch import nn
 from torch.nn.functional import pad
 
 from .network import load
+
+
+def find_images(folder, output):
+    """List of the images in a folder, each of which gets a label map of its name in another folder."""
+    folder, output = Path(folder), Path(output)
+    paths = sorted(path for path in folder.glob("*.nii*") if path.name.lower().endswith((".nii", ".nii.gz")))
+    if not paths:
+        raise ValueError(f"{folder}: no .nii or .nii.gz files")
+    if folder.resolve() == output.resolve():
+        raise ValueError(f"{output}: label maps would replace the images; choose another output_dir")
+    names = [path.name[: path.name.lower().rindex(".nii")] for path in paths]
+    for name, path, following in zip(names, paths, paths[1:]):
+        if names.count(name) > 1:
+            raise ValueError(f"{path} and {following} would have the same label map")
+    return [{"image": str(path)} for path in paths]
 
 
 class Network(nn.Module):
@@ -80,6 +96,12 @@ class Normalize(MapTransform):
         data = dict(data)
         for key in self.keys:
             image = data[key].clone()
+            if len(image) != len(self.channels):
+                names = ", ".join(channel["name"] for channel in self.channels)
+                file = getattr(image, "meta", {}).get("filename_or_obj", "image")
+                raise ValueError(
+                    f"{file}: {len(image)} channels, expected {len(self.channels)} ({names}) as the fourth axis of one file"
+                )
             inside = binary_fill_holes(np.asarray((image != 0).any(0).cpu()))
             inside = torch.from_numpy(inside).to(image.device)
             for channel, kind in zip(image, self.channels):

@@ -74,12 +74,12 @@ fn configuration(inference: &Inference) -> Value {
     });
     let postprocessing: Vec<Value> = postprocessing.into_iter().chain(steps).chain([save]).collect();
     json!({
-        "imports": ["$import glob", "$import numpy as np", "$import torch"],
+        "imports": ["$from scripts.bundle import find_images", "$import numpy as np", "$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/labels'",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "datalist": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.nii*'))]",
+        "datalist": "$find_images(@dataset_dir, @output_dir)",
         "network": {
             "_target_": "scripts.bundle.Network", "path": format!("$@bundle_root + '/{WEIGHTS}'"),
             "transpose": inference.transpose, "mirror_axes": inference.mirror_axes,

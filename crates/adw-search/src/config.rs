@@ -67,13 +67,20 @@ pub struct CostConfig {
 
 impl CostConfig {
     /// Refuses a number as a budget that is below the cost of the smallest network of `space` for one `patch`, D H W. A fraction, which
-    /// presets have for spaces of any kind, may be: the penalty then never ends, and the most probable network is found.
+    /// presets have for spaces of any kind, may be: the penalty then never ends, and the most probable network is found. Refuses a
+    /// part of a budget that the largest network does not cost.
     ///
     /// # Errors
-    /// [`Error::Config`] for such a budget; a space without networks.
+    /// [`Error::Config`] for such a budget or part; a space without networks.
     pub fn check_for(&self, space: &SupernetConfig, patch: [usize; 3]) -> Result<()> {
         let smallest = space.smallest()?.cost(patch).get(self.unit);
+        let largest = space.largest()?.cost(patch).get(self.unit) as f64;
+        let part = self.at_least.unwrap_or(0.0);
         match self.budget {
+            Budget::Absolute(budget) if part * budget > largest => {
+                let expected = "at most the cost of the largest network of the search space";
+                fail("cost.at_least", &format!("{part} of {budget}, above {largest}"), expected)
+            }
             Budget::Absolute(budget) if budget < smallest as f64 => {
                 let expected = "at least the cost of the smallest network of the search space";
                 fail("cost.budget", &format!("{budget}, below {smallest}"), expected)

@@ -23,8 +23,8 @@ pub(crate) struct ImportArgs {
 #[derive(Args, Debug)]
 #[group(id = "target", required = true, multiple = true, args = ["onnx", "safetensors", "monai"])]
 pub(crate) struct ExportArgs {
-    /// Trained models; the logits of several are averaged
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    /// Trained models, or the folder of a run: the models of its folds, with its postprocessing; the logits of several are averaged
+    #[arg(long, value_name = "FILE|RUN", required = true, num_args = 1..)]
     pub(crate) model: Vec<PathBuf>,
     /// Write the networks to this ONNX file, and `inference.json` beside it
     #[arg(long, value_name = "FILE")]
@@ -41,8 +41,8 @@ pub(crate) struct ExportArgs {
     /// Distance between neighbouring windows as a fraction of the patch [default: as the model was scored after its training]
     #[arg(long, value_name = "FRACTION")]
     pub(crate) step: Option<f64>,
-    /// Describe the steps that `adw postprocess` found
-    #[arg(long, value_name = "FILE")]
+    /// Describe the steps that `adw postprocess` found, or `none` [default: those of the run that `--model` names]
+    #[arg(long, value_name = "FILE|none")]
     pub(crate) postprocessing: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,

@@ -114,7 +114,7 @@ pub(crate) struct SweepWorkArgs {
     /// Count only the tasks of the dataset that has this name in names of tasks
     #[arg(long, value_name = "NAME", conflicts_with = "task")]
     pub(crate) dataset: Option<String>,
-    /// Wait until the tasks that this one needs are done
+    /// Wait until the tasks that this one needs are done; with --stage, only for tasks of that stage that have not begun
     #[arg(long)]
     pub(crate) wait: bool,
     #[command(flatten)]

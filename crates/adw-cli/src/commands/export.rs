@@ -6,16 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_export::{Inference, monai, onnx, pytorch};
+use adw_export::{Inference, inference, monai, onnx, pytorch};
 use adw_search::save_tensors;
 use adw_supernet::{Precision, Unet};
 use anyhow::{Context, Result};
 use candle_core::Device;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     args::ExportArgs,
     device,
+    ensemble::Ensemble,
     failure::bad_input,
     model::{self, Models},
     report::progress::{emit, say},
@@ -41,20 +42,28 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
         }
         check_output(path)?;
     }
-    let models = model::load(&args.model, Precision::Full, &Device::Cpu)?;
-    let description = inference(args, &models)?;
-    let inference = description.to_json();
+    args.safetensors.as_deref().map_or(Ok(()), |path| model::check_no_training("--safetensors", path))?;
+    let ensemble = Ensemble::find(&args.model)?;
+    let models = model::load(&ensemble.models, Precision::Full, &Device::Cpu)?;
+    let description = describe(args, &ensemble, &models)?;
+    let text = description.to_json();
     if let (Some(onnx), Some(beside)) = (&args.onnx, &beside)
-        && fs::read(beside).is_ok_and(|found| found != inference.as_bytes())
-        && let Some(other) = other_network(onnx)
+        && let Ok(found) = fs::read(beside)
+        && found != text.as_bytes()
     {
-        bad_input!(
-            "--onnx {}: inference.json there describes another network, {}; choose another folder",
-            onnx.display(),
-            other.display()
-        );
+        let is_own = serde_json::from_slice::<Value>(&found).is_ok_and(|found| found["format"] == inference::FORMAT);
+        if !is_own {
+            bad_input!("--onnx {}: inference.json there is of another program; choose another folder", onnx.display());
+        }
+        if let Some(other) = other_network(onnx) {
+            bad_input!(
+                "--onnx {}: inference.json there describes another network, {}; choose another folder",
+                onnx.display(),
+                other.display()
+            );
+        }
     }
-    let mut metadata = BTreeMap::from([("inference".to_owned(), inference.clone())]);
+    let mut metadata = BTreeMap::from([("inference".to_owned(), text.clone())]);
     for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
         let folder = parent(path);
         adw_files::create_folders(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -66,7 +75,7 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
             encoded => encoded?,
         };
         write(path, &bytes)?;
-        write(beside, inference.as_bytes())?;
+        write(beside, text.as_bytes())?;
     }
     let architectures: Vec<_> = models.networks.iter().map(Unet::architecture).collect();
     metadata.insert("architectures".to_owned(), serde_json::to_string(&architectures)?);
@@ -104,10 +113,9 @@ fn other_network(onnx: &Path) -> Option<PathBuf> {
 }
 
 /// Describes all that the networks need beside their weights.
-fn inference(args: &ExportArgs, models: &Models) -> Result<Inference> {
+fn describe(args: &ExportArgs, ensemble: &Ensemble, models: &Models) -> Result<Inference> {
     let window = models.window(args.step, args.mirror)?;
-    let postprocessing = args.postprocessing.as_deref().map(|file| models.postprocessing(file)).transpose()?;
-    let postprocessing = postprocessing.unwrap_or_default();
+    let postprocessing = models.postprocessing(ensemble, args.postprocessing.as_deref())?;
     let architecture = models.networks[0].architecture();
     let num_networks = models.networks.len();
     Ok(Inference::new(&models.plan, architecture, num_networks, window.step, window.mirror, postprocessing))

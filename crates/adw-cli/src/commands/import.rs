@@ -25,6 +25,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<()> {
     if is_same(&args.nnunet, &args.output) {
         bad_input!("--output {}: would overwrite --nnunet", args.output.display());
     }
+    model::check_no_training("--output", &args.output)?;
     let (tensors, metadata) = load_tensors(&args.nnunet)
         .with_context(|| format!("--nnunet {source}: expected a file of examples/nnunet_to_safetensors.py"))?;
     let network = match nnunet::import(&tensors, &metadata) {

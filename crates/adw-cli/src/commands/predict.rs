@@ -11,7 +11,7 @@ use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use msd_data::{
-    CaseProperties, Geometry, Plan, Positions, Postprocessing, PreparedCase, check::implausible,
+    CaseProperties, Error, Geometry, NiftiProblem, Plan, Positions, Postprocessing, PreparedCase, check::implausible,
     nifti::write_commented_labels, preprocess, read_labels,
 };
 use ndarray::{Array4, Axis};
@@ -51,9 +51,7 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
     let models = model::load(&ensemble.models, precision, &device)?;
     let (images, output) = inputs(&models)?;
     let window = models.window(args.step, args.mirror)?;
-    let steps = args.postprocessing.as_deref().or(ensemble.postprocessing.as_deref());
-    let postprocessing = steps.filter(|steps| *steps != Path::new("none")).map(|file| models.postprocessing(file));
-    let postprocessing = postprocessing.transpose()?.unwrap_or_default();
+    let postprocessing = models.postprocessing(&ensemble, args.postprocessing.as_deref())?;
     check_folder(&images, &output)?;
     let positions = Positions::ignored_if(args.ignore_positions);
     let provenance = provenance(args, &ensemble.models, &window, &postprocessing, &device)?;
@@ -73,11 +71,16 @@ pub(crate) fn predict(args: &ModelArgs, inputs: impl FnOnce(&Models) -> Result<(
         let grid = (image.path(), &image.geometry()?);
         memory::check_segmentation(limit, grid, &models.plan, &architectures, &device, args.probabilities)?;
         let volume = image.load(models.plan.modalities.len(), positions)?;
-        if let (Some(orientation), None) = (models.plan.orientation, volume.geometry.orientation()) {
-            let file = image.path().display();
-            note(&format!(
+        let file = image.path().display();
+        match (models.plan.orientation, volume.geometry.orientation()) {
+            (Some(orientation), None) => note(&format!(
                 "{file}: its header gives no orientation; taken as stored in {orientation}, like the training cases"
-            ));
+            )),
+            (None, Some(stored)) if image.dicom.is_some() => note(&format!(
+                "warning: {file}: the model has no orientation, so the planes are taken as stored, in {stored}; if its training images \
+                 were stored otherwise, left and right may be exchanged: look at a label map first"
+            )),
+            _ => {}
         }
         for line in implausible(image.path(), &volume, &models.plan) {
             note(&format!("warning: {line}"));
@@ -185,8 +188,8 @@ fn check_folder(images: &[Image], output: &Path) -> Result<()> {
 ///
 /// # Errors
 /// A name that is too long for a file system, or that belongs to a folder, a link, a device, a pipe or a socket, or to a file of
-/// another program: perhaps a reference, or a map that a person has corrected. With `resume` one that cannot be read is replaced, but
-/// not where it is part of a dataset.
+/// another program: perhaps a reference, or a map that a person has corrected. With `resume` one whose content is torn is replaced,
+/// but not where it is part of a dataset.
 fn check_target(target: &Path, resume: bool) -> Result<()> {
     /// Longest name of a file on the file systems in use, in bytes.
     const MAX_NAME_BYTES: usize = 255;
@@ -198,8 +201,14 @@ fn check_target(target: &Path, resume: bool) -> Result<()> {
         );
     }
     check_output(target)?;
-    let is_damaged = |path: &Path| resume && !is_dataset(&parent(path).join("..")) && read_labels(path).is_err();
-    check_origin(target, |path| provenance::is_own(path) || is_damaged(path))
+    let is_torn = |path: &Path| {
+        matches!(
+            read_labels(path),
+            Err(Error::Nifti { problem: NiftiProblem::Truncated { .. } | NiftiProblem::Damaged { .. }, .. })
+        )
+    };
+    let may_replace = |path: &Path| resume && !is_dataset(&parent(path).join("..")) && is_torn(path);
+    check_origin(target, |path| provenance::is_own(path) || may_replace(path))
 }
 
 /// Refuses a file that exists unless `may_replace` returns true for it.

@@ -27,6 +27,7 @@ use crate::{
         forecast::Forecast,
         html, metrics,
         progress::{Progress, emit, note, say},
+        run_data::is_baseline,
         tensorboard::EventFile,
         training,
     },
@@ -401,11 +402,6 @@ impl Training<'_> {
             say(&format!("{}\n", model_in(directory).display()));
         }
     }
-}
-
-/// Returns true for a network of `--uniform-width`, `--plain` or `--random`, by its provenance.
-fn is_baseline(architecture: &Architecture) -> bool {
-    ["uniform", "random"].iter().any(|origin| architecture.provenance.contains_key(*origin))
 }
 
 fn model_in(directory: &Path) -> PathBuf {

@@ -204,9 +204,10 @@ fn note_cost(found: &Architecture, config: &CostConfig, budget: f64, patch: [usi
     let spent = found.cost(patch).get(config.unit) as f64;
     let least = config.at_least.unwrap_or(0.0) * budget;
     if spent > budget || spent < least {
+        let remedy = if spent > budget { "a larger budget or weight" } else { "a smaller budget or at_least" };
         note(&format!(
             "warning: the found network costs {} and should cost {} to {}: no such network is among the 20,000 most probable \
-             ones; try a larger budget or weight in search.cost, or more epochs",
+             ones; try {remedy} in search.cost, or more epochs",
             number(spent),
             number(least),
             number(budget)

@@ -92,6 +92,7 @@ pub(crate) struct TrainingData {
     pub(crate) folder: PathBuf,
     pub(crate) facts: RunFacts,
     pub(crate) num_epochs: usize,
+    pub(crate) steps_per_epoch: usize,
     /// Setting `retrain.warm_start`: the architecture of the run's search starts from the weights of that search.
     pub(crate) warm_start: bool,
     pub(crate) rows: Vec<RetrainRow>,
@@ -140,7 +141,24 @@ impl SearchData {
     }
 }
 
+impl TrainingData {
+    /// Steps so far.
+    pub(crate) fn steps(&self) -> usize {
+        self.rows.len() * self.steps_per_epoch
+    }
+}
+
 impl RunData {
+    /// Returns true if a training began with the weights of the run's search.
+    pub(crate) fn is_warm(&self, training: &TrainingData) -> bool {
+        let search = self.searches.iter().find(|search| search.fold == training.facts.fold);
+        let found = search.and_then(|search| search.architecture.as_ref());
+        let architecture = &training.architecture;
+        training.warm_start
+            && !is_baseline(architecture)
+            && found.is_some_and(|found| found.blocks == architecture.blocks)
+    }
+
     /// Reads the run in `root`.
     ///
     /// # Errors
@@ -192,6 +210,11 @@ impl RunData {
     }
 }
 
+/// Returns true for a network of `--uniform-width`, `--plain` or `--random`, by its provenance.
+pub(crate) fn is_baseline(architecture: &Architecture) -> bool {
+    ["uniform", "random"].iter().any(|origin| architecture.provenance.contains_key(*origin))
+}
+
 /// Training in `folder`; none if it has not begun.
 fn training(name: Option<String>, fold: Fold, folder: PathBuf) -> Result<Option<TrainingData>> {
     let config = config_path(&folder);
@@ -206,6 +229,7 @@ fn training(name: Option<String>, fold: Fold, folder: PathBuf) -> Result<Option<
         fold,
         facts,
         num_epochs: config.settings.retrain.epochs,
+        steps_per_epoch: config.settings.retrain.iterations_per_epoch,
         warm_start: config.settings.retrain.warm_start,
         rows: history(&folder)?,
         architecture,

@@ -176,6 +176,14 @@ impl SweepConfig {
                     "cost_of = {other:?}: expected the name of an arm that searches, for a random arm without cost"
                 );
             }
+            let theirs = found.map(|found| RunConfig::from_args(&self.settings(found, self.seeds[0]))).transpose()?;
+            let is_of_space =
+                |key: &str| key.starts_with("network.") && !["network.mask", "network.gate_up"].contains(&key);
+            if let Some((key, _, _)) = theirs.and_then(|theirs| theirs.difference(&config, is_of_space)) {
+                bad_input!(
+                    "cost_of = {other:?}: {key} is another one there, but networks are drawn from this arm's own search space: give both arms the same"
+                );
+            }
         }
         let arguments = arm.baseline(arm.cost_of.as_ref().map(|_| 1e9));
         if let Err(error) = Cli::try_parse_from(Arguments::of("retrain").option_list(arguments).line()) {
@@ -273,6 +281,10 @@ mod tests {
             ("random = 1", "--cost"),
             ("random = 1\ncost_of = \"b\"", "cost_of"),
             ("search_of = \"a\"", "search_of"),
+            (
+                "[[arms]]\nname = \"r\"\nrandom = 1\ncost_of = \"a\"\nset = [\"network.max_width=24\"]",
+                "network.max_width",
+            ),
             ("[[arms]]\nname = \"b\"\nsearch_of = \"a\"\nset = [\"search.clip=3.0\"]", "no set"),
             ("plain = \"unet\"", "unet"),
             ("uniform_width = 4\nplain = \"nnunet\"", "cannot be used with"),

@@ -269,12 +269,15 @@ impl Job<'_> {
     /// PBS kills at the limit: `timeout` sends SIGUSR1 two minutes earlier.
     fn pbs(&self, here: &Path) -> String {
         let minutes = self.minutes();
+        // PBS refuses arrays of one task.
+        let (array, index) = match self.num_tasks {
+            1 => (String::new(), "export PBS_ARRAY_INDEX=1\n"),
+            n => (format!("#PBS -J 1-{n}%{}\n", self.args.at_a_time), ""),
+        };
         let head = format!(
-            "#PBS -N {}\n#PBS -J 1-{}%{}\n#PBS -l select=1:ncpus={}:mem={}mb\n#PBS -l walltime={:02}:{:02}:00\n#PBS -r y\n\
+            "#PBS -N {}\n{array}#PBS -l select=1:ncpus={}:mem={}mb\n#PBS -l walltime={:02}:{:02}:00\n#PBS -r y\n\
              #PBS -j oe\n#PBS -o {}\n",
             self.name(),
-            self.num_tasks,
-            self.args.at_a_time,
             self.args.cores,
             self.memory_mb(),
             minutes / 60,
@@ -282,7 +285,7 @@ impl Job<'_> {
             self.folder.display()
         );
         let body = format!(
-            "cd '{}' || exit 2\ntimeout --preserve-status -s USR1 {}m {}\ncode=$?\ncase $code in\n\
+            "cd '{}' || exit 2\n{index}timeout --preserve-status -s USR1 {}m {}\ncode=$?\ncase $code in\n\
              138|143) qrerun \"$PBS_JOBID\" ;;\nesac\nexit $code\n",
             here.display(),
             minutes.saturating_sub(2).max(1),

@@ -31,6 +31,9 @@ pub(crate) struct Sweep {
     #[serde(default)]
     pub(crate) arms: BTreeMap<String, String>,
     pub(crate) tasks: Vec<Task>,
+    /// Results of this and of earlier plans, by their path in the folder, with the digest of the arm that they were made for.
+    #[serde(default)]
+    pub(crate) made: BTreeMap<PathBuf, String>,
 }
 
 /// Dataset of a sweep.
@@ -103,7 +106,7 @@ impl Sweep {
         unique("datasets, by their folders' names", datasets.iter().map(|dataset| dataset.name.clone()))?;
         let tasks = tasks(&config, &datasets);
         let arms = config.arms.iter().map(|arm| Ok((arm.name.clone(), config.digest(arm)?))).collect::<Result<_>>()?;
-        Ok(Self { folder: output, config, datasets, arms, tasks })
+        Ok(Self { folder: output, config, datasets, arms, tasks, made: BTreeMap::new() })
     }
 
     /// Plans the sweep of a TOML file, and writes `plan.json`.
@@ -112,12 +115,14 @@ impl Sweep {
     /// Those of [`Self::plan`]; a folder of other files than a sweep's; results of an earlier plan that the new one would give to arms with other settings; a disk that
     /// cannot be written to.
     pub(crate) fn create(file: &Path) -> Result<Self> {
-        let sweep = Self::plan(file)?;
+        let mut sweep = Self::plan(file)?;
         let path = sweep.plan_file();
         check_folder(file, &sweep.folder)?;
         // A plan that this version cannot read is replaced.
         if let Ok(earlier) = Self::in_folder(&sweep.folder) {
             sweep.check_results_of(&earlier)?;
+            sweep.made = earlier.results_made();
+            sweep.check_results_made()?;
         }
         adw_files::create_folders(&sweep.folder.join("tasks"))
             .with_context(|| format!("cannot create {}", sweep.folder.display()))?;
@@ -126,7 +131,37 @@ impl Sweep {
         Ok(sweep)
     }
 
-    /// Refuses results that were made with another dataset, or with other settings than this plan has for the arm of that name.
+    /// Results that are there, of this plan and of earlier ones.
+    fn results_made(&self) -> BTreeMap<PathBuf, String> {
+        let mut made = self.made.clone();
+        for task in self.tasks.iter().filter(|task| self.is_done(task)) {
+            let result = self.result(task);
+            let digest = task.cell.and_then(|cell| self.arms.get(&self.arm(cell).name));
+            if let (Ok(path), Some(digest)) = (result.strip_prefix(&self.folder), digest) {
+                made.insert(path.to_owned(), digest.clone());
+            }
+        }
+        made.retain(|path, _| self.folder.join(path).is_file());
+        made
+    }
+
+    /// Refuses results that were made with other settings than this plan has for their arms.
+    fn check_results_made(&self) -> Result<()> {
+        for task in &self.tasks {
+            let Some(arm) = task.cell.map(|cell| &self.arm(cell).name) else { continue };
+            let result = self.result(task);
+            let before = result.strip_prefix(&self.folder).ok().and_then(|path| self.made.get(path));
+            if before.is_some_and(|before| Some(before) != self.arms.get(arm)) {
+                bad_input!(
+                    "arm {arm} has other settings than its results in {}: give it another name, or remove them",
+                    result.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses results that were made with another dataset.
     fn check_results_of(&self, earlier: &Self) -> Result<()> {
         for task in earlier.tasks.iter().filter(|task| earlier.is_done(task)) {
             let result = earlier.result(task);
@@ -137,15 +172,6 @@ impl Sweep {
                 bad_input!(
                     "dataset {} is in another folder than that of {}: write to another output, or remove the results",
                     before.name,
-                    result.display()
-                );
-            }
-            let Some(arm) = task.cell.map(|cell| &earlier.arm(cell).name) else { continue };
-            if let (Some(before), Some(now)) = (earlier.arms.get(arm), self.arms.get(arm))
-                && before != now
-            {
-                bad_input!(
-                    "arm {arm} has other settings than its results in {}: give it another name, or remove them",
                     result.display()
                 );
             }
@@ -165,7 +191,7 @@ impl Sweep {
             bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
         }
         let planned = Self::in_folder(&now.folder).with_context(|| format!("plan again: {}", plan_it()))?;
-        if planned != now {
+        if (Self { made: BTreeMap::new(), ..planned.clone() }) != now {
             bad_input!("{} has changed since it was planned: plan again, {}", file.display(), plan_it());
         }
         Ok(planned)

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Sweep, Task};
+use crate::args::Stage;
 
 /// State of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +126,17 @@ impl Sweep {
             _ => State::Waiting,
         }
     }
+
+    /// Task because of which `task` will not be done unless a person steps in: the task itself or one that it needs, which has
+    /// failed or, where only tasks of one stage are still to begin, is of an earlier stage and neither done nor worked on.
+    pub(crate) fn obstacle<'a>(&'a self, task: &'a Task, only: Option<Stage>) -> Option<&'a Task> {
+        match self.state(task) {
+            State::Done | State::Running => None,
+            State::Failed(_) => Some(task),
+            _ if only.is_some_and(|stage| stage != task.stage) => Some(task),
+            _ => task.after.iter().find_map(|&needed| self.obstacle(&self.tasks[needed], only)),
+        }
+    }
 }
 
 fn file(sweep: &Sweep, task: &Task) -> PathBuf {
@@ -161,6 +173,16 @@ mod tests {
         adw_files::create_folders(&dir.path().join("study/data")).unwrap();
         fs::write(sweep.result(prepare), "{}").unwrap();
         assert_eq!((sweep.state(prepare), sweep.state(search)), (State::Done, State::Ready));
+
+        // A training that waits for another one of its stage.
+        let [.., retrain] = sweep.tasks.as_slice() else { panic!("three tasks") };
+        let obstacle = |only| sweep.obstacle(retrain, only).map(|task| &task.name);
+        assert_eq!((obstacle(None), obstacle(Some(Stage::Retrain))), (None, Some(&search.name)));
+        let claim = Claim::take(&sweep, search).unwrap().unwrap();
+        assert_eq!(obstacle(Some(Stage::Retrain)), None);
+        claim.record(&Attempt::Failed { unix_s: 1, message: "no disk".into() }).unwrap();
+        drop(claim);
+        assert_eq!(obstacle(None), Some(&search.name));
 
         fs::write(&toml, "datasets = [\"phantom\"]\nfolds = [1]\n[[arms]]\nname = \"a\"").unwrap();
         assert!(Sweep::open(&toml).unwrap_err().to_string().contains("has changed"));

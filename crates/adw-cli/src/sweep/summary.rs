@@ -150,9 +150,11 @@ fn by_network<'a>(rows: &[&'a Row], scores: impl Fn(&'a Row) -> BTreeMap<&'a Str
 
 /// Differences of Dice between two arms over the cases that both have, by seed and fold.
 fn paired(arm: &[&Row], other: &[&Row]) -> Option<Spread> {
-    by_network(arm, |row| {
-        let partner = other.iter().find(|other| (other.seed, other.fold) == (row.seed, row.fold));
-        let difference = |(case, of)| Some((case, dice_differences(of, partner?.cases.get(case)?)));
+    let partner = |row: &Row| other.iter().find(|other| (other.seed, other.fold) == (row.seed, row.fold));
+    // Folds that one of the arms does not have are none of the bootstrap's.
+    let of_both: Vec<&Row> = arm.iter().copied().filter(|row| partner(row).is_some()).collect();
+    by_network(&of_both, |row| {
+        let difference = |(case, of)| Some((case, dice_differences(of, partner(row)?.cases.get(case)?)));
         row.cases.iter().filter_map(difference).collect()
     })
 }

@@ -34,7 +34,7 @@ pub(crate) fn work(args: &SweepWorkArgs) -> Result<()> {
     let task = chosen(&sweep, args)?;
     interrupt::is_repeated();
     for &needed in &task.after {
-        wait_for(&sweep, &sweep.tasks[needed], args.wait)?;
+        wait_for(&sweep, &sweep.tasks[needed], args)?;
     }
     let Some(claim) = Claim::take(&sweep, task)? else {
         bad_input!("{} is in use by another process", task.name);
@@ -92,18 +92,22 @@ fn chosen<'a>(sweep: &'a Sweep, args: &SweepWorkArgs) -> Result<&'a Task> {
     found.ok_or_else(|| BadInput::new(format!("{variable}: there are {all} tasks")).into())
 }
 
-/// Waits for a task that another process works on or, with `patient`, may work on later.
+/// Waits for a task that another process works on or, with `--wait`, may work on later.
 ///
 /// # Errors
-/// It is not done and nobody works on it; with `patient`, it has failed.
-fn wait_for(sweep: &Sweep, needed: &Task, patient: bool) -> Result<()> {
+/// It is not done and nobody works on it; with `--wait`, it will not be done.
+fn wait_for(sweep: &Sweep, needed: &Task, args: &SweepWorkArgs) -> Result<()> {
     loop {
         match sweep.state(needed) {
             State::Done => return Ok(()),
             State::Running => {}
-            State::Ready | State::Waiting | State::Interrupted if patient => {}
             State::Failed(message) => bad_input!("{} has failed: {message}", needed.name),
-            _ => bad_input!("{} is not done: it comes first", needed.name),
+            _ if !args.wait => bad_input!("{} is not done: it comes first", needed.name),
+            _ => {
+                if let Some(obstacle) = sweep.obstacle(needed, args.stage) {
+                    bad_input!("{} is not done and nobody works on it: {} comes first", obstacle.name, needed.name);
+                }
+            }
         }
         thread::sleep(Duration::from_secs(1));
     }

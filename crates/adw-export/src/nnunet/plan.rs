@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use msd_data::{IntensityStatistics, Label, Normalization, Orientation, Plan};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Result, wrong};
 
@@ -55,12 +55,12 @@ pub(super) fn convert(
 ) -> Result<Plan> {
     let plans: Plans = serde_json::from_str(plans).map_err(|e| wrong(format!("plans.json: {e}")))?;
     let dataset: Dataset = serde_json::from_str(dataset).map_err(|e| wrong(format!("dataset.json: {e}")))?;
-    let Some(value) = plans.configurations.get(configuration) else {
-        let known: Vec<_> = plans.configurations.keys().collect();
-        return Err(wrong(format!("no configuration {configuration} in plans.json, but {known:?}")));
-    };
+    let value = inherited(&plans.configurations, configuration)?;
+    if let Some(previous) = value.get("previous_stage").filter(|stage| !stage.is_null()) {
+        return Err(wrong(format!("a cascade, whose network also takes the labels of {previous}")));
+    }
     let found: Configuration =
-        serde_json::from_value(value.clone()).map_err(|e| wrong(format!("configuration {configuration}: {e}")))?;
+        serde_json::from_value(value.into()).map_err(|e| wrong(format!("configuration {configuration}: {e}")))?;
     check_defaults(&found)?;
     let modalities: Vec<String> = dataset.channel_names.into_values().collect();
     let intensity: Vec<_> = plans.foreground_intensity_properties_per_channel.into_values().collect();
@@ -86,13 +86,32 @@ pub(super) fn convert(
     Ok(plan)
 }
 
+/// The entries of a configuration, those that it inherits included: each has the value of the first configuration that names it.
+fn inherited(configurations: &BTreeMap<String, Value>, name: &str) -> Result<Map<String, Value>> {
+    let mut entries = Map::new();
+    let mut next = Some(name.to_owned());
+    // As many steps as there are configurations: one that inherits from itself has no end.
+    for _ in 0..=configurations.len() {
+        let Some(name) = next else { return Ok(entries) };
+        let Some(Value::Object(found)) = configurations.get(&name) else {
+            let known: Vec<_> = configurations.keys().collect();
+            return Err(wrong(format!("no configuration {name} in plans.json, but {known:?}")));
+        };
+        for (key, value) in found.iter().filter(|(key, _)| *key != "inherits_from") {
+            entries.entry(key).or_insert_with(|| value.clone());
+        }
+        next = found.get("inherits_from").and_then(Value::as_str).map(str::to_owned);
+    }
+    match next {
+        Some(_) => Err(wrong(format!("configuration {name} inherits from itself"))),
+        None => Ok(entries),
+    }
+}
+
 /// Refuses settings that change label maps and that this program has no counterpart of.
 fn check_defaults(found: &Configuration) -> Result<()> {
     if found.preprocessor_name != "DefaultPreprocessor" {
         return Err(wrong(format!("preprocessor {}, expected DefaultPreprocessor", found.preprocessor_name)));
-    }
-    if let Some(previous) = found.others.get("previous_stage").filter(|stage| !stage.is_null()) {
-        return Err(wrong(format!("a cascade, whose network also takes the labels of {previous}")));
     }
     for (kind, order) in [("data", 3), ("probabilities", 1)] {
         let (name, arguments) = (format!("resampling_fn_{kind}"), format!("resampling_fn_{kind}_kwargs"));
@@ -150,5 +169,27 @@ fn orientation(reader: &str) -> Result<Option<Orientation>> {
         "SimpleITKIO" | "NibabelIO" => Ok(None),
         "NibabelIOWithReorient" | "SimpleITKIOWithReorient" => Ok("RAS".parse().ok()),
         other => Err(wrong(format!("images read by {other}, expected NIfTI files"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_inherit() {
+        let configurations = serde_json::from_value(json!({
+            "full": { "batch_size": 2, "preprocessor_name": "DefaultPreprocessor" },
+            "large": { "inherits_from": "full", "batch_size": 8 },
+            "circle": { "inherits_from": "circle" },
+            "orphan": { "inherits_from": "none" },
+        }))
+        .unwrap();
+        let found = inherited(&configurations, "large").unwrap();
+        assert_eq!(Value::Object(found), json!({ "batch_size": 8, "preprocessor_name": "DefaultPreprocessor" }));
+        for (name, expected) in [("circle", "inherits from itself"), ("orphan", "no configuration none")] {
+            let message = inherited(&configurations, name).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 }

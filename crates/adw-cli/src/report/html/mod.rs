@@ -17,7 +17,10 @@ pub(crate) mod study;
 mod training;
 mod viewer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use msd_data::{Dataset, Report};
@@ -183,12 +186,20 @@ fn comparison(run: &RunData, first: &TrainingData) -> String {
         .iter()
         .filter(|other| other.folder != first.folder && other.fold == first.fold && other.metrics.is_some())
         .map(|other| {
-            format!(
+            let mut line = format!(
                 "{}: Dice {} than {}",
                 escape(&first.title()),
                 training::difference(first, other),
                 escape(&other.title())
-            )
+            );
+            if first.steps() != other.steps() {
+                let _ = write!(line, "; {} and {} steps", first.steps(), other.steps());
+            }
+            let weights = |training| if run.is_warm(training) { "those of its search" } else { "random" };
+            if weights(first) != weights(other) {
+                let _ = write!(line, "; first weights {} and {}", weights(first), weights(other));
+            }
+            line
         })
         .collect();
     if others.is_empty() {

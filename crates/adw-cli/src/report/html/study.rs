@@ -99,7 +99,9 @@ fn overview(study: &Study) -> Section {
         .collect();
     let clear = if clear.is_empty() { "none".to_owned() } else { clear.join("<br>") };
     let num_pairs: usize = study.datasets.iter().map(|dataset| dataset.differences.len()).sum();
-    let title = format!("Of {num_pairs} differences those whose interval leaves out 0 (one in 20 does so by chance)");
+    let title = format!(
+        "Of {num_pairs} differences those whose interval leaves out 0; what other seeds or folds would give is in an interval only as far as there are several"
+    );
     rows.push((title, clear));
     let [done, all] = study.trainings;
     let unfinished = if done < all { ": the rest is not in these tables" } else { "" };

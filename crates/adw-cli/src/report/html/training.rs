@@ -187,7 +187,7 @@ pub(super) fn comparison(run: &RunData) -> String {
         "training",
         "multiply-adds",
         "parameters",
-        "epochs",
+        "steps",
         "first weights",
         "time",
         "Dice",
@@ -195,11 +195,6 @@ pub(super) fn comparison(run: &RunData) -> String {
         "NSD",
         "Dice less that of the first",
     ];
-    let is_found = |training: &TrainingData| {
-        let search = run.searches.iter().find(|search| search.fold == training.facts.fold);
-        let found = search.and_then(|search| search.architecture.as_ref());
-        found.is_some_and(|found| found.blocks == training.architecture.blocks)
-    };
     let rows = run.trainings.iter().map(|training| {
         let cost = training.architecture.cost(run.plan.patch_size);
         let scores = training.metrics.as_ref().map(|metrics| metrics.foreground_mean);
@@ -209,8 +204,8 @@ pub(super) fn comparison(run: &RunData) -> String {
             escape(&training.title()),
             number(cost.macs as f64),
             number(cost.parameters as f64),
-            training.rows.len().to_string(),
-            if training.warm_start && is_found(training) { "of the search" } else { "random" }.to_owned(),
+            training.steps().to_string(),
+            if run.is_warm(training) { "of the search" } else { "random" }.to_owned(),
             duration(training.wall_s()),
             fixed(score(|m| m.dice)),
             number(score(|m| m.hd95_mm)),
