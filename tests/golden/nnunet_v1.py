@@ -1,5 +1,5 @@
 """Writes two folders of results of nnU-Net v1 below `FOLDER`, `generic` and `adwunet`, of one network with random parameters under the
-names of nnU-Net's own U-Net and those of the authors' AdwU-Net, and `FOLDER/golden.safetensors` with an input `x` and its `logits`."""
+names of nnU-Net's own U-Net and those of the authors' AdwU-Net, and `FOLDER/golden.safetensors` with an input `x` and its `logits`. A second argument is the trainer's name."""
 
 import pathlib
 import pickle
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+TRAINER = sys.argv[2] if len(sys.argv) > 2 else "Trainer"
 STRIDES, KERNELS = [(1, 2, 2), (2, 2, 2)], [(1, 3, 3), (3, 3, 3), (3, 3, 3)]
 # Encoder fine to coarse, decoder coarse to fine: the output channels of the convolutions of each block.
 BLOCKS = [(3, 4), (5, 6), (8, 7), (5, 6), (4, 3)]
@@ -84,7 +85,7 @@ def main():
         checkpoint = fold / "model_final_checkpoint.model"
         torch.save({"state_dict": OrderedDict(tensors)}, checkpoint)
         arguments = ("plans.pkl", 0, "output", "dataset", True, None, True, False, True)
-        pathlib.Path(f"{checkpoint}.pkl").write_bytes(pickle.dumps({"init": arguments, "name": "Trainer", "plans": plans}))
+        pathlib.Path(f"{checkpoint}.pkl").write_bytes(pickle.dumps({"init": arguments, "name": TRAINER, "plans": plans}))
     x = torch.randn(2, 2, 4, 8, 12)
     save_file({"x": x, "logits": forward(tensors, layers, x)}, folder / "golden.safetensors", {"program": "PyTorch"})
 

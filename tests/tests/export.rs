@@ -370,6 +370,22 @@ fn networks_of_nnu_net_v1_and_of_the_papers_authors_compute_the_same_logits() {
         assert_eq!(plan["labels"][2]["name"], "label 2");
         assert_eq!(plan["intensity"][1]["percentile_99_5"], 8.0);
     }
+    for (trainer, mirror_axes) in
+        [("nnUNetTrainerV2_noMirroring", Some("[false,false,false]")), ("nnUNetTrainerV2_ReLU", None)]
+    {
+        let folder = dir.path().join(trainer);
+        let [results, converted, model] = ["generic", "n.safetensors", "m.safetensors"].map(|name| folder.join(name));
+        fs::create_dir(&folder).unwrap();
+        assert!(run("tests/golden/nnunet_v1.py", &[&folder, trainer.as_ref()]).0);
+        let (succeeded, message) = run(script, &[&results, "--output".as_ref(), &converted]);
+        assert_eq!(succeeded, mirror_axes.is_some(), "{message}");
+        let Some(mirror_axes) = mirror_axes else {
+            assert!(message.contains("another activation or norm"), "{message}");
+            continue;
+        };
+        Adw::new(["import"]).path("--nnunet", &converted).path("--output", &model).succeed();
+        assert_eq!(ModelFile::load(&model, &Device::Cpu).unwrap().info["mirror_axes"], mirror_axes);
+    }
     let absent = dir.path().join("absent");
     let (succeeded, message) = run(script, &[&absent, "--output".as_ref(), &absent]);
     assert!(!succeeded && message.lines().count() == 1 && message.contains("absent"), "{message}");
