@@ -67,6 +67,8 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
         let folder = parent(path);
         adw_files::create_folders(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        // A bundle's lock, too, of an export that was killed once the bundle had its name.
+        let _ = adw_files::remove_stale(&folder);
     }
 
     if let (Some(path), Some(beside)) = (&args.onnx, &beside) {
