@@ -193,6 +193,8 @@ fn configuration_that_means_nothing() {
     assert_search_refused(&["--set", "search.epochs=0"], &["epochs"]);
     let budget = "search.cost={unit=\"macs\",weight=1.0,budget={absolute=10.0}}";
     assert_search_refused(&["--set", budget], &["cost.budget", "10, below", "smallest network"]);
+    let budget = "search.cost={unit=\"macs\",weight=1.0,budget={absolute=1e15},at_least=0.9}";
+    assert_search_refused(&["--set", budget], &["cost.at_least", "above", "largest network"]);
     assert_search_refused(&["--set", "search.precision=half"], &["half", "`full` or `bf16`"]);
     assert_search_refused(&["--set=search.epochs=1"], &["search.warmup_epochs = 1", "fewer than search.epochs = 1"]);
     assert_search_refused(&["--preset", "fast"], &["fast", "quick, standard, paper"]);

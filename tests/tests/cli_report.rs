@@ -131,6 +131,7 @@ fn a_run_ends_with_a_report_that_works_offline_in_a_browser() {
         "Dice per case",
         "organ 1",
         "better in",
+        "; first weights those of its search and random",
         "class=\"slice\"",
         "found architecture, all cases",
         "Trained on every case",

@@ -133,6 +133,16 @@ fn onnx_runtime_and_openvino_compute_the_same_logits_and_labels() {
         let voxels = assert_same_labels(&found, &expected);
         assert!(voxels > if has_real { 100_000 } else { 66_000 }, "{voxels} voxels");
     }
+
+    let [one, several] = ["one", "several"].map(|name| dir.path().join(name));
+    fs::copy(one.join("inference.json"), several.join("inference.json")).unwrap();
+    let mut command = Command::new(&python);
+    command.arg(repository().join("examples/onnx_inference.py")).arg("--model").arg(several.join("network.onnx"));
+    let images = data.join("imagesTs");
+    command.arg("--output").arg(dir.path().join("labels.nii.gz")).arg(images.join(&names(&images)[0]));
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("inference.json does not describe"), "{message}");
 }
 
 /// Python with modules that rest on PyTorch: `$ADW_PYTHON`, else `python3`. They are not installed here, for they take gigabytes.
