@@ -113,8 +113,7 @@ pub(crate) fn update_test_time(path: &Path, settings: &Settings) -> Result<()> {
 /// Refuses an output that would replace a trained model; one that was imported may be made anew.
 pub(crate) fn check_no_training(option: &str, path: &Path) -> Result<()> {
     let is_imported = |file: &ModelFile| {
-        let training = file.info.get("training").map(|text| serde_json::from_str::<Value>(text));
-        training.is_some_and(|training| training.is_ok_and(|training| training.get("program").is_some()))
+        entry::<Value>(file, "training", path).is_ok_and(|training| training.get("program").is_some())
     };
     if path.is_file() && ModelFile::load(path, &Device::Cpu).is_ok_and(|file| !is_imported(&file)) {
         bad_input!("{option} {}: is a trained model; choose another name, or remove it", path.display());

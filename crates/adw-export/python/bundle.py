@@ -23,10 +23,11 @@ def find_images(folder, output):
         raise ValueError(f"{folder}: no .nii or .nii.gz files")
     if folder.resolve() == output.resolve():
         raise ValueError(f"{output}: label maps would replace the images; choose another output_dir")
-    names = [path.name[: path.name.lower().rindex(".nii")] for path in paths]
-    for name, path, following in zip(names, paths, paths[1:]):
-        if names.count(name) > 1:
-            raise ValueError(f"{path} and {following} would have the same label map")
+    by_name = {}
+    for path in paths:
+        other = by_name.setdefault(path.name[: path.name.lower().rindex(".nii")], path)
+        if other != path:
+            raise ValueError(f"{other} and {path} would have the same label map")
     return [{"image": str(path)} for path in paths]
 
 

@@ -27,9 +27,11 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     device::set_threads(&args.process)?;
     let beside = args.onnx.as_ref().map(|path| path.with_file_name("inference.json"));
     let outputs = [("onnx", &args.onnx), ("inference", &beside), ("safetensors", &args.safetensors)];
+    for path in [&args.onnx, &args.safetensors, &args.monai].into_iter().flatten() {
+        // The lock of an export that was killed once its bundle had its name.
+        let _ = adw_files::remove_stale(&parent(path));
+    }
     if let Some(folder) = args.monai.as_ref().filter(|folder| !is_empty_or_absent(folder)) {
-        // The lock of an export that was killed once the folder had its name.
-        let _ = adw_files::remove_stale(&parent(folder));
         bad_input!("--monai {}: exists and is not an empty folder", folder.display());
     }
     args.monai.as_deref().map_or(Ok(()), |folder| check_writable(&parent(folder)))?;
@@ -67,8 +69,6 @@ pub(crate) fn run(args: &ExportArgs) -> Result<()> {
     for path in outputs.iter().filter_map(|(_, path)| path.as_ref()) {
         let folder = parent(path);
         adw_files::create_folders(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        // A bundle's lock, too, of an export that was killed once the bundle had its name.
-        let _ = adw_files::remove_stale(&folder);
     }
 
     if let (Some(path), Some(beside)) = (&args.onnx, &beside) {

@@ -123,6 +123,11 @@ impl TrainingData {
         }
     }
 
+    /// Steps so far.
+    pub(crate) fn steps(&self) -> usize {
+        self.rows.len() * self.steps_per_epoch
+    }
+
     /// Returns true if nothing is left to do.
     pub(crate) fn is_finished(&self) -> bool {
         self.metrics.is_some() || (self.fold == Fold::All && self.folder.join(MODEL).is_file())
@@ -141,13 +146,6 @@ impl SearchData {
     }
 }
 
-impl TrainingData {
-    /// Steps so far.
-    pub(crate) fn steps(&self) -> usize {
-        self.rows.len() * self.steps_per_epoch
-    }
-}
-
 impl RunData {
     /// Returns true if a training began with the weights of the run's search.
     pub(crate) fn is_warm(&self, training: &TrainingData) -> bool {
@@ -156,7 +154,7 @@ impl RunData {
         let architecture = &training.architecture;
         training.warm_start
             && !is_baseline(architecture)
-            && found.is_some_and(|found| found.blocks == architecture.blocks)
+            && found.is_some_and(|found| found.is_same_network(architecture))
     }
 
     /// Reads the run in `root`.

@@ -120,7 +120,7 @@ impl Sweep {
         check_folder(file, &sweep.folder)?;
         // A plan that this version cannot read is replaced.
         if let Ok(earlier) = Self::in_folder(&sweep.folder) {
-            sweep.check_results_of(&earlier)?;
+            sweep.check_datasets_of(&earlier)?;
             sweep.made = earlier.results_made();
             sweep.check_results_made()?;
         }
@@ -162,7 +162,7 @@ impl Sweep {
     }
 
     /// Refuses results that were made with another dataset.
-    fn check_results_of(&self, earlier: &Self) -> Result<()> {
+    fn check_datasets_of(&self, earlier: &Self) -> Result<()> {
         for task in earlier.tasks.iter().filter(|task| earlier.is_done(task)) {
             let result = earlier.result(task);
             let before = &earlier.datasets[task.dataset];
@@ -191,7 +191,7 @@ impl Sweep {
             bad_input!("{}: is not planned yet: {}", file.display(), plan_it());
         }
         let planned = Self::in_folder(&now.folder).with_context(|| format!("plan again: {}", plan_it()))?;
-        if (Self { made: BTreeMap::new(), ..planned.clone() }) != now {
+        if planned != (Self { made: planned.made.clone(), ..now }) {
             bad_input!("{} has changed since it was planned: plan again, {}", file.display(), plan_it());
         }
         Ok(planned)

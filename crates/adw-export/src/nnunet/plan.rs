@@ -1,6 +1,6 @@
 //! Plans of nnU-Net v2 as plans of this program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use msd_data::{IntensityStatistics, Label, Normalization, Orientation, Plan};
 use serde::Deserialize;
@@ -87,25 +87,22 @@ pub(super) fn convert(
 }
 
 /// The entries of a configuration, those that it inherits included: each has the value of the first configuration that names it.
-fn inherited(configurations: &BTreeMap<String, Value>, name: &str) -> Result<Map<String, Value>> {
-    let mut entries = Map::new();
-    let mut next = Some(name.to_owned());
-    // As many steps as there are configurations: one that inherits from itself has no end.
-    for _ in 0..=configurations.len() {
-        let Some(name) = next else { return Ok(entries) };
-        let Some(Value::Object(found)) = configurations.get(&name) else {
+fn inherited<'a>(configurations: &'a BTreeMap<String, Value>, name: &'a str) -> Result<Map<String, Value>> {
+    let (mut entries, mut seen, mut next) = (Map::new(), BTreeSet::new(), Some(name));
+    while let Some(name) = next {
+        if !seen.insert(name) {
+            return Err(wrong(format!("configuration {name} inherits from itself")));
+        }
+        let Some(Value::Object(found)) = configurations.get(name) else {
             let known: Vec<_> = configurations.keys().collect();
             return Err(wrong(format!("no configuration {name} in plans.json, but {known:?}")));
         };
         for (key, value) in found.iter().filter(|(key, _)| *key != "inherits_from") {
             entries.entry(key).or_insert_with(|| value.clone());
         }
-        next = found.get("inherits_from").and_then(Value::as_str).map(str::to_owned);
+        next = found.get("inherits_from").and_then(Value::as_str);
     }
-    match next {
-        Some(_) => Err(wrong(format!("configuration {name} inherits from itself"))),
-        None => Ok(entries),
-    }
+    Ok(entries)
 }
 
 /// Refuses settings that change label maps and that this program has no counterpart of.
