@@ -310,7 +310,7 @@ fn check_lr(lr: &LearningRate) -> Result<()> {
 
 fn check_optimizer(optimizer: &OptimizerConfig) -> Result<()> {
     match optimizer {
-        OptimizerConfig::Sgd(sgd) => {
+        OptimizerConfig::Sgd(sgd) | OptimizerConfig::Muon(sgd) => {
             below_one("optimizer.momentum", sgd.momentum)?;
             at_least_zero("optimizer.weight_decay", sgd.weight_decay)
         }

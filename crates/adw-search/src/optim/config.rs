@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of [`Sgd`](super::Sgd).
+/// Settings of [`Sgd`](super::Sgd) and [`Muon`](super::Muon).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SgdConfig {
     /// Momentum in [0, 1).
     pub momentum: f64,
-    /// Weight decay, added to the gradient as `weight_decay * w`.
+    /// Weight decay: `weight_decay * w` is added to the gradient, or to the step of a kernel that `Muon` orthogonalises.
     pub weight_decay: f64,
 }
 

@@ -13,6 +13,7 @@ mod cpu;
 mod cuda;
 mod ema;
 mod in_place;
+mod muon;
 mod sgd;
 mod slots;
 
@@ -21,6 +22,7 @@ pub use backend::Scale;
 pub use clip::{clip, clip_scale, global_norm};
 pub use config::{AdamConfig, EmaConfig, SgdConfig};
 pub use ema::Ema;
+pub use muon::Muon;
 pub use sgd::Sgd;
 
 use candle_core::{Tensor, Var};
@@ -61,6 +63,8 @@ pub trait Optimizer {
 pub enum OptimizerConfig {
     /// Stochastic gradient descent with Nesterov momentum.
     Sgd(SgdConfig),
+    /// Muon for the kernels of convolutions, stochastic gradient descent for the rest.
+    Muon(SgdConfig),
     /// Adam.
     Adam(AdamConfig),
 }
@@ -70,6 +74,7 @@ impl OptimizerConfig {
     pub fn build<'a>(&self, parameters: impl IntoIterator<Item = (&'a str, &'a Var)>) -> Box<dyn Optimizer> {
         match self {
             Self::Sgd(config) => Box::new(Sgd::new(parameters, config.clone())),
+            Self::Muon(config) => Box::new(Muon::new(parameters, config.clone())),
             Self::Adam(config) => Box::new(Adam::new(parameters, config.clone())),
         }
     }
