@@ -50,7 +50,7 @@ fn batch(index: u32, [d, h, w]: [usize; 3]) -> Batch {
 }
 
 fn loss_and_gradients(net: &Supernet, batch: &Batch, sample: &GumbelSample, role: Role) -> (f64, Gradients) {
-    let (logits, trace) = net.forward(&batch.x, sample).unwrap();
+    let (logits, trace) = net.forward_with_trace(&batch.x, sample).unwrap();
     let (loss, grad_logits) = DiceCe::default().value_and_gradients(&logits, &batch.target).unwrap();
     let gradients = net.backward(trace, grad_logits, role).unwrap();
     (loss.value().unwrap(), gradients)
@@ -94,8 +94,10 @@ fn a_pass_of_the_supernet() {
         let [cpu, cuda] = pair(&config(mask, anisotropic));
         let sample = cpu.sample(KEY, 0.7).unwrap();
         let batch = smooth_batch(&cpu, &sample, SMALL);
-        let (expected, _) = cpu.forward(&batch.x, &sample).unwrap();
-        for (scale, (got, expected)) in cuda.forward(&batch.x, &sample).unwrap().0.iter().zip(&expected).enumerate() {
+        let (expected, _) = cpu.forward_with_trace(&batch.x, &sample).unwrap();
+        for (scale, (got, expected)) in
+            cuda.forward_with_trace(&batch.x, &sample).unwrap().0.iter().zip(&expected).enumerate()
+        {
             close(&format!("logits {scale}"), got, expected, 1e-4);
         }
         for role in [Role::Weight, Role::Architecture] {

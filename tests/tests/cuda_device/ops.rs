@@ -5,7 +5,7 @@ use adw_cuda::work::{Machine, Recorder};
 use adw_tensor_ops::loss::{DiceCe, deep_supervision_loss, dice_ce};
 use adw_tensor_ops::norm_act::{Gate, GatePosition, Moments, NormAct};
 use adw_tensor_ops::philox::{Purpose, Stream};
-use adw_tensor_ops::{Conv3dGeometry, conv_transpose3d, conv3d, gumbel_softmax, norm_act};
+use adw_tensor_ops::{Conv3dGeometry, Precision, conv_transpose3d, conv3d, gumbel_softmax, norm_act};
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{close, convolution_backend, device, flat, labels, numbers};
@@ -141,7 +141,7 @@ fn convolutions_in_bf16() {
                 .map(|(i, (map, norm))| conv3d::Input { map, norm: (i == last).then_some(norm) })
                 .collect();
             let plain = conv3d::Input { map: &gradient, norm: None };
-            let full = conv3d::Precision::Full;
+            let full = Precision::Full;
             let (y, moments) = conv3d::forward(&inputs, weight, geometry, full).unwrap();
             // Its moments, by what they do.
             let normalised = norm_act::weighted_sum(&[(&y, &norm(&y, &moments))], None).unwrap();
