@@ -1,6 +1,6 @@
 //! Whole networks, and steps of their training.
 
-use adw_search::optim::{Adam, AdamConfig, Ema, EmaConfig, Optimizer, Scale, Sgd, SgdConfig, clip};
+use adw_search::optim::{AdamConfig, Ema, EmaConfig, OptimizerConfig, Scale, SgdConfig, clip};
 use adw_search::{
     ArchBatches, Batch, BilevelOptimizers, BilevelSettings, CostPenalty, Half, HalfBatches, SearchConfig, bilevel_step,
 };
@@ -222,8 +222,12 @@ fn a_discrete_network() {
 
 #[test]
 fn optimisers() {
-    let shapes: [&[usize]; 3] = [&[1], &[7, 11], &[40_000]];
-    for is_adam in [false, true] {
+    // Muon treats the kernel unlike the others.
+    let shapes: [&[usize]; 3] = [&[1], &[7, 11, 1, 3, 3], &[40_000]];
+    let sgd = SgdConfig { momentum: 0.9, weight_decay: 0.02 };
+    let kinds =
+        [OptimizerConfig::Sgd(sgd.clone()), OptimizerConfig::Muon(sgd), OptimizerConfig::Adam(AdamConfig::default())];
+    for kind in kinds {
         let results = [Device::Cpu, device()].map(|device| {
             let vars: Vec<Var> = shapes
                 .iter()
@@ -231,11 +235,7 @@ fn optimisers() {
                 .map(|(s, i)| Var::from_tensor(&numbers(i, s).to_device(&device).unwrap()).unwrap())
                 .collect();
             let named = || ["a", "b", "c"].into_iter().zip(&vars);
-            let mut optimizer: Box<dyn Optimizer> = if is_adam {
-                Box::new(Adam::new(named(), AdamConfig::default()))
-            } else {
-                Box::new(Sgd::new(named(), SgdConfig { momentum: 0.9, weight_decay: 0.02 }))
-            };
+            let mut optimizer = kind.build(named());
             let mut ema = Ema::new(named(), EmaConfig { decay: 0.9 }).unwrap();
             let mut norms = Vec::new();
             for step in 0..3u32 {
