@@ -3,8 +3,9 @@
 use candle_core::{Tensor, Var};
 
 use super::Optimizer;
-use super::backend::{self, Scale};
+use super::backend::Scale;
 use super::config::SgdConfig;
+use super::sgd::descend;
 use super::slots::{Slots, Update};
 use crate::{NamedTensors, Result};
 
@@ -38,21 +39,19 @@ impl Muon {
     /// Steps of kernels. Both halves are steps of gradient descent, whose code they share: one from zero along the negative
     /// gradient, which gives g + momentum * v, and one along the orthogonalised direction without momentum.
     fn step_kernels(&self, kernels: Vec<Update<1>>, lr: f64, scale: &Scale) -> Result<()> {
-        let Some(first) = kernels.first() else { return Ok(()) };
-        let backend = backend::of(&first.weight)?;
         let SgdConfig { momentum, weight_decay } = self.config;
         let directions = kernels.iter().map(|Update { weight, gradient, state, steps }| {
             Ok(Update { weight: weight.zeros_like()?, gradient: gradient.clone(), state: state.clone(), steps: *steps })
         });
         let directions = directions.collect::<Result<Vec<_>>>()?;
-        backend.sgd(&directions, &SgdConfig { momentum, weight_decay: 0.0 }, -1.0, scale)?;
+        descend(&directions, &SgdConfig { momentum, weight_decay: 0.0 }, -1.0, scale)?;
         let steps = kernels.into_iter().zip(directions).map(|(kernel, Update { weight: direction, .. })| {
             let gradient = orthogonal(&direction.flatten_from(1)?)?.reshape(direction.shape())?;
             // The direction has been read, so its memory serves as the velocity that a step writes.
             Ok(Update { gradient, state: [direction], ..kernel })
         });
         let steps = steps.collect::<Result<Vec<_>>>()?;
-        backend.sgd(&steps, &SgdConfig { momentum: 0.0, weight_decay }, lr, &Scale::Known(1.0))
+        descend(&steps, &SgdConfig { momentum: 0.0, weight_decay }, lr, &Scale::Known(1.0))
     }
 }
 
@@ -61,10 +60,7 @@ impl Optimizer for Muon {
         let (kernels, others): (Vec<_>, Vec<_>) =
             self.slots.updates(gradients)?.into_iter().partition(|update| is_kernel(&update.weight));
         self.step_kernels(kernels, lr, scale)?;
-        match others.first() {
-            None => Ok(()),
-            Some(first) => backend::of(&first.weight)?.sgd(&others, &self.config, lr, scale),
-        }
+        descend(&others, &self.config, lr, scale)
     }
 
     fn state(&self) -> Result<NamedTensors> {
@@ -76,7 +72,7 @@ impl Optimizer for Muon {
     }
 }
 
-/// Whether a parameter is the kernel of a convolution over more than one voxel.
+/// Returns true if a parameter is the kernel of a convolution over more than one voxel.
 fn is_kernel(weight: &Tensor) -> bool {
     weight.rank() == 5 && weight.dims()[2..].iter().any(|&voxels| voxels > 1)
 }

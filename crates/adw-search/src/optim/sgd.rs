@@ -5,7 +5,7 @@ use candle_core::{Tensor, Var};
 use super::Optimizer;
 use super::backend::{self, Scale};
 use super::config::SgdConfig;
-use super::slots::Slots;
+use super::slots::{Slots, Update};
 use crate::{NamedTensors, Result};
 
 /// `torch.optim.SGD(nesterov=True)`:
@@ -30,11 +30,7 @@ impl Sgd {
 
 impl Optimizer for Sgd {
     fn step_scaled(&mut self, gradients: &[Option<Tensor>], lr: f64, scale: &Scale) -> Result<()> {
-        let updates = self.slots.updates(gradients)?;
-        match updates.first() {
-            None => Ok(()),
-            Some(first) => backend::of(&first.weight)?.sgd(&updates, &self.config, lr, scale),
-        }
+        descend(&self.slots.updates(gradients)?, &self.config, lr, scale)
     }
 
     fn state(&self) -> Result<NamedTensors> {
@@ -43,5 +39,13 @@ impl Optimizer for Sgd {
 
     fn load_state(&mut self, state: &NamedTensors) -> Result<()> {
         self.slots.load(state)
+    }
+}
+
+/// A step of [`Sgd`] on the device of the parameters.
+pub(super) fn descend(updates: &[Update<1>], config: &SgdConfig, lr: f64, scale: &Scale) -> Result<()> {
+    match updates.first() {
+        None => Ok(()),
+        Some(first) => backend::of(&first.weight)?.sgd(updates, config, lr, scale),
     }
 }
