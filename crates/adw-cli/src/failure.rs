@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fmt, io, path::Path};
 
-use crate::report::plain::plain;
+use crate::report::plain::{plain, quoted};
 
 /// Error that the user can put right.
 #[derive(Debug)]
@@ -75,11 +75,9 @@ pub(crate) fn toml_problem(error: &toml::de::Error, text: &str) -> String {
     line.map_or_else(|| error.message().to_owned(), |line| format!("line {line}: {}", error.message()))
 }
 
-/// Name that the program was started by, for messages with a command to run next.
+/// Name or path that the program was started by, for messages with a command to run next.
 pub(crate) fn program() -> String {
-    let name = env::args_os().next();
-    let name = name.as_deref().and_then(|path| Path::new(path).file_name());
-    name.map_or_else(|| "adw".to_owned(), |name| name.to_string_lossy().into_owned())
+    env::args_os().next().map_or_else(|| "adw".to_owned(), |name| quoted(Path::new(&name)))
 }
 
 /// Exit code for an error: 2 if the user can put it right (arguments, files, folders, a full disk or device, a server that
@@ -95,6 +93,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.downcast_ref().is_some_and(data_is_bad)
             || cause.downcast_ref().is_some_and(training_input_is_bad)
             || cause.downcast_ref().is_some_and(network_is_bad)
+            || matches!(cause.downcast_ref(), Some(adw_inference::Error::NotFinite))
     });
     if is_bad_input || is_out_of_memory(error) { 2 } else { 1 }
 }
@@ -106,6 +105,8 @@ fn is_out_of_memory(error: &anyhow::Error) -> bool {
             || cause.downcast_ref().is_some_and(adw_supernet::Error::is_out_of_memory)
             || cause.downcast_ref().is_some_and(adw_tensor_ops::Error::is_out_of_memory)
             || cause.downcast_ref().is_some_and(adw_cuda::device::is_out_of_memory)
+            // Not in the chain of causes, because the outer error is transparent.
+            || matches!(cause.downcast_ref(), Some(adw_inference::Error::Tensor(error)) if adw_cuda::device::is_out_of_memory(error))
     })
 }
 

@@ -30,8 +30,8 @@ pub(crate) struct Need {
 /// around the one that is being differentiated.
 const BACKWARD: u64 = 2;
 
-/// Copies of each weight: value, gradient, momentum and a second moment or an average.
-const COPIES: u64 = 4;
+/// Copies of each weight at most: value, gradient, momentum, average, and two directions of Muon's step or Adam's second moment.
+const COPIES: u64 = 6;
 
 impl Need {
     /// Estimates the need of training `architecture` (for a search, the largest of its space) on batches of `plan`'s patches.

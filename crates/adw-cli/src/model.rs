@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::{ModelFile, infer::SlidingWindow};
+use adw_inference::SlidingWindow;
+use adw_search::ModelFile;
 use adw_supernet::{Precision, Unet};
 use anyhow::Result;
 use candle_core::{DType, Device};

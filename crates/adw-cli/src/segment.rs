@@ -1,6 +1,6 @@
 //! Segmentation of a prepared case into a label map on the image's own grid.
 
-use adw_search::infer::{Predict, SlidingWindow};
+use adw_inference::{BoxError, Predict, SlidingWindow};
 use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -44,7 +44,7 @@ impl Segmenter<'_> {
     }
 
     fn with_networks<T>(&self, f: impl FnOnce(&mut [&mut Predict<'_>]) -> Result<T>) -> Result<T> {
-        let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| Ok(model.predict(x)?)).collect();
+        let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| -> Result<Tensor, BoxError> { Ok(model.predict(x)?) }).collect();
         let mut networks: Vec<&mut Predict<'_>> = networks.iter_mut().map(|network| network as _).collect();
         f(&mut networks)
     }

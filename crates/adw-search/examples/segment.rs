@@ -3,7 +3,8 @@
 
 use std::{env, error::Error, path::Path};
 
-use adw_search::{ModelFile, infer::SlidingWindow};
+use adw_inference::{BoxError, SlidingWindow};
+use adw_search::ModelFile;
 use adw_supernet::Unet;
 use candle_core::{DType, Device, Tensor};
 use msd_data::{Geometry, Plan, Volume, preprocess, read_image};
@@ -14,7 +15,7 @@ fn segment(data: Array4<f32>, geometry: Geometry, network: &Unet, plan: &Plan) -
     let case = preprocess(Volume { data, geometry }, None, plan)?;
     let (c, d, h, w) = case.image.dim();
     let x = Tensor::from_iter(case.image.iter().copied(), &Device::Cpu)?.reshape((1, c, d, h, w))?;
-    let mut predict = |x: &Tensor| Ok(network.predict(x)?);
+    let mut predict = |x: &Tensor| -> Result<Tensor, BoxError> { Ok(network.predict(x)?) };
     let logits = SlidingWindow::new(plan.patch_size).logits(&x, &mut [&mut predict], &mut |_, _| {})?;
     let logits = Array5::from_shape_vec(logits.dims5()?, logits.flatten_all()?.to_vec1()?)?;
     Ok(case.properties.restore_logits(&logits.index_axis(Axis(0), 0))?)

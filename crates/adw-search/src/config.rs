@@ -217,8 +217,8 @@ impl SearchConfig {
             optimizer: nnunet_optimizer(),
             // nnU-Net.
             clip: 12.0,
-            // Paper: tau starts at 5 and falls by 0.97 per epoch.
-            tau: Temperature { start: 5.0, decay: 0.97 },
+            // Paper: tau starts at 5 and falls by 0.97 per epoch, so to 5 * 0.97^149.
+            tau: Temperature { start: 5.0, end: 0.05345 },
             // Paper; the published code trains on B.
             weights_on: Half::A,
             arch_batches: ArchBatches::AAndB,
@@ -248,7 +248,7 @@ impl SearchConfig {
         check_optimizer(&self.optimizer)?;
         above_zero("clip", self.clip)?;
         above_zero("tau.start", self.tau.start)?;
-        up_to_one("tau.decay", self.tau.decay)?;
+        above_zero("tau.end", self.tau.end)?;
         let Some(cost) = &self.cost else {
             return Ok(());
         };
@@ -379,7 +379,7 @@ mod tests {
             config.check().unwrap_err().to_string()
         };
         assert_eq!(message(&|c| c.warmup_epochs = 251), "warmup_epochs = 251: expected at most the epochs");
-        assert_eq!(message(&|c| c.tau.decay = 0.0), "tau.decay = 0: expected a number above 0, at most 1");
+        assert_eq!(message(&|c| c.tau.end = 0.0), "tau.end = 0: expected a number above 0");
         assert_eq!(message(&|c| c.lr.peak = f64::NAN), "lr.peak = NaN: expected a number above 0");
         assert_eq!(message(&|c| c.iterations_per_epoch = 0), "iterations_per_epoch = 0: expected at least 1");
     }

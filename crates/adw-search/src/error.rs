@@ -122,9 +122,6 @@ pub enum Error {
         /// Checkpoint from before, if there is one.
         kept: Option<PathBuf>,
     },
-    /// Logits of an image are NaN or infinite.
-    #[error("the logits are not finite: the weights or the image hold NaN or infinite values")]
-    LogitsNotFinite,
     /// A target holds a class that the logits lack.
     #[error("the target holds class {class}, but the logits have {num_classes} classes")]
     UnknownClass {

@@ -10,7 +10,6 @@ pub mod config;
 mod dice;
 mod error;
 mod events;
-pub mod infer;
 mod loop_schedule;
 mod model_file;
 pub mod optim;

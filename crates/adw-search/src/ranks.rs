@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::{ControlFlow, Range};
 
 use adw_supernet::Gradients;
+use adw_tensor_ops::elementwise;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::events::Stop;
@@ -139,7 +140,7 @@ impl<'a> GradientSum<'a> {
         let flat = gradients.iter().flatten().map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
         let flat = Tensor::cat(&flat, 0)?;
         match self.samples.last_mut() {
-            Some(sum) if self.ranks.size() == 1 => *sum = (&*sum + flat)?,
+            Some(sum) if self.ranks.size() == 1 => *sum = elementwise::add(sum, &flat)?,
             _ => self.samples.push(flat),
         }
         Ok(())
@@ -176,7 +177,7 @@ impl<'a> GradientSum<'a> {
             let sample = on_host(sample, dtype)?;
             sum = Some(match sum {
                 None => sample,
-                Some(sum) => (sum + sample)?,
+                Some(sum) => elementwise::add(&sum, &sample)?,
             });
         }
         let sum = sum.map_or(Ok(vec![]), |sum| bytes(&sum))?;

@@ -161,6 +161,11 @@ fn lock(folder: &Path) -> Result<Option<Lock>> {
     }
 }
 
+/// Returns true if there is such a file; a disk that cannot be read is an error, not an absent file.
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(|e| Error::io(path, e))
+}
+
 /// Epoch and iteration of a checkpoint; nothing without one.
 fn place_bytes(checkpoint: Option<&Checkpoint>) -> Vec<u8> {
     checkpoint.map_or(vec![], |Checkpoint { position: Position { epoch, iteration }, .. }| {
@@ -184,11 +189,12 @@ impl Paths {
     /// Reads the checkpoint to resume from and cuts the history back to it, or finds a folder without a run.
     fn resume(&self, resume: bool, identity: &Value, device: &Device) -> Result<(Option<Checkpoint>, Option<Error>)> {
         if !resume {
-            let mut traces = [&self.latest, &self.previous, &self.history].into_iter();
-            return match traces.find(|path| path.exists()) {
-                Some(path) => Err(Error::AlreadyStarted { path: path.clone() }),
-                None => Ok((None, None)),
-            };
+            for path in [&self.latest, &self.previous, &self.history] {
+                if exists(path)? {
+                    return Err(Error::AlreadyStarted { path: path.clone() });
+                }
+            }
+            return Ok((None, None));
         }
         let (checkpoint, damage) = self.read(identity, device)?;
         self.cut_history(checkpoint.as_ref().map_or(0, |c| c.position.epoch))?;
@@ -202,7 +208,7 @@ impl Paths {
             let folder = self.latest.parent().unwrap_or(Path::new(".")).to_owned();
             Error::CheckpointsLost { latest: latest.to_string(), previous, folder }
         };
-        Ok(match (self.latest.exists(), self.previous.exists()) {
+        Ok(match (exists(&self.latest)?, exists(&self.previous)?) {
             (true, has_previous) => match read(&self.latest) {
                 Err(damage @ (Error::File { .. } | Error::Io { .. })) if has_previous => {
                     let other = read(&self.previous).map_err(|error| lost(&damage, error.to_string()))?;

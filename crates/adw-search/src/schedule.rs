@@ -91,21 +91,22 @@ impl LearningRate {
 pub struct Temperature {
     /// Value during the warm-up and in the first epoch after it.
     pub start: f64,
-    /// Factor per epoch after the warm-up.
-    pub decay: f64,
+    /// Value in the last epoch; in between it falls by the same factor in every epoch.
+    pub end: f64,
 }
 
 impl Temperature {
-    /// `start * decay^(epoch - warmup_epochs)`, `start` before; at least 1e-6, below which logits divided by it overflow.
+    /// `start * (end / start)^((epoch - warmup_epochs) / (epochs - 1 - warmup_epochs))`, `start` before; at least 1e-6, below
+    /// which logits divided by it overflow.
     ///
     /// ```
-    /// let tau = adw_search::schedule::Temperature { start: 5.0, decay: 0.97 };
-    /// assert_eq!(tau.at(99, 100), 5.0);
-    /// assert_eq!(tau.at(102, 100), 5.0 * 0.97 * 0.97);
-    /// assert_eq!(tau.at(5000, 100), 1e-6);
+    /// let tau = adw_search::schedule::Temperature { start: 8.0, end: 2.0 };
+    /// assert_eq!([0, 9, 10, 11, 12].map(|epoch| tau.at(epoch, 13, 10)), [8.0, 8.0, 8.0, 4.0, 2.0]);
     /// ```
-    pub fn at(&self, epoch: usize, warmup_epochs: usize) -> f64 {
-        (self.start * self.decay.powi(epoch.saturating_sub(warmup_epochs) as i32)).max(1e-6)
+    pub fn at(&self, epoch: usize, epochs: usize, warmup_epochs: usize) -> f64 {
+        let last = epochs.saturating_sub(1 + warmup_epochs).max(1);
+        let factor = (self.end / self.start).powf(epoch.saturating_sub(warmup_epochs) as f64 / last as f64);
+        (self.start * factor).max(1e-6)
     }
 }
 

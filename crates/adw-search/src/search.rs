@@ -196,7 +196,7 @@ impl SearchTask<'_> {
     }
 
     fn tau(&self, epoch: usize) -> f64 {
-        self.config.tau.at(epoch, self.config.warmup_epochs)
+        self.config.tau.at(epoch, self.config.epochs, self.config.warmup_epochs)
     }
 
     /// Most probable architecture; after the last epoch the one that is found.

@@ -26,7 +26,7 @@ fn search_config() -> SearchConfig {
         warmup_epochs: 1,
         validation_batches: 1,
         arch_lr: 0.05,
-        tau: Temperature { start: 2.0, decay: 0.8 },
+        tau: Temperature { start: 2.0, end: 1.6 },
         checkpoint_every_iterations: 2,
         seed: 7,
         ..SearchConfig::paper()

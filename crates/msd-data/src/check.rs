@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::checksum;
-use crate::dataset::{Case, Dataset, Paths, described, fault, reading_bytes, without_mark};
+use crate::dataset::{Case, Dataset, Label, Paths, described, fault, reading_bytes, without_mark};
 use crate::error::{Error, length};
 use crate::fingerprint::{CaseFacts, FACTS_CHANNELS, Fingerprint};
 use crate::geometry::Geometry;
@@ -58,7 +58,8 @@ impl fmt::Display for Problem {
 ///
 /// Errors: what [`Dataset::open`] and [`Dataset::load_case`] refuse, fewer than five training cases, cases without a [`plan`]. Warnings: a
 /// number of cases other than announced, files that no entry lists or several do, labels that occur nowhere, cases without
-/// foreground, constant channels, absurd intensities, labels where the image is 0, headers that contradict themselves, label
+/// foreground or too few of a label, constant or equal channels, absurd intensities, labels where the image is 0, a label 0 with the
+/// name of a structure, headers that contradict themselves or are sheared, label
 /// maps a little away from their image, images that are there twice, cases whose orientation, voxel size, extent or CT numbers are
 /// far from the others'.
 ///
@@ -99,8 +100,16 @@ pub fn survey(dir: &Path, positions: Positions, memory: Memory) -> Survey {
     if found < NUM_FOLDS {
         problems.push(error(&Error::TooFewCases { found }));
     }
-    if let Some(announced) = announced_cases(dir).filter(|announced| !is_number(announced, found)) {
+    let description = description(dir).unwrap_or_default();
+    if let Some(announced) = description.get("numTraining").filter(|announced| !is_number(announced, found)) {
         problems.push(warning(format!("{json}: numTraining is {announced}, but {found} cases are listed")));
+    }
+    // In the other layout names are the keys, and a background that is not 0 is refused.
+    let zero = description.get("labels").and_then(|labels| labels.get("0")?.as_str());
+    if let Some(name) = zero.filter(|name| !is_background(name)) {
+        problems.push(warning(format!(
+            "{json}: label 0 is called {name:?}, but 0 is the background: it is neither learned as a structure nor scored"
+        )));
     }
     let mut listed = BTreeSet::new();
     for file in dataset.listed_files() {
@@ -135,8 +144,17 @@ pub fn survey(dir: &Path, positions: Positions, memory: Memory) -> Survey {
     }
     // With unreadable cases a label may well occur in one of them.
     if problems.iter().all(|p| p.severity == Severity::Warning) {
-        for label in dataset.labels.iter().filter(|label| !seen.contains(&label.value)) {
-            problems.push(warning(format!("{json}: label {} ({}) occurs in no case", label.value, label.name)));
+        for label in &dataset.labels {
+            let Label { value, name, .. } = label;
+            let cases = training.iter().filter(|case| case.labels.contains(value)).count();
+            if cases == 0 {
+                problems.push(warning(format!("{json}: label {value} ({name}) occurs in no case")));
+            } else if cases < NUM_FOLDS {
+                problems.push(warning(format!(
+                    "{json}: label {value} ({name}) occurs in {cases} of {found} cases: too few for {NUM_FOLDS} folds, some of \
+                     which may have no case to learn it from, or none to score it on"
+                )));
+            }
         }
         if seen.iter().all(|&label| label == 0) {
             problems.push(error(&Error::NoForeground { dataset: dataset.name.clone() }));
@@ -157,11 +175,19 @@ fn warning(message: String) -> Problem {
     Problem { severity: Severity::Warning, message }
 }
 
-/// Number of cases that `dataset.json` claims, as it stands there.
-fn announced_cases(dir: &Path) -> Option<Value> {
+/// Content of `dataset.json`, as it stands there.
+fn description(dir: &Path) -> Option<Value> {
     let text = adw_files::read_text(&dir.join("dataset.json")).ok()?;
-    let mut json: Value = serde_json::from_str(without_mark(&text)).ok()?;
-    json.get_mut("numTraining").map(Value::take)
+    serde_json::from_str(without_mark(&text)).ok()
+}
+
+/// Returns true for names of what is no structure.
+fn is_background(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["back", "bg", "clear", "unlabel", "not label", "none", "nothing", "void", "empty", "air", "other", "rest", "outside"]
+        .iter()
+        .any(|word| name.contains(word))
+        || name.trim().parse() == Ok(0)
 }
 
 fn is_number(value: &Value, number: usize) -> bool {
@@ -261,7 +287,7 @@ fn check_case(dataset: &Dataset, case: &Case) -> CheckedCase {
         Err(e) => return CheckedCase { found: vec![error(&e)], ..CheckedCase::default() },
     };
     let file = &case.image[0];
-    let mut warnings = plausibility::image(file, &image);
+    let mut warnings = plausibility::image(&case.image, &image);
     warnings.extend(headers(&image.geometry, case.image[1..].iter().chain([&case.label])));
     let seen: BTreeSet<u16> = labels.data.iter().copied().collect();
     let label = case.label.display();
@@ -301,7 +327,7 @@ fn check_image(dataset: &Dataset, files: &[PathBuf]) -> CheckedCase {
     match dataset.load_image(files) {
         Ok(image) => {
             let found =
-                plausibility::image(&files[0], &image).into_iter().chain(headers(&image.geometry, files[1..].iter()));
+                plausibility::image(files, &image).into_iter().chain(headers(&image.geometry, files[1..].iter()));
             let found = found.map(warning).collect();
             let voxels = Some(checksum::of_voxels(&image.data));
             CheckedCase { found, grid: Some((files[0].clone(), image.geometry)), voxels, ..CheckedCase::default() }

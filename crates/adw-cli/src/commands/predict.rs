@@ -6,7 +6,7 @@ use std::{
 };
 
 use adw_files::NewFile;
-use adw_search::infer::SlidingWindow;
+use adw_inference::SlidingWindow;
 use adw_supernet::Unet;
 use anyhow::{Context, Result};
 use candle_core::Device;

@@ -6,7 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, infer::SlidingWindow, retrain};
+use adw_inference::SlidingWindow;
+use adw_search::{Event, ModelFile, Part, RetrainRow, RunOptions, retrain};
 use adw_supernet::{Architecture, Unet};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device};

@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -141,11 +141,10 @@ fn run_here(args: &SweepRunArgs) -> Result<()> {
         thread::scope(|scope| {
             let start = |_| thread::Builder::new().spawn_scoped(scope, || pool.work());
             let started = (0..workers).map(start).collect::<io::Result<Vec<_>>>();
-            started
-                .context("cannot start a thread per worker")?
-                .into_iter()
-                .map(|worker| worker.join().expect("a worker does not panic"))
-                .collect::<Result<Vec<_>>>()
+            for worker in started.context("cannot start a thread per worker")? {
+                worker.join().expect("a worker does not panic");
+            }
+            anyhow::Ok(())
         })
     });
     interrupt::end_if_interrupted();
@@ -188,19 +187,31 @@ enum Next<'a> {
 
 impl<'a> Pool<'a> {
     /// Does one task after the other until nothing is left.
-    fn work(&self) -> Result<()> {
+    fn work(&self) {
         while interrupt::signal().is_none() {
             match self.next() {
-                Next::Task(task) => self.run(task)?,
+                Next::Task(task) => {
+                    let run = self.run(task);
+                    let mut progress = self.progress();
+                    progress.taken.remove(task.name.as_str());
+                    // The other workers do not wait for a task that nobody does.
+                    if let Err(error) = run {
+                        progress.failed.insert(task.name.as_str());
+                        note(&format!("{} failed: {error:#}", task.name));
+                    }
+                }
                 Next::Wait => thread::sleep(Duration::from_millis(200)),
                 Next::Nothing => break,
             }
         }
-        Ok(())
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress<'a>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn next(&self) -> Next<'a> {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress();
         let mut is_busy = !progress.taken.is_empty();
         for task in &self.sweep.tasks {
             let name = task.name.as_str();
@@ -236,9 +247,8 @@ impl<'a> Pool<'a> {
             .and_then(interrupt::start_child);
         let child = child.with_context(|| format!("cannot start {}", task.name))?;
         interrupt::wait_for_child(child).context("cannot wait for a process")?;
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut progress = self.progress();
         let name = task.name.as_str();
-        progress.taken.remove(name);
         let state = self.sweep.state(task);
         match &state {
             State::Done => drop(progress.done.insert(name)),

@@ -83,6 +83,12 @@ pub(crate) fn submit(args: &SweepSubmitArgs) -> Result<()> {
         let text = kubernetes(&sweep, &stem, &jobs, &here);
         return hand_in(args, &jobs[0].folder.join("sweep.yaml"), &text, &["kubectl", "apply", "-f"]).map(drop);
     }
+    if let Some(path) = [&here, &jobs[0].folder].into_iter().find(|path| quoted(path) != path.display().to_string()) {
+        bad_input!(
+            "{}: batch systems read such a path in a directive differently; use one without blanks and quotation marks",
+            path.display()
+        );
+    }
     let mut previous = None;
     for (index, job) in jobs.iter().enumerate() {
         if index > 0 && jobs[index - 1].dataset != job.dataset {

@@ -1,8 +1,9 @@
+use adw_inference::SlidingWindow;
 use candle_core::Tensor;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::{infer::SlidingWindow, parameters};
+use crate::{BoxError, parameters};
 
 fn architecture() -> Architecture {
     let json = serde_json::json!({
@@ -35,7 +36,7 @@ fn a_loaded_model_predicts_the_same_bits_and_files_are_equal() {
     let image = image.reshape((1, 1, 9, 8, 11)).unwrap();
     let logits = |model: &ModelFile| {
         let net = model.network(DType::F32, &Device::Cpu).unwrap();
-        let mut predict = |x: &Tensor| Ok(net.predict(x)?);
+        let mut predict = |x: &Tensor| -> Result<Tensor, BoxError> { Ok(net.predict(x)?) };
         let window = SlidingWindow::new([8, 8, 8]);
         let logits = window.logits(&image, &mut [&mut predict], &mut |_, _| {}).unwrap();
         assert_eq!(logits.dims(), [1, 3, 9, 8, 11]);

@@ -1,8 +1,8 @@
 //! Optimisers that update candle variables in place.
 //!
 //! A step walks `gradients`, one entry per parameter in the order the optimiser was built with. A parameter whose
-//! gradient is `None` is left alone entirely, without decay or momentum, as `PyTorch` does. All arithmetic is elementwise in
-//! the parameter's dtype (F32 or F64), so results do not depend on the number of threads.
+//! gradient is `None` is left alone entirely, without decay or momentum, as `PyTorch` does. Arithmetic is in the parameter's
+//! dtype (F32 or F64), element by element, or a product of matrices by one thread: results do not depend on their number.
 
 mod adam;
 mod backend;

@@ -1,6 +1,9 @@
 //! Muon: gradient descent with orthogonalised momentum.
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var, WithDType};
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, LinalgScalar, ScalarOperand};
+use rayon::prelude::*;
 
 use super::Optimizer;
 use super::backend::Scale;
@@ -12,6 +15,8 @@ use crate::{NamedTensors, Result};
 /// Coefficients of s, s^3 and s^5 in a polynomial that, applied five times, takes all of 0.01 to 1 to between 0.68 and 1.14.
 const POLYNOMIAL: [f64; 3] = [3.4445, -4.7750, 2.0315];
 const ITERATIONS: usize = 5;
+/// Added to a matrix's squared norm, so that zeros stay zeros.
+const SMALLEST: f64 = 1e-30;
 
 /// Muon (K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for the kernels of
 /// convolutions, and [`Sgd`](super::Sgd) with the same settings for every other parameter:
@@ -45,13 +50,23 @@ impl Muon {
         });
         let directions = directions.collect::<Result<Vec<_>>>()?;
         descend(&directions, &SgdConfig { momentum, weight_decay: 0.0 }, -1.0, scale)?;
-        let steps = kernels.into_iter().zip(directions).map(|(kernel, Update { weight: direction, .. })| {
-            let gradient = orthogonal(&direction.flatten_from(1)?)?.reshape(direction.shape())?;
+        let matrices = directions.iter().map(|update| Ok(update.weight.flatten_from(1)?)).collect::<Result<Vec<_>>>()?;
+        let orthogonal = match matrices.first() {
+            Some(first) if first.device().is_cpu() => matrices.par_iter().map(on_host).collect::<Result<Vec<_>>>()?,
+            _ => matrices.iter().map(on_device).collect::<Result<Vec<_>>>()?,
+        };
+        let steps = kernels.into_iter().zip(directions).zip(orthogonal).map(|((kernel, direction), orthogonal)| {
+            let gradient = orthogonal.reshape(direction.weight.shape())?;
             // The direction has been read, so its memory serves as the velocity that a step writes.
-            Ok(Update { gradient, state: [direction], ..kernel })
+            Ok(Update { gradient, state: [direction.weight], ..kernel })
         });
         let steps = steps.collect::<Result<Vec<_>>>()?;
-        descend(&steps, &SgdConfig { momentum: 0.0, weight_decay }, lr, &Scale::Known(1.0))
+        // A factor that is not a number keeps the weights as they are, here as above.
+        let one = match scale {
+            Scale::Known(scale) => Scale::Known(scale * 0.0 + 1.0),
+            Scale::OnDevice(scale) => Scale::OnDevice(scale.affine(0.0, 1.0)?),
+        };
+        descend(&steps, &SgdConfig { momentum: 0.0, weight_decay }, lr, &one)
     }
 }
 
@@ -77,20 +92,48 @@ fn is_kernel(weight: &Tensor) -> bool {
     weight.rank() == 5 && weight.dims()[2..].iter().any(|&voxels| voxels > 1)
 }
 
-/// Matrix with the singular vectors of `matrix` and singular values near 1 (see [`Muon`]).
+/// Matrix with the singular vectors of `matrix` and singular values near 1 (see [`Muon`]), computed by one thread.
 ///
 /// The iteration X <- a X + b (X X^T) X + c (X X^T)^2 X from X = `matrix` / |`matrix`| is carried out on G = X X^T, the smaller of the
 /// two products, and the product of its polynomials multiplies the matrix once at the end: kernels have many more columns
 /// than rows.
-fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
+fn on_host(matrix: &Tensor) -> Result<Tensor> {
+    match matrix.dtype() {
+        DType::F64 => orthogonal::<f64>(matrix),
+        _ => orthogonal::<f32>(matrix),
+    }
+}
+
+fn orthogonal<T: WithDType + LinalgScalar + ScalarOperand>(tensor: &Tensor) -> Result<Tensor> {
+    let shape = tensor.dims2()?;
+    let matrix = Array2::from_shape_vec(shape, tensor.flatten_all()?.to_vec1::<T>()?).expect("as many as the shape has");
+    let x = if shape.0 <= shape.1 { matrix.view() } else { matrix.t() };
+    let mut gram = x.dot(&x.t());
+    let squared_norm = gram.diag().iter().fold(0.0, |sum, v| sum + v.to_f64()) + SMALLEST;
+    gram.mapv_inplace(|v| v * T::from_f64(squared_norm.recip()));
+    let mut product = Array2::eye(gram.nrows()) * T::from_f64(squared_norm.sqrt().recip());
+    let [a, b, c] = POLYNOMIAL.map(T::from_f64);
+    for _ in 0..ITERATIONS {
+        let mut factor = Array2::eye(gram.nrows()) * a;
+        factor.scaled_add(b, &gram);
+        general_mat_mul(c, &gram, &gram, T::one(), &mut factor);
+        product = factor.dot(&product);
+        gram = factor.dot(&gram).dot(&factor);
+    }
+    let x = product.dot(&x);
+    let x = if shape.0 <= shape.1 { x } else { x.reversed_axes() };
+    Ok(Tensor::from_vec(x.iter().copied().collect::<Vec<_>>(), shape, tensor.device())?)
+}
+
+/// [`on_host`] by the products of the tensor's device.
+fn on_device(matrix: &Tensor) -> Result<Tensor> {
     let (rows, columns) = matrix.dims2()?;
     if rows > columns {
-        return Ok(orthogonal(&matrix.t()?.contiguous()?)?.t()?.contiguous()?);
+        return Ok(on_device(&matrix.t()?.contiguous()?)?.t()?.contiguous()?);
     }
     let identity = Tensor::eye(rows, matrix.dtype(), matrix.device())?;
     let mut gram = matrix.matmul(&matrix.t()?)?;
-    // The squared norm is the trace; the number keeps a matrix of zeros one.
-    let squared_norm = ((&gram * &identity)?.sum_all()? + 1e-30)?;
+    let squared_norm = ((&gram * &identity)?.sum_all()? + SMALLEST)?;
     gram = gram.broadcast_div(&squared_norm)?;
     let mut product = identity.broadcast_div(&squared_norm.sqrt()?)?;
     let [a, b, c] = POLYNOMIAL;

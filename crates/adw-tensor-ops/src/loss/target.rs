@@ -78,7 +78,7 @@ pub(super) fn unknown_label(label: i64, classes: usize) -> Error {
 /// If the target is not of that shape.
 pub fn resize_target(target: &Tensor, size: [usize; 3]) -> Result<Tensor> {
     let (_, d, h, w) = target.dims4()?;
-    let mut t = target.clone();
+    let mut t = target.contiguous()?;
     for (axis, (from, to)) in [d, h, w].into_iter().zip(size).enumerate() {
         if from != to {
             let index: Vec<u32> = (0..to).map(|i| ((2 * i + 1) * from / (2 * to)) as u32).collect();

@@ -22,12 +22,16 @@ const UNUSUAL_RATIO: f64 = 10.0;
 const UNUSUAL_WIDTHS: f64 = 2.0;
 const MIN_WIDTH: f64 = 100.0;
 
+/// Cosine between two axes from which on they are taken for sheared; rounding in a header stays below.
+const SHEAR: f64 = 0.01;
+
 /// Describes what is implausible in an image that a network is applied to, by itself and beside the cases that the plan was made
 /// for: contradictory headers, an extent far from theirs, constant channels, absurd intensities. An absent orientation is not
 /// described, since the plan may have none either.
 pub fn implausible(path: &Path, volume: &Volume<f32>, plan: &Plan) -> Vec<String> {
     let grid = &volume.geometry;
-    let mut found = if grid.orientation().is_some() { image(path, volume) } else { intensities(path, volume) };
+    let file = [path.to_owned()];
+    let mut found = if grid.orientation().is_some() { image(&file, volume) } else { intensities(&file, volume) };
     // Along the plan's axes, but in the order of the images.
     let in_order = |of_network: [f64; 3]| plan.transpose_backward.map(|i| of_network[i]);
     let own = in_order(plan.axes_of(grid).triple(extent_mm(grid)));
@@ -44,20 +48,22 @@ pub fn implausible_header(path: &Path) -> Result<Vec<String>> {
     Ok(header(&read_geometry(path)?.0))
 }
 
-/// Describes what is implausible in an image by itself.
-pub(super) fn image(path: &Path, image: &Volume<f32>) -> Vec<String> {
-    let file = path.display();
+/// Describes what is implausible in an image by itself, which one file or a file per channel holds.
+pub(super) fn image(files: &[PathBuf], image: &Volume<f32>) -> Vec<String> {
+    let file = files[0].display();
     let header = header(&image.geometry).into_iter().map(|problem| format!("{file}: {problem}"));
-    header.chain(intensities(path, image)).collect()
+    header.chain(intensities(files, image)).collect()
 }
 
-/// Describes channels without content and absurd intensities.
-fn intensities(path: &Path, image: &Volume<f32>) -> Vec<String> {
-    let file = path.display();
+/// Describes channels without content, the same channel twice, and absurd intensities.
+fn intensities(files: &[PathBuf], image: &Volume<f32>) -> Vec<String> {
     let mut found = Vec::new();
     for (c, channel) in image.data.outer_iter().enumerate() {
+        let file = files.get(c).unwrap_or(&files[0]).display();
         if channel.iter().all(|v| Some(v) == channel.first()) {
             found.push(format!("{file}: every voxel of channel {c} is the same"));
+        } else if let Some(same) = image.data.outer_iter().take(c).position(|earlier| earlier == channel) {
+            found.push(format!("{file}: channel {c} has the same voxels as channel {same}"));
         }
         let largest = channel.iter().fold(0f32, |largest, v| largest.max(v.abs()));
         if largest > ABSURD_INTENSITY {
@@ -67,7 +73,7 @@ fn intensities(path: &Path, image: &Volume<f32>) -> Vec<String> {
     found
 }
 
-/// Describes contradictions between the voxel sizes, the sform and the qform of a header.
+/// Describes contradictions between the voxel sizes, the sform and the qform of a header, and axes that are not at right angles.
 pub(super) fn header(geometry: &Geometry) -> Vec<String> {
     let mut found = Vec::new();
     let forms = [("sform", geometry.sform()), ("qform", geometry.qform())];
@@ -87,6 +93,18 @@ pub(super) fn header(geometry: &Geometry) -> Vec<String> {
             let (by_form, by_pixdim) = (rounded(lengths), rounded(pixdim));
             found.push(format!(
                 "voxels measure {by_form:?} mm (z, y, x) by its {name}, but {by_pixdim:?} by its pixdim, which is used"
+            ));
+        }
+        let cosine = |a: usize, b: usize| {
+            let product: f64 = matrix.iter().map(|row| row[a] * row[b]).sum();
+            (product / (lengths[2 - a] * lengths[2 - b])).abs()
+        };
+        let cosine = cosine(0, 1).max(cosine(0, 2)).max(cosine(1, 2));
+        if cosine > SHEAR {
+            let degrees = length(cosine.asin().to_degrees());
+            found.push(format!(
+                "the axes of its {name} are {degrees} degrees off right angles, but are used as if they were upright: distances \
+                 are wrong, and ITK does not open it; resample it onto an upright grid"
             ));
         }
         usable.push(form);

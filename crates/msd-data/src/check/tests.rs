@@ -140,6 +140,7 @@ fn implausible_values_are_named_with_their_case() {
     );
     both(3, &[(280, &floats(&[-1.0, 0.0, 0.0, 11.0])), (252, &[0, 0])]);
     both(4, &[(268, &floats(&[9.0]))]);
+    both(7, &[(284, &floats(&[0.3]))]);
     let mut image = crate::nifti::read_image(file("imagesTr", 5)).unwrap();
     image.data[[0, 1, 1, 1]] = 3e38;
     write_image(file("imagesTr", 5), &image.data.view(), &image.geometry).unwrap();
@@ -159,12 +160,13 @@ fn implausible_values_are_named_with_their_case() {
         (4, "its sform and its qform place voxels up to 9.0 mm apart"),
         (5, "intensities up to 3e38"),
         (6, "labelled voxels lie where the image is 0"),
+        (7, "the axes of its sform are 16.7 degrees off right angles"),
     ] {
         let name = format!("phantom_{case:03}.nii.gz: ");
         let found = problems.iter().filter(|p| p.starts_with("warning: ") && p.contains(&name) && p.contains(words));
         assert_eq!(found.count(), 1, "{case} {words} in {problems:#?}");
     }
-    assert!(problems.iter().all(|p| (0..7).any(|i| p.contains(&format!("phantom_{i:03}")))), "{problems:#?}");
+    assert!(problems.iter().all(|p| (0..8).any(|i| p.contains(&format!("phantom_{i:03}")))), "{problems:#?}");
 }
 
 #[test]
@@ -201,4 +203,40 @@ fn images_that_are_there_twice_and_a_ct_in_other_units_are_named() {
         of_ct[0].contains("phantom_004.nii.gz: the median of its labelled voxels in channel 0 (CT) is -"),
         "{of_ct:#?}"
     );
+}
+
+#[test]
+fn equal_channels_and_the_file_of_a_constant_one_are_named() {
+    let files = ["a_0000.nii", "a_0001.nii", "a_0002.nii"].map(PathBuf::from);
+    let mut data = Array4::from_shape_fn((3, 2, 2, 2), |(_, z, y, x)| (z + 2 * y + 4 * x) as f32);
+    data.index_axis_mut(ndarray::Axis(0), 2).fill(5.0);
+    let image = crate::nifti::Volume { data, geometry: Geometry::new([2; 3], [1.0; 3]) };
+    let expected = [
+        "a_0001.nii: channel 1 has the same voxels as channel 0",
+        "a_0002.nii: every voxel of channel 2 is the same",
+    ];
+    assert_eq!(plausibility::image(&files, &image), expected);
+    let in_one_file = plausibility::image(&files[..1], &image);
+    assert!(in_one_file.iter().all(|problem| problem.starts_with("a_0000.nii: ")), "{in_one_file:?}");
+}
+
+#[test]
+fn rare_labels_and_a_structure_with_label_0_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    phantom(dir.path(), 10);
+    for i in 1..10 {
+        let file = dir.path().join(format!("labelsTr/phantom_00{i}.nii.gz"));
+        let map = read_labels(&file).unwrap();
+        write_labels(&file, &map.data.mapv(|v| v.min(1)).view(), &map.geometry).unwrap();
+    }
+    let json = dir.path().join("dataset.json");
+    let text = fs::read_to_string(&json).unwrap();
+    assert!(text.contains("\"background\""), "{text}");
+    fs::write(&json, text.replace("\"background\"", "\"left\"")).unwrap();
+    let problems = check_dataset(dir.path(), Positions::Checked, Memory::unlimited());
+    let words = ["label 0 is called \"left\"", "occurs in 1 of 10 cases"];
+    assert_eq!(problems.len(), words.len(), "{problems:?}");
+    for (problem, words) in problems.iter().zip(words) {
+        assert!(problem.severity == Severity::Warning && problem.message.contains(words), "{problems:?}");
+    }
 }

@@ -173,7 +173,11 @@ pub fn evaluate_pairs(pairs: &[(PathBuf, PathBuf)], options: &EvaluationOptions)
     };
     if labels.is_empty() {
         let folder = pairs.first().map(|(_, reference)| reference.display().to_string()).unwrap_or_default();
-        let problem = "no voxel above 0 in any reference or prediction".to_owned();
+        let problem = match options.labels {
+            Some(_) => "no label to score is named",
+            None => "no voxel above 0 in any reference or prediction",
+        }
+        .to_owned();
         return Err(Error::Evaluation { folder, problem });
     }
     for case in &mut compared {

@@ -107,7 +107,7 @@ pub fn preprocess(image: Volume<f32>, labels: Option<LabelMap>, plan: &Plan) -> 
     let has_labels = labels.is_some();
     // Without labels only the sign matters, which separates inside from outside.
     let mut labels = match labels {
-        Some(labels) => Some(as_signed(cut(axes.apply(labels.data), &crop))),
+        Some(labels) => Some(as_signed(&cut(axes.apply(labels.data), &crop))),
         None => outside.as_ref().map(|outside| Array3::zeros(outside.dim())),
     };
     if let (Some(labels), Some(outside)) = (&mut labels, outside) {
@@ -242,11 +242,8 @@ fn cut<T: Clone + Send + Sync, D: Dimension>(array: Array<T, D>, bounds: &[[usiz
 }
 
 /// Casts labels, which are below 256.
-fn as_signed(labels: Array3<u16>) -> Array3<i16> {
-    let shape = labels.dim();
-    let (values, _) = labels.into_raw_vec_and_offset();
-    let values = values.into_iter().map(|v| v as i16).collect();
-    Array3::from_shape_vec(shape, values).expect("as many as before")
+fn as_signed(labels: &Array3<u16>) -> Array3<i16> {
+    labels.mapv(|v| v as i16)
 }
 
 #[cfg(test)]

@@ -24,11 +24,14 @@ fn orthogonal_changes_singular_values_alone() {
     let expected = product([large, small].map(|s| iterated(s / norm)));
     for (dtype, tolerance) in [(DType::F64, tolerance::F64_CLOSED_FORM), (DType::F32, tolerance::F32_STEPS)] {
         let matrix = Tensor::new(&product([large, small]), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
-        assert_close("wide", &flat(&orthogonal(&matrix).unwrap()), expected.as_flattened(), tolerance);
-        let tall = orthogonal(&matrix.t().unwrap()).unwrap().t().unwrap();
-        assert_close("tall", &flat(&tall), expected.as_flattened(), tolerance);
+        for orthogonal in [on_host, on_device] {
+            assert_close("wide", &flat(&orthogonal(&matrix).unwrap()), expected.as_flattened(), tolerance);
+            let tall = orthogonal(&matrix.t().unwrap()).unwrap().t().unwrap();
+            assert_close("tall", &flat(&tall), expected.as_flattened(), tolerance);
+            let zeros = Tensor::zeros((2, 3), dtype, &Device::Cpu).unwrap();
+            assert_eq!(flat(&orthogonal(&zeros).unwrap()), [0.0; 6]);
+        }
     }
-    assert_eq!(flat(&orthogonal(&Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap()).unwrap()), [0.0; 6]);
 }
 
 #[test]

@@ -5,13 +5,17 @@
 //! bytes per voxel of a slab as thick as a window, for the weighted sums of K classes ([`SlidingWindow::planes`]);
 //! [`SlidingWindow::logits`] holds 4 K bytes per voxel of the image besides.
 
+use std::fmt;
+
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use crate::{Error, Result};
+mod error;
+
+pub use error::{BoxError, Error, Result};
 
 /// Network for inference: images `[n, C, *patch]` to logits `[n, K, *patch]`.
-pub type Predict<'a> = dyn FnMut(&Tensor) -> Result<Tensor> + 'a;
+pub type Predict<'a> = dyn FnMut(&Tensor) -> Result<Tensor, BoxError> + 'a;
 
 /// Cutting of an image into windows.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,15 +42,15 @@ impl SlidingWindow {
     /// `progress(done, total)` is called after every forward pass with numbers of windows.
     ///
     /// ```
-    /// use adw_search::infer::SlidingWindow;
+    /// use adw_inference::{BoxError, SlidingWindow};
     /// use candle_core::{Device, Tensor};
     ///
     /// let image = Tensor::randn(0f32, 1., (1, 1, 10, 9, 7), &Device::Cpu)?;
-    /// let mut double = |x: &Tensor| Ok((x * 2.0)?);
+    /// let mut double = |x: &Tensor| -> Result<Tensor, BoxError> { Ok((x * 2.0)?) };
     /// let logits = SlidingWindow::new([4, 4, 4]).logits(&image, &mut [&mut double], &mut |_, _| {})?;
     /// let difference = (logits - (image * 2.0)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
     /// assert!(difference < 1e-5);
-    /// # Ok::<(), adw_search::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
@@ -94,7 +98,7 @@ impl SlidingWindow {
     }
 
     fn check(&self) -> Result<()> {
-        let bad = |key: &str, value: String, expected| Err(Error::Config { key: key.into(), value, expected });
+        let bad = |key, value, expected| Err(Error::Config { key, value, expected });
         if self.patch.contains(&0) {
             return bad("patch", format!("{:?}", self.patch), "three sizes of at least 1");
         }
@@ -147,7 +151,7 @@ impl SlidingWindow {
 
     fn checked(&self, windows: &Tensor, model: &mut Predict<'_>) -> Result<Tensor> {
         // The network's layout is its own (ours is channels last); flips need candle's.
-        let logits = model(windows)?.detach().contiguous()?;
+        let logits = model(windows).map_err(Error::Network)?.detach().contiguous()?;
         let [d, h, w] = self.patch;
         match *logits.dims() {
             [n, classes, ld, lh, lw] if n == windows.dim(0)? && classes > 0 && [ld, lh, lw] == self.patch => Ok(logits),
@@ -174,6 +178,13 @@ pub struct LogitPlanes<'a> {
     next: usize,
     /// True from the beginning of a part to its end: after an error, some of its windows are in the sums.
     is_within_part: bool,
+}
+
+impl fmt::Debug for LogitPlanes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { window, shape, next, .. } = self;
+        f.debug_struct("LogitPlanes").field("window", window).field("shape", shape).field("next", next).finish_non_exhaustive()
+    }
 }
 
 impl LogitPlanes<'_> {
@@ -220,8 +231,8 @@ impl LogitPlanes<'_> {
     }
 }
 
-fn shape_error(what: &str, expected: &str, got: &[usize]) -> Error {
-    Error::Shape { what: what.into(), expected: expected.into(), got: format!("{got:?}") }
+fn shape_error(what: &'static str, expected: &str, got: &[usize]) -> Error {
+    Error::Shape { what, expected: expected.into(), got: format!("{got:?}") }
 }
 
 /// First voxels of the windows along one axis: k = ceil((size - patch) / (step patch)) + 1 windows, at
@@ -327,7 +338,7 @@ impl WeightedSums {
         });
         let means: Option<Vec<_>> = means.collect();
         let [d, h, w] = shape;
-        let means = means.ok_or(Error::LogitsNotFinite)?.concat();
+        let means = means.ok_or(Error::NotFinite)?.concat();
         Ok(Tensor::from_vec(means, (1, self.logits.len(), d, h, w), &Device::Cpu)?)
     }
 

@@ -5,6 +5,8 @@ use adw_testing::{Tolerance, assert_close, tolerance};
 
 use super::*;
 
+type Predicted = Result<Tensor, BoxError>;
+
 /// nnU-Net's own numbers, beside the repository when it is developed; absent in a plain clone.
 fn golden(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden/nnunet").join(name);
@@ -95,7 +97,7 @@ fn a_pointwise_network_reproduces_the_image_whatever_its_size() {
         for windows_per_forward in [1, 3] {
             for mirror in [[false; 3], [true, false, true], [true; 3]] {
                 let window = SlidingWindow { mirror, windows_per_forward, ..SlidingWindow::new(patch) };
-                let mut network = |x: &Tensor| Ok(x.affine(2.0, 1.0)?);
+                let mut network = |x: &Tensor| -> Predicted { Ok(x.affine(2.0, 1.0)?) };
                 let got = window.logits(&image, &mut [&mut network], &mut ignore).unwrap();
                 assert_same(&format!("{shape:?} {patch:?}"), &got, &expected);
             }
@@ -108,7 +110,7 @@ fn a_pointwise_network_reproduces_the_image_whatever_its_size() {
 fn logits_in_any_layout() {
     let image = image([5, 6, 7]);
     let classes = |x: &Tensor| Tensor::cat(&[x.affine(2.0, 1.0)?, x.neg()?], 1);
-    let mut network = |x: &Tensor| {
+    let mut network = |x: &Tensor| -> Predicted {
         let last = classes(x)?.permute((0, 2, 3, 4, 1))?.contiguous()?;
         Ok(last.permute((0, 4, 1, 2, 3))?)
     };
@@ -123,7 +125,7 @@ fn mirroring_averages_the_flips_and_undoes_each() {
     let patch = [2, 2, 4];
     let ramp = Tensor::from_vec((0..16).map(|i| (i % 4) as f32).collect(), (1, 1, 2, 2, 4), &Device::Cpu).unwrap();
     let calls = Cell::new(0);
-    let mut network = |_: &Tensor| {
+    let mut network = |_: &Tensor| -> Predicted {
         calls.set(calls.get() + 1);
         Ok(ramp.clone())
     };
@@ -143,7 +145,7 @@ fn mirroring_averages_the_flips_and_undoes_each() {
 fn folds_are_averaged_and_progress_reaches_the_end() {
     let image = image([9, 8, 8]);
     let window = SlidingWindow { windows_per_forward: 2, ..SlidingWindow::new([4, 4, 4]) };
-    let (mut one, mut three) = (|x: &Tensor| Ok(x.clone()), |x: &Tensor| Ok((x * 3.0)?));
+    let (mut one, mut three) = (|x: &Tensor| -> Predicted { Ok(x.clone()) }, |x: &Tensor| -> Predicted { Ok((x * 3.0)?) });
     let mut seen = vec![];
     let got = window
         .logits(&image, &mut [&mut one, &mut three], &mut |d, t| {
@@ -161,7 +163,7 @@ fn folds_are_averaged_and_progress_reaches_the_end() {
 fn parts_follow_each_other_and_end_where_the_next_windows_begin() {
     let image = image([9, 5, 3]);
     let window = SlidingWindow::new([4, 4, 4]);
-    let mut network = |x: &Tensor| Ok(x.clone());
+    let mut network = |x: &Tensor| -> Predicted { Ok(x.clone()) };
     let mut planes = window.planes(&image).unwrap();
     let mut parts = vec![];
     while let Some(part) = planes.advance(&mut [&mut network], &mut ignore).unwrap() {
@@ -179,15 +181,15 @@ fn wrong_input_and_wrong_output_are_errors() {
     let window = SlidingWindow::new([4, 4, 4]);
     let message = |r: Result<Tensor>| r.unwrap_err().to_string();
     assert!(message(window.logits(&image, &mut [], &mut ignore)).contains("at least one"));
-    let mut small = |x: &Tensor| Ok(x.narrow(2, 0, 2)?);
+    let mut small = |x: &Tensor| -> Predicted { Ok(x.narrow(2, 0, 2)?) };
     assert!(message(window.logits(&image, &mut [&mut small], &mut ignore)).contains("[1, K, 4, 4, 4]"));
-    let mut none = |x: &Tensor| Ok(x.narrow(1, 0, 0)?);
+    let mut none = |x: &Tensor| -> Predicted { Ok(x.narrow(1, 0, 0)?) };
     assert!(message(window.logits(&image, &mut [&mut none], &mut ignore)).contains("[1, K, 4, 4, 4]"));
     let empty = Tensor::zeros((1, 1, 8, 0, 8), DType::F32, &Device::Cpu).unwrap();
     assert!(window.planes(&empty).err().unwrap().to_string().contains("at least one voxel"));
-    let mut nan = |x: &Tensor| Ok((x * f64::NAN)?);
+    let mut nan = |x: &Tensor| -> Predicted { Ok((x * f64::NAN)?) };
     assert!(message(window.logits(&image, &mut [&mut nan], &mut ignore)).contains("finite"));
     let zero = SlidingWindow { step: 0.0, ..window };
-    let mut fine = |x: &Tensor| Ok(x.clone());
+    let mut fine = |x: &Tensor| -> Predicted { Ok(x.clone()) };
     assert!(message(zero.logits(&image, &mut [&mut fine], &mut ignore)).contains("step = 0"));
 }
