@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+HERE = pathlib.Path(__file__).resolve().parent
 COST = "0.305G"
 CANDIDATES = 5
 SETTINGS = ["network.max_width=6", "retrain.warm_start=false"]
@@ -38,7 +39,7 @@ def processor(training):
 def make(adw, data, run, fold, seed):
     """A run with the folds and halves of this seed: a training of one step makes its folder."""
     retrain(adw, run, fold, "made", ["--uniform-width", "4"], schedule(1, 1),
-            ["--data", data, "--seed", str(seed)])  # fmt: skip
+            ["--data", data, "--seed", str(seed), "--preset", str(HERE / "sgd.toml")])  # fmt: skip
 
 
 def main(adw, data, folder, seed, fold):

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cli_support::{Adw, Outcome, TINY, contents, phantom};
+use cli_support::{Adw, Outcome, TINY, adw, contents, phantom};
 
 /// Names and numbers of the signals that end the program. Under `nohup`, SIGHUP is none of them.
 fn signals() -> Vec<(&'static str, i32)> {
@@ -76,7 +76,8 @@ impl Started {
 fn assert_interrupted(outcome: &Outcome, (name, number): (&str, i32)) {
     assert_eq!(outcome.code, Some(128 + number), "{outcome:?}");
     let line = outcome.stderr.lines().last().unwrap();
-    assert!(line.starts_with(&format!("interrupted by SIG{name}; to continue: adw ")), "{outcome:?}");
+    let command = format!("interrupted by SIG{name}; to continue: {} ", adw().display());
+    assert!(line.starts_with(&command), "{outcome:?}");
     assert!(line.ends_with(" --resume"), "{outcome:?}");
     assert_eq!(outcome.stderr.matches("interrupted").count(), 1, "{outcome:?}");
 }

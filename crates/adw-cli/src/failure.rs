@@ -75,9 +75,12 @@ pub(crate) fn toml_problem(error: &toml::de::Error, text: &str) -> String {
     line.map_or_else(|| error.message().to_owned(), |line| format!("line {line}: {}", error.message()))
 }
 
-/// Name or path that the program was started by, for messages with a command to run next.
+/// Name or path that the program was started by, for messages with a command to run next. A name may be words, such as those that
+/// `cargo xtask` starts the program by.
 pub(crate) fn program() -> String {
-    env::args_os().next().map_or_else(|| "adw".to_owned(), |name| quoted(Path::new(&name)))
+    let Some(name) = env::args_os().next() else { return "adw".to_owned() };
+    let path = Path::new(&name);
+    if path.components().count() > 1 { quoted(path) } else { path.display().to_string() }
 }
 
 /// Exit code for an error: 2 if the user can put it right (arguments, files, folders, a full disk or device, a server that

@@ -45,7 +45,7 @@ Next: adw predict --model runs/mine";
 
 pub(super) const RANK: &str = "\
 Examples:
-  adw rank --run runs/mine --random 24 --cost 3.75G
+  adw rank --run runs/mine --random 24 --cost 1G
   adw rank --run runs/mine --architecture a.json --architecture b.json";
 
 pub(super) const CROSSVAL: &str = "\
