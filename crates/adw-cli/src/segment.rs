@@ -44,7 +44,11 @@ impl Segmenter<'_> {
     }
 
     fn with_networks<T>(&self, f: impl FnOnce(&mut [&mut Predict<'_>]) -> Result<T>) -> Result<T> {
-        let mut networks: Vec<_> = self.models.iter().map(|model| |x: &Tensor| -> Result<Tensor, BoxError> { Ok(model.predict(x)?) }).collect();
+        let mut networks: Vec<_> = self
+            .models
+            .iter()
+            .map(|model| |x: &Tensor| -> Result<Tensor, BoxError> { Ok(model.predict(x)?) })
+            .collect();
         let mut networks: Vec<&mut Predict<'_>> = networks.iter_mut().map(|network| network as _).collect();
         f(&mut networks)
     }

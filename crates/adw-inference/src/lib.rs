@@ -183,7 +183,11 @@ pub struct LogitPlanes<'a> {
 impl fmt::Debug for LogitPlanes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { window, shape, next, .. } = self;
-        f.debug_struct("LogitPlanes").field("window", window).field("shape", shape).field("next", next).finish_non_exhaustive()
+        f.debug_struct("LogitPlanes")
+            .field("window", window)
+            .field("shape", shape)
+            .field("next", next)
+            .finish_non_exhaustive()
     }
 }
 

@@ -145,7 +145,8 @@ fn mirroring_averages_the_flips_and_undoes_each() {
 fn folds_are_averaged_and_progress_reaches_the_end() {
     let image = image([9, 8, 8]);
     let window = SlidingWindow { windows_per_forward: 2, ..SlidingWindow::new([4, 4, 4]) };
-    let (mut one, mut three) = (|x: &Tensor| -> Predicted { Ok(x.clone()) }, |x: &Tensor| -> Predicted { Ok((x * 3.0)?) });
+    let (mut one, mut three) =
+        (|x: &Tensor| -> Predicted { Ok(x.clone()) }, |x: &Tensor| -> Predicted { Ok((x * 3.0)?) });
     let mut seen = vec![];
     let got = window
         .logits(&image, &mut [&mut one, &mut three], &mut |d, t| {

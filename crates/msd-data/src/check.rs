@@ -184,9 +184,23 @@ fn description(dir: &Path) -> Option<Value> {
 /// Returns true for names of what is no structure.
 fn is_background(name: &str) -> bool {
     let name = name.to_lowercase();
-    ["back", "bg", "clear", "unlabel", "not label", "none", "nothing", "void", "empty", "air", "other", "rest", "outside"]
-        .iter()
-        .any(|word| name.contains(word))
+    [
+        "back",
+        "bg",
+        "clear",
+        "unlabel",
+        "not label",
+        "none",
+        "nothing",
+        "void",
+        "empty",
+        "air",
+        "other",
+        "rest",
+        "outside",
+    ]
+    .iter()
+    .any(|word| name.contains(word))
         || name.trim().parse() == Ok(0)
 }
 

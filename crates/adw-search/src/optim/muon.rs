@@ -50,7 +50,8 @@ impl Muon {
         });
         let directions = directions.collect::<Result<Vec<_>>>()?;
         descend(&directions, &SgdConfig { momentum, weight_decay: 0.0 }, -1.0, scale)?;
-        let matrices = directions.iter().map(|update| Ok(update.weight.flatten_from(1)?)).collect::<Result<Vec<_>>>()?;
+        let matrices =
+            directions.iter().map(|update| Ok(update.weight.flatten_from(1)?)).collect::<Result<Vec<_>>>()?;
         let orthogonal = match matrices.first() {
             Some(first) if first.device().is_cpu() => matrices.par_iter().map(on_host).collect::<Result<Vec<_>>>()?,
             _ => matrices.iter().map(on_device).collect::<Result<Vec<_>>>()?,
@@ -106,7 +107,8 @@ fn on_host(matrix: &Tensor) -> Result<Tensor> {
 
 fn orthogonal<T: WithDType + LinalgScalar + ScalarOperand>(tensor: &Tensor) -> Result<Tensor> {
     let shape = tensor.dims2()?;
-    let matrix = Array2::from_shape_vec(shape, tensor.flatten_all()?.to_vec1::<T>()?).expect("as many as the shape has");
+    let matrix =
+        Array2::from_shape_vec(shape, tensor.flatten_all()?.to_vec1::<T>()?).expect("as many as the shape has");
     let x = if shape.0 <= shape.1 { matrix.view() } else { matrix.t() };
     let mut gram = x.dot(&x.t());
     let squared_norm = gram.diag().iter().fold(0.0, |sum, v| sum + v.to_f64()) + SMALLEST;

@@ -211,10 +211,8 @@ fn equal_channels_and_the_file_of_a_constant_one_are_named() {
     let mut data = Array4::from_shape_fn((3, 2, 2, 2), |(_, z, y, x)| (z + 2 * y + 4 * x) as f32);
     data.index_axis_mut(ndarray::Axis(0), 2).fill(5.0);
     let image = crate::nifti::Volume { data, geometry: Geometry::new([2; 3], [1.0; 3]) };
-    let expected = [
-        "a_0001.nii: channel 1 has the same voxels as channel 0",
-        "a_0002.nii: every voxel of channel 2 is the same",
-    ];
+    let expected =
+        ["a_0001.nii: channel 1 has the same voxels as channel 0", "a_0002.nii: every voxel of channel 2 is the same"];
     assert_eq!(plausibility::image(&files, &image), expected);
     let in_one_file = plausibility::image(&files[..1], &image);
     assert!(in_one_file.iter().all(|problem| problem.starts_with("a_0000.nii: ")), "{in_one_file:?}");
