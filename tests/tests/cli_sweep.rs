@@ -244,6 +244,26 @@ fn job_files_ask_for_what_the_networks_need() {
 }
 
 #[test]
+fn a_task_that_cannot_be_started_does_not_keep_the_other_workers_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = phantom(dir.path(), 6);
+    let stuck = sweep(dir.path(), &data, "stuck");
+    command("plan", &stuck).succeed();
+    // In the place of the first task's log.
+    fs::create_dir_all(dir.path().join("stuck/tasks/prepare.phantom.log")).unwrap();
+    let outcome = command("run", &stuck).args(["--workers", "2"]).run();
+    assert!(outcome.stderr.contains("prepare.phantom failed: cannot start prepare.phantom: "), "{outcome:?}");
+    assert!(outcome.stderr.contains("9 of 9 tasks are not done, 1 have failed"), "{outcome:?}");
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    // Batch systems read blanks in the paths of directives in their own ways.
+    let blank = dir.path().join("a b");
+    fs::create_dir(&blank).unwrap();
+    let apart = sweep(&blank, &data, "study");
+    let submit = command("submit", &apart).args(["--slurm", "--dry-run", "--memory=1", "--hours=1"]);
+    submit.run().assert_bad_input(&["a b", "without blanks"]);
+}
+
+#[test]
 fn a_thousand_tasks_are_planned_and_listed_within_a_second() {
     let dir = tempfile::tempdir().unwrap();
     let sweep = dir.path().join("many.toml");

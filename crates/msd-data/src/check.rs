@@ -183,25 +183,9 @@ fn description(dir: &Path) -> Option<Value> {
 
 /// Returns true for names of what is no structure.
 fn is_background(name: &str) -> bool {
+    const WORDS: &str = "back|bg|clear|unlabel|not label|none|nothing|void|empty|air|other|rest|outside";
     let name = name.to_lowercase();
-    [
-        "back",
-        "bg",
-        "clear",
-        "unlabel",
-        "not label",
-        "none",
-        "nothing",
-        "void",
-        "empty",
-        "air",
-        "other",
-        "rest",
-        "outside",
-    ]
-    .iter()
-    .any(|word| name.contains(word))
-        || name.trim().parse() == Ok(0)
+    WORDS.split('|').any(|word| name.contains(word)) || name.trim().parse() == Ok(0)
 }
 
 fn is_number(value: &Value, number: usize) -> bool {
