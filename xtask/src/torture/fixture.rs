@@ -154,7 +154,7 @@ impl Fixture {
                 }
                 bail!("no limit of memory keeps prepared cases in files");
             }
-            gb *= 1.03;
+            gb *= 1.01;
         }
         bail!("a tiny search does not fit into 0.2 GB");
     }
