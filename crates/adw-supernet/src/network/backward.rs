@@ -1,5 +1,6 @@
 //! Backward pass, written out.
 
+use super::in_pool;
 use super::layers::{Network, head_geometry};
 use super::relaxation::{Relaxation, RelaxationGradient, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, dims, layer_inputs};
@@ -55,7 +56,7 @@ impl Network {
                 image: None,
             },
         };
-        pass.run(trace, grad_logits)?;
+        in_pool(&trace.outputs[0].map.device().clone(), || pass.run(trace, grad_logits))?;
         Ok(pass.gradients)
     }
 

@@ -1,5 +1,6 @@
 //! Forward passes.
 
+use super::in_pool;
 use super::layers::{Network, head_geometry};
 use super::relaxation::{Relaxation, depth_weights};
 use super::trace::{BlockTrace, Feature, Trace, layer_inputs};
@@ -14,6 +15,15 @@ impl Network {
     /// # Errors
     /// If the image does not fit the network.
     pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        relaxation: Option<&Relaxation>,
+        precision: Precision,
+    ) -> Result<(Vec<Tensor>, Trace)> {
+        in_pool(x.device(), || self.forward_here(x, relaxation, precision))
+    }
+
+    fn forward_here(
         &self,
         x: &Tensor,
         relaxation: Option<&Relaxation>,
@@ -45,6 +55,10 @@ impl Network {
     /// # Errors
     /// If the image does not fit the network.
     pub(crate) fn predict(&self, x: &Tensor, relaxation: Option<&Relaxation>, precision: Precision) -> Result<Tensor> {
+        in_pool(x.device(), || self.predict_here(x, relaxation, precision))
+    }
+
+    fn predict_here(&self, x: &Tensor, relaxation: Option<&Relaxation>, precision: Precision) -> Result<Tensor> {
         let poolings = self.strides.len();
         let mut current = Feature { map: self.read_image(x, precision)?, norm: None };
         let mut skips = Vec::with_capacity(poolings);

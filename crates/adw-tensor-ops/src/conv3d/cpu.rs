@@ -4,6 +4,8 @@ use super::amx::{self, Amx};
 use super::bf16::{self, Bf16};
 use super::job::{Axis, ConvShape, Correlation, Norm, Source, WeightGradient};
 use super::kernels::{Conv3dKernels, Input, input_dims};
+use super::packing::lanes_of;
+use super::tile::VectorShape;
 use super::{direct, winograd};
 use crate::backend::Cpu;
 use crate::error::Result;
@@ -123,6 +125,8 @@ fn with_sources<T: Element, R>(
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KernelConfig {
     pub(crate) instruction_set: InstructionSet,
+    /// Shorter vectors, for jobs whose channels take as many of them.
+    pub(crate) shorter: Option<InstructionSet>,
     pub(crate) winograd: WinogradUse,
     /// Rounding of the factors of f32 to bf16.
     pub(crate) bf16: Option<Bf16>,
@@ -143,7 +147,25 @@ pub(crate) enum WinogradUse {
 impl KernelConfig {
     /// The fastest kernels of this processor in full precision.
     pub(crate) fn fastest() -> Self {
-        Self { instruction_set: InstructionSet::detect(), winograd: WinogradUse::IfCheaper, bf16: None }
+        Self {
+            instruction_set: InstructionSet::detect(),
+            shorter: InstructionSet::shorter(),
+            winograd: WinogradUse::IfCheaper,
+            bf16: None,
+        }
+    }
+
+    /// These kernels with the shorter vectors, if the channels that a job reads and writes take no more of them: half the lanes
+    /// of the longer ones would be empty.
+    pub(crate) fn for_channels<T: Element>(self, sources: &[Source<T>], written: usize) -> Self {
+        let vectors = |set| {
+            let lanes = VectorShape::of::<T>(set).lanes;
+            (lanes_of(sources, lanes).len(), written.div_ceil(lanes))
+        };
+        match self.shorter {
+            Some(set) if vectors(set) == vectors(self.instruction_set) => Self { instruction_set: set, ..self },
+            _ => self,
+        }
     }
 
     /// The fastest kernels of this processor in `precision`.
@@ -241,6 +263,7 @@ unsafe fn correlate<T: ConvElement>(
         },
         _ => job,
     };
+    let config = config.for_channels(job.sources, job.out_channels);
     let set = config.instruction_set;
     let channels = [job.k_channels(), job.out_channels];
     // SAFETY: the caller guarantees that the outputs may be written.
@@ -311,6 +334,7 @@ pub(crate) fn weight_gradient<T: ConvElement>(
         },
         _ => {}
     }
+    let config = config.for_channels(job.sources, job.out_channels());
     let channels = [job.in_channels(), job.out_channels()];
     match config.choose::<T>(&job.axes, job.batch, channels, winograd::weight_gradient::MIN_CHANNELS) {
         Algorithm::Direct => direct::weight_gradient::run(config.instruction_set, &job),

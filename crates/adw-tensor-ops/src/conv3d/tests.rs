@@ -143,7 +143,7 @@ fn expected_of_input(c: &Case, x: &[f64], round: impl Fn(f64) -> f64) -> Expecte
 fn all_configs() -> impl Iterator<Item = KernelConfig> {
     InstructionSet::available().into_iter().flat_map(|set| {
         let shapes = [1, 3].into_iter().flat_map(move |taps| TileShape::available::<f32>(set, taps));
-        let config = move |winograd| KernelConfig { instruction_set: set, winograd, bf16: None };
+        let config = move |winograd| KernelConfig { instruction_set: set, shorter: None, winograd, bf16: None };
         shapes.map(WinogradUse::IfSupported).chain([WinogradUse::Never]).map(config)
     })
 }
@@ -452,5 +452,26 @@ fn bf16_factors_are_rounded_after_the_normalisation() {
             let grad = weight_gradient(config, &c.shape(), &sources, grad_output);
             assert_close(format!("weight gradient {what}"), &grad, grad_weight, tolerance::F32_CONVOLUTION);
         }
+    }
+}
+
+#[test]
+fn few_channels_take_the_shorter_vectors() {
+    let config = KernelConfig::fastest();
+    let Some(shorter) = config.shorter else {
+        eprintln!("skipped: this processor has vectors of one length");
+        return;
+    };
+    let data = vec![0f32; 48];
+    let set = |channels: &[usize], written| {
+        let sources: Vec<_> =
+            channels.iter().map(|&channels| Source { data: &data, channels, norm: None, round: None }).collect();
+        config.for_channels(&sources, written).instruction_set
+    };
+    for (channels, written) in [(&[8][..], 8), (&[1], 4), (&[8, 5], 8)] {
+        assert_eq!(set(channels, written), shorter, "{channels:?} to {written}");
+    }
+    for (channels, written) in [(&[8][..], 9), (&[12], 8), (&[16, 16], 16), (&[8, 12], 8)] {
+        assert_eq!(set(channels, written), config.instruction_set, "{channels:?} to {written}");
     }
 }

@@ -43,7 +43,14 @@ impl InstructionSet {
         candidates.into_iter().filter_map(|(name, arch)| Some(Self { name, arch: arch? })).collect()
     }
 
-    /// The instruction set with the widest vectors of this processor, which every op uses.
+    /// The instruction set with vectors half as long as those of [`InstructionSet::detect`], where it has as many operations and the
+    /// processor has both: AVX2 beside AVX-512.
+    pub(crate) fn shorter() -> Option<Self> {
+        static SHORTER: OnceLock<Option<InstructionSet>> = OnceLock::new();
+        *SHORTER.get_or_init(|| Self::available().into_iter().skip(1).find(|set| set.name == "Avx2"))
+    }
+
+    /// The instruction set with the widest vectors of this processor, which every op uses where channels fill them.
     pub fn detect() -> Self {
         static DETECTED: OnceLock<InstructionSet> = OnceLock::new();
         *DETECTED.get_or_init(|| Self::available()[0])

@@ -20,10 +20,8 @@ use std::ops::Range;
 
 /// Channels of both operands from which the transforms are less work than what they save; measured.
 pub(in crate::conv3d) const MIN_CHANNELS: [usize; 2] = [4, 4];
-/// Bytes that all partial sums together may take.
+/// Bytes that all partial sums together may take, or as many as the maps have.
 const PARTIAL_BYTES: usize = 20 << 20;
-/// Bytes of sums that one task may work on: what stays in the second-level cache beside a block.
-const TASK_BYTES: usize = 1280 << 10;
 /// Tasks that keep many threads busy.
 const MIN_TASKS: usize = 16;
 
@@ -50,7 +48,10 @@ fn run_filtered<T: Element, F: Filter<N, M>, const N: usize, const M: usize>(
         plane: tiling.plane_frequencies(),
     };
     let blocks = tiling.blocks::<T>(job.batch, ci, co);
-    let tasks = split::<T>(&shape, blocks.len(), tiling.depth.len(), lanes_of(job.sources, lanes).len());
+    let map_elements = job.batch
+        * (job.input_size().iter().product::<usize>() * ci + job.output_size().iter().product::<usize>() * co);
+    let sum_bytes = PARTIAL_BYTES.max(map_elements * size_of::<T>());
+    let tasks = split::<T>(&shape, sum_bytes, blocks.len(), lanes_of(job.sources, lanes).len());
     let num_groups = tasks.last().map_or(0, |t| t.group + 1);
     // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each
     // writes them.
@@ -120,11 +121,13 @@ struct SumTask {
     rows: Range<usize>,
 }
 
-/// Splits the sums over `num_blocks` blocks at `depths` frequencies of D and `num_lanes` vectors of input channels.
-fn split<T>(shape: &SumShape, num_blocks: usize, depths: usize, num_lanes: usize) -> Vec<SumTask> {
-    let sum_bytes = shape.len() * size_of::<T>();
-    let groups = (PARTIAL_BYTES / sum_bytes).clamp(1, MIN_TASKS).min(num_blocks);
-    let depth_splits = if groups * 2 < MIN_TASKS || sum_bytes > TASK_BYTES { depths } else { 1 };
+/// Splits the sums over `num_blocks` blocks at all frequencies of D and `num_lanes` vectors of input channels into tasks whose
+/// partial sums take about `bytes`.
+fn split<T>(shape: &SumShape, bytes: usize, num_blocks: usize, num_lanes: usize) -> Vec<SumTask> {
+    let depths = shape.depths;
+    let groups = (bytes / (shape.len() * size_of::<T>())).clamp(1, MIN_TASKS).min(num_blocks);
+    // Every task copies the voxels of its blocks, so it is cheaper to split the blocks.
+    let depth_splits = if groups * 2 < MIN_TASKS { depths } else { 1 };
     let row_splits = MIN_TASKS.div_ceil(groups * depth_splits).min(num_lanes);
     let mut tasks = Vec::new();
     for (group, blocks) in balanced(num_blocks, num_blocks.div_ceil(groups)).enumerate() {
