@@ -48,8 +48,6 @@ struct Case {
     arguments: &'static [&'static str],
     /// Arguments for `adw` alone.
     adw_only: &'static [&'static str],
-    /// Arguments for PyTorch alone.
-    torch_only: &'static [&'static str],
 }
 
 const fn case(
@@ -57,20 +55,32 @@ const fn case(
     about: &'static str,
     arguments: &'static [&'static str],
     adw_only: &'static [&'static str],
-    torch_only: &'static [&'static str],
 ) -> Case {
-    Case { name, about, arguments, adw_only, torch_only }
+    Case { name, about, arguments, adw_only }
+}
+
+/// What PyTorch is timed in: its heading in the table, and the arguments.
+type Setting = (&'static str, &'static [&'static str]);
+
+/// Settings of PyTorch that may be the fastest on this processor.
+fn torch_settings() -> Vec<Setting> {
+    let mut settings: Vec<Setting> = vec![("PyTorch", &[])];
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") {
+        settings.push(("bf16", &["--amp", "bf16"]));
+        settings.push(("bf16, last", &["--amp", "bf16", "--channels-last"]));
+    }
+    settings
 }
 
 const CASES: &[Case] = &[
-    case("batch-1", "patch 40x56x40, batch 1", &["--batch", "1"], &[], &[]),
-    case("batch-2", "patch 40x56x40, batch 2", &["--batch", "2"], &[], &[]),
-    case("narrow", "at most 12 channels, batch 2", &["--batch", "2", "--max-width", "12"], &[], &[]),
+    case("batch-1", "patch 40x56x40, batch 1", &["--batch", "1"], &[]),
+    case("batch-2", "patch 40x56x40, batch 2", &["--batch", "2"], &[]),
+    case("narrow", "at most 12 channels, batch 2", &["--batch", "2", "--max-width", "12"], &[]),
     case(
         "anisotropic",
         "patch 20x64x64, first kernel 1x3x3, batch 1",
         &["--batch", "1", "--anisotropic", "--patch", "20", "64", "64"],
-        &[],
         &[],
     ),
     case(
@@ -78,29 +88,25 @@ const CASES: &[Case] = &[
         "inference on one patch 80x160x128",
         &["--batch", "1", "--patch", "80", "160", "128", "--passes", "inference", "--repeats", "1"],
         &[],
-        &[],
     ),
     case(
         "plain-8",
         "training step of a plain U-Net, 8 channels, batch 2",
         &["--batch", "2", "--uniform-width", "8"],
         &[],
-        &[],
     ),
-    case("plain-16", "the same, 16 channels", &["--batch", "2", "--uniform-width", "16"], &[], &[]),
-    case("plain-24", "the same, 24 channels", &["--batch", "2", "--uniform-width", "24"], &[], &[]),
-    case("plain-32", "the same, 32 channels", &["--batch", "2", "--uniform-width", "32"], &[], &[]),
+    case("plain-16", "the same, 16 channels", &["--batch", "2", "--uniform-width", "16"], &[]),
+    case("plain-24", "the same, 24 channels", &["--batch", "2", "--uniform-width", "24"], &[]),
+    case("plain-32", "the same, 32 channels", &["--batch", "2", "--uniform-width", "32"], &[]),
     case(
         "found-0.3G",
         "a found network of 0.31 G multiply-adds, batch 2",
         &["--batch", "2", "--architecture", "benchmarks/found/0.3G.json"],
         &[],
-        &[],
     ),
-    case("found-3.7G", "of 3.7 G", &["--batch", "2", "--architecture", "benchmarks/found/3.7G.json"], &[], &[]),
-    case("found-4.0G", "of 4.0 G", &["--batch", "2", "--architecture", "benchmarks/found/4.0G.json"], &[], &[]),
-    case("bf16", "batch-1, both in bfloat16 (meant for Intel AMX)", &["--batch", "1"], &["--bf16"], &["--amp", "bf16"]),
-    case("f32-to-bf16", "batch-1, adw in f32, PyTorch in bfloat16", &["--batch", "1"], &[], &["--amp", "bf16"]),
+    case("found-3.7G", "of 3.7 G", &["--batch", "2", "--architecture", "benchmarks/found/3.7G.json"], &[]),
+    case("found-4.0G", "of 4.0 G", &["--batch", "2", "--architecture", "benchmarks/found/4.0G.json"], &[]),
+    case("bf16", "batch-1, adw in bfloat16 (meant for Intel AMX)", &["--batch", "1"], &["--bf16"]),
 ];
 
 const SECONDS: [&str; 4] = ["inference", "weight_pass", "arch_pass", "search_iteration"];
@@ -111,8 +117,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
         bail!(UsageError("--rounds and --threads: expected at least 1".into()));
     }
     let adw = build_adw()?;
-    let has_torch = has_torch(&args.python);
-    if !has_torch {
+    let settings = if has_torch(&args.python) { torch_settings() } else { vec![] };
+    if settings.is_empty() {
         note(&format!(
             "note: {} has no PyTorch (pip install torch), so `adw` is timed alone; --python names another",
             args.python.display()
@@ -121,13 +127,13 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let mut rows = String::new();
     let mut lines = String::new();
     for case in cases {
-        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        let (mut ours, mut theirs) = (Samples::default(), vec![Samples::default(); settings.len()]);
         for round in 0..args.rounds {
             note(&format!("{}: round {} of {}", case.name, round + 1, args.rounds));
             let line = ours.add(&run(our_command(&adw, case, args))?);
             writeln!(lines, "{}", json!({"case": case.name, "program": "adw", "result": line}))?;
-            if has_torch {
-                let line = theirs.add(&run(torch_command(case, args))?);
+            for ((_, setting), theirs) in settings.iter().zip(&mut theirs) {
+                let line = theirs.add(&run(torch_command(case, args, setting))?);
                 writeln!(lines, "{}", json!({"case": case.name, "program": "pytorch", "result": line}))?;
             }
         }
@@ -136,7 +142,8 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     if let Some(output) = &args.output {
         std::fs::write(output, lines).with_context(|| format!("cannot write {}", output.display()))?;
     }
-    say(&format!("\n{:18}{:>10}{:>10}{:>8}\n{}", "", "adw", "PyTorch", "ratio", rows.trim_end()))?;
+    let theirs: String = settings.iter().map(|(heading, _)| format!("{heading:>12}")).collect();
+    say(&format!("\n{:18}{:>12}{theirs}{:>8}\n{}", "", "adw", "ratio", rows.trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -184,11 +191,11 @@ fn our_command(adw: &Path, case: &Case, args: &BenchArgs) -> Command {
     command
 }
 
-fn torch_command(case: &Case, args: &BenchArgs) -> Command {
+fn torch_command(case: &Case, args: &BenchArgs, setting: &[&str]) -> Command {
     let mut command = Command::new(&args.python);
     command.arg(workspace().join("benchmarks/torch_step.py"));
     common(&mut command, case, args);
-    command.args(case.torch_only);
+    command.args(setting);
     command
 }
 
@@ -205,7 +212,7 @@ fn run(mut command: Command) -> Result<Map<String, Value>> {
 }
 
 /// Measurements of all rounds by name.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Samples(BTreeMap<String, Vec<f64>>);
 
 impl Samples {
@@ -225,18 +232,20 @@ impl Samples {
     }
 }
 
-fn table(case: &Case, ours: &Samples, theirs: &Samples) -> Result<String> {
+/// Medians of ours and of each of theirs, and the ratio of ours to the least of theirs.
+fn table(case: &Case, ours: &Samples, theirs: &[Samples]) -> Result<String> {
     let mut rows = format!("{}: {}\n", case.name, case.about);
     let mut row = |name: &str, key: &str, scale: f64, unit: &str| -> Result<()> {
         let Some(our) = ours.median(key) else {
             return Ok(());
         };
-        let number = |value: f64| format!("{:.3} {unit}", value * scale);
-        let (their, ratio) = match theirs.median(key) {
-            Some(their) => (number(their), format!("{:.2}", our / their)),
-            None => ("-".into(), "-".into()),
-        };
-        writeln!(rows, "  {name:16}{:>10}{their:>10}{ratio:>8}", number(our))?;
+        write!(rows, "  {name:16}")?;
+        let theirs: Vec<f64> = theirs.iter().filter_map(|theirs| theirs.median(key)).collect();
+        for value in [our].iter().chain(&theirs) {
+            write!(rows, "{:>12}", format!("{:.3} {unit}", value * scale))?;
+        }
+        let best = theirs.into_iter().reduce(f64::min);
+        writeln!(rows, "{:>8}", best.map_or("-".into(), |best| format!("{:.2}", our / best)))?;
         Ok(())
     };
     for key in SECONDS {
@@ -262,11 +271,11 @@ mod tests {
     #[test]
     fn the_table_shows_medians_and_their_ratio() {
         let ours = samples(&[9.0, 1.0, 2.0]);
-        let text = table(&CASES[0], &ours, &samples(&[4.0, 3.0, 5.0])).expect("text");
-        assert!(text.contains("2.000 s   4.000 s    0.50"), "{text}");
+        let text = table(&CASES[0], &ours, &[samples(&[5.0]), samples(&[4.0, 3.0, 5.0])]).expect("text");
+        assert!(text.contains("2.000 s     5.000 s     4.000 s    0.50"), "{text}");
         assert!(!text.contains("peak"), "{text}");
-        let alone = table(&CASES[0], &ours, &Samples::default()).expect("text");
-        assert!(alone.contains("2.000 s         -       -"), "{alone}");
+        let alone = table(&CASES[0], &ours, &[]).expect("text");
+        assert!(alone.contains("2.000 s       -"), "{alone}");
     }
 
     #[test]
