@@ -58,7 +58,6 @@ fn set_convolutions(choice: Convolutions, device: &Device) -> Result<()> {
 /// # Errors
 /// The system starts no more threads.
 pub(crate) fn set_threads(process: &ProcessArgs) -> Result<()> {
-    adw_tensor_ops::allocation::keep_freed_memory();
     let of_job = || batch_job::cores().map(|_| cores());
     // With 0, rayon decides.
     let threads = process.threads.map(usize::from).or_else(of_job).unwrap_or(0);

@@ -47,6 +47,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
+    // Before the first thread: those that start earlier have memory of their own.
+    adw_tensor_ops::allocation::keep_freed_memory();
     limit_candle_threads();
     if let Err(error) = host_memory::check_room() {
         return exit_code(Err(error));

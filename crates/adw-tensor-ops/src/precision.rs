@@ -15,8 +15,8 @@ pub enum Precision {
     /// bf16, eight significant bits.
     ///
     /// On the CPU for f32 maps: products on the matrix unit of processors that have one (Intel AMX, under Linux), twice as
-    /// fast as f32; on others the kernels of full precision round what they read, at about the cost of f32, with the same
-    /// result to the accuracy of f32. Jobs with fewer than 16 channels on either side and weight gradients of a stride
+    /// fast as f32; on others the kernels of full precision round what they read, at the cost of f32 or, for weight gradients, up to
+    /// 1.4 times that, with the same result to the accuracy of f32. Jobs with fewer than 16 channels on either side and weight gradients of a stride
     /// are computed in full. A result is off by about 0.3 % (relative L2 error). On CUDA devices: products on tensor cores.
     Bf16,
 }
