@@ -15,8 +15,8 @@ searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().s
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
 # Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and training
-# together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time.
-QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8"]
+# together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time, twice.
+QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8", "decided-found", "decided-plain-8"]
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
@@ -150,9 +150,10 @@ for units in [[("quick", 1)], [("quick", 2)], [("quick", 1), ("quick", 2)]]:
 shared = [fold for fold in FOLDS if ("quick", "found-bytes", 1, fold) in by_key]
 for arm in ["found", "plain-8"]:
     print(f"found-bytes - {arm}, folds {shared}: {difference('found-bytes', [arm], [('quick', 1)], shared)}")
-shared = [fold for fold in FOLDS if all(("quick", arm, 1, fold) in by_key for arm in ["muon-found", "muon-plain-8"])]
-for other in ["muon-plain-8", "found"]:
-    print(f"muon-found - {other}, folds {shared}: {difference('muon-found', [other], [('quick', 1)], shared)}")
+for arm, others in {"muon-found": ["muon-plain-8", "found"], "decided-found": ["decided-plain-8", "muon-found"]}.items():
+    for other in others:
+        shared = [fold for fold in FOLDS if all(("quick", one, 1, fold) in by_key for one in [arm, other])]
+        print(f"{arm} - {other}, folds {shared}: {difference(arm, [other], [('quick', 1)], shared)}")
 for arm in ["found", "plain-preset"]:
     print(f"{arm} - nnunet, fold 0: {difference(arm, ['nnunet'], [('quick', 1)], [0])}")
 print("\n# Ablation\n")

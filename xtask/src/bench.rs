@@ -142,8 +142,11 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<ExitCode> {
     if let Some(output) = &args.output {
         std::fs::write(output, lines).with_context(|| format!("cannot write {}", output.display()))?;
     }
-    let theirs: String = settings.iter().map(|(heading, _)| format!("{heading:>12}")).collect();
-    say(&format!("\n{:18}{:>12}{theirs}{:>8}\n{}", "", "adw", "ratio", rows.trim_end()))?;
+    let mut heading = format!("{:18}{:>12}", "", "adw");
+    for (theirs, _) in &settings {
+        write!(heading, "{theirs:>12}")?;
+    }
+    say(&format!("\n{heading}{:>8}\n{}", "ratio", rows.trim_end()))?;
     Ok(ExitCode::SUCCESS)
 }
 
