@@ -111,7 +111,7 @@ fn the_limit_of_the_address_space_counts() {
     write_image(&large, &Array4::zeros((1, 300, 300, 300)).view(), &Geometry::new([300; 3], [1.0; 3])).unwrap();
     let call = predict(&large, &dir.path().join("out")).args(["--memory", "100"]);
     let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -v 400000; exec \"$@\"", "sh"]).arg(adw()).args(call.arguments());
+    shell.args(["-c", "ulimit -v 300000; exec \"$@\"", "sh"]).arg(adw()).args(call.arguments());
     let output = shell.output().unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{message}");

@@ -20,10 +20,10 @@ impl Network {
         relaxation: Option<&Relaxation>,
         precision: Precision,
     ) -> Result<(Vec<Tensor>, Trace)> {
-        in_pool(x.device(), || self.forward_here(x, relaxation, precision))
+        in_pool(x.device(), || self.forward_pass(x, relaxation, precision))
     }
 
-    fn forward_here(
+    fn forward_pass(
         &self,
         x: &Tensor,
         relaxation: Option<&Relaxation>,
@@ -55,10 +55,10 @@ impl Network {
     /// # Errors
     /// If the image does not fit the network.
     pub(crate) fn predict(&self, x: &Tensor, relaxation: Option<&Relaxation>, precision: Precision) -> Result<Tensor> {
-        in_pool(x.device(), || self.predict_here(x, relaxation, precision))
+        in_pool(x.device(), || self.predict_pass(x, relaxation, precision))
     }
 
-    fn predict_here(&self, x: &Tensor, relaxation: Option<&Relaxation>, precision: Precision) -> Result<Tensor> {
+    fn predict_pass(&self, x: &Tensor, relaxation: Option<&Relaxation>, precision: Precision) -> Result<Tensor> {
         let poolings = self.strides.len();
         let mut current = Feature { map: self.read_image(x, precision)?, norm: None };
         let mut skips = Vec::with_capacity(poolings);
