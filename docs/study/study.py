@@ -15,8 +15,9 @@ searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().s
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
 # Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and training
-# together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time, twice.
-QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8", "decided-found", "decided-plain-8"]
+# together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time,
+# the same for the later preset, and its networks after half of the steps.
+QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8", "decided-found", "decided-plain-8", "decided-found-1600"]
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
@@ -150,7 +151,7 @@ for units in [[("quick", 1)], [("quick", 2)], [("quick", 1), ("quick", 2)]]:
 shared = [fold for fold in FOLDS if ("quick", "found-bytes", 1, fold) in by_key]
 for arm in ["found", "plain-8"]:
     print(f"found-bytes - {arm}, folds {shared}: {difference('found-bytes', [arm], [('quick', 1)], shared)}")
-for arm, others in {"muon-found": ["muon-plain-8", "found"], "decided-found": ["decided-plain-8", "muon-found"]}.items():
+for arm, others in {"muon-found": ["muon-plain-8", "found"], "decided-found": ["decided-plain-8", "muon-found", "decided-found-1600"]}.items():
     for other in others:
         shared = [fold for fold in FOLDS if all(("quick", one, 1, fold) in by_key for one in [arm, other])]
         print(f"{arm} - {other}, folds {shared}: {difference(arm, [other], [('quick', 1)], shared)}")

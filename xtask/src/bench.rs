@@ -59,7 +59,7 @@ const fn case(
     Case { name, about, arguments, adw_only }
 }
 
-/// What PyTorch is timed in: its heading in the table, and the arguments.
+/// Setting of PyTorch: its heading in the table of results, and the arguments of `torch_step.py` that select it.
 type Setting = (&'static str, &'static [&'static str]);
 
 /// Settings of PyTorch that may be the fastest on this processor.

@@ -5,8 +5,8 @@
 ///
 /// By default, glibc requests every large block from the system and returns it when it is freed, so that each map costs
 /// thousands of page faults and as many pages to be zeroed: measured at a twentieth of a search iteration's time. Programs
-/// call this once, before they start threads and make their first large tensor; a library should leave the choice to its program. It has no
-/// effect on systems other than Linux with glibc.
+/// call this once, before they start threads and make their first large tensor; a library should leave the choice to its
+/// program. It has no effect on systems other than Linux with glibc.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes two numbers and may be called at any time.

@@ -19,10 +19,8 @@ pub(crate) use layers::{Network, NetworkShape};
 pub(crate) use relaxation::{BlockRelaxation, Relaxation, RelaxationGradient};
 pub use trace::Trace;
 
-use candle_core::Device;
-
 /// Runs a pass inside rayon's pool if it computes on the host. Its ops have hundreds of parallel parts; begun by a thread outside
 /// the pool, each of them would wake a thread of the pool and wait for it.
-fn in_pool<R: Send>(device: &Device, pass: impl FnOnce() -> R + Send) -> R {
+fn in_pool<R: Send>(device: &candle_core::Device, pass: impl FnOnce() -> R + Send) -> R {
     if device.is_cpu() { rayon::scope(|_| pass()) } else { pass() }
 }

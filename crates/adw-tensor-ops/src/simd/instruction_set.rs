@@ -43,8 +43,7 @@ impl InstructionSet {
         candidates.into_iter().filter_map(|(name, arch)| Some(Self { name, arch: arch? })).collect()
     }
 
-    /// The instruction set with vectors half as long as those of [`InstructionSet::detect`], where it has as many operations and the
-    /// processor has both: AVX2 beside AVX-512.
+    /// AVX2 on a processor with AVX-512, whose vectors are twice as long; none on others.
     pub(crate) fn shorter() -> Option<Self> {
         static SHORTER: OnceLock<Option<InstructionSet>> = OnceLock::new();
         *SHORTER.get_or_init(|| Self::available().into_iter().skip(1).find(|set| set.name == "Avx2"))

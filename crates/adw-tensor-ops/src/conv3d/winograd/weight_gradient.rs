@@ -50,8 +50,8 @@ fn run_filtered<T: Element, F: Filter<N, M>, const N: usize, const M: usize>(
     let blocks = tiling.blocks::<T>(job.batch, ci, co);
     let map_elements = job.batch
         * (job.input_size().iter().product::<usize>() * ci + job.output_size().iter().product::<usize>() * co);
-    let sum_bytes = PARTIAL_BYTES.max(map_elements * size_of::<T>());
-    let tasks = split::<T>(&shape, sum_bytes, blocks.len(), lanes_of(job.sources, lanes).len());
+    let partial_bytes = PARTIAL_BYTES.max(map_elements * size_of::<T>());
+    let tasks = split::<T>(&shape, partial_bytes, blocks.len(), lanes_of(job.sources, lanes).len());
     let num_groups = tasks.last().map_or(0, |t| t.group + 1);
     // SAFETY: the tasks cover every group, frequency and input channel of the partial sums, and the first block of each
     // writes them.
