@@ -1,6 +1,7 @@
-"""The study's dataset, made of the decathlon's: python3 docs/study/subset.py data/Task04_Hippocampus OUTPUT
+"""A part of a dataset: python3 docs/study/subset.py data/Task04_Hippocampus OUTPUT [RUN/splits.json FOLD]
 
-OUTPUT has the labelled volumes of cases.txt; the other labelled volumes become its test images, whose labels are kept in OUTPUT/labelsTs.
+OUTPUT has the labelled volumes of cases.txt, which makes the study's dataset of the decathlon's, or the training cases of a run's fold; the other
+labelled volumes become its test images, whose labels are kept in OUTPUT/labelsTs.
 """
 
 import json
@@ -9,12 +10,15 @@ import shutil
 import sys
 
 
-def main(source, output):
+def main(source, output, splits=None, fold=None):
     source, output = pathlib.Path(source), pathlib.Path(output)
-    kept = pathlib.Path(__file__).with_name("cases.txt").read_text().split()
+    if splits:
+        kept = json.loads(pathlib.Path(splits).read_text())["folds"][int(fold)]["train"]
+    else:
+        kept = pathlib.Path(__file__).with_name("cases.txt").read_text().split()
     labelled = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").glob("[!.]*.nii.gz"))
     if missing := sorted(set(kept) - set(labelled)):
-        sys.exit(f"{source} lacks {len(missing)} of the study's volumes, such as {missing[0]}: is it the decathlon's Task04_Hippocampus?")
+        sys.exit(f"{source} lacks {len(missing)} of the volumes, such as {missing[0]}: is it the decathlon's Task04_Hippocampus?")
     tests = sorted(set(labelled) - set(kept))
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (output / folder).mkdir(parents=True)  # fails rather than mix two datasets
@@ -30,6 +34,6 @@ def main(source, output):
     print(f"{output}: {len(training)} labelled volumes, {len(test)} test images")
 
 
-if len(sys.argv) != 3:
+if len(sys.argv) not in (3, 5):
     sys.exit(__doc__)
 main(*sys.argv[1:])
