@@ -1,4 +1,4 @@
-"""Tables of ../study.md from rows.jsonl, quick.jsonl, texture.jsonl, searches.jsonl and rank.jsonl: python3 docs/study/study.py
+"""Tables of ../study.md from rows.jsonl, quick.jsonl, texture.jsonl, searches.jsonl, rank.jsonl and rank_random.jsonl: python3 docs/study/study.py
 
 Intervals of 95 % from 10,000 draws: folds and cases of a fold, the same for all arms and seeds, which share them; seeds; for each seed, random arms where both are compared.
 """
@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 rows = [json.loads(line) for line in (HERE / "rows.jsonl").read_text().splitlines()]
 searches = [json.loads(line) for line in (HERE / "searches.jsonl").read_text().splitlines()]
 ranks = [json.loads(line) for line in (HERE / "rank.jsonl").read_text().splitlines()]
+randoms = [json.loads(line) for line in (HERE / "rank_random.jsonl").read_text().splitlines()]
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
 # Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and training
 # together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time,
@@ -76,6 +77,20 @@ def certainty(row):
     return width, statistics.fmean(max(found["depth"]) for found, _ in blocks)
 
 
+def tau(searches):
+    """Kendall's tau over the pairs of points within each search."""
+    pairs = [(a[0] - b[0]) * (a[1] - b[1]) for points in searches for a, b in itertools.combinations(points, 2)]
+    signs = [(pair > 0) - (pair < 0) for pair in pairs if pair]
+    return sum(signs) / len(signs)
+
+
+def kendall_of_random(score):
+    """Kendall's tau of `score` of a random network and its Dice after training, and its interval: networks are drawn."""
+    points, draw = [(score(row), row["mean_dice"]) for row in randoms], random.Random(1)
+    values = sorted(tau([draw.choices(points, k=len(points))]) for _ in range(10_000))
+    return f"{tau([points]):+.2f} ({values[249]:+.2f} to {values[9749]:+.2f}), {len(points)} networks"
+
+
 def kendall(size, arms, with_own=True):
     """Kendall's tau of shared weights and training, within folds, and its interval: folds, the searches of each and networks are drawn.
 
@@ -90,11 +105,6 @@ def kendall(size, arms, with_own=True):
             row = by_key[size, network["arm"], network["seed"], ranked["fold"]]
             points.setdefault(str(row["blocks"]), []).append((network["pseudo_dice"], mean(row)))
         folds[ranked["fold"]].append([tuple(map(statistics.fmean, zip(*of_one))) for of_one in points.values()])
-
-    def tau(searches):
-        pairs = [(a[0] - b[0]) * (a[1] - b[1]) for points in searches for a, b in itertools.combinations(points, 2)]
-        signs = [(pair > 0) - (pair < 0) for pair in pairs if pair]
-        return sum(signs) / len(signs)
 
     draw, values = random.Random(1), []
     for _ in range(10_000):
@@ -168,6 +178,8 @@ for size in ("0.3G", "0.9G"):
     for arms in (["found", "plain", *RANDOM], RANDOM):
         print(f"{size}, {', '.join(arms)}: {kendall(size, arms)}")
     print(f"{size}, without the search's own network: {kendall(size, ['found', 'plain', *RANDOM], with_own=False)}")
+for search in randoms[0]["pseudo_dice"]:
+    print(f"random networks, fold 0, the search {search}: {kendall_of_random(lambda row: row['pseudo_dice'][search])}")
 
 
 def share(row):
