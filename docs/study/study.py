@@ -17,14 +17,16 @@ randoms = [json.loads(line) for line in (HERE / "rank_random.jsonl").read_text()
 textures = [json.loads(line) for line in (HERE / "texture.jsonl").read_text().splitlines()]
 # Folds 0 to 3 of the preset: networks from the weights of their searches, the plain one of 7 channels for as many steps as search and training
 # together and for their time, that of 8 channels for their time, nnU-Net's own, networks found with a budget in bytes; with Muon the preset and 8 channels for its time,
-# the same for the later preset, and its networks after half of the steps.
-QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8", "decided-found", "decided-plain-8", "decided-found-1600"]
+# the same for the later preset, and its networks after half of the steps; five networks of a cross-validation that has not seen the fold, averaged and each.
+MEMBERS = [f"ensemble-member-{n}" for n in range(5)]
+QUICK = ["found", "plain-preset", "plain-time", "plain-8", "nnunet", "found-bytes", "muon-found", "muon-plain-8", "decided-found", "decided-plain-8", "decided-found-1600", "ensemble", *MEMBERS]
 quick = [json.loads(line) for line in (HERE / "quick.jsonl").read_text().splitlines()]
 quick = [{"size": "quick", **row} for row in quick if row["fold"] in range(4)]
 by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in rows + textures + quick}
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
 SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
+AGAIN = {"0.3G-muon": [1, 2]}  # with the preset of 29 November
 ARMS = ["found", "plain", *RANDOM, "random-search", "found-warm", "plain-long"]
 
 
@@ -118,7 +120,7 @@ def kendall(size, arms, with_own=True):
     return f"{tau(every):+.2f} ({values[249]:+.2f} to {values[9749]:+.2f}), {len(every)} searches, {len(every[0])} networks in a fold"
 
 
-for size, seeds in SIZES.items():
+for size, seeds in (SIZES | AGAIN).items():
     of_size = [row for row in rows if row["size"] == size]
     costs = [row["macs_per_patch"] / 1e9 for row in of_size]
     print(f"\n# {size}: {min(costs):.3f} to {max(costs):.3f} G\n")
@@ -165,6 +167,9 @@ for arm, others in {"muon-found": ["muon-plain-8", "found"], "decided-found": ["
     for other in others:
         shared = [fold for fold in FOLDS if all(("quick", one, 1, fold) in by_key for one in [arm, other])]
         print(f"{arm} - {other}, folds {shared}: {difference(arm, [other], [('quick', 1)], shared)}")
+shared = [fold for fold in FOLDS if ("quick", "ensemble", 1, fold) in by_key]
+for others in [MEMBERS, ["decided-found-1600"]]:
+    print(f"ensemble - {others[0]}, folds {shared}: {difference('ensemble', others, [('quick', 1)], shared)}")
 for arm in ["found", "plain-preset"]:
     print(f"{arm} - nnunet, fold 0: {difference(arm, ['nnunet'], [('quick', 1)], [0])}")
 print("\n# Ablation\n")
