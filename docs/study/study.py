@@ -26,7 +26,7 @@ by_key = {(row["size"], row["arm"], row["seed"], row["fold"]): row for row in ro
 FOLDS = range(4)
 RANDOM = ["random-1", "random-2"]
 SIZES = {"0.3G": [1, 2], "0.9G": [1, 2], "3.7G": [1]}
-AGAIN = {"0.3G-muon": [1, 2]}  # with the preset of 29 November
+AGAIN = {"0.3G-muon": [1, 2, 3]}  # with the preset of 29 November
 ARMS = ["found", "plain", *RANDOM, "random-search", "found-warm", "plain-long"]
 
 
@@ -129,8 +129,9 @@ for size, seeds in (SIZES | AGAIN).items():
         total = f"{statistics.fmean(mean(by_key[size, arm, seed, fold]) for fold in FOLDS):.4f}" if complete(size, arm, seed) else ""
         print(f"{arm:10} seed {seed}  {' '.join(folds)}  {total}")
     for one, others in [("found", ["plain"]), ("found", RANDOM[:1]), ("found", RANDOM[1:]), ("found", RANDOM), ("plain", RANDOM)]:
-        by_seed = [difference(one, others, [(size, seed)]) for seed in seeds]
-        both = f"; together {difference(one, others, [(size, seed) for seed in seeds])}" if len(seeds) > 1 else ""
+        units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
+        by_seed = [difference(one, others, [unit]) for unit in units]
+        both = f"; together {difference(one, others, units)}" if len(units) > 1 else ""
         print(f"{one} - {' and '.join(others)}: {', '.join(by_seed)}{both}")
     for one, others in [("found", ["random-search"]), ("random-search", ["plain"]), ("found-warm", ["plain-long"]), ("found-warm", ["found"]), ("plain-long", ["plain"])]:
         units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
@@ -145,7 +146,7 @@ for size, seeds in (SIZES | AGAIN).items():
     print(f"certainty: widths {min(widths):.2f} to {max(widths):.2f}, depths {min(depths):.2f} to {max(depths):.2f}")
     gaps = sorted(100 * (row["pseudo_dice_mixture"] - row["pseudo_dice_found"]) for row in found)
     print(f"mixture - cut out: {' '.join(f'{gap:.1f}' for gap in gaps)}; mean {statistics.fmean(gaps):.1f}")
-    pairs = [(by_key[size, RANDOM[0], seed, fold], by_key[size, RANDOM[1], seed, fold]) for seed in seeds for fold in FOLDS]
+    pairs = [(by_key[size, RANDOM[0], seed, fold], by_key[size, RANDOM[1], seed, fold]) for seed in seeds if all(complete(size, arm, seed) for arm in RANDOM) for fold in FOLDS]
     squares = [(100 * (mean(a) - mean(b))) ** 2 for a, b in pairs if a["blocks"] != b["blocks"]]
     print(f"random networks of one fold differ by {statistics.fmean(squares) ** 0.5:.2f} points (root mean square of {len(squares)} pairs)")
 
