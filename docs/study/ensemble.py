@@ -8,6 +8,9 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
+
+from results import dice_of_cases
 
 
 def dice(adw, model, dataset):
@@ -18,20 +21,20 @@ def dice(adw, model, dataset):
         evaluate = [adw, "evaluate", "--predictions", f"{folder}/labels", "--references", dataset / "labelsTs", "--output", scores]
         for command in (predict, evaluate):
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        cases = json.loads(scores.read_text())["metric_per_case"]
-    return {pathlib.Path(case["prediction_file"]).name.split(".")[0]: [round(label["Dice"], 4) for label in case["metrics"].values()] for case in cases}
+        return dice_of_cases(scores)
 
 
 def main(adw, run, dataset, fold):
     run, dataset = pathlib.Path(run), pathlib.Path(dataset)
     trainings = sorted(run.glob("retrain/fold_*"))
     blocks = json.loads((trainings[0] / "architecture.json").read_text())["blocks"]
-    steps = sum(len(line) > 1 for line in (trainings[0] / "history.jsonl").read_text().splitlines()) * 100
+    config = tomllib.loads((trainings[0] / "config.toml").read_text())
+    steps = config["retrain"]["epochs"] * config["retrain"]["iterations_per_epoch"]
     models = {"ensemble": run} | {f"ensemble-member-{n}": training / "model.safetensors" for n, training in enumerate(trainings)}
     for arm, model in models.items():
         scores = dice(adw, model, dataset)
         mean = round(sum(sum(labels) / len(labels) for labels in scores.values()) / len(scores), 4)
-        row = {"arm": arm, "fold": int(fold), "seed": 1, "search": "1.08 G", "steps": steps, "warm_start": False, "blocks": blocks, "mean_dice": mean}
+        row = {"arm": arm, "fold": int(fold), "seed": config["seed"], "search": "1.08 G", "steps": steps, "warm_start": False, "blocks": blocks, "mean_dice": mean}
         print(json.dumps(row | {"dice": scores}))
 
 

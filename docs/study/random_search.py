@@ -9,6 +9,8 @@ import pathlib
 import subprocess
 import sys
 
+from results import dice_of_cases
+
 HERE = pathlib.Path(__file__).resolve().parent
 COST = "0.305G"
 CANDIDATES = 5
@@ -66,11 +68,10 @@ def main(adw, data, folder, seed, fold):
     forecast = json.loads(subprocess.run(
         [adw, "retrain", "--run", whole, "--fold", str(fold), "--name", "forecast", "--random", str(best), "--cost", COST, "--set", SETTINGS[0], "--dry-run", "--json"],
         check=True, capture_output=True, text=True).stdout)  # fmt: skip
-    cases = json.loads((done / "metrics.json").read_text())["metric_per_case"]
     print(json.dumps({
         "size": "0.3G", "dataset": "hippocampus", "arm": "random-search", "seed": seed, "fold": fold, "macs_per_patch": forecast["macs_per_patch"], "parameters": forecast["parameters"],
         "steps": 2400, "search_s": None, "retrain_s": None, "processor": processor(done), "blocks": network["blocks"],
-        "dice": {pathlib.Path(case["prediction_file"]).name.split(".")[0]: [round(label["Dice"], 4) for label in case["metrics"].values()] for case in cases},
+        "dice": dice_of_cases(done / "metrics.json"),
         "candidates": scores,
     }))  # fmt: skip
 

@@ -5,13 +5,13 @@ python3 docs/study/rank.py ADW RUN SIZE FOLD: RUN is a run of the study's sweep,
 
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 
+from results import BATCHES, pseudo_dice
+
 HERE = pathlib.Path(__file__).resolve().parent
 ARMS = ["found", "plain", "random-1", "random-2"]
-BATCHES = 64
 
 
 def main(adw, run, size, fold):
@@ -23,12 +23,8 @@ def main(adw, run, size, fold):
         files = [pathlib.Path(folder) / f"{n}.json" for n in range(len(rows))]
         for file, row in zip(files, rows):
             file.write_text(json.dumps(architecture | {"blocks": row["blocks"]}))
-        named = [word for file in files for word in ("--architecture", file)]
-        command = [adw, "rank", "--run", run, "--fold", str(fold), "--batches", str(BATCHES), "--json", *named]
-        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    # `adw rank` lists them by their score.
-    scores = {str(score["blocks"]): score["dice"] for score in map(json.loads, lines) if score["event"] == "score"}
-    networks = [{"arm": row["arm"], "seed": row["seed"], "pseudo_dice": round(scores[str(row["blocks"])], 4)} for row in rows]
+        scores = pseudo_dice(adw, run, fold, files)
+    networks = [{"arm": row["arm"], "seed": row["seed"], "pseudo_dice": scores[str(row["blocks"])]} for row in rows]
     seed = int(run.name.removeprefix("seed_"))
     print(json.dumps({"size": size, "search": run.parent.name, "search_seed": seed, "fold": fold, "batches": BATCHES, "networks": networks}))
 

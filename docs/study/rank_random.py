@@ -5,18 +5,9 @@ python3 docs/study/rank_random.py ADW FOLD SEARCH=RUN...: each RUN has a finishe
 
 import json
 import pathlib
-import subprocess
 import sys
 
-BATCHES = 64
-
-
-def pseudo_dice(adw, run, fold, files):
-    """Pseudo-Dice on half B by blocks: `adw rank` lists networks by it."""
-    named = [word for file in files for word in ("--architecture", file)]
-    command = [adw, "rank", "--run", run, "--fold", fold, "--batches", str(BATCHES), "--json", *named]
-    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    return {str(score["blocks"]): round(score["dice"], 4) for score in map(json.loads, lines) if score["event"] == "score"}
+from results import pseudo_dice
 
 
 def main(adw, fold, *named):

@@ -38,6 +38,12 @@ def mean(row):
     return statistics.fmean(dice(row).values())
 
 
+def with_interval(value, draws):
+    """A value with the interval of 95 % of its 10,000 draws."""
+    draws = sorted(draws)
+    return f"{value:+.2f} ({draws[249]:+.2f} to {draws[9749]:+.2f})"
+
+
 def difference(one, others, units, of_folds=FOLDS):
     """Mean over units (size, seed) of Dice of arm `one` less the mean of `others`, in points, and its interval."""
     data = {}
@@ -56,12 +62,12 @@ def difference(one, others, units, of_folds=FOLDS):
             for arm in draw.choices(others, k=len(others)):
                 means += [sum(data[*unit, arm][fold][case] for case in drawn) / len(drawn) for fold, drawn in folds]
         values.append(sum(means) / len(means))
-    values.sort()
-    return f"{value:+.2f} ({values[249]:+.2f} to {values[9749]:+.2f})"
+    return with_interval(value, values)
 
 
-def complete(size, arm, seed):
-    return all((size, arm, seed, fold) in by_key for fold in FOLDS)
+def complete(size, arms, seeds):
+    """Units (size, seed) of which all folds of all arms have run."""
+    return [(size, seed) for seed in seeds if all((size, arm, seed, fold) in by_key for arm in arms for fold in FOLDS)]
 
 
 def agreement(networks, is_pair=lambda a, b: True):
@@ -86,11 +92,11 @@ def tau(searches):
     return sum(signs) / len(signs)
 
 
-def kendall_of_random(score):
-    """Kendall's tau of `score` of a random network and its Dice after training, and its interval: networks are drawn."""
-    points, draw = [(score(row), row["mean_dice"]) for row in randoms], random.Random(1)
-    values = sorted(tau([draw.choices(points, k=len(points))]) for _ in range(10_000))
-    return f"{tau([points]):+.2f} ({values[249]:+.2f} to {values[9749]:+.2f}), {len(points)} networks"
+def kendall_of_random(search):
+    """Kendall's tau of a search's pseudo-Dice of random networks and their Dice after training, and its interval: networks are drawn."""
+    points, draw = [(row["pseudo_dice"][search], row["mean_dice"]) for row in randoms], random.Random(1)
+    values = [tau([draw.choices(points, k=len(points))]) for _ in range(10_000)]
+    return f"{with_interval(tau([points]), values)}, {len(points)} networks"
 
 
 def kendall(size, arms, with_own=True):
@@ -115,9 +121,8 @@ def kendall(size, arms, with_own=True):
             networks = draw.choices(range(len(of_fold[0])), k=len(of_fold[0]))
             drawn += [[search[network] for network in networks] for search in draw.choices(of_fold, k=len(of_fold))]
         values.append(tau(drawn))
-    values.sort()
     every = [search for of_fold in folds for search in of_fold]
-    return f"{tau(every):+.2f} ({values[249]:+.2f} to {values[9749]:+.2f}), {len(every)} searches, {len(every[0])} networks in a fold"
+    return f"{with_interval(tau(every), values)}, {len(every)} searches, {len(every[0])} networks in a fold"
 
 
 for size, seeds in (SIZES | AGAIN).items():
@@ -126,15 +131,15 @@ for size, seeds in (SIZES | AGAIN).items():
     print(f"\n# {size}: {min(costs):.3f} to {max(costs):.3f} G\n")
     for arm, seed in sorted({(row["arm"], row["seed"]) for row in of_size}, key=lambda key: (ARMS.index(key[0]), key[1])):
         folds = [f"{mean(by_key[size, arm, seed, fold]):.4f}" if (size, arm, seed, fold) in by_key else "-" for fold in FOLDS]
-        total = f"{statistics.fmean(mean(by_key[size, arm, seed, fold]) for fold in FOLDS):.4f}" if complete(size, arm, seed) else ""
+        total = f"{statistics.fmean(mean(by_key[size, arm, seed, fold]) for fold in FOLDS):.4f}" if complete(size, [arm], [seed]) else ""
         print(f"{arm:10} seed {seed}  {' '.join(folds)}  {total}")
     for one, others in [("found", ["plain"]), ("found", RANDOM[:1]), ("found", RANDOM[1:]), ("found", RANDOM), ("plain", RANDOM)]:
-        units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
+        units = complete(size, [one, *others], seeds)
         by_seed = [difference(one, others, [unit]) for unit in units]
         both = f"; together {difference(one, others, units)}" if len(units) > 1 else ""
         print(f"{one} - {' and '.join(others)}: {', '.join(by_seed)}{both}")
     for one, others in [("found", ["random-search"]), ("random-search", ["plain"]), ("found-warm", ["plain-long"]), ("found-warm", ["found"]), ("plain-long", ["plain"])]:
-        units = [(size, seed) for seed in seeds if all(complete(size, arm, seed) for arm in [one, *others])]
+        units = complete(size, [one, *others], seeds)
         if units:
             print(f"{one} - {others[0]}, seeds {[seed for _, seed in units]}: {difference(one, others, units)}")
     found = [row for row in of_size + [row for row in searches if row["size"] == size] if row["arm"] == "found"]
@@ -146,7 +151,7 @@ for size, seeds in (SIZES | AGAIN).items():
     print(f"certainty: widths {min(widths):.2f} to {max(widths):.2f}, depths {min(depths):.2f} to {max(depths):.2f}")
     gaps = sorted(100 * (row["pseudo_dice_mixture"] - row["pseudo_dice_found"]) for row in found)
     print(f"mixture - cut out: {' '.join(f'{gap:.1f}' for gap in gaps)}; mean {statistics.fmean(gaps):.1f}")
-    pairs = [(by_key[size, RANDOM[0], seed, fold], by_key[size, RANDOM[1], seed, fold]) for seed in seeds if all(complete(size, arm, seed) for arm in RANDOM) for fold in FOLDS]
+    pairs = [(by_key[size, RANDOM[0], seed, fold], by_key[size, RANDOM[1], seed, fold]) for _, seed in complete(size, RANDOM, seeds) for fold in FOLDS]
     squares = [(100 * (mean(a) - mean(b))) ** 2 for a, b in pairs if a["blocks"] != b["blocks"]]
     print(f"random networks of one fold differ by {statistics.fmean(squares) ** 0.5:.2f} points (root mean square of {len(squares)} pairs)")
 
@@ -185,7 +190,7 @@ for size in ("0.3G", "0.9G"):
         print(f"{size}, {', '.join(arms)}: {kendall(size, arms)}")
     print(f"{size}, without the search's own network: {kendall(size, ['found', 'plain', *RANDOM], with_own=False)}")
 for search in randoms[0]["pseudo_dice"]:
-    print(f"random networks, fold 0, the search {search}: {kendall_of_random(lambda row: row['pseudo_dice'][search])}")
+    print(f"random networks, fold 0, the search {search}: {kendall_of_random(search)}")
 
 
 def share(row):
